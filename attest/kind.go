@@ -1,0 +1,143 @@
+package attest
+
+import (
+	"cmp"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Trust says who vouches for a fact.
+type Trust int
+
+// From weakest to strongest.
+const (
+	Weak            Trust = iota // the process's owner can arrange it
+	ManagerEnforced              // systemd keeps it
+	KernelEnforced               // the kernel keeps it
+)
+
+func (t Trust) String() string {
+	return [...]string{"weak", "manager-enforced", "kernel-enforced"}[t]
+}
+
+// A Kind is one kind of selector.
+type Kind struct {
+	Prefix string // "unix:uid:"
+	Trust  Trust
+	Says   string // what a selector of this kind states, for documents and explanations
+
+	check func(arg string) error
+}
+
+// Kinds lists every kind this version knows, by prefix.
+func Kinds() []Kind { return slices.Clone(kinds) }
+
+var kinds = []Kind{
+	{"cgroup:path:", KernelEnforced, "control group of the process, from the hierarchy's root", absolutePath},
+	{"systemd:id:", ManagerEnforced, "system unit the process belongs to", unitName},
+	{"systemd:slice:", ManagerEnforced, "slice of that unit", sliceName},
+	{"unix:gid:", KernelEnforced, "effective group ID", id},
+	{"unix:group:", KernelEnforced, "name of the effective group", name},
+	{"unix:path:", Weak, "path of the running program as the kernel reports it", absolutePath},
+	{"unix:sha256:", KernelEnforced, "SHA-256 of the running program's file", sha256Hex},
+	{"unix:supplementary_gid:", KernelEnforced, "one of the supplementary group IDs", id},
+	{"unix:uid:", KernelEnforced, "effective user ID", id},
+	{"unix:user:", KernelEnforced, "name of the effective user", name},
+}
+
+// kindOf splits s into its kind and the argument after the kind's prefix.
+func kindOf(s string) (Kind, string, error) {
+	for _, k := range kinds {
+		if arg, ok := strings.CutPrefix(s, k.Prefix); ok {
+			return k, arg, nil
+		}
+	}
+	near := slices.MinFunc(kinds, func(a, b Kind) int {
+		return cmp.Compare(distance(s, a.Prefix), distance(s, b.Prefix))
+	})
+	return Kind{}, "", fmt.Errorf("selector %q is of no known kind; the nearest is %s…", clip(s), near.Prefix)
+}
+
+func clip(s string) string {
+	if len(s) > 80 {
+		return s[:80]
+	}
+	return s
+}
+
+// distance counts the edits that turn the beginning of s into prefix.
+func distance(s, prefix string) int {
+	s = s[:min(len(s), len(prefix))]
+	row := make([]int, len(prefix)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(s) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(prefix) {
+			substitute := diagonal
+			if s[i] != prefix[j] {
+				substitute++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(substitute, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(prefix)]
+}
+
+func id(s string) error {
+	n, err := strconv.ParseUint(s, 10, 32)
+	if err != nil || strconv.FormatUint(n, 10) != s {
+		return errors.New("want a decimal ID from 0 to 4294967295")
+	}
+	return nil
+}
+
+func name(s string) error {
+	if s == "" || strings.ContainsAny(s, ":\n\x00") {
+		return errors.New("want a name from the user or group database")
+	}
+	return nil
+}
+
+func absolutePath(s string) error {
+	if !strings.HasPrefix(s, "/") || strings.ContainsAny(s, "\n\x00") {
+		return errors.New("want an absolute path")
+	}
+	for part := range strings.SplitSeq(s, "/") {
+		if part == "." || part == ".." {
+			return errors.New("want a path without . and ..")
+		}
+	}
+	return nil
+}
+
+func sha256Hex(s string) error {
+	if b, err := hex.DecodeString(s); err != nil || len(b) != 32 || strings.ToLower(s) != s {
+		return errors.New("want 64 lower-case hexadecimal digits")
+	}
+	return nil
+}
+
+// unitName follows systemd.unit(5): a name and a type suffix, at most 255
+// characters.
+func unitName(s string) error {
+	dot := strings.LastIndexByte(s, '.')
+	if dot <= 0 || dot == len(s)-1 || len(s) > 255 || strings.ContainsAny(s, "/ \n\x00") {
+		return errors.New("want a unit name with its suffix, such as agent.service")
+	}
+	return nil
+}
+
+func sliceName(s string) error {
+	if unitName(s) != nil || !strings.HasSuffix(s, ".slice") {
+		return errors.New("want a slice name, such as system.slice")
+	}
+	return nil
+}

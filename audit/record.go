@@ -1,0 +1,111 @@
+package audit
+
+import "time"
+
+// A Record is one decision. The log adds the version, the sequence number, the
+// wall and monotonic times and the boot ID. Only these fields can be recorded:
+// there is no map and no free-form value, so a secret has no way in.
+//
+// Text that comes from outside (paths, cgroups, reasons) may be any bytes; the
+// encoding escapes what is not printable.
+type Record struct {
+	Event     Event
+	RequestID string // ties the records of one request together
+	SPIFFEID  string // the identity decided about, if any
+	Outcome   Outcome
+	Reason    string        // why, for everything but success
+	Duration  time.Duration // from the request's arrival to this record
+
+	Workload *Workload // who asked
+	SVID     *SVID     // what was issued
+	Key      *Key      // an authority key taken into use
+	Node     *Node     // the machine's state
+	Config   *Config   // what was loaded
+}
+
+// An Event names what was decided. The names are stable: they are what an
+// auditor filters by.
+type Event string
+
+// The events of the host's own life and of identities.
+const (
+	EventStart        Event = "daemon.start"         // Node, Config
+	EventStop         Event = "daemon.stop"          //
+	EventReload       Event = "config.reload"        // Config
+	EventNode         Event = "node.attest"          // Node
+	EventIssuingCA    Event = "authority.issuing_ca" // Key: a new issuing CA
+	EventJWTKey       Event = "authority.jwt_key"    // Key: a new JWT signing key
+	EventWorkload     Event = "workload.attest"      // Workload: attested; denied where nothing matched
+	EventX509SVID     Event = "x509_svid.issue"      // Workload, SVID
+	EventJWTSVID      Event = "jwt_svid.issue"       // Workload, SVID
+	EventBundle       Event = "bundle.fetch"         // Workload
+	EventJWTValidated Event = "jwt_svid.validate"    // Workload, SVID
+	EventStreamEnd    Event = "stream.end"           // Workload: a stream cut off, and why
+	EventAdmin        Event = "admin.request"        // Workload: what an administrator asked the daemon to do
+)
+
+// An Outcome is how a decision went.
+type Outcome string
+
+const (
+	Success Outcome = "success"
+	Denied  Outcome = "denied"
+	Failed  Outcome = "error"
+	Expired Outcome = "expired"
+)
+
+// A Workload is the process a decision was about, as it was attested.
+type Workload struct {
+	PID       int
+	StartTime uint64 // clock ticks since boot, /proc/PID/stat field 22
+	UID, GID  uint32
+	Path      string // of the running program
+	SHA256    string // of the running program, hexadecimal
+	Device    uint64 // st_dev of the running program's file
+	Inode     uint64
+	Cgroup    string
+	Unit      string   // system unit, if any
+	Selectors []string // every attested selector
+	Entry     string   // the registration entry that matched: file:line
+}
+
+// An SVID is an issued (or presented) identity document; never its key or
+// signature.
+type SVID struct {
+	Kind      string // "x509" or "jwt"
+	ID        string // serial number in hexadecimal, or the jti claim
+	SHA256    string // of the DER certificate, or of the compact token, hexadecimal
+	KeyID     string // the issuing CA's subject key ID in hexadecimal, or the JWT's kid
+	Audience  []string
+	NotBefore time.Time
+	NotAfter  time.Time
+}
+
+// A Key is an authority key taken into use. An issuing CA brings its
+// certificate and a JWT key its public key, so that what they signed can be
+// traced from the log alone.
+type Key struct {
+	KeyID       string
+	Certificate []byte // DER; an issuing CA's
+	PublicKey   []byte // DER, SubjectPublicKeyInfo; a JWT key's
+	NotBefore   time.Time
+	NotAfter    time.Time
+	Quote       []byte // TPM quote taken when the key was made, over the key; encoding is attest/node's
+}
+
+// A Node is the machine's state: which TPM, and how it booted.
+type Node struct {
+	EKSHA256       string // of the EK's public key, hexadecimal
+	AKName         string // TPM name of the AK, hexadecimal
+	PCRSHA256      string // digest over the quoted PCRs, hexadecimal
+	EvidenceSHA256 string // digest of the evidence document, hexadecimal
+	Resets         uint32 // the TPM's reset count: one more each boot
+	Statement      []byte // what proves the keys, in the log's first record; encoding is attest/node's
+}
+
+// A Config is a configuration taken into force, or refused.
+type Config struct {
+	SHA256  string // over the files, hexadecimal
+	Entries int
+	Version string // of the daemon
+}
