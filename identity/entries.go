@@ -45,14 +45,11 @@ type Entries struct {
 }
 
 // LoadEntries reads the *.yaml files of dir in the order of their names. A
-// missing directory has no entries. The error reports every problem found, and
-// is of type [config.Errors] where entries are at fault; nothing is loaded then.
+// missing directory has no entries. The error is of type [config.Errors] and
+// tells every problem found; nothing is loaded then.
 func LoadEntries(dir string, td spiffeid.TrustDomain, limits Limits) (*Entries, error) {
 	files, err := config.ReadDir(dir, limits.AnyOwner)
-	problems, ok := errors.AsType[config.Errors](err)
-	if err != nil && !ok {
-		return nil, err
-	}
+	problems, _ := errors.AsType[config.Errors](err)
 	return parseEntries(files, problems, td, limits)
 }
 
