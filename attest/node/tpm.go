@@ -101,13 +101,13 @@ func (t *TPM) do(ctx context.Context, what string, limit time.Duration, op func(
 	}
 	giveUp := time.Now().Add(reconnectLimit)
 	for wait := firstBackOff; ; wait = min(2*wait, longestBackOff) {
-		lost, err := t.attempt(ctx, op)
+		again, err := t.attempt(ctx, op)
 		switch {
 		case err == nil:
 			return nil
 		case ctx.Err() != nil:
 			return fmt.Errorf("%s: TPM %s gave no answer: %w", what, t.address, ctx.Err())
-		case !lost || time.Now().After(giveUp):
+		case !again || time.Now().After(giveUp):
 			return fmt.Errorf("%s: %w", what, t.explain(err))
 		}
 		if pause(ctx, wait) != nil {
@@ -116,8 +116,9 @@ func (t *TPM) do(ctx context.Context, what string, limit time.Duration, op func(
 	}
 }
 
-// attempt runs op once and reports whether the connection was lost.
-func (t *TPM) attempt(ctx context.Context, op func(transport.TPM) error) (lost bool, err error) {
+// attempt runs op once and reports whether another attempt may do better: the
+// connection was lost, or the TPM was full of what others left.
+func (t *TPM) attempt(ctx context.Context, op func(transport.TPM) error) (again bool, err error) {
 	if t.shut {
 		return false, ErrClosed
 	}
@@ -137,13 +138,18 @@ func (t *TPM) attempt(ctx context.Context, op func(transport.TPM) error) (lost b
 	if !o.lost {
 		o.flush(err != nil)
 	}
-	if o.lost {
+	full := !t.managed && outOfMemory(err) // somebody else left objects
+	if o.lost || full {
 		t.stale = true
 	}
 	if o.lost || t.perOp {
 		t.disconnect()
 	}
-	return o.lost, err
+	return o.lost || full, err
+}
+
+func outOfMemory(err error) bool {
+	return errors.Is(err, tpm2.TPMRCObjectMemory) || errors.Is(err, tpm2.TPMRCSessionMemory) || errors.Is(err, tpm2.TPMRCSessionHandles)
 }
 
 func (t *TPM) disconnect() {

@@ -137,6 +137,22 @@ func TestOpenFlushesWhatADeadClientLeft(t *testing.T) {
 	}
 }
 
+func TestOthersObjectsMakeRoom(t *testing.T) {
+	t.Parallel()
+	tpm, real := open(t)
+	n := load(t, tpm, store(t))
+	real.Do(func(tr transport.TPM) error {
+		for range 3 {
+			_, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHNull, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)}.Execute(tr)
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	checkSignature(t, n.Signer())
+}
+
 func TestHungTPMIsGivenUp(t *testing.T) {
 	t.Parallel()
 	tpm, real := open(t)
