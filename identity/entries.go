@@ -26,6 +26,10 @@ type Limits struct {
 	// AnyOwner accepts files that other users may write to, for checking a
 	// working copy. The daemon never sets it.
 	AnyOwner bool
+	// AnyTrustDomain takes the trust domain of the first entry for that of
+	// all, for checking entries without the configuration they are for. The
+	// daemon never sets it.
+	AnyTrustDomain bool
 }
 
 // Entries is every registration entry of the host. It does not change once

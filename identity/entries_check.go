@@ -46,6 +46,9 @@ func (c *checker) entry(w *written) Entry {
 
 func (c *checker) id(w *written) {
 	id := w.ID.Value
+	if c.limits.AnyTrustDomain && c.td.IsZero() {
+		c.td = id.TrustDomain()
+	}
 	switch {
 	case id.IsZero(): // a problem already
 	case len(id.String()) > maxIDLen:
