@@ -34,6 +34,9 @@ type Authority struct {
 	JWTKeyTTL       time.Duration `yaml:"jwt_key_ttl" default:"24h" min:"2h" max:"2160h"`
 }
 
+// JWTKeyTPM is the value of JWTKey for a key that never leaves the TPM.
+const JWTKeyTPM = "tpm"
+
 // MaxX509TTL is the longest lifetime an X509-SVID may have: the rotation
 // overlap, which is what the issuing CA is sure to have left when it signs, so
 // that no SVID outlives the certificate that signed it.
@@ -52,6 +55,16 @@ func Load(path string, overrides ...string) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	return parseConfig(path, data, overrides)
+}
+
+// Default is the configuration of a file that says nothing but its trust
+// domain.
+func Default(td spiffeid.TrustDomain) (*Config, error) {
+	return parseConfig("defaults", []byte("trust_domain: "+td.Name()), nil)
+}
+
+func parseConfig(path string, data []byte, overrides []string) (*Config, error) {
 	d := decoder{file: path, set: make(map[string]string), places: make(map[string]Pos)}
 	for _, o := range overrides {
 		key, value, ok := strings.Cut(o, "=")
@@ -89,6 +102,10 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 	if a.RotationOverlap > a.IssuingCATTL/2 {
 		problem("authority.rotation_overlap", "%s is more than half of authority.issuing_ca_ttl; give it %s or less",
 			FormatDuration(a.RotationOverlap), FormatDuration(a.IssuingCATTL/2))
+	}
+	if a.RotationOverlap > a.JWTKeyTTL/2 {
+		problem("authority.jwt_key_ttl", "%s is less than twice authority.rotation_overlap; give it %s or more",
+			FormatDuration(a.JWTKeyTTL), FormatDuration(2*a.RotationOverlap))
 	}
 	if a.JWTIssuer == "" {
 		a.JWTIssuer = "https://" + c.TrustDomain.Name()
