@@ -237,7 +237,7 @@ func (d *decoder) mapping(v reflect.Value, n *yaml.Node, path string) {
 func (d *decoder) key(field reflect.Value, mapping, value *yaml.Node, k Key) {
 	if override, ok := d.set[k.Name]; ok {
 		from := decoder{file: "--set " + k.Name, places: d.places}
-		from.value(field, &yaml.Node{Kind: yaml.ScalarNode, Value: override, Style: literalStyle(field.Type())}, k)
+		from.value(field, literal(override, field.Type()), k)
 		d.problems = append(d.problems, from.problems...)
 		return
 	}
@@ -245,22 +245,24 @@ func (d *decoder) key(field reflect.Value, mapping, value *yaml.Node, k Key) {
 	case value != nil:
 		d.value(field, value, k)
 	case k.Required:
-		d.problems.Add(d.pos(mapping), "%s is missing; add it%s", k.Name, strings.Replace(k.example(), "; write it", ",", 1))
+		d.problems.Add(d.pos(mapping), "%s is missing; add it%s", k.Name, k.example(", like "))
 	case k.Default != "":
-		// A default is part of the program, and where it stands says nothing.
-		node := &yaml.Node{Kind: yaml.ScalarNode, Value: k.Default, Style: literalStyle(field.Type())}
-		from := decoder{}
-		from.value(field, node, k)
+		var from decoder // without a file: the place of a default says nothing
+		from.value(field, literal(k.Default, field.Type()), k)
+		if len(from.problems) > 0 {
+			panic("config: a default is not allowed: " + from.problems.Error())
+		}
 	}
 }
 
-// literalStyle makes a word that stands for text be text, though it may look
-// like a number or a boolean.
-func literalStyle(t reflect.Type) yaml.Style {
+// literal is a word as if written in a document. One that stands for text is
+// text, though it may look like a number.
+func literal(word string, t reflect.Type) *yaml.Node {
+	n := &yaml.Node{Kind: yaml.ScalarNode, Value: word, Style: yaml.DoubleQuotedStyle}
 	if plainType(t).Kind() == reflect.Bool {
-		return 0
+		n.Style = 0
 	}
-	return yaml.DoubleQuotedStyle
+	return n
 }
 
 func (d *decoder) value(v reflect.Value, n *yaml.Node, k Key) {
@@ -307,9 +309,9 @@ func (d *decoder) text(t encoding.TextUnmarshaler, n *yaml.Node, k Key) {
 	switch {
 	case err == nil:
 	case strings.Contains(err.Error(), fmt.Sprintf("%q", clip(n.Value))): // it names the value itself
-		d.problems.Add(d.pos(n), "%s: %v%s", k.Name, err, k.example())
+		d.problems.Add(d.pos(n), "%s: %v%s", k.Name, err, k.example("; write it like "))
 	default:
-		d.problems.Add(d.pos(n), "%s %q: %v%s", k.Name, clip(n.Value), err, k.example())
+		d.problems.Add(d.pos(n), "%s %q: %v%s", k.Name, clip(n.Value), err, k.example("; write it like "))
 	}
 }
 
@@ -332,7 +334,7 @@ func (d *decoder) duration(v reflect.Value, n *yaml.Node, k Key) {
 // allowed sets v if the key's tags allow the value.
 func (d *decoder) allowed(v, value reflect.Value, n *yaml.Node, k Key) {
 	if err := k.allows(value); err != nil {
-		d.problems.Add(d.pos(n), "%s %s %v", k.Name, clip(n.Value), err)
+		d.problems.Add(d.pos(n), "%s %q %v", k.Name, clip(n.Value), err)
 		return
 	}
 	v.Set(value.Convert(v.Type()))
@@ -362,9 +364,9 @@ func (d *decoder) scalar(n *yaml.Node, tag string, k Key) bool {
 	case isNull(n) || n.Kind == yaml.ScalarNode && n.Value == "":
 		d.problems.Add(d.pos(n), "%s has no value; give it one or remove the line", k.Name)
 	case n.Kind != yaml.ScalarNode:
-		d.problems.Add(d.pos(n), "%s must be %s, and is %s%s", k.Name, want, kindName(n), k.example())
+		d.problems.Add(d.pos(n), "%s must be %s, and is %s%s", k.Name, want, kindName(n), k.example("; write it like "))
 	case n.ShortTag() != tag && tag == "!!str":
-		d.problems.Add(d.pos(n), "%s must be %s; put %s in quotes%s", k.Name, want, clip(n.Value), k.example())
+		d.problems.Add(d.pos(n), "%s must be %s; put %s in quotes%s", k.Name, want, clip(n.Value), k.example("; write it like "))
 	case n.ShortTag() != tag:
 		d.problems.Add(d.pos(n), "%s must be %s, and is %s", k.Name, want, clip(n.Value))
 	default:
