@@ -27,7 +27,7 @@ type Config struct {
 type Authority struct {
 	Mode            string        `yaml:"mode" default:"standalone" oneof:"standalone"`
 	IssuingCATTL    time.Duration `yaml:"issuing_ca_ttl" default:"4h" min:"2m" max:"168h"`
-	RotationOverlap time.Duration `yaml:"rotation_overlap" min:"1m" max:"84h"` // 0 in the file's absence, then half of IssuingCATTL
+	RotationOverlap time.Duration `yaml:"rotation_overlap" min:"1m" max:"84h"` // left out: half of IssuingCATTL
 	JWTIssuer       string        `yaml:"jwt_issuer" like:"https://example.org"`
 	JWTKey          string        `yaml:"jwt_key" default:"sealed" oneof:"sealed tpm"`
 	JWTKeyTTL       time.Duration `yaml:"jwt_key_ttl" default:"24h" min:"2h" max:"2160h"`
@@ -88,7 +88,7 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 	if a.RotationOverlap == 0 {
 		a.RotationOverlap = a.IssuingCATTL / 2
 	}
-	if a.RotationOverlap > a.IssuingCATTL/2 {
+	if a.IssuingCATTL > 0 && a.RotationOverlap > a.IssuingCATTL/2 {
 		problem("authority.rotation_overlap", "%s is more than half of authority.issuing_ca_ttl; give it %s or less",
 			FormatDuration(a.RotationOverlap), FormatDuration(a.IssuingCATTL/2))
 	}
@@ -102,7 +102,7 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 		key, path string
 		most      int
 	}{
-		{"tpm", strings.TrimPrefix(c.TPM, "unix:"), maxSocketPath},
+		{"tpm", c.TPM, maxPath},
 		{"state_dir", c.StateDir, maxPath},
 		{"agent_socket", c.AgentSocket, maxSocketPath},
 		{"admin_socket", c.AdminSocket, maxSocketPath},
@@ -111,6 +111,9 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 	} {
 		if p.path == "" {
 			continue
+		}
+		if socket, ok := strings.CutPrefix(p.path, "unix:"); ok && p.key == "tpm" {
+			p.path, p.most = socket, maxSocketPath
 		}
 		if !filepath.IsAbs(p.path) || filepath.Clean(p.path) != p.path || strings.ContainsRune(p.path, 0) {
 			problem(p.key, "%q is not a plain absolute path; write it from / without . and .. and without / at its end", clip(p.path))

@@ -71,6 +71,10 @@ func TestLoadRefuses(t *testing.T) {
 			`vouchd.yaml:1: trust_domain "Example.org": trust domain characters are limited to lowercase letters, numbers, dots, dashes, and underscores; write it like example.org`},
 		{"a trust domain that is too long", "trust_domain: " + strings.Repeat("a", 256), nil,
 			"vouchd.yaml:1: trust_domain has 256 bytes and may have 255; shorten it"},
+		{"a SPIFFE ID for a trust domain", "trust_domain: spiffe://example.org/a", nil,
+			`vouchd.yaml:1: trust_domain "spiffe://example.org/a" is read as "example.org"; write it so`},
+		{"a TPM socket without a path", "trust_domain: a", []string{"tpm=unix:"},
+			`--set tpm: tpm "" is not a plain absolute path; write it from / without . and .. and without / at its end`},
 		{"an unknown key, at both levels", "trust_domain: a\nagentsocket: /x\nauthority:\n  ttl: 1h\n", nil,
 			`vouchd.yaml:2: unknown key "agentsocket"; the nearest known is agent_socket
 vouchd.yaml:4: unknown key "ttl"; the nearest known is mode`},

@@ -10,7 +10,8 @@ import (
 	"syscall"
 )
 
-// maxLinks bounds the symbolic links on one way, as Linux does (path_resolution(7)).
+// maxLinks bounds the symbolic links on one way, as Linux does
+// (path_resolution(7)).
 const maxLinks = 40
 
 // guarded returns an error if somebody else than root and the process's own
@@ -35,11 +36,13 @@ func guarded(path string) error {
 		last = info
 		return info, guardedStep(at, info)
 	})
-	if errors.Is(err, fs.ErrNotExist) || last == nil {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil
-	}
-	if err != nil {
+	case err != nil:
 		return err
+	case last == nil: // the root directory
+		return nil
 	}
 	return writableByOthers(end, last)
 }
