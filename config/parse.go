@@ -17,6 +17,9 @@ const (
 	// maxDepth bounds how deep mappings and lists may be nested. The deepest
 	// document there is has four levels.
 	maxDepth = 12
+	// maxSearched bounds the files in which a syntax error's line is looked for
+	// by parsing again; in larger ones it is the parser's, which is near.
+	maxSearched = 64 << 10
 )
 
 // parse returns the document's top node; an empty document is an empty mapping.
@@ -46,26 +49,11 @@ func parse(data []byte) (*yaml.Node, *Error) {
 	return doc.Content[0], nil
 }
 
-// syntaxError finds the line on its own: the parser's numbers count from 0 or
-// from 1 by the kind of error, and often name the beginning of the block. The
-// first line that completes the same error is the one to look at.
 func syntaxError(data []byte, err error) *Error {
-	what := syntaxMessage(err)
-	var ends []int // of each line
-	end := 0
-	for line := range bytes.Lines(data) {
-		end += len(line)
-		ends = append(ends, end)
+	line, what := splitSyntaxError(err)
+	if len(data) <= maxSearched {
+		line = syntaxErrorLine(data, what)
 	}
-	n := sort.Search(len(ends)-1, func(i int) bool {
-		var doc yaml.Node
-		dec := yaml.NewDecoder(bytes.NewReader(data[:ends[i]]))
-		err := dec.Decode(&doc)
-		if err == nil {
-			err = dec.Decode(&doc)
-		}
-		return err != nil && syntaxMessage(err) == what
-	})
 	mend := "check the indentation, quotes and brackets here"
 	switch {
 	case strings.Contains(what, "mapping values"):
@@ -77,16 +65,41 @@ func syntaxError(data []byte, err error) *Error {
 	case strings.Contains(what, "unknown anchor"):
 		mend = aliasMend
 	}
-	return &Error{Pos{Line: n + 1}, "malformed YAML: " + what + "; " + mend}
+	return &Error{Pos{Line: line}, "malformed YAML: " + what + "; " + mend}
 }
 
-// syntaxMessage takes "yaml: line 3: " off.
-func syntaxMessage(err error) string {
-	s := strings.TrimPrefix(err.Error(), "yaml: ")
-	if rest, ok := strings.CutPrefix(s, "line "); ok {
-		_, s, _ = strings.Cut(rest, ": ")
+// syntaxErrorLine returns the first line that completes the error, which is the
+// one to look at. The parser's own numbers count from 0 or from 1 by the kind of
+// error, and often name the beginning of the block.
+func syntaxErrorLine(data []byte, what string) int {
+	var ends []int // of each line
+	end := 0
+	for line := range bytes.Lines(data) {
+		end += len(line)
+		ends = append(ends, end)
 	}
-	return clip(s)
+	return 1 + sort.Search(len(ends)-1, func(i int) bool {
+		var doc yaml.Node
+		dec := yaml.NewDecoder(bytes.NewReader(data[:ends[i]]))
+		err := dec.Decode(&doc)
+		if err == nil {
+			err = dec.Decode(&doc)
+		}
+		if err == nil || errors.Is(err, io.EOF) {
+			return false
+		}
+		_, same := splitSyntaxError(err)
+		return same == what
+	})
+}
+
+// splitSyntaxError takes "yaml: line 3: something" apart.
+func splitSyntaxError(err error) (line int, what string) {
+	what = strings.TrimPrefix(err.Error(), "yaml: ")
+	if n, scanErr := fmt.Sscanf(what, "line %d: ", &line); n == 1 && scanErr == nil {
+		_, what, _ = strings.Cut(what, ": ")
+	}
+	return max(line, 1), clip(what)
 }
 
 const aliasMend = "anchors and aliases are not accepted: write the value out, and put text that begins with & or * in quotes"
