@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -50,7 +49,8 @@ type Entries struct {
 // [config.Errors] and tells every problem found; nothing is loaded then.
 func LoadEntries(dir string, td spiffeid.TrustDomain, limits Limits) (*Entries, error) {
 	files, err := config.ReadDir(dir, limits.AnyOwner)
-	problems, _ := errors.AsType[config.Errors](err)
+	var problems config.Errors
+	problems.AddErr(dir, err)
 	return parseEntries(files, problems, td, limits)
 }
 
@@ -64,9 +64,7 @@ func parseEntries(files []config.File, problems config.Errors, td spiffeid.Trust
 		var doc document
 		// What could be decoded is looked through all the same, so that one
 		// run tells every problem.
-		if found, ok := errors.AsType[config.Errors](config.Decode(f.Path, f.Data, &doc)); ok {
-			c.problems = append(c.problems, found...)
-		}
+		c.problems.AddErr(f.Path, config.Decode(f.Path, f.Data, &doc))
 		for i := range doc.Entries {
 			if w := &doc.Entries[i]; w.Pos.Line > 0 {
 				list = append(list, c.entry(w))
