@@ -83,13 +83,13 @@ entries:
 		JWTTTL:      30 * time.Second,
 		Hint:        "research",
 		Credentials: []string{"openai", "warehouse-readonly"},
-		Pos:         config.Pos{File: file, Line: 3},
+		Pos:         config.Pos{File: file, Line: 3, Column: 5},
 	}, {
 		ID:        spiffeid.RequireFromString("spiffe://example.org/other"),
 		Selectors: selectors(t, "unix:uid:1001"),
 		X509TTL:   time.Hour,
 		JWTTTL:    5 * time.Minute,
-		Pos:       config.Pos{File: file, Line: 11},
+		Pos:       config.Pos{File: file, Line: 11, Column: 5},
 	}}
 	if diff := cmp.Diff(want, es.All(), cmp.Comparer(func(a, b spiffeid.ID) bool { return a == b })); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
