@@ -112,7 +112,7 @@ func (h *hashes) finish(file fileID, r *hashing, sum string, err error) {
 	defer h.mu.Unlock()
 	r.sum, r.err = sum, err
 	delete(h.running, file)
-	close(r.done)
+	defer close(r.done)
 	if err != nil || !settled(file, time.Now()) {
 		return
 	}
