@@ -60,7 +60,7 @@ func kindOf(s string) (Kind, string, error) {
 	near := slices.MinFunc(kinds, func(a, b Kind) int {
 		return cmp.Compare(distance(s, a.Prefix), distance(s, b.Prefix))
 	})
-	return Kind{}, "", fmt.Errorf("selector %q is of no known kind; the nearest is %s…", clip(s), near.Prefix)
+	return Kind{}, "", fmt.Errorf("selector %q is of no known kind; the nearest is %s", clip(s), near.Prefix)
 }
 
 func clip(s string) string {
