@@ -33,7 +33,8 @@ const (
 	maxBatchTail = maxBatchBytes + maxAppendRecords*(MaxLeaf+frameHeader) + maxFrame + frameHeader
 	// maxAppendRecords bounds one call of Append.
 	maxAppendRecords = 64
-	keepBatchBytes   = 64 << 10 // a larger buffer isn't kept for the next batch
+	tileEvery        = 4 * tileWidth // records between two times that tiles are written
+	keepBatchBytes   = 64 << 10      // a larger buffer isn't kept for the next batch
 )
 
 // Append writes the records, all of them or none, and returns once they are
@@ -248,7 +249,7 @@ func (l *Log) committed(b *batch) {
 	for i := range b.kept {
 		l.carry.keep(&b.kept[i], now)
 	}
-	if l.carry.unanchored() >= uint64(l.opt.AnchorRecords) {
+	if l.carry.unanchored() >= uint64(l.opt.AnchorRecords) || s.Size-l.tiled.Load() >= tileEvery && s.TileErr == nil {
 		l.nudge()
 	}
 }

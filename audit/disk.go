@@ -14,10 +14,10 @@ import (
 // A disk is what the log asks of a file system. Names are relative to the
 // log's directory.
 type disk interface {
+	fs.FS
 	create(name string) (file, error) // for reading and writing; it must not exist
 	open(name string) (file, error)   // for reading and writing; it must exist
-	list(dir string) ([]fs.DirEntry, error)
-	mkdir(dir string) error // and its parents; existing ones are no error
+	mkdir(dir string) error           // and its parents; existing ones are no error
 	rename(from, to string) error
 	remove(name string) error
 	syncDir(dir string) error
@@ -86,6 +86,9 @@ func makeDurably(path string) error {
 
 func (d *directory) Close() error { return errors.Join(d.root.Close(), d.lock.Close()) }
 
+// Open implements [fs.FS].
+func (d *directory) Open(name string) (fs.File, error) { return d.root.FS().Open(name) }
+
 func (d *directory) create(name string) (file, error) {
 	return opened(d.root.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600))
 }
@@ -101,15 +104,9 @@ func opened(f *os.File, err error) (file, error) {
 	return osFile{f}, nil
 }
 
-func (d *directory) list(dir string) ([]fs.DirEntry, error) {
-	return fs.ReadDir(d.root.FS(), dir)
-}
-
 func (d *directory) mkdir(dir string) error       { return d.root.MkdirAll(dir, 0o700) }
 func (d *directory) rename(from, to string) error { return d.root.Rename(from, to) }
 func (d *directory) remove(name string) error     { return d.root.Remove(name) }
-func (d *directory) fsys() fs.FS                  { return d.root.FS() }
-func (d *directory) path(name string) string      { return filepath.Join(d.root.Name(), name) }
 func (d *directory) syncDir(dir string) (err error) {
 	f, err := d.root.Open(dir)
 	if err != nil {

@@ -112,6 +112,9 @@ type Log struct {
 	segFrom time.Time  // when the segment began
 	status  Status
 
+	tiler tiler         // the background's; Close's once that has ended
+	tiled atomic.Uint64 // records that the tiler has taken
+
 	wake    chan struct{} // asks the background to look around
 	closing atomic.Bool
 	quit    chan struct{} // closed to end the background
@@ -130,6 +133,7 @@ type Status struct {
 	LastAnchor  time.Time // zero where this process has made none
 	AnchorErr   error     // why the last try to anchor failed
 	SegmentLen  int64     // bytes in the segment being written
+	TileErr     error     // why the tiles lag behind
 	Err         error     // why nothing can be written; wraps ErrUnwritable
 }
 
@@ -168,6 +172,7 @@ func open(d disk, release func() error, o Options) (*Log, error) {
 		quit:    make(chan struct{}),
 		stopped: make(chan struct{}),
 	}
+	l.tiler = tiler{disk: d, signer: s}
 	l.pending = l.freshBatch()
 	cut, err := l.recover()
 	if err != nil {
@@ -178,6 +183,7 @@ func open(d disk, release func() error, o Options) (*Log, error) {
 		return nil, err
 	}
 	go l.run()
+	l.nudge() // to take into tiles what is not there yet
 	return l, nil
 }
 
@@ -207,6 +213,7 @@ func (l *Log) Close(ctx context.Context) error {
 	close(l.quit)
 	<-l.stopped
 	err := l.Anchor(ctx)
+	l.tile(ctx, true)
 	l.commit.Lock()
 	defer l.commit.Unlock()
 	l.mu.Lock()
@@ -242,6 +249,7 @@ func (l *Log) run() {
 			return
 		case <-anchor.C:
 			l.anchorIfDue(ctx, 1)
+			l.tile(ctx, true)
 		case <-retry.C:
 			if l.mend(ctx) {
 				retry.Stop()
@@ -251,9 +259,27 @@ func (l *Log) run() {
 				retry.Reset(l.opt.RetryEvery)
 			} else {
 				l.anchorIfDue(ctx, l.opt.AnchorRecords)
+				l.tile(ctx, false)
 			}
 		}
 	}
+}
+
+// tile brings the tiles up to what is durable. What fails is tried again at the
+// next occasion.
+func (l *Log) tile(ctx context.Context, publish bool) {
+	err := l.tiler.advance(ctx, l.Status().Size, publish)
+	if err != nil {
+		if ctx.Err() == nil {
+			l.opt.Logger.Error("attestation log: tiles lag behind", "err", err)
+		}
+		l.tiled.Store(0)
+	} else {
+		l.tiled.Store(uint64(l.tiler.set.tree.size))
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.status.TileErr = err
 }
 
 // nudge wakes the background.

@@ -45,20 +45,18 @@ func Follow(ctx context.Context, fsys fs.FS, from uint64, interval time.Duration
 	}
 }
 
-// A cursor is a place in the log, always behind a checkpoint.
-type cursor struct {
-	fsys  fs.FS
-	index uint64 // of the next record wanted
-
-	placed bool
-	first  uint64 // of the segment being read
-	off    int64
-	at     uint64 // index of the record at off
-}
-
 // readAll yields what is there. It reports whether to go on later.
 func (c *cursor) readAll(ctx context.Context, yield func(Entry, error) bool) bool {
-	err := c.advance(ctx, func(e Entry) bool { return yield(e, nil) })
+	err := c.advance(ctx, func(index uint64, raw []byte) error {
+		leaf, err := DecodeLeaf(raw)
+		if err != nil {
+			return fmt.Errorf("record %d: %w", index, err)
+		}
+		if !yield(Entry{Index: index, Leaf: leaf, Raw: bytes.Clone(raw)}, nil) {
+			return errStop
+		}
+		return nil
+	})
 	if err == errStop {
 		return false
 	}
@@ -69,50 +67,114 @@ func (c *cursor) readAll(ctx context.Context, yield func(Entry, error) bool) boo
 	return true
 }
 
+// A cursor is a place in the log: in the tiles where they are all there is, then
+// in the segments, always behind a checkpoint.
+type cursor struct {
+	fsys  fs.FS
+	index uint64 // of the next record wanted
+
+	placed bool   // in a segment
+	first  uint64 // of the segment being read
+	off    int64
+	at     uint64 // index of the record at off
+
+	batch []byte // records since the last checkpoint, bundled
+}
+
 // errStop means that the consumer wants no more.
 var errStop = errors.New("stop")
 
-func (c *cursor) advance(ctx context.Context, yield func(Entry) bool) error {
-	for {
-		entries, err := fs.ReadDir(c.fsys, walDir)
-		if err != nil {
+// advance calls each for the records that are there, from the one wanted on, as
+// long as it returns nil. The bytes are good during the call.
+func (c *cursor) advance(ctx context.Context, each func(index uint64, raw []byte) error) error {
+	take := func(index uint64, raw []byte) error {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
-		firsts, err := segmentsIn(entries)
-		if err != nil {
+		if err := each(index, raw); err != nil {
 			return err
 		}
-		if len(firsts) == 0 {
-			return fs.ErrNotExist
+		c.index = index + 1
+		return nil
+	}
+	for tries := 0; ; {
+		firsts, err := segmentsOf(c.fsys)
+		if err != nil {
+			return err
 		}
 		if !c.placed {
-			c.place(firsts)
+			if err := c.place(firsts, take); err != nil {
+				return err
+			}
+			if !c.placed {
+				return nil // there are no segments, only tiles
+			}
 		}
-		if err := c.segment(ctx, yield); err != nil {
+		err = c.segment(ctx, take)
+		if errors.Is(err, fs.ErrNotExist) && tries < 3 {
+			c.placed = false // its records were moved to tiles meanwhile
+			tries++
+			continue
+		}
+		if err != nil {
 			return err
 		}
-		// The segment is at its end. If another follows, it was sealed; but only
-		// if the list that names the other is older than what was read.
+		// The segment is at its end. The list that names a segment after it is
+		// older than what was read, so this one was sealed.
 		next, ok := after(firsts, c.first)
 		if !ok {
 			return nil
 		}
 		if next != c.at {
-			return fmt.Errorf("%s ends with %d records, and %s goes on with another number; see vouch log verify", segmentName(c.first), c.at, segmentName(next))
+			return fmt.Errorf("%s ends with record %d, and %s goes on elsewhere; see vouch log verify", segmentName(c.first), c.at, segmentName(next))
 		}
 		c.first, c.off = next, 0
 	}
 }
 
-// place chooses the segment that has the record wanted, or the first one.
-func (c *cursor) place(firsts []uint64) {
-	c.first = firsts[0]
-	for _, first := range firsts {
-		if first <= c.index {
-			c.first = first
+// place finds the segment that has the record wanted, once the tiles were read
+// up to there.
+func (c *cursor) place(firsts []uint64, take func(uint64, []byte) error) error {
+	if len(firsts) == 0 || c.index < firsts[0] {
+		if err := c.tiles(firsts, take); err != nil {
+			return err
 		}
 	}
-	c.placed, c.at = true, c.first
+	for i, first := range firsts {
+		if i == 0 || first <= c.index {
+			c.first, c.off, c.at, c.placed = first, 0, first, true
+		}
+	}
+	return nil
+}
+
+// tiles reads entry bundles up to the first segment, or to the end of the
+// checkpoint where there is no segment.
+func (c *cursor) tiles(firsts []uint64, take func(uint64, []byte) error) error {
+	first, count, err := bundles(c.fsys)
+	if err != nil {
+		return err
+	}
+	end := uint64(first+count) * tileWidth
+	if len(firsts) > 0 {
+		end = firsts[0]
+		if count == 0 {
+			c.index = max(c.index, end) // a copy of segments alone
+		}
+	}
+	c.index = max(c.index, min(uint64(first)*tileWidth, end))
+	for c.index < end {
+		err := bundle(c.fsys, fullTile(entriesLevel, int64(c.index/tileWidth)), c.index, func(index uint64, raw []byte) error {
+			if index >= end {
+				return nil
+			}
+			return take(index, raw)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func after(firsts []uint64, first uint64) (uint64, bool) {
@@ -125,9 +187,8 @@ func after(firsts []uint64, first uint64) (uint64, bool) {
 }
 
 // segment reads on in the segment, batch by batch, to its end.
-func (c *cursor) segment(ctx context.Context, yield func(Entry) bool) error {
-	name := segmentName(c.first)
-	f, err := openStill(c.fsys, name)
+func (c *cursor) segment(ctx context.Context, take func(uint64, []byte) error) error {
+	f, err := openStill(c.fsys, segmentName(c.first))
 	if err != nil {
 		return err
 	}
@@ -137,8 +198,7 @@ func (c *cursor) segment(ctx context.Context, yield func(Entry) bool) error {
 	}
 	frames := newFrameReader(f)
 	frames.off = c.off
-	var batch []Entry
-	at := c.at
+	c.batch = c.batch[:0]
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -154,18 +214,34 @@ func (c *cursor) segment(ctx context.Context, yield func(Entry) bool) error {
 		case kindSegment:
 			c.off = frames.off
 		case kindLeaf:
-			if at >= c.index {
-				batch = append(batch, Entry{Index: at, Raw: bytes.Clone(data)})
-			}
-			at++
+			c.batch = appendBundled(c.batch, data)
 		case kindCheckpoint:
-			if err := c.deliver(batch, yield); err != nil {
+			if err := c.deliver(take); err != nil {
 				return err
 			}
-			batch = batch[:0]
-			c.off, c.at = frames.off, at
+			c.off = frames.off
 		}
 	}
+}
+
+// deliver hands out the batch.
+func (c *cursor) deliver(take func(uint64, []byte) error) error {
+	at := c.at
+	for rest := c.batch; len(rest) > 0; at++ {
+		var raw []byte
+		var err error
+		if raw, rest, err = splitBundle(rest); err != nil {
+			return err
+		}
+		if at < c.index {
+			continue
+		}
+		if err := take(at, raw); err != nil {
+			return err
+		}
+	}
+	c.at, c.batch = at, c.batch[:0]
+	return nil
 }
 
 // atEnd tells an unfinished end, which may grow, from damage.
@@ -179,21 +255,6 @@ func (c *cursor) atEnd(f *still, off int64, cause error) error {
 	}
 	if !torn {
 		return fmt.Errorf("%s: %w", segmentName(c.first), cause)
-	}
-	return nil
-}
-
-func (c *cursor) deliver(batch []Entry, yield func(Entry) bool) error {
-	for _, e := range batch {
-		leaf, err := DecodeLeaf(e.Raw)
-		if err != nil {
-			return fmt.Errorf("record %d: %w", e.Index, err)
-		}
-		e.Leaf = leaf
-		c.index = e.Index + 1
-		if !yield(e) {
-			return errStop
-		}
 	}
 	return nil
 }

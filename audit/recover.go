@@ -48,7 +48,7 @@ func (l *Log) survey() ([]uint64, error) {
 	if err := l.disk.mkdir(walDir); err != nil {
 		return nil, err
 	}
-	entries, err := l.disk.list(walDir)
+	entries, err := fs.ReadDir(l.disk, walDir)
 	if err != nil {
 		return nil, err
 	}
@@ -62,6 +62,9 @@ func (l *Log) survey() ([]uint64, error) {
 	firsts, err := segmentsIn(entries)
 	if err != nil || len(firsts) > 0 {
 		return firsts, err
+	}
+	if _, err := fs.Stat(l.disk, tileDir); err == nil {
+		return nil, fmt.Errorf("%s has no segment though the log has tiles: its end was removed; restore it from a copy, or move the log away to begin a new one", walDir)
 	}
 	return nil, l.disk.syncDir(".") // wal itself
 }
@@ -289,11 +292,7 @@ func (l *Log) remake() (refused uint64, err error) {
 // dropUnborn removes a segment that was begun, but not taken into use when the
 // error came. Left there, it would pass for the end of the log.
 func (l *Log) dropUnborn() error {
-	entries, err := l.disk.list(walDir)
-	if err != nil {
-		return err
-	}
-	firsts, err := segmentsIn(entries)
+	firsts, err := segmentsOf(l.disk)
 	if err != nil {
 		return err
 	}

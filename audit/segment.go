@@ -26,6 +26,19 @@ func segmentName(first uint64) string {
 	return path.Join(walDir, fmt.Sprintf("%020d%s", first, segmentSuffix))
 }
 
+// segmentsOf returns the first index of every segment, in order; none if there
+// is no walDir, as in a copy of tiles alone.
+func segmentsOf(fsys fs.FS) ([]uint64, error) {
+	entries, err := fs.ReadDir(fsys, walDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return segmentsIn(entries)
+}
+
 // segmentsIn returns the first index of every segment in walDir, in order.
 func segmentsIn(entries []fs.DirEntry) ([]uint64, error) {
 	var firsts []uint64

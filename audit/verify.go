@@ -4,11 +4,11 @@ import (
 	"context"
 	"crypto"
 	"crypto/ed25519"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
@@ -64,8 +64,9 @@ type AnchorFacts struct {
 // not be read; what is wrong with it, the report says.
 func Verify(ctx context.Context, fsys fs.FS, o VerifyOptions) (*Report, error) {
 	r := &Report{Events: map[Event]uint64{}, counts: map[string]int{}, Left: map[string]uint64{}, Findings: []Finding{}}
-	v := &verifier{o: o, rep: r, chain: newChain(o, r)}
-	if err := v.segments(ctx, fsys); err != nil {
+	v := &verifier{fsys: fsys, o: o, rep: r, chain: newChain(o, r), set: new(tileSet)}
+	v.tiles = tileChecker{v: v}
+	if err := v.run(ctx); err != nil {
 		return nil, fmt.Errorf("verifying attestation log: %w", err)
 	}
 	v.end()
@@ -75,19 +76,28 @@ func Verify(ctx context.Context, fsys fs.FS, o VerifyOptions) (*Report, error) {
 
 // A verifier reads the log front to back.
 type verifier struct {
+	fsys  fs.FS
 	o     VerifyOptions
 	rep   *Report
 	chain *chain
 
-	vkey   string
-	v      note.Verifier
-	begun  bool
-	tree   tree
-	sealed tree     // the same up to the last checkpoint
-	batch  []leafAt // leaves since then
-	name   string   // of the file being read
+	vkey    string
+	v       note.Verifier
+	begun   bool
+	set     *tileSet // of every record so far
+	pending []byte   // records since the last checkpoint, bundled
+	waiting int      // how many
+	name    string   // of the file being read
+	at      leafAt   // the record at hand
 
-	known *Checkpoint // o.Checkpoint, until it was met
+	tiles tileChecker
+	known []knownCheckpoint // that the tree has not reached yet
+}
+
+// A knownCheckpoint must be met on the way.
+type knownCheckpoint struct {
+	Checkpoint
+	source string
 }
 
 // A leafAt is a leaf with what anchors need of the tree around it.
@@ -96,29 +106,37 @@ type leafAt struct {
 	root tlog.Hash // of the tree up to an announcement, and with it
 }
 
-func (v *verifier) segments(ctx context.Context, fsys fs.FS) error {
-	entries, err := fs.ReadDir(fsys, walDir)
+// run reads the tiles as far as they are all there is, and then the segments.
+func (v *verifier) run(ctx context.Context) error {
+	firsts, err := segmentsOf(v.fsys)
 	if err != nil {
 		return err
 	}
-	firsts, err := segmentsIn(entries)
-	if err != nil {
+	if err := v.tiles.survey(); err != nil {
 		return err
 	}
-	if len(firsts) == 0 {
-		return fmt.Errorf("no segment in %s: %w", walDir, fs.ErrNotExist)
+	if len(firsts) == 0 && v.tiles.bundles == 0 {
+		return fmt.Errorf("there is no log here, neither %s nor %s: %w", walDir, tileDir, fs.ErrNotExist)
 	}
-	for i, first := range firsts {
-		if err := v.segment(ctx, fsys, first, i == len(firsts)-1); err != nil {
+	if v.tiles.bundles > 0 && (len(firsts) == 0 || v.tiles.from() < firsts[0]) {
+		if err := v.bundles(ctx, firsts); err != nil {
 			return err
 		}
 	}
-	return nil
+	for i, first := range firsts {
+		if err := v.segment(ctx, first, i == len(firsts)-1); err != nil {
+			return err
+		}
+	}
+	if !v.begun {
+		return nil
+	}
+	return v.tiles.end(ctx)
 }
 
-func (v *verifier) segment(ctx context.Context, fsys fs.FS, first uint64, last bool) error {
+func (v *verifier) segment(ctx context.Context, first uint64, last bool) error {
 	v.name = segmentName(first)
-	f, err := openStill(fsys, v.name)
+	f, err := openStill(v.fsys, v.name)
 	if err != nil {
 		return err
 	}
@@ -139,7 +157,7 @@ func (v *verifier) segment(ctx context.Context, fsys fs.FS, first uint64, last b
 		err = v.frame(frames)
 	}
 	switch {
-	case err == io.EOF && len(v.batch) == 0:
+	case err == io.EOF && v.waiting == 0:
 		return nil
 	case err == io.EOF, errors.Is(err, errFrame):
 		return v.broken(err, f, frames.off, last)
@@ -161,29 +179,26 @@ func (v *verifier) header(data []byte, first uint64) error {
 	}
 	if !v.begun {
 		v.open(h.vkey, verifier)
-		v.tree, v.sealed = h.tree, h.tree
-		v.rep.First = size
-		if size > 0 {
-			v.add(Note, "earlier-records", nil, fmt.Sprintf("this copy begins with record %d", size),
-				"what came before was removed by retention, or left out; the signed checkpoint at its end is where this copy goes on from")
-		}
+		v.startAt(h.tree)
 		return nil
 	}
 	switch {
 	case h.vkey != v.vkey:
 		v.fail("foreign-segment", &size, fmt.Sprintf("the segment is of another log, %s", Escape(h.vkey)),
 			"records of another host or log were put here")
-	case size > uint64(v.tree.size):
-		v.fail("records-missing", &size, fmt.Sprintf("records %d to %d are missing", v.tree.size, size-1),
+	case size > v.size():
+		v.fail("records-missing", &size, fmt.Sprintf("records %d to %d are missing", v.size(), size-1),
 			"they were removed, or the file that held them is damaged")
-	case size < uint64(v.tree.size):
-		v.fail("fork", &size, fmt.Sprintf("the segment goes on from %d records, but %d were there", size, v.tree.size),
+	case size < v.size():
+		v.fail("fork", &size, fmt.Sprintf("the segment goes on from %d records, but %d were there", size, v.size()),
 			"the log was set back and continued in another way")
-	case h.tree.root() != v.tree.root():
+	case h.tree.root() != v.root():
 		v.fail("fork", &size, "the segment continues other records than those before it",
 			"records before it were changed, or the two come from different copies of the log")
+	default:
+		return nil
 	}
-	v.tree, v.sealed = h.tree, h.tree
+	v.goOn(h.tree)
 	return nil
 }
 
@@ -196,29 +211,46 @@ func (v *verifier) open(vkey string, verifier note.Verifier) {
 	}
 	v.rep.Key, v.rep.Origin = vkey, verifier.Name()
 	v.chain.vkey = vkey
-	if len(v.o.Checkpoint) == 0 {
+	v.expect(v.o.Checkpoint, "the known checkpoint")
+	v.expect(v.tiles.checkpoint, checkpointName)
+}
+
+// expect has the log held against a signed checkpoint from elsewhere.
+func (v *verifier) expect(signed []byte, source string) {
+	if len(signed) == 0 {
 		return
 	}
-	c, err := openCheckpoint(v.o.Checkpoint, verifier)
+	c, err := openCosigned(signed, v.v)
 	if err != nil {
-		v.fail("known-checkpoint", nil, err.Error(), "the checkpoint to hold the log against is not of this log")
+		v.fail("checkpoint-signature", nil, source+": "+err.Error(), "it is not this log's word")
 		return
 	}
-	v.known = &c
+	v.known = append(v.known, knownCheckpoint{c, source})
+	if source == checkpointName {
+		v.tiles.size = c.Size
+	}
+}
+
+// startAt begins with a tree that the copy does not hold in full.
+func (v *verifier) startAt(t tree) {
+	size := uint64(t.size)
+	v.rep.First = size
+	v.goOn(t)
+	if size > 0 {
+		v.add(Note, "earlier-records", nil, fmt.Sprintf("this copy begins with record %d", size),
+			"what came before was removed by retention, or left out; what is here still has to fit the signed checkpoints of the whole")
+	}
 	v.meet()
 }
 
-// meet compares the checkpoint from elsewhere once the tree has its size.
-func (v *verifier) meet() {
-	if v.known == nil || uint64(v.tree.size) != v.known.Size {
-		return
-	}
-	if v.tree.root() != v.known.Root {
-		v.fail("fork", nil, fmt.Sprintf("the first %d records are not those that the known checkpoint stands for", v.known.Size),
-			"this copy and the log that was seen earlier have different histories")
-	}
-	v.known = nil
+// goOn takes up another tree than the one grown so far.
+func (v *verifier) goOn(t tree) {
+	v.tiles.off = t.size > 0 // the hashes before are not known
+	v.set = &tileSet{tree: t}
 }
+
+func (v *verifier) size() uint64    { return uint64(v.set.tree.size) }
+func (v *verifier) root() tlog.Hash { return v.set.tree.root() }
 
 func (v *verifier) frame(frames *frameReader) error {
 	start := frames.off
@@ -228,73 +260,108 @@ func (v *verifier) frame(frames *frameReader) error {
 	}
 	switch kind {
 	case kindLeaf:
-		v.leaf(data, start)
+		v.pending = appendBundled(v.pending, data)
+		if v.waiting++; v.waiting > 2*maxBatchRecords {
+			index := v.size()
+			v.fail("batch-size", &index, "more records in one batch than the daemon ever writes", "the checkpoints between them were removed")
+			return v.settle()
+		}
 	case kindCheckpoint:
-		v.checkpoint(data, start)
+		if err := v.settle(); err != nil {
+			return err
+		}
+		v.checkpoint(data)
 	default:
-		v.fail("unknown-frame", nil, fmt.Sprintf("%s: a frame of kind %q at offset %d", v.name, kind, start),
+		v.fail("unknown-frame", nil, fmt.Sprintf("a frame of kind %q at offset %d", kind, start),
 			"no version known here writes such frames")
 	}
 	return nil
 }
 
-func (v *verifier) leaf(data []byte, off int64) {
-	index := uint64(v.tree.size)
-	v.tree.add(tlog.RecordHash(data))
+// settle goes through the batch that a checkpoint ends.
+func (v *verifier) settle() error {
+	for rest := v.pending; len(rest) > 0; {
+		raw, tail, err := splitBundle(rest)
+		if err != nil {
+			return err
+		}
+		if err := v.record(raw); err != nil {
+			return err
+		}
+		rest = tail
+	}
+	v.drop()
+	return nil
+}
+
+// drop forgets records that no checkpoint ends.
+func (v *verifier) drop() { v.pending, v.waiting = v.pending[:0], 0 }
+
+// record appends a record to the tree and follows what it says.
+func (v *verifier) record(raw []byte) error {
+	index := v.size()
+	h := tlog.RecordHash(raw)
+	if v.tiles.off {
+		v.set.tree.add(h)
+	} else if err := v.tiles.add(raw, h); err != nil {
+		return err
+	}
 	v.meet()
-	l, err := DecodeLeaf(data)
+	l, err := DecodeLeaf(raw)
 	if err != nil {
 		v.fail("record-form", &index, err.Error(), "the daemon does not write such a record")
-		return
+		return nil
 	}
 	if l.Index != index {
 		v.fail("record-order", &index, fmt.Sprintf("record %d stands in the place of record %d", l.Index, index),
 			"records were swapped, removed or put in")
 	}
-	at := leafAt{Leaf: l}
+	v.at = leafAt{Leaf: l}
 	if l.Event == EventAnchorIntent {
-		at.root = v.tree.root()
+		v.at.root = v.root()
 	}
-	v.batch = append(v.batch, at)
-	if len(v.batch) > 2*maxBatchRecords {
-		v.fail("batch-size", &index, "more records in one batch than the daemon ever writes", "the checkpoints between them were removed")
-		v.settle()
+	v.chain.record(&v.at)
+	return nil
+}
+
+// meet compares the checkpoints that the tree has reached.
+func (v *verifier) meet() {
+	for i, k := range v.known {
+		if k.Size != v.size() {
+			continue
+		}
+		if k.Root != v.root() {
+			v.fail("fork", nil, fmt.Sprintf("the first %d records are not those that %s stands for", k.Size, k.source),
+				"a record up to there was changed, or the two have different histories")
+		}
+		v.known = slices.Delete(v.known, i, i+1)
+		v.meet()
+		return
 	}
 }
 
-func (v *verifier) checkpoint(data []byte, off int64) {
+// checkpoint checks the one that ends a batch.
+func (v *verifier) checkpoint(signed []byte) {
 	v.rep.Checkpoints++
-	defer v.settle()
-	size := uint64(v.tree.size)
-	at := new(uint64)
-	*at = max(size, 1) - 1
-	c, err := openCheckpoint(data, v.v)
+	size := v.size()
+	last := max(size, 1) - 1
+	c, err := openCheckpoint(signed, v.v)
 	switch {
 	case err != nil:
-		v.fail("checkpoint-signature", at, err.Error(), "somebody without the log's key wrote this checkpoint")
+		v.fail("checkpoint-signature", &last, err.Error(), "somebody without the log's key wrote this checkpoint")
 	case c.Size != size:
-		v.fail("tree-mismatch", at, fmt.Sprintf("the checkpoint is of %d records where there are %d", c.Size, size),
+		v.fail("tree-mismatch", &last, fmt.Sprintf("the checkpoint is of %d records where there are %d", c.Size, size),
 			"records were removed or put in")
-	case c.Root != v.tree.root():
-		v.fail("tree-mismatch", at, "the checkpoint is not of the records before it",
+	case c.Root != v.root():
+		v.fail("tree-mismatch", &last, "the checkpoint is not of the records before it",
 			"a record up to here was changed, swapped or taken from another log")
 	}
-}
-
-// settle goes through the batch that a checkpoint ended.
-func (v *verifier) settle() {
-	for i := range v.batch {
-		v.chain.record(&v.batch[i])
-	}
-	clear(v.batch)
-	v.batch = v.batch[:0]
-	v.sealed = v.tree
 }
 
 // broken deals with bytes that are no frame, or leaves without a checkpoint.
 // The next segment's header brings a tree to go on with.
 func (v *verifier) broken(cause error, f *still, off int64, last bool) error {
-	v.batch = v.batch[:0]
+	v.drop()
 	place := fmt.Sprintf("%s at offset %d", v.name, off)
 	torn := last && v.begun && cause == io.EOF
 	if last && v.begun && !torn {
@@ -317,24 +384,21 @@ func (v *verifier) broken(cause error, f *still, off int64, last bool) error {
 		v.rep.add(Finding{Severity: Failure, Name: "damage", Place: v.name, Message: cause.Error(),
 			Meaning: "the file was changed, or the disk damaged it; what follows in the file can't be read"})
 	}
-	v.tree = v.sealed // records that do not count are not in the tree either
 	return nil
 }
 
 func (v *verifier) end() {
 	r := v.rep
-	r.Size = uint64(v.tree.size)
-	root := v.tree.root()
-	r.Root = base64.StdEncoding.EncodeToString(root[:])
-	if v.known != nil {
-		switch {
-		case v.known.Size < r.First:
-			v.add(Note, "known-checkpoint", nil, fmt.Sprintf("the known checkpoint is of %d records, and this copy begins with record %d", v.known.Size, r.First),
+	r.Size = v.size()
+	r.Root = v.root().String()
+	for _, k := range v.known {
+		if k.Size < r.First {
+			v.add(Note, "earlier-checkpoint", nil, fmt.Sprintf("%s is of %d records, and this copy begins with record %d", k.source, k.Size, r.First),
 				"it was not compared")
-		default:
-			v.fail("rolled-back", nil, fmt.Sprintf("the log has %d records, and the known checkpoint %d", r.Size, v.known.Size),
-				"records at the end were removed, or this is an older copy")
+			continue
 		}
+		v.fail("rolled-back", nil, fmt.Sprintf("the log has %d records, and %s is of %d", r.Size, k.source, k.Size),
+			"records at the end were removed, or this is an older copy")
 	}
 	v.chain.end(r.Size)
 }
