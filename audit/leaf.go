@@ -27,7 +27,7 @@ type Leaf struct {
 type LogEvent struct {
 	Key    string // [EventSegment]: the log's public key, as a note verifier key
 	Last   uint64 // [EventSegment]: index of the last anchor; 0 where there is none
-	Size   uint64 // [EventAnchor]: records that the anchor covers
+	Size   uint64 // [EventAnchor]: records that the anchor covers; [EventPrune]: records removed from the front
 	Root   string // [EventAnchor]: of the tree with Size records, in base64
 	Anchor []byte // [EventAnchor]: what the TPM made; encoding is attest/node's
 
@@ -41,6 +41,7 @@ const (
 	EventSegment      Event = "log.segment"       // Log, Node: a new segment, with what is needed to read it alone
 	EventAnchorIntent Event = "log.anchor_intent" // the TPM is about to anchor everything up to here
 	EventAnchor       Event = "log.anchor"        // Log: the anchor, or why there is none
+	EventPrune        Event = "log.prune"         // Log: retention removes the oldest records
 	EventRecover      Event = "log.recover"       // Log: an unfinished end was cut off, or writing works again
 )
 
@@ -53,7 +54,7 @@ var events = map[Event]bool{
 	EventJWTValidated: false, EventStreamEnd: false, EventAdmin: false,
 	EventLeaseIntent: false, EventLeaseGrant: false, EventLeaseRenew: false,
 	EventLeaseRevokeIntent: false, EventLeaseRevoke: false, EventLeaseEnd: false, EventUse: false,
-	EventSegment: true, EventAnchorIntent: true, EventAnchor: true, EventRecover: true,
+	EventSegment: true, EventAnchorIntent: true, EventAnchor: true, EventPrune: true, EventRecover: true,
 }
 
 // MaxStatement bounds [Node].Statement, in bytes, so that every segment can
