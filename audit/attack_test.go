@@ -6,6 +6,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -128,18 +129,28 @@ func tinyLog(t testing.TB, runs int) *host {
 	return h
 }
 
-func TestRemovingAnyFileFails(t *testing.T) {
+func TestRemovingAFileFailsUnlessAnotherHoldsItsRecords(t *testing.T) {
 	t.Parallel()
 	m := smallLog(t)
+	whole := verifyImage(t, m, withTPM())
+	failed := 0
 	for name := range m {
-		if tile, err := parseTilePath(name); err == nil && tile.W < tileWidth || name == checkpointName {
-			continue // what only readers of the live log need
-		}
 		c := clone(m)
 		delete(c, name)
-		if r, err := Verify(context.Background(), c, withTPM()); err == nil && r.OK {
+		r, err := Verify(context.Background(), c, withTPM())
+		if err != nil || !r.OK {
+			failed++
+			continue
+		}
+		if r.First != 0 || r.Root != whole.Root || !maps.Equal(r.Events, whole.Events) {
 			t.Errorf("without %s: %s", name, r.Verdict)
 		}
+		if tile, err := parseTilePath(name); err == nil && tile.W == tileWidth {
+			t.Errorf("without the full tile %s: %s", name, r.Verdict)
+		}
+	}
+	if failed == 0 {
+		t.Error("no file is needed")
 	}
 }
 
@@ -456,5 +467,24 @@ func TestIntentWithoutResultIsNamed(t *testing.T) {
 	r := h.verify(withTPM())
 	if got := r.found(Warning); !slices.Equal(got, []string{"orphaned-intent", "orphaned-intent"}) {
 		t.Errorf("%s: warnings %v", r.Verdict, got)
+	}
+}
+
+func TestLogThatWasCutBackRefusesToStart(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.stop(h.start())
+	old := h.image()[segmentName(0)].Data
+	h.stop(h.start())
+	m := h.image()
+	m[segmentName(0)].Data = old
+	h.put(m)
+	l, err := Open(h.dir, h.opt)
+	if err == nil {
+		l.Close(context.Background())
+		t.Fatal("opened a log whose end was removed")
+	}
+	if !strings.Contains(err.Error(), "its end was removed") {
+		t.Error(err)
 	}
 }

@@ -61,7 +61,7 @@ func (c *chain) record(l *leafAt) {
 	c.index = l.Index
 	c.rep.Events[l.Event]++
 	c.clock(&l.Leaf)
-	if l.Event != EventAnchorIntent && l.Event != EventAnchor {
+	if deservesAnchor(&l.Leaf) {
 		c.news = l.Index + 1
 	}
 	switch l.Event {

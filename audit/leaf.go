@@ -31,6 +31,7 @@ type LogEvent struct {
 	Root   string // [EventAnchor]: of the tree with Size records, in base64
 	Anchor []byte // [EventAnchor]: what the TPM made; encoding is attest/node's
 
+	Repeated  bool   // in a key's record: it is from before the segment, and said again
 	Cut       uint64 // [EventRecover]: bytes of an unfinished batch cut off the end
 	CutSHA256 string // digest of them, hexadecimal
 	Refused   uint64 // [EventRecover]: records refused while the log could not be written
@@ -144,7 +145,7 @@ func (l *Leaf) check() error {
 		return fmt.Errorf("version %d is not known here; a newer vouch may read it", l.Version)
 	case !known:
 		return fmt.Errorf("unknown event \"%s\"", Escape(string(l.Event)))
-	case !own && l.Log != nil:
+	case !own && l.Log != nil && !(l.Log.Repeated && l.Key != nil):
 		return fmt.Errorf("event %s brings the log's own fields", l.Event)
 	case l.Outcome != Success && l.Outcome != Denied && l.Outcome != Failed && l.Outcome != Expired:
 		return fmt.Errorf("unknown outcome \"%s\"", Escape(string(l.Outcome)))
@@ -217,6 +218,7 @@ func (c *codec) logEvent(v **LogEvent) {
 	c.text("key", &x.Key, limitReason)
 	c.uint("last_anchor", &x.Last)
 	c.uint("refused", &x.Refused)
+	c.flag("repeated", &x.Repeated)
 	c.text("root", &x.Root, limitName)
 	c.uint("size", &x.Size)
 	c.end()

@@ -179,7 +179,9 @@ func open(d disk, release func() error, o Options) (*Log, error) {
 		return nil, err
 	}
 	if err := l.begin(cut); err != nil {
-		l.seg.file.Close()
+		if l.seg != nil {
+			l.seg.file.Close()
+		}
 		return nil, err
 	}
 	go l.run()
