@@ -261,6 +261,9 @@ func (c *chain) anchored(l *Leaf) {
 	a := c.announced
 	c.announced = nil
 	switch {
+	case !c.whole && (a == nil || c.node == nil):
+		c.add(Note, "anchor-earlier", "the anchor rests on records from before this copy", "it was not checked; later ones are")
+		return
 	case a == nil || l.Log == nil:
 		c.fail("anchor-unannounced", "an anchor that no record announced", "the announcement was removed")
 		return

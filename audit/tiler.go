@@ -23,6 +23,7 @@ type tiler struct {
 
 	set      *tileSet // nil: not begun
 	cursor   cursor
+	bytes    int64           // in all tiles
 	entries  []byte          // records of the bundle that is not full yet
 	unsynced map[string]bool // files that are not known to be durable
 	partials []string        // files of the last publication
@@ -79,6 +80,9 @@ func (t *tiler) begin() error {
 	first := firsts[0]
 	t.unsynced = map[string]bool{}
 	if err := t.forgetPartials(); err != nil {
+		return err
+	}
+	if t.bytes, err = diskBytes(t.disk, tileDir); err != nil {
 		return err
 	}
 	if t.set, err = tileSetAt(t.disk, first&^(tileWidth-1)); err != nil {
@@ -193,6 +197,7 @@ func (t *tiler) write(tile tlog.Tile, data []byte) error {
 	if old, err := readBounded(t.disk, name, int64(len(data))); err == nil && bytes.Equal(old, data) {
 		return nil
 	}
+	t.bytes += int64(len(data)) - sizeOf(t.disk, name)
 	if err := t.disk.mkdir(path.Dir(name)); err != nil {
 		return err
 	}
@@ -236,6 +241,7 @@ func writeWhole(d disk, name string, data []byte) error {
 
 func (t *tiler) drop(name string) error {
 	delete(t.unsynced, name)
+	t.bytes -= sizeOf(t.disk, name)
 	if err := t.disk.remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
