@@ -88,7 +88,7 @@ func percentiles(b *testing.B, took []time.Duration) {
 // BenchmarkVerify measures records a second of one core, for logs written by
 // many at once and by one alone, whose every record has a signature.
 func BenchmarkVerify(b *testing.B) {
-	for _, perBatch := range []int{maxAppendRecords, 1} {
+	for _, perBatch := range []int{MaxAppend, 1} {
 		b.Run(fmt.Sprintf("batch=%d", perBatch), func(b *testing.B) {
 			const records = 20_000
 			h := newHost(b)
@@ -126,7 +126,7 @@ func BenchmarkOpen(b *testing.B) {
 			h := newHost(b)
 			l := h.start()
 			for l.Status().SegmentLen < 7<<20 {
-				h.append(l, slices.Repeat([]Record{attested(7)}, maxAppendRecords)...)
+				h.append(l, slices.Repeat([]Record{attested(7)}, MaxAppend)...)
 			}
 			h.stop(l)
 			for b.Loop() {

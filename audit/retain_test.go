@@ -77,7 +77,7 @@ func TestFullLogRefusesYoungRecordsRoom(t *testing.T) {
 	l := h.start()
 	var err error
 	waitFor(t, "filling the log", func() bool {
-		err = l.Append(context.Background(), slices.Repeat([]Record{attested(1)}, maxAppendRecords)...)
+		err = l.Append(context.Background(), slices.Repeat([]Record{attested(1)}, MaxAppend)...)
 		return err != nil
 	})
 	if !errors.Is(err, ErrFull) || !errors.Is(err, ErrUnwritable) || !errors.Is(l.Status().Err, ErrFull) {
