@@ -59,6 +59,9 @@ func (l *Log) Append(ctx context.Context, rs ...Record) error {
 			return fmt.Errorf("appending record: unknown event \"%s\"", Escape(string(rs[i].Event)))
 		}
 	}
+	if l.isFull() && rs[0].Event != EventStop {
+		return ErrFull
+	}
 	_, err := l.append(ctx, rs, nil)
 	return err
 }
