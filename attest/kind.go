@@ -47,9 +47,10 @@ var kinds = []Kind{
 	{"tpm:secureboot:", TPMEnforced, "whether the machine booted with Secure Boot", secureBoot},
 	{"unix:gid:", KernelEnforced, "effective group ID", id},
 	{"unix:group:", KernelEnforced, "name of the effective group", name},
-	{"unix:path:", Weak, "path of the running program as the kernel reports it", absolutePath},
+	{"unix:path:", KernelEnforced, "path where the daemon finds the very file that the process runs", absolutePath},
 	{"unix:sha256:", KernelEnforced, "SHA-256 of the running program's file", sha256Hex},
 	{"unix:supplementary_gid:", KernelEnforced, "one of the supplementary group IDs", id},
+	{"unix:supplementary_group:", KernelEnforced, "name of one of the supplementary groups", name},
 	{"unix:uid:", KernelEnforced, "effective user ID", id},
 	{"unix:user:", KernelEnforced, "name of the effective user", name},
 }
@@ -64,7 +65,7 @@ func kindOf(s string) (Kind, string, error) {
 	near := slices.MinFunc(kinds, func(a, b Kind) int {
 		return cmp.Compare(distance(s, a.Prefix), distance(s, b.Prefix))
 	})
-	return Kind{}, "", fmt.Errorf("selector %q is of no known kind; the nearest is %s…", clip(s), near.Prefix)
+	return Kind{}, "", fmt.Errorf("selector %q is of no known kind, of which %s is nearest", clip(s), near.Prefix)
 }
 
 func clip(s string) string {
@@ -117,7 +118,7 @@ func absolutePath(s string) error {
 	}
 	for part := range strings.SplitSeq(s, "/") {
 		if part == "." || part == ".." {
-			return errors.New("want a path without . and ..")
+			return errors.New("want a path without the parts . or .. in it")
 		}
 	}
 	return nil

@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
-	"errors"
+	"fmt"
 	"path/filepath"
 	"slices"
 	"time"
@@ -21,11 +21,15 @@ const maxEntries = 100_000
 // Limits is what entries are held to beside their own form.
 type Limits struct {
 	// MaxX509TTL is the longest lifetime an X509-SVID may have, so that none
-	// outlives the issuing CA that signs it.
+	// outlives the issuing CA that signs it; a minute at least.
 	MaxX509TTL time.Duration
 	// AnyOwner accepts files that other users may write to, for checking a
 	// working copy. The daemon never sets it.
 	AnyOwner bool
+	// AnyTrustDomain takes the trust domain of the first entry for that of
+	// all, for checking entries without the configuration they are for. The
+	// daemon never sets it.
+	AnyTrustDomain bool
 }
 
 // Entries is every registration entry of the host. It does not change once
@@ -45,24 +49,26 @@ type Entries struct {
 }
 
 // LoadEntries reads the *.yaml files of dir in the order of their names. A
-// missing directory has no entries. The error is of type [config.Errors] and
-// tells every problem found; nothing is loaded then.
+// missing directory has no entries. An error about them is of type
+// [config.Errors] and tells every problem found; nothing is loaded then.
 func LoadEntries(dir string, td spiffeid.TrustDomain, limits Limits) (*Entries, error) {
 	files, err := config.ReadDir(dir, limits.AnyOwner)
-	problems, _ := errors.AsType[config.Errors](err)
+	var problems config.Errors
+	problems.AddErr(dir, err)
 	return parseEntries(files, problems, td, limits)
 }
 
 func parseEntries(files []config.File, problems config.Errors, td spiffeid.TrustDomain, limits Limits) (*Entries, error) {
+	if limits.MaxX509TTL < time.Minute {
+		return nil, fmt.Errorf("loading entries: X509-SVIDs may live %v, and need a minute at least; raise authority.rotation_overlap", limits.MaxX509TTL)
+	}
 	c := checker{td: td, limits: limits, problems: problems}
 	var list []Entry
 	for _, f := range files {
 		var doc document
 		// What could be decoded is looked through all the same, so that one
 		// run tells every problem.
-		if found, ok := errors.AsType[config.Errors](config.Decode(f.Path, f.Data, &doc)); ok {
-			c.problems = append(c.problems, found...)
-		}
+		c.problems.AddErr(f.Path, config.Decode(f.Path, f.Data, &doc))
 		for i := range doc.Entries {
 			if w := &doc.Entries[i]; w.Pos.Line > 0 {
 				list = append(list, c.entry(w))

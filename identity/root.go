@@ -21,9 +21,10 @@ const (
 )
 
 // rotateRoots keeps the self-signed certificates of the present node key that
-// are valid and makes one where none is, or where the newest is past half of its life.
-// Certificates of another key, as after a TPM was replaced and its state
-// reset, are dropped: nothing they signed is to be trusted any more.
+// are valid, and makes one where none is or the newest is past half of its
+// life. Any of them verifies whatever the key has signed. Certificates of
+// another key, as after a TPM was replaced and its state reset, are dropped:
+// nothing they signed is to be trusted any more.
 func (a *Authority) rotateRoots(now time.Time) error {
 	if a.roots == nil {
 		stored, err := a.loadRoots()
@@ -34,7 +35,7 @@ func (a *Authority) rotateRoots(now time.Time) error {
 	}
 	valid := a.roots[:0:0]
 	for _, r := range a.roots {
-		if now.Before(r.NotAfter) {
+		if !now.Before(r.NotBefore) && now.Before(r.NotAfter) {
 			valid = append(valid, r)
 		}
 	}
