@@ -145,7 +145,9 @@ func (t *TPM) attempt(ctx context.Context, op func(transport.TPM) error) (again 
 	if o.lost || t.perOp {
 		t.disconnect()
 	}
-	return o.lost || full, err
+	// IMA extended a PCR between a policy's check and its use.
+	raced := errors.Is(err, tpm2.TPMRCPCRChanged)
+	return o.lost || full || raced, err
 }
 
 func outOfMemory(err error) bool {
