@@ -56,7 +56,7 @@ func parseEvidence(b []byte) (*evidence, error) {
 	if e.Version != evidenceVersion {
 		return nil, fmt.Errorf("evidence: version %d is unknown; this vouch knows %d", e.Version, evidenceVersion)
 	}
-	nonce, err := hex.DecodeString(e.Nonce)
+	nonce, err := e.nonce()
 	if err != nil || len(nonce) < MinNonceLen || len(nonce) > MaxNonceLen {
 		return nil, fmt.Errorf("evidence: its nonce is not %d to %d bytes in hexadecimal", MinNonceLen, MaxNonceLen)
 	}
@@ -65,6 +65,9 @@ func parseEvidence(b []byte) (*evidence, error) {
 	}
 	return &e, nil
 }
+
+// nonce returns the nonce that the evidence says it was made for.
+func (e *evidence) nonce() ([]byte, error) { return hex.DecodeString(e.Nonce) }
 
 // verifiedEvidence is what holds of evidence without any policy.
 type verifiedEvidence struct {
@@ -86,7 +89,7 @@ func (e *evidence) verify() (verifiedEvidence, error) {
 	if v.nodeKey, err = e.NodeKey.verify(ak, "node"); err != nil {
 		return v, fmt.Errorf("node key: %w", err)
 	}
-	nonce, err := hex.DecodeString(e.Nonce)
+	nonce, err := e.nonce()
 	if err != nil {
 		return v, fmt.Errorf("nonce: %w", err)
 	}
@@ -180,7 +183,7 @@ func (a *appraisal) judgePolicy() bool {
 // judgeEvidence establishes what all else rests on.
 func (a *appraisal) judgeEvidence() bool {
 	e := a.evidence
-	if nonce, err := hex.DecodeString(e.Nonce); err != nil || len(a.given.Nonce) < MinNonceLen || !bytes.Equal(nonce, a.given.Nonce) {
+	if nonce, err := e.nonce(); err != nil || len(a.given.Nonce) < MinNonceLen || !bytes.Equal(nonce, a.given.Nonce) {
 		return a.judge("nonce", "", fmt.Errorf("%w: the evidence was not made for the verifier's nonce", ErrNonce))
 	}
 	v, err := e.verify()

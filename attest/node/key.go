@@ -8,6 +8,7 @@ import (
 	"crypto/elliptic"
 	"crypto/sha256"
 	"encoding/asn1"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -313,3 +314,5 @@ func objectName(public *tpm2.TPMTPublic) *tpm2.TPM2BName {
 	}
 	return name
 }
+
+func nameText(public *tpm2.TPMTPublic) string { return hex.EncodeToString(objectName(public).Buffer) }

@@ -22,7 +22,6 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -216,7 +215,7 @@ func (n *Node) EKSHA256() string { return n.keys.EK.sha256() }
 
 // AKName returns the attestation key's TPM name in hexadecimal: the algorithm
 // and digest of its public area (TPM 2.0 Part 1, 16).
-func (n *Node) AKName() string { return hex.EncodeToString(objectName(&n.ak).Buffer) }
+func (n *Node) AKName() string { return nameText(&n.ak) }
 
 // Signer returns the node key. Signing takes SHA-256 digests only and at most
 // 30 seconds, the TPM's time included.
