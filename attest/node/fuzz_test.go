@@ -2,6 +2,9 @@ package node
 
 import (
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"encoding/json"
 	"path/filepath"
 	"testing"
@@ -142,5 +145,36 @@ func FuzzParsePolicy(f *testing.F) {
 		if p, err := ParsePolicy("p", b); err == nil {
 			Appraise([]byte("{}"), p, Given{})
 		}
+	})
+}
+
+func FuzzEnrolment(f *testing.F) {
+	m := booted(f, "uki-secureboot", tpmtest.Start(f))
+	m.from.IMA = ""
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		f.Fatal(err)
+	}
+	a, err := NewAuthority(key, exampleOrg, time.Unix(1<<30, 0), time.Hour)
+	if err != nil {
+		f.Fatal(err)
+	}
+	request, err := m.Request(f.Context(), exampleOrg, nil, m.from)
+	if err != nil {
+		f.Fatal(err)
+	}
+	boot, err := ApproveBootState(key, map[uint][]byte{7: make([]byte, 32)})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(request)
+	f.Add(boot)
+	terms := Terms{Policy: policy(f, "endorsement: {keys: ["+m.EKSHA256()+"]}\nboot_state: any\n"), AnyNonce: true, Life: time.Hour, Now: time.Unix(1<<30, 0)}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if _, c, r, err := a.Approve(b, terms); err == nil && (!m.NodeKey().Equal(c.PublicKey) || r.AKName != m.AKName()) {
+			t.Errorf("approved AK %s", r.AKName)
+		}
+		parseApproval(b, &key.PublicKey)
+		m.parseEnrolment(b, terms.Now)
 	})
 }

@@ -126,7 +126,7 @@ func (d device) exchange(ctx context.Context, command []byte) ([]byte, error) {
 	if n != len(command) {
 		return nil, io.ErrShortWrite
 	}
-	const slice = 50 // milliseconds between looks at the context
+	const slice = 10 // milliseconds between looks at the context
 	for {
 		fds := []unix.PollFd{{Fd: int32(d.fd), Events: unix.POLLIN}}
 		ready, err := retryInterrupted(func() (int, error) { return unix.Poll(fds, slice) })

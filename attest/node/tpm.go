@@ -32,6 +32,7 @@ const (
 	operationLimit = 30 * time.Second
 	creationLimit  = 2 * time.Minute
 	reconnectLimit = 5 * time.Second // how long a lost TPM is waited for
+	cleanLimit     = 2 * time.Second // for flushing after an operation
 	firstBackOff   = 5 * time.Millisecond
 	longestBackOff = 250 * time.Millisecond
 )
@@ -136,7 +137,11 @@ func (t *TPM) attempt(ctx context.Context, op func(transport.TPM) error) (again 
 		err = op(o)
 	}
 	if !o.lost {
+		// What was loaded is flushed also where there was no time for more.
+		cleaning, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanLimit)
+		o.ctx = cleaning
 		o.flush(err != nil)
+		cancel()
 	}
 	full := !t.managed && outOfMemory(err) // somebody else left objects
 	if o.lost || full {
@@ -215,6 +220,9 @@ const tagTPM12 = 0x00c4 // TPM_ST_RSP_COMMAND: all that a TPM 1.2 says to a 2.0 
 func (o *operation) exchange(command []byte) ([]byte, error) {
 	if o.lost {
 		return nil, errors.New("the connection was lost before")
+	}
+	if err := o.ctx.Err(); err != nil {
+		return nil, err
 	}
 	response, err := o.link.exchange(o.ctx, command)
 	if err != nil {
