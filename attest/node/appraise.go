@@ -21,7 +21,7 @@ import (
 type Given struct {
 	Nonce      []byte      // that the verifier chose for this evidence
 	Activation *Activation // from [VerifyActivation], if there was one
-	Now        time.Time   // for the validity of certificates
+	Now        time.Time   // for the validity of certificates; the zero time is the present
 	Previous   *BootState  // from an earlier result for this machine, if any
 }
 
@@ -304,24 +304,22 @@ func (a *appraisal) judgePCRs() {
 	}
 }
 
-// judgeBoot judges what only the event log can tell. A log that is there has
-// to be true, also where no rule needs it.
+// judgeBoot judges what only the event log can tell. Where no rule needs it, a
+// log that explains nothing is as good as none.
 func (a *appraisal) judgeBoot() {
 	e := a.evidence
-	if !a.policy.needsEventLog() && len(e.EventLog) == 0 {
-		return
-	}
 	log, err := replayEventLog(e.EventLog, e.hash(), e.Quote.PCRs)
 	if err == nil {
 		err = log.firmware()
 	}
-	if !a.judge("event log", "explains what the firmware measured", err) {
+	if a.policy.needsEventLog() {
+		a.judge("event log", "explains what the firmware measured", err)
+	}
+	if err != nil {
 		return
 	}
 	s, err := log.secureBoot()
-	if err == nil {
-		a.result.SecureBoot = s.on
-	}
+	a.result.SecureBoot = err == nil && s.on
 	if a.policy.SecureBoot.names() {
 		if err == nil {
 			err = a.policy.SecureBoot.judge(s)
@@ -383,11 +381,12 @@ func (a *appraisal) judgeIMA() {
 
 func (r IMARule) judge(entries []imaEntry) error {
 	for _, e := range entries {
-		named := func(p imaPattern) bool { return p.matches(e) }
+		forbids := func(p imaPattern) bool { return p.forbids(e) }
+		allows := func(p imaPattern) bool { return p.allows(e) }
 		switch {
-		case slices.ContainsFunc(r.Forbid, named):
+		case slices.ContainsFunc(r.Forbid, forbids):
 			return fmt.Errorf("%q (%s) is forbidden", e.path, e.digest)
-		case len(r.Allow) > 0 && !slices.ContainsFunc(r.Allow, named):
+		case len(r.Allow) > 0 && !slices.ContainsFunc(r.Allow, allows):
 			return fmt.Errorf("%q (%s) is not among the accepted", e.path, e.digest)
 		}
 	}

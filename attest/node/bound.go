@@ -129,8 +129,8 @@ func (a approval) digest() (d [sha256.Size]byte, err error) {
 
 // LoadBound is [Load] for a node whose keys, made on first use, work only in
 // boot states that authority (ECDSA P-256) approved with [ApproveBootState].
-// Keys that exist already stay what they are. The approvals are added to those
-// in the store.
+// Keys that exist and are bound otherwise are an error. The approvals are added
+// to those in the store.
 //
 // The AK is never bound: it has to be able to say that the state is wrong.
 func LoadBound(ctx context.Context, t *TPM, s Store, authority *ecdsa.PublicKey, approvals ...[]byte) (*Node, error) {
@@ -145,7 +145,13 @@ func LoadBound(ctx context.Context, t *TPM, s Store, authority *ecdsa.PublicKey,
 	if err != nil {
 		return nil, err
 	}
-	return n, n.Reseal(approvals...)
+	if b := n.binding(); b == nil || !bytes.Equal(b.Authority, der) {
+		return nil, errors.New("the node's keys exist and are not bound to this authority's boot states; start over with vouch node reset")
+	}
+	if err := n.Reseal(approvals...); err != nil {
+		return nil, err
+	}
+	return n, nil
 }
 
 // Reseal adds approvals of boot states, such as the one that an update will

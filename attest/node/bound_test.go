@@ -244,7 +244,14 @@ func TestApprovalsAreChecked(t *testing.T) {
 	if err := sign(b.Signer()); !errors.Is(err, ErrBootState) {
 		t.Errorf("after refused approvals: %v, want %v", err, ErrBootState)
 	}
-	unbound := load(t, b.tpm, store(t))
+	if _, err := LoadBound(t.Context(), b.tpm, b.store, &other.PublicKey); err == nil {
+		t.Error("keys bound to one authority were loaded as another's")
+	}
+	unboundStore := store(t)
+	unbound := load(t, b.tpm, unboundStore)
+	if _, err := LoadBound(t.Context(), b.tpm, unboundStore, &b.authority.PublicKey); err == nil {
+		t.Error("keys that are not bound were loaded as bound")
+	}
 	if err := unbound.Reseal(good); err == nil {
 		t.Error("keys that are not bound were resealed")
 	}

@@ -44,7 +44,7 @@ func readEndorsementKey(tr transport.TPM) (endorsementKey, error) {
 	}
 	for _, template := range ekTemplates() {
 		der, err := readNV(tr, template.certificate)
-		if errors.Is(err, tpm2.TPMRCHandle) {
+		if errors.Is(err, tpm2.TPMRCHandle) || errors.Is(err, tpm2.TPMRCNVUninitialized) {
 			continue
 		}
 		if err != nil {

@@ -333,7 +333,7 @@ func entryLen(t *testing.T, list []byte) int {
 }
 
 // A file that was open for writing while it ran was not measured for certain.
-func TestIMAViolationMatchesNoDigest(t *testing.T) {
+func TestUnknownDigestIsNotAllowedAndMayBeForbidden(t *testing.T) {
 	t.Parallel()
 	entries, err := parseIMA(readFile(t, "testdata/uki-secureboot/ima_binary_runtime_measurements"))
 	if err != nil {
@@ -341,15 +341,23 @@ func TestIMAViolationMatchesNoDigest(t *testing.T) {
 	}
 	e := entries[2]
 	p := imaPattern{Path: e.path, SHA256: []digest{digest(strings.TrimPrefix(e.digest, "sha256:"))}}
-	if !p.matches(e) {
-		t.Fatalf("%+v does not match %s %s", p, e.path, e.digest)
+	other := imaPattern{Path: e.path, SHA256: []digest{other}}
+	allow, forbid := IMARule{Allow: []imaPattern{p}}, IMARule{Forbid: []imaPattern{other}}
+	if err := errors.Join(allow.judge([]imaEntry{e}), forbid.judge([]imaEntry{e})); err != nil {
+		t.Fatalf("as it is: %v", err)
 	}
-	e.violation = true
-	if p.matches(e) {
-		t.Error("a violation matches a digest")
-	}
-	if err := (IMARule{Allow: []imaPattern{p}}).judge([]imaEntry{e}); err == nil {
-		t.Error("a violation is allowed")
+	for name, change := range map[string]func(*imaEntry){
+		"open for writing":         func(e *imaEntry) { e.violation = true },
+		"hashed in another manner": func(e *imaEntry) { e.digest = "sha1:" + e.digest },
+	} {
+		changed := e
+		change(&changed)
+		if err := allow.judge([]imaEntry{changed}); err == nil {
+			t.Errorf("%s: allowed", name)
+		}
+		if err := forbid.judge([]imaEntry{changed}); err == nil {
+			t.Errorf("%s: not forbidden, though it may be the forbidden one", name)
+		}
 	}
 }
 

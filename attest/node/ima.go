@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -150,20 +151,28 @@ type imaPattern struct {
 	SHA256 []digest `yaml:"sha256"`
 }
 
-// matches reports whether the pattern names the file. A * at the end of the
-// path stands for anything; no digests stand for any digest.
-func (p imaPattern) matches(e imaEntry) bool {
-	prefix, open := strings.CutSuffix(p.Path, "*")
-	if e.path != p.Path && !(open && strings.HasPrefix(e.path, prefix)) {
-		return false
-	}
-	if len(p.SHA256) == 0 {
-		return true
-	}
-	for _, d := range p.SHA256 {
-		if !e.violation && e.digest == "sha256:"+string(d) {
-			return true
-		}
-	}
-	return false
+// allows reports whether the pattern names the file for certain: no digests
+// stand for any digest, and an unknown digest is none of those named.
+func (p imaPattern) allows(e imaEntry) bool {
+	return p.matchesPath(e.path) && (len(p.SHA256) == 0 || e.known() && p.names(e.digest))
 }
+
+// forbids reports whether the pattern may name the file: an unknown digest may
+// be any.
+func (p imaPattern) forbids(e imaEntry) bool {
+	return p.matchesPath(e.path) && (len(p.SHA256) == 0 || !e.known() || p.names(e.digest))
+}
+
+// matchesPath compares paths; a * at the end stands for anything.
+func (p imaPattern) matchesPath(path string) bool {
+	prefix, open := strings.CutSuffix(p.Path, "*")
+	return path == p.Path || open && strings.HasPrefix(path, prefix)
+}
+
+func (p imaPattern) names(d string) bool {
+	return slices.Contains(p.SHA256, digest(strings.TrimPrefix(d, "sha256:")))
+}
+
+// known reports whether the file's SHA-256 digest is known. It is not if the
+// kernel hashes with something else.
+func (e imaEntry) known() bool { return !e.violation && strings.HasPrefix(e.digest, "sha256:") }

@@ -63,6 +63,9 @@ type socket struct{ conn net.Conn }
 func dialSocket(ctx context.Context, path string) (link, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
+		return nil, fmt.Errorf("%w: %w", err, ErrNoTPM)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -104,6 +107,9 @@ func openDevice(ctx context.Context, path string) (link, error) {
 		// was given up closes when its last command is done.
 		if err == unix.EINTR || err == unix.EBUSY && pause(ctx, wait) == nil {
 			continue
+		}
+		if err == unix.ENOENT || err == unix.ENXIO || err == unix.ENODEV {
+			return nil, fmt.Errorf("opening %s: %w: %w", path, err, ErrNoTPM)
 		}
 		return nil, fmt.Errorf("opening %s: %w", path, err)
 	}

@@ -124,14 +124,14 @@ func (n *Node) recognise(ctx context.Context) error {
 		return fmt.Errorf("loading the node's keys: storage root key: %w", err)
 	}
 	want := n.keys.SRK
-	return n.tpm.do(ctx, "recognising the TPM", creationLimit, func(tr transport.TPM) error {
-		found, err := findStorageRoot(tr, want.Handle, public)
-		if err != nil {
-			return err
-		}
-		n.keys.SRK = found
-		return nil
+	err = n.tpm.do(ctx, "recognising the TPM", creationLimit, func(tr transport.TPM) (err error) {
+		n.keys.SRK, err = findStorageRoot(tr, want.Handle, public)
+		return err
 	})
+	if err == nil && n.keys.SRK.Handle != want.Handle {
+		err = n.save()
+	}
+	return err
 }
 
 // create makes everything new and saves it before the NV counter is made, so

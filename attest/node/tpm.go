@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"time"
 
@@ -107,7 +108,7 @@ func (t *TPM) do(ctx context.Context, what string, limit time.Duration, op func(
 		case err == nil:
 			return nil
 		case ctx.Err() != nil:
-			return fmt.Errorf("%s: TPM %s gave no answer: %w", what, t.address, ctx.Err())
+			return fmt.Errorf("%s: %w: %w", what, ctx.Err(), t.explain(err))
 		case !again || time.Now().After(giveUp):
 			return fmt.Errorf("%s: %w", what, t.explain(err))
 		}
@@ -125,7 +126,7 @@ func (t *TPM) attempt(ctx context.Context, op func(transport.TPM) error) (again 
 	}
 	if t.link == nil {
 		if t.link, err = t.open(ctx); err != nil {
-			return !errors.Is(err, ErrNoTPM) && !errors.Is(err, ErrTPM12), err
+			return !errors.Is(err, fs.ErrPermission), err
 		}
 	}
 	o := &operation{ctx: ctx, link: t.link}
@@ -178,6 +179,8 @@ func (t *TPM) explain(err error) error {
 		hint = "the TPM is in lockout after wrong authorisations; wait, or run tpm2_dictionarylockout --clear-lockout"
 	case errors.Is(err, tpm2.TPMRCBadAuth), errors.Is(err, tpm2.TPMRCAuthFail):
 		hint = "a hierarchy of the TPM has a password and vouchd needs it to be empty; see tpm2_changeauth"
+	case errors.Is(err, fs.ErrPermission):
+		hint = "the daemon's user may not use the TPM; on Debian the group tss may"
 	case errors.Is(err, tpm2.TPMRCNVSpace):
 		hint = "the TPM's memory is full; list it with tpm2_getcap handles-nv-index and handles-persistent"
 	default:

@@ -49,6 +49,17 @@ func TestOpenSaysWhatIsMissing(t *testing.T) {
 	}
 }
 
+func TestSocketThatNobodyListensOnIsNoTPM(t *testing.T) {
+	t.Parallel()
+	real := tpmtest.Start(t)
+	real.Kill()
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := Open(ctx, real.Address); !errors.Is(err, ErrNoTPM) {
+		t.Errorf("Open = %v, want %v", err, ErrNoTPM)
+	}
+}
+
 func TestOperationsTakeTurns(t *testing.T) {
 	t.Parallel()
 	tpm, _ := open(t)
