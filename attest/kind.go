@@ -18,10 +18,11 @@ const (
 	Weak            Trust = iota // the process's owner can arrange it
 	ManagerEnforced              // systemd keeps it
 	KernelEnforced               // the kernel keeps it
+	TPMEnforced                  // the TPM keeps it
 )
 
 func (t Trust) String() string {
-	return [...]string{"weak", "manager-enforced", "kernel-enforced"}[t]
+	return [...]string{"weak", "manager-enforced", "kernel-enforced", "TPM-enforced"}[t]
 }
 
 // A Kind is one kind of selector.
@@ -38,8 +39,12 @@ func Kinds() []Kind { return slices.Clone(kinds) }
 
 var kinds = []Kind{
 	{"cgroup:path:", KernelEnforced, "control group of the process, from the hierarchy's root", absolutePath},
+	{"node:hostname:", Weak, "the machine's name, as it calls itself", hostname},
 	{"systemd:id:", ManagerEnforced, "system unit the process belongs to", unitName},
 	{"systemd:slice:", ManagerEnforced, "slice of that unit", sliceName},
+	{"tpm:ek:sha256:", TPMEnforced, "SHA-256 of the TPM's endorsement key", sha256Hex},
+	{"tpm:pcr:", TPMEnforced, "value of one of the TPM's PCRs, SHA-256 bank: number:value", pcrValue},
+	{"tpm:secureboot:", TPMEnforced, "whether the machine booted with Secure Boot", secureBoot},
 	{"unix:gid:", KernelEnforced, "effective group ID", id},
 	{"unix:group:", KernelEnforced, "name of the effective group", name},
 	{"unix:path:", KernelEnforced, "path where the daemon finds the very file that the process runs", absolutePath},
@@ -139,6 +144,32 @@ func unitName(s string) error {
 func sliceName(s string) error {
 	if unitName(s) != nil || !strings.HasSuffix(s, ".slice") {
 		return errors.New("want a slice name, such as system.slice")
+	}
+	return nil
+}
+
+func pcrValue(s string) error {
+	n, value, _ := strings.Cut(s, ":")
+	if pcr, err := strconv.ParseUint(n, 10, 8); err != nil || pcr > 23 || strconv.FormatUint(pcr, 10) != n {
+		return errors.New("want a PCR from 0 to 23, a colon and its value")
+	}
+	return sha256Hex(value)
+}
+
+func secureBoot(s string) error {
+	if s != "on" {
+		return errors.New("want on: what does not ask for Secure Boot does not name it")
+	}
+	return nil
+}
+
+// hostname follows hostname(7).
+func hostname(s string) error {
+	outside := func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '.')
+	}
+	if s == "" || len(s) > 253 || strings.ContainsFunc(s, outside) {
+		return errors.New("want a host name of letters, digits, hyphens and dots")
 	}
 	return nil
 }
