@@ -60,7 +60,7 @@ func kindOf(s string) (Kind, string, error) {
 	near := slices.MinFunc(kinds, func(a, b Kind) int {
 		return cmp.Compare(distance(s, a.Prefix), distance(s, b.Prefix))
 	})
-	return Kind{}, "", fmt.Errorf("selector %q is of no known kind; the nearest is %s", clip(s), near.Prefix)
+	return Kind{}, "", fmt.Errorf("selector %q is of no known kind, of which %s is nearest", clip(s), near.Prefix)
 }
 
 func clip(s string) string {
@@ -113,7 +113,7 @@ func absolutePath(s string) error {
 	}
 	for part := range strings.SplitSeq(s, "/") {
 		if part == "." || part == ".." {
-			return errors.New("want a path without . and ..")
+			return errors.New("want a path without the parts . or .. in it")
 		}
 	}
 	return nil

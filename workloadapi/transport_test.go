@@ -108,7 +108,7 @@ func serve(t testing.TB, handle func(ctx context.Context, c *connInfo) error, op
 func serveWith(t testing.TB, limits connLimits, handle func(ctx context.Context, c *connInfo) error, opts ...grpc.ServerOption) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "s")
-	l, err := listen(path)
+	l, err := listen(path, 0o666)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,84 @@
+package audit
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"time"
+)
+
+// anchorTimeout is how long the TPM may take; firmware TPMs are slow.
+const anchorTimeout = 30 * time.Second
+
+// Anchor binds the log as it stands to the TPM, and records that. It returns nil
+// where the log has no TPM, and where nothing new is there to anchor.
+//
+// It takes two records. The first announces the anchor, and the anchor covers
+// exactly the records up to it. So if a crash, or an error, comes between the
+// TPM's counter and the second record, the announcement explains why the
+// counter has a gap; without one, a gap means that records were removed.
+func (l *Log) Anchor(ctx context.Context) error {
+	if l.opt.TPM == nil {
+		return nil
+	}
+	l.anchoring.Lock()
+	defer l.anchoring.Unlock()
+	l.mu.Lock()
+	news := l.carry.unanchored()
+	l.mu.Unlock()
+	if news == 0 {
+		return nil
+	}
+	err := l.anchor(ctx)
+	l.mu.Lock()
+	l.status.AnchorErr = err
+	l.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("anchoring attestation log: %w", err)
+	}
+	return nil
+}
+
+func (l *Log) anchor(ctx context.Context) error {
+	b, err := l.append(ctx, []Record{{Event: EventAnchorIntent, Outcome: Success}}, nil)
+	if err != nil {
+		return err
+	}
+	c := b.anchored
+	tpmCtx, cancel := context.WithTimeout(ctx, anchorTimeout)
+	defer cancel()
+	made, err := l.opt.TPM.Anchor(tpmCtx, anchorDigest(l.signer.vkey, c))
+	r := Record{Event: EventAnchor, Outcome: Success}
+	e := &LogEvent{Size: c.Size, Root: base64.StdEncoding.EncodeToString(c.Root[:]), Anchor: made}
+	if err != nil {
+		r.Outcome, r.Reason, e.Anchor = Failed, err.Error(), nil
+	}
+	b, appendErr := l.append(context.WithoutCancel(ctx), []Record{r}, e)
+	if err != nil {
+		return err
+	}
+	if appendErr != nil {
+		return appendErr
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.carry.anchored, l.carry.anchor = c.Size, b.first+uint64(b.anchor)
+	l.status.Anchored, l.status.AnchorIndex, l.status.LastAnchor = c.Size, l.carry.anchor, l.opt.Now()
+	return nil
+}
+
+// anchorIfDue anchors if so many records wait for it.
+func (l *Log) anchorIfDue(ctx context.Context, records int) {
+	l.mu.Lock()
+	due := l.carry.unanchored() >= uint64(records)
+	if records > 1 && l.status.AnchorErr != nil {
+		due = false // in its time, not with every batch
+	}
+	l.mu.Unlock()
+	if !due {
+		return
+	}
+	if err := l.Anchor(ctx); err != nil && ctx.Err() == nil {
+		l.opt.Logger.Error("attestation log: no anchor", "err", err)
+	}
+}
