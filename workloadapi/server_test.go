@@ -27,6 +27,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
+	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
 
 	"github.com/vouchd/vouchd/audit"
@@ -535,4 +536,29 @@ func askAndNeverRead(conn net.Conn) error {
 		framer.WriteSettings(),
 		framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: header.Bytes(), EndHeaders: true}),
 		framer.WriteData(1, true, make([]byte, 5))) // an empty message
+}
+
+func TestReflectionListsTheStandardServiceAlone(t *testing.T) {
+	t.Parallel()
+	s := startStack(t, entry("/agent", os.Getuid()))
+	stream, err := reflectionpb.NewServerReflectionClient(dial(t, s.socket)).ServerReflectionInfo(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}}); err != nil {
+		t.Fatal(err)
+	}
+	r, err := stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var services []string
+	for _, s := range r.GetListServicesResponse().GetService() {
+		if !strings.HasPrefix(s.Name, "grpc.reflection.") {
+			services = append(services, s.Name)
+		}
+	}
+	if len(services) != 1 || services[0] != "SpiffeWorkloadAPI" {
+		t.Errorf("services are %q, want SpiffeWorkloadAPI", services)
+	}
 }
