@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
@@ -187,7 +188,8 @@ func (c *chain) key(l *Leaf) {
 			c.fail("issuing-ca", "the issuing CA's certificate can't be read: "+Escape(err.Error()), "what it signed can't be traced")
 			return
 		}
-		if !strings.EqualFold(fmt.Sprintf("%x", cert.SubjectKeyId), l.Key.KeyID) {
+		if !strings.EqualFold(fmt.Sprintf("%x", cert.SubjectKeyId), l.Key.KeyID) ||
+			len(l.Key.PublicKey) > 0 && !bytes.Equal(l.Key.PublicKey, cert.RawSubjectPublicKeyInfo) {
 			c.fail("issuing-ca", "the record names another key than the issuing CA's certificate", "what it signed can't be traced")
 		}
 		if c.node != nil && c.node.NodeKey != nil {
@@ -198,6 +200,7 @@ func (c *chain) key(l *Leaf) {
 		}
 		span.from, span.to = cert.NotBefore, cert.NotAfter
 	}
+	c.quoted(l.Key)
 	if len(c.keys) >= maxKeys {
 		for id, k := range c.keys {
 			if k.to.Before(l.Time.Add(-24 * time.Hour)) {
@@ -207,6 +210,17 @@ func (c *chain) key(l *Leaf) {
 	}
 	if len(c.keys) < maxKeys {
 		c.keys[strings.ToLower(l.Key.KeyID)] = span
+	}
+}
+
+// quoted checks the quote that was taken as the key was made.
+func (c *chain) quoted(k *Key) {
+	v, ok := c.o.TPM.(QuoteVerifier)
+	if !ok || c.node == nil || len(k.Quote) == 0 {
+		return
+	}
+	if err := v.Quote(k.Quote, sha256.Sum256(k.PublicKey)); err != nil {
+		c.fail("key-quote", Escape(err.Error()), "it is not proved in which boot state the key was made")
 	}
 }
 
@@ -316,8 +330,8 @@ func (c *chain) count(facts AnchorFacts) {
 		c.warn("counter-gap-explained", fmt.Sprintf("the TPM's counter skips %d, and as many anchors were announced and not recorded", gap),
 			"the daemon was interrupted while it made them")
 	}
-	if facts.Resets < last.Resets {
-		c.fail("resets-back", fmt.Sprintf("the TPM's reset count goes from %d to %d", last.Resets, facts.Resets), "the anchors are not in the order they were made in, or the TPM was cleared")
+	if back := int32(last.Resets - facts.Resets); back > 0 { // the TPM offsets the count, modulo 2^32
+		c.fail("resets-back", fmt.Sprintf("the TPM's reset count goes back by %d", back), "the anchors are not in the order they were made in, or the TPM was cleared")
 	}
 }
 

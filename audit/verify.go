@@ -49,6 +49,13 @@ type TPMVerifier interface {
 	Anchor(anchor []byte, digest [32]byte) (AnchorFacts, error)
 }
 
+// A QuoteVerifier is a [TPMVerifier] that also checks the quotes taken when
+// authority keys were made ([Key].Quote): quote is of the machine whose
+// statement was checked last, and digest is the SHA-256 of the public key.
+type QuoteVerifier interface {
+	Quote(quote []byte, digest [32]byte) error
+}
+
 // NodeFacts are what a statement proves.
 type NodeFacts struct {
 	EKSHA256 string           // of the EK's public key, hexadecimal
