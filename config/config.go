@@ -21,6 +21,7 @@ type Config struct {
 	EntriesDir     string               `yaml:"entries_dir" default:"/etc/vouchd/entries.d"`
 	CredentialsDir string               `yaml:"credentials_dir" default:"/etc/vouchd/credentials.d"`
 	Authority      Authority            `yaml:"authority"`
+	Node           Node                 `yaml:"node"`
 }
 
 // Authority is how the trust domain's keys are kept and how long they live.
@@ -31,6 +32,13 @@ type Authority struct {
 	JWTIssuer       string        `yaml:"jwt_issuer" like:"https://example.org"`
 	JWTKey          string        `yaml:"jwt_key" default:"sealed" oneof:"sealed tpm"`
 	JWTKeyTTL       time.Duration `yaml:"jwt_key_ttl" default:"24h" min:"2h" max:"2160h"`
+}
+
+// Node is what this machine is held to.
+type Node struct {
+	Policy        string        `yaml:"policy" default:"/etc/vouchd/node-policy.yaml"` // missing: the machine is not appraised
+	AppraiseEvery time.Duration `yaml:"appraise_every" default:"1h" min:"1m" max:"24h"`
+	EKChainDir    string        `yaml:"ek_chain_dir" default:"/etc/vouchd/ek-chain.d"`
 }
 
 // JWTKeyTPM is the value of JWTKey for a key that never leaves the TPM.
@@ -115,6 +123,8 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 		{"admin_socket", c.AdminSocket, maxSocketPath},
 		{"entries_dir", c.EntriesDir, maxPath},
 		{"credentials_dir", c.CredentialsDir, maxPath},
+		{"node.policy", c.Node.Policy, maxPath},
+		{"node.ek_chain_dir", c.Node.EKChainDir, maxPath},
 	} {
 		if p.path == "" {
 			continue
