@@ -16,6 +16,14 @@ type Options struct {
 	MaxFileSize int64         // of a file that is hashed, in bytes; default 1 GiB
 	HashTimeout time.Duration // for hashing one file; default 10 s
 	CacheSize   int           // digests of files to keep; default 4096
+
+	// Manager answers for units; nil where systemd is not PID 1. Without it
+	// there are no selectors but those that follow from the control group.
+	Manager Manager
+	// Trees says whether any entry asks for script:tree_sha256. Trees are
+	// walked, for the script's directory and its virtual environment, only
+	// while it returns true; nil means never.
+	Trees func() bool
 }
 
 // An Attester attests peers. It keeps the digests of files that it has hashed;
@@ -26,6 +34,11 @@ type Attester struct {
 	hashes   *hashes
 	names    *names
 	measured *measurements // nil where the kernel keeps no list
+	manager  Manager       // nil where there is none
+	trees    func() bool   // nil for never
+
+	units     unitCache
+	treeCache treeCache
 }
 
 // NewAttester returns an Attester for the machine it runs on.
@@ -40,6 +53,8 @@ func NewAttester(o Options) *Attester {
 		),
 		names:    newNames(),
 		measured: theseMeasurements(),
+		manager:  o.Manager,
+		trees:    o.Trees,
 	}
 }
 
@@ -132,6 +147,8 @@ type facts struct {
 	sandbox sandbox
 	verity  string // algorithm:digest of the program, "" for none
 	parent  parent
+	unit    *unitFacts // nil where there are none
+	trees   []string   // digests of the script's trees
 }
 
 // read reads what has not been observed yet.
@@ -151,7 +168,7 @@ func (a *Attester) read(ctx context.Context, p *Peer, dir procDir, buf *buffer, 
 			}
 		}
 	}
-	if at.Cgroup, err = dir.cgroup(buf); err != nil {
+	if at.Cgroup, err = dir.cgroup(a.host.hierarchy, buf); err != nil {
 		return p.explain("control group", err)
 	}
 	if f.sandbox, err = dir.sandbox(a.modules, buf); err != nil {
@@ -162,6 +179,19 @@ func (a *Attester) read(ctx context.Context, p *Peer, dir procDir, buf *buffer, 
 			if err := at.gap(ctx, p, "parent", err); err != nil {
 				return err
 			}
+		}
+	}
+	if f.unit, err = a.unit(ctx, p, dir, at, f); err != nil {
+		if err := at.gap(ctx, p, "unit", err); err != nil {
+			return err
+		}
+	}
+	if f.unit != nil {
+		at.Gaps = append(at.Gaps, f.unit.gaps...)
+	}
+	if f.trees, err = a.scriptTrees(ctx, f); err != nil {
+		if err := at.gap(ctx, p, "script's tree", err); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -242,7 +242,7 @@ func startWithPID(t testing.TB, pid int) int {
 	}
 	for range 1000 { // other processes are started as well
 		if err := os.WriteFile(last, fmt.Append(nil, pid-1), 0); err != nil {
-			t.Fatal(err)
+			t.Skip(err) // in a container
 		}
 		cmd := exec.CommandContext(t.Context(), "sleep", "600")
 		if err := cmd.Start(); err != nil {

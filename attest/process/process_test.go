@@ -213,10 +213,15 @@ func pin(t testing.TB, pid int) *Peer {
 // attestPID attests a process that may still be about to start its program.
 func attestPID(t testing.TB, a *Attester, pid int) *Attested {
 	t.Helper()
+	return attestPeer(t, a, pin(t, pid))
+}
+
+func attestPeer(t testing.TB, a *Attester, p *Peer) *Attested {
+	t.Helper()
 	var at *Attested
 	eventually(t, "the process has started", func() bool {
 		var err error
-		if at, err = a.AttestPID(t.Context(), pid); err != nil && !errors.Is(err, ErrChanged) {
+		if at, err = a.Attest(t.Context(), p); err != nil && !errors.Is(err, ErrChanged) {
 			t.Fatal(err)
 		}
 		return err == nil
