@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/vouchd/vouchd/attest"
@@ -70,6 +72,10 @@ type Attested struct {
 	Unit          string // system unit, empty where there is none
 	Selectors     attest.Selectors
 
+	// Files, and everything below Trees, are what the selectors rest on: where
+	// one of them changes, attest anew. See [Watcher].
+	Files, Trees []string
+
 	// Gaps are the facts that could not be established though the process
 	// lives. There is no selector for them, so that no entry that wants one
 	// matches.
@@ -110,6 +116,9 @@ func (a *Attester) Attest(ctx context.Context, p *Peer) (*Attested, error) {
 	if err != nil {
 		return nil, err
 	}
+	if before.status.tracer != 0 {
+		return nil, p.explain("tracer", fmt.Errorf("process %d traces it, and so speaks for it; detach the debugger", before.status.tracer))
+	}
 	if err := a.host.owns(dir); err != nil {
 		return nil, p.explain("PID namespace", err)
 	}
@@ -138,6 +147,7 @@ func (a *Attester) Attest(ctx context.Context, p *Peer) (*Attested, error) {
 	}
 	// Everything read above was about p. What follows asks the host.
 	at.Selectors = a.selectors(ctx, at, &f)
+	at.restOn(&f)
 	return at, nil
 }
 
@@ -195,6 +205,19 @@ func (a *Attester) read(ctx context.Context, p *Peer, dir procDir, buf *buffer, 
 		}
 	}
 	return nil
+}
+
+// restOn notes the files that the selectors rest on.
+func (at *Attested) restOn(f *facts) {
+	if at.Selectors.Has(attest.Selector{Type: "unix", Value: "path:" + at.Path}) {
+		at.Files = append(at.Files, at.Path)
+	}
+	if f.unit != nil {
+		at.Files = slices.AppendSeq(at.Files, maps.Keys(f.unit.files))
+		if len(f.trees) > 0 {
+			at.Trees = f.unit.roots
+		}
+	}
 }
 
 // AttestPID attests the process that has the PID now.

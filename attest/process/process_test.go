@@ -25,6 +25,8 @@ import (
 // binary, called as one of them.
 var helpers = map[string]func(args []string) error{
 	"connect": helperConnect,
+	"attest":  helperAttest,
+	"stress":  helperStress,
 }
 
 func TestMain(m *testing.M) {
