@@ -325,7 +325,7 @@ func (e *unitEvidence) findScript(s *systemd.Service) (script, interpreter strin
 		script = filepath.Join(s.WorkingDirectory, script)
 	}
 	if !plainPath(script) {
-		return "", "", fmt.Errorf("script %q has a path that is not plain; write it without . and ..", script)
+		return "", "", fmt.Errorf("script %q has a path with dots as parts; write it without them", script)
 	}
 	return script, c.Path, nil
 }
