@@ -18,6 +18,7 @@ var mayImport = map[string][]string{
 	"config":              nil,
 	"attest":              nil,
 	"audit":               nil,
+	"audit/export":        {"audit"},
 	"systemd":             nil,
 	"packaging/version":   nil,
 	"attest/node":         {"attest", "secret", "config"},

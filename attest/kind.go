@@ -18,10 +18,11 @@ const (
 	Weak            Trust = iota // the process's owner can arrange it
 	ManagerEnforced              // systemd keeps it
 	KernelEnforced               // the kernel keeps it
+	TPMEnforced                  // the TPM keeps it
 )
 
 func (t Trust) String() string {
-	return [...]string{"weak", "manager-enforced", "kernel-enforced"}[t]
+	return [...]string{"weak", "manager-enforced", "kernel-enforced", "TPM-enforced"}[t]
 }
 
 // A Kind is one kind of selector.
@@ -44,6 +45,7 @@ var kinds = []Kind{
 	{"container:runtime:", ManagerEnforced, "runtime of the container, by the control group it makes", oneOf("docker", "containerd", "podman", "cri-o", "nspawn")},
 	{"ima:sha256:", KernelEnforced, "SHA-256 of the program, which the kernel has measured itself (IMA)", sha256Hex},
 	{"nnp:", KernelEnforced, "neither the process nor its children can gain privileges by exec", oneOf("true")},
+	{"node:hostname:", Weak, "the machine's name, as it calls itself", hostname},
 	{"ns:ipc:", KernelEnforced, "whether the IPC namespace is that of PID 1", oneOf("host", "private")},
 	{"ns:mnt:", KernelEnforced, "whether the mount namespace is that of PID 1", oneOf("host", "private")},
 	{"ns:net:", KernelEnforced, "whether the network namespace is that of PID 1", oneOf("host", "private")},
@@ -63,6 +65,9 @@ var kinds = []Kind{
 	{"systemd:invocation_id:", ManagerEnforced, "this one start of the unit", hexDigits(16)},
 	{"systemd:slice:", ManagerEnforced, "slice of that unit", sliceName},
 	{"systemd:user_unit:", Weak, "unit of the user's own service manager; the user chose its name", unitName},
+	{"tpm:ek:sha256:", TPMEnforced, "SHA-256 of the TPM's endorsement key", sha256Hex},
+	{"tpm:pcr:", TPMEnforced, "value of one of the TPM's PCRs, SHA-256 bank: number:value", pcrValue},
+	{"tpm:secureboot:", TPMEnforced, "whether the machine booted with Secure Boot", secureBoot},
 	{"unix:fsverity:sha256:", KernelEnforced, "fs-verity digest of the program's file, by SHA-256", sha256Hex},
 	{"unix:fsverity:sha512:", KernelEnforced, "fs-verity digest of the program's file, by SHA-512", hexDigits(64)},
 	{"unix:gid:", KernelEnforced, "effective group ID", id},
@@ -185,6 +190,32 @@ func unitName(s string) error {
 func sliceName(s string) error {
 	if unitName(s) != nil || !strings.HasSuffix(s, ".slice") {
 		return errors.New("want a slice name, such as system.slice")
+	}
+	return nil
+}
+
+func pcrValue(s string) error {
+	n, value, _ := strings.Cut(s, ":")
+	if pcr, err := strconv.ParseUint(n, 10, 8); err != nil || pcr > 23 || strconv.FormatUint(pcr, 10) != n {
+		return errors.New("want a PCR from 0 to 23, a colon and its value")
+	}
+	return sha256Hex(value)
+}
+
+func secureBoot(s string) error {
+	if s != "on" {
+		return errors.New("want on: what does not ask for Secure Boot does not name it")
+	}
+	return nil
+}
+
+// hostname follows hostname(7).
+func hostname(s string) error {
+	outside := func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '.')
+	}
+	if s == "" || len(s) > 253 || strings.ContainsFunc(s, outside) {
+		return errors.New("want a host name of letters, digits, hyphens and dots")
 	}
 	return nil
 }

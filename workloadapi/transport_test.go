@@ -36,6 +36,8 @@ var helpers = map[string]func(args []string) error{
 	"talk":       helperTalk,
 	"send-files": helperSendFiles,
 	"forge":      helperForge,
+	"hold":       helperHold,
+	"drain":      helperDrain,
 }
 
 func TestMain(m *testing.M) {
