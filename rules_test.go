@@ -20,6 +20,8 @@ var mayImport = map[string][]string{
 	"audit":               nil,
 	"systemd":             nil,
 	"packaging/version":   nil,
+	"packaging/inventory": nil,
+	"packaging/manual":    nil,
 	"attest/node":         {"attest", "secret", "config"},
 	"attest/node/tpmtest": nil,
 	"attest/process":      {"attest", "systemd"},
