@@ -33,7 +33,7 @@ var mayImport = map[string][]string{
 // mayUse is which packages may import a module that belongs in one place.
 var mayUse = map[string][]string{
 	"google.golang.org/grpc":           {"workloadapi"},
-	"github.com/google/go-tpm":         {"attest/node"},
+	"github.com/google/go-tpm":         {"attest/node", "attest/node/tpmtest"},
 	"github.com/google/go-attestation": {"attest/node"},
 }
 

@@ -26,6 +26,7 @@ type chain struct {
 	running bool   // between start and stop
 	newBoot bool   // no start since the boot ID changed
 	news    uint64 // size up to the last record that deserves an anchor
+	pruned  uint64 // how many records retention says that it removed
 
 	node      *NodeFacts
 	statement [32]byte // digest of the one that node comes from
@@ -60,7 +61,7 @@ func (c *chain) record(l *leafAt) {
 	c.index = l.Index
 	c.rep.Events[l.Event]++
 	c.clock(&l.Leaf)
-	if l.Event != EventAnchorIntent && l.Event != EventAnchor {
+	if deservesAnchor(&l.Leaf) {
 		c.news = l.Index + 1
 	}
 	switch l.Event {
@@ -70,6 +71,10 @@ func (c *chain) record(l *leafAt) {
 		c.segment(&l.Leaf)
 	case EventRecover:
 		c.recovered(l.Log)
+	case EventPrune:
+		if l.Log != nil {
+			c.pruned = max(c.pruned, l.Log.Size)
+		}
 	case EventAnchorIntent:
 		c.announce(l)
 	case EventAnchor:
@@ -256,6 +261,9 @@ func (c *chain) anchored(l *Leaf) {
 	a := c.announced
 	c.announced = nil
 	switch {
+	case !c.whole && (a == nil || c.node == nil):
+		c.add(Note, "anchor-earlier", "the anchor rests on records from before this copy", "it was not checked; later ones are")
+		return
 	case a == nil || l.Log == nil:
 		c.fail("anchor-unannounced", "an anchor that no record announced", "the announcement was removed")
 		return
@@ -320,6 +328,11 @@ func (c *chain) end(size uint64) {
 		open = Note
 	}
 	c.index = max(size, 1) - 1
+	if first := c.rep.First; first > max(c.o.From, c.pruned) {
+		at := max(c.o.From, c.pruned)
+		c.rep.add(Finding{Severity: Failure, Name: "records-missing", Index: &at, Message: fmt.Sprintf("records %d to %d are missing", at, first-1),
+			Meaning: "no record says that retention removed them; if this copy is known to begin later, say from where"})
+	}
 	if c.running {
 		c.add(open, "open-end", "the log does not end with the daemon's stop",
 			"the daemon still ran when this copy was made, or was killed, or the end was cut off")

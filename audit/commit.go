@@ -25,14 +25,15 @@ type batch struct {
 	anchored Checkpoint // of the tree up to the announcement
 }
 
+// MaxAppend is how many records one call of [Log.Append] takes.
+const MaxAppend = 64
+
 const (
 	maxBatchRecords = 1024
 	maxBatchBytes   = 1 << 20
 	// maxBatchTail is the most that a crash can leave unfinished: a batch is
 	// closed once it is over maxBatchBytes, after one more call's records.
-	maxBatchTail = maxBatchBytes + maxAppendRecords*(MaxLeaf+frameHeader) + maxFrame + frameHeader
-	// maxAppendRecords bounds one call of Append.
-	maxAppendRecords = 64
+	maxBatchTail = maxBatchBytes + MaxAppend*(MaxLeaf+frameHeader) + maxFrame + frameHeader
 	tileEvery        = 4 * tileWidth // records between two times that tiles are written
 	keepBatchBytes   = 64 << 10      // a larger buffer isn't kept for the next batch
 )
@@ -50,13 +51,16 @@ func (l *Log) Append(ctx context.Context, rs ...Record) error {
 	if len(rs) == 0 {
 		return nil
 	}
-	if len(rs) > maxAppendRecords {
-		return fmt.Errorf("appending %d records at once; at most %d are allowed", len(rs), maxAppendRecords)
+	if len(rs) > MaxAppend {
+		return fmt.Errorf("appending %d records at once; at most %d are allowed", len(rs), MaxAppend)
 	}
 	for i := range rs {
 		if own, known := events[rs[i].Event]; own || !known {
 			return fmt.Errorf("appending record: unknown event \"%s\"", Escape(string(rs[i].Event)))
 		}
+	}
+	if l.isFull() && rs[0].Event != EventStop {
+		return ErrFull
 	}
 	_, err := l.append(ctx, rs, nil)
 	return err

@@ -20,7 +20,7 @@ import (
 // the tiles to follow.
 func (h *host) fill(l *Log, size uint64) {
 	h.t.Helper()
-	batch := make([]Record, maxAppendRecords)
+	batch := make([]Record, MaxAppend)
 	for i := range batch {
 		batch[i] = attested(i + 1)
 	}

@@ -30,6 +30,10 @@ type VerifyOptions struct {
 	// Counter is the least value that the TPM's counter is known to have: a log
 	// whose last anchor has less was rolled back.
 	Counter uint64
+	// From is the first record that the copy must have, for a copy that is known to
+	// begin later, such as an archive. What is missing before that must have been
+	// removed by the daemon's own retention, which records it.
+	From uint64
 	// Live is for a log that a daemon still writes, or a copy of one: its end may
 	// be unfinished and not anchored yet.
 	Live bool

@@ -107,6 +107,17 @@ func (s *Server) refuse(ctx context.Context, c *caller, event audit.Event, cause
 	return s.toStatus(cause, c.requestID)
 }
 
+// record appends all records, in as many batches as the log wants. If one
+// fails, the log may tell of more than was handed out, never of less.
+func (s *Server) record(ctx context.Context, records []audit.Record) error {
+	for batch := range slices.Chunk(records, audit.MaxAppend) {
+		if err := s.o.Log.Append(ctx, batch...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // record begins a record about the caller.
 func (c *caller) record(event audit.Event) audit.Record {
 	return audit.Record{

@@ -29,41 +29,61 @@ type answer[M any] struct {
 func follow[M any](s *Server, stream grpc.ServerStreamingServer[M], event audit.Event, build func(context.Context, *caller) (*answer[M], error)) error {
 	s.streams.Add(1)
 	defer s.streams.Add(-1)
-	ctx := stream.Context()
 	var held *holding
 	for {
-		next := &holding{entriesChanged: s.entriesChanged(), bundleChanged: s.o.Authority.Changed()}
-		c, err := newCaller(ctx)
+		next, err := aside(func() (*holding, error) { return advance(s, stream, event, held, build) })
 		if err != nil {
-			return s.toStatus(err, "")
-		}
-		if err := s.attest(ctx, c); err != nil {
-			return s.refuse(ctx, c, refusalEvent(event, held), err)
-		}
-		next.caller, next.sequence = c, s.o.Authority.Bundle().Sequence
-		if held.stillHolds(next) {
-			next.renew = held.renew
-		} else {
-			a, err := build(ctx, c)
-			if err == nil {
-				err = c.prove(ctx)
-			}
-			if err != nil {
-				return s.refuse(ctx, c, refusalEvent(event, held), err)
-			}
-			if err := s.o.Log.Append(ctx, a.records...); err != nil {
-				return s.toStatus(err, c.requestID)
-			}
-			if err := stream.Send(a.message); err != nil {
-				return err
-			}
-			next.renew = a.renew
+			return err
 		}
 		held = next
-		if err := s.wait(ctx, held); err != nil {
-			return s.end(ctx, held.caller, err)
+		if err := s.wait(stream.Context(), held); err != nil {
+			return s.end(stream.Context(), held.caller, err)
 		}
 	}
+}
+
+// aside calls f on a goroutine of its own. Attesting and signing need a deep
+// stack, which would stay with the stream's own goroutine while it waits, for
+// hours and a thousand times.
+func aside[T any](f func() (T, error)) (v T, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		v, err = f()
+	}()
+	<-done
+	return v, err
+}
+
+// advance attests the caller, and sends it the next message if what it holds is
+// not what it is entitled to any more.
+func advance[M any](s *Server, stream grpc.ServerStreamingServer[M], event audit.Event, held *holding, build func(context.Context, *caller) (*answer[M], error)) (*holding, error) {
+	ctx := stream.Context()
+	next := &holding{entriesChanged: s.entriesChanged(), bundleChanged: s.o.Authority.Changed()}
+	c, err := newCaller(ctx)
+	if err != nil {
+		return nil, s.toStatus(err, "")
+	}
+	if err := s.attest(ctx, c); err != nil {
+		return nil, s.refuse(ctx, c, refusalEvent(event, held), err)
+	}
+	next.caller, next.sequence = c, s.o.Authority.Bundle().Sequence
+	if held.stillHolds(next) {
+		next.renew = held.renew
+		return next, nil
+	}
+	a, err := build(ctx, c)
+	if err == nil {
+		err = c.prove(ctx)
+	}
+	if err != nil {
+		return nil, s.refuse(ctx, c, refusalEvent(event, held), err)
+	}
+	if err := s.record(ctx, a.records); err != nil {
+		return nil, s.toStatus(err, c.requestID)
+	}
+	next.renew = a.renew
+	return next, stream.Send(a.message)
 }
 
 // refusalEvent tells a request that was never answered from a stream that is
@@ -143,6 +163,8 @@ func (s *Server) end(ctx context.Context, c *caller, cause error) error {
 	case errClientEnded:
 		return s.toStatus(ctx.Err(), c.requestID)
 	case errExited:
+		// Whoever else holds the socket is told nothing more.
+		defer c.conn.conn.Close()
 		r := c.record(audit.EventStreamEnd)
 		r.Reason = cause.Error()
 		if err := s.o.Log.Append(context.WithoutCancel(ctx), r); err != nil {

@@ -41,7 +41,7 @@ func (s *Server) FetchJWTSVID(ctx context.Context, req *workload.JWTSVIDRequest)
 	if err != nil {
 		return nil, s.refuse(ctx, c, audit.EventJWTSVID, err)
 	}
-	if err := s.o.Log.Append(ctx, records...); err != nil {
+	if err := s.record(ctx, records); err != nil {
 		return nil, s.toStatus(err, c.requestID)
 	}
 	return resp, nil

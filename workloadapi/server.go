@@ -104,7 +104,6 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ReadBufferSize(bufferLen),
 		grpc.WriteBufferSize(bufferLen),
-		grpc.SharedWriteBuffer(true),
 		grpc.StaticStreamWindowSize(maxRequestLen),
 		grpc.StaticConnWindowSize(2*maxRequestLen),
 		grpc.ConnectionTimeout(10*time.Second),

@@ -106,7 +106,7 @@ func TestSocketPathThatIsTooLong(t *testing.T) {
 	l, err := listen(longest, 0o666)
 	must(t, err)
 	must(t, l.Close())
-	if l, err := listen(longest + "x", 0o666); err == nil {
+	if l, err := listen(longest+"x", 0o666); err == nil {
 		l.Close()
 		t.Error("a path of 108 bytes is taken")
 	} else if !strings.Contains(err.Error(), "108 bytes") {

@@ -28,6 +28,12 @@ const (
 	maxCertificates   = 16
 )
 
+// Handles that the TCG set aside for endorsement keys.
+const (
+	firstEKHandle = tpm2.TPMHandle(0x81010000)
+	lastEKHandle  = tpm2.TPMHandle(0x810100ff)
+)
+
 // readEndorsementKey returns the first endorsement key, in the templates'
 // order, whose certificate lies in NV memory and fits; where there is no
 // certificate at all, as in many cloud vTPMs, the RSA-2048 key without one.
@@ -38,7 +44,7 @@ func readEndorsementKey(tr transport.TPM) (endorsementKey, error) {
 	}
 	for _, template := range ekTemplates() {
 		der, err := readNV(tr, template.certificate)
-		if errors.Is(err, tpm2.TPMRCHandle) {
+		if errors.Is(err, tpm2.TPMRCHandle) || errors.Is(err, tpm2.TPMRCNVUninitialized) {
 			continue
 		}
 		if err != nil {
@@ -71,10 +77,9 @@ func readEndorsementKey(tr transport.TPM) (endorsementKey, error) {
 }
 
 // persistentKeys reads the public areas of the endorsement keys that are kept
-// loaded, in the range that the TCG set aside for them: making one anew from
-// its seed takes an RSA key's time.
+// loaded: making one anew from its seed takes an RSA key's time.
 func persistentKeys(tr transport.TPM) ([]*tpm2.TPMTPublic, error) {
-	handles, err := listHandles(tr, 0x81010000, 0x810100ff)
+	handles, err := listHandles(tr, firstEKHandle, lastEKHandle)
 	if err != nil {
 		return nil, err
 	}

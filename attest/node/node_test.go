@@ -341,7 +341,7 @@ func TestSecretsDoNotTravelInTheClear(t *testing.T) {
 	if err != nil || len(key) != sealKeyLen {
 		t.Fatalf("seal key of %d bytes, %v", len(key), err)
 	}
-	for name, secret := range map[string][]byte{"seal key": key, "counter's authorisation": n.keys.Counter.Auth} {
+	for name, secret := range map[string][]byte{"seal key": key, "counter's authorisation": n.keys.Counter.Auth.Reveal()} {
 		if bytes.Contains(seen.bytes(), secret) {
 			t.Errorf("the %s went over the bus in the clear", name)
 		}

@@ -21,21 +21,25 @@ type Options struct {
 // An Attester attests peers. It keeps the digests of files that it has hashed;
 // its methods are safe for concurrent use.
 type Attester struct {
-	host   host
-	hashes *hashes
-	names  *names
+	host     host
+	modules  modules
+	hashes   *hashes
+	names    *names
+	measured *measurements // nil where the kernel keeps no list
 }
 
 // NewAttester returns an Attester for the machine it runs on.
 func NewAttester(o Options) *Attester {
 	return &Attester{
-		host: thisHost(),
+		host:    thisHost(),
+		modules: theseModules(),
 		hashes: newHashes(
 			cmp.Or(o.MaxFileSize, 1<<30),
 			cmp.Or(o.HashTimeout, 10*time.Second),
 			cmp.Or(o.CacheSize, 4096),
 		),
-		names: newNames(),
+		names:    newNames(),
+		measured: theseMeasurements(),
 	}
 }
 
@@ -102,16 +106,9 @@ func (a *Attester) Attest(ctx context.Context, p *Peer) (*Attested, error) {
 		Device:    before.program.dev,
 		Inode:     before.program.ino,
 	}
-	if at.Path, err = dir.programPath(); err != nil {
-		return nil, p.explain("program", err)
-	}
-	if at.SHA256, err = a.hashes.sum(ctx, before.program, dir.openProgram); err != nil {
-		if err := at.gap(ctx, p, "program's digest", err); err != nil {
-			return nil, err
-		}
-	}
-	if at.Cgroup, err = dir.cgroup(buf); err != nil {
-		return nil, p.explain("control group", err)
+	f := facts{observation: before}
+	if err := a.read(ctx, p, dir, buf, at, &f); err != nil {
+		return nil, err
 	}
 
 	after, err := observe(p, dir, buf)
@@ -125,8 +122,49 @@ func (a *Attester) Attest(ctx context.Context, p *Peer) (*Attested, error) {
 		return nil, err
 	}
 	// Everything read above was about p. What follows asks the host.
-	at.Selectors = a.selectors(ctx, at, before)
+	at.Selectors = a.selectors(ctx, at, &f)
 	return at, nil
+}
+
+// facts are what selectors are made of, beside what Attested holds.
+type facts struct {
+	observation
+	sandbox sandbox
+	verity  string // algorithm:digest of the program, "" for none
+	parent  parent
+}
+
+// read reads what has not been observed yet.
+func (a *Attester) read(ctx context.Context, p *Peer, dir procDir, buf *buffer, at *Attested, f *facts) (err error) {
+	if at.Path, err = dir.programPath(); err != nil {
+		return p.explain("program", err)
+	}
+	if at.SHA256, err = a.hashes.sum(ctx, f.program, dir.openProgram); err != nil {
+		if err := at.gap(ctx, p, "program's digest", err); err != nil {
+			return err
+		}
+	}
+	if f.program.verity {
+		if f.verity, err = dir.programVerity(f.program); err != nil {
+			if err := at.gap(ctx, p, "program's fs-verity digest", err); err != nil {
+				return err
+			}
+		}
+	}
+	if at.Cgroup, err = dir.cgroup(buf); err != nil {
+		return p.explain("control group", err)
+	}
+	if f.sandbox, err = dir.sandbox(a.modules, buf); err != nil {
+		return p.explain("sandbox", err)
+	}
+	if f.status.parent > 1 { // PID 1 is everybody's
+		if f.parent, err = a.parent(ctx, f.status.parent, buf); err != nil {
+			if err := at.gap(ctx, p, "parent", err); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // AttestPID attests the process that has the PID now.

@@ -73,6 +73,35 @@ func unitOf(cgroup string) (unit, slice string, ok bool) {
 	return "", "", false // in a slice itself
 }
 
+// sliceOf returns the innermost slice of a control group, whoever made it, and
+// "" where there is none.
+func sliceOf(cgroup string) (slice string) {
+	for part := range strings.SplitSeq(cgroup, "/") {
+		name := unescape(part)
+		if !isUnitName(name) || !strings.HasSuffix(name, ".slice") {
+			break
+		}
+		slice = name
+	}
+	return slice
+}
+
+// userUnitOf returns the unit of a user's own service manager that a control
+// group, given without the leading slash, belongs to, or "". The user chose
+// its name.
+func userUnitOf(cgroup string) string {
+	unit, _, ok := unitOf(cgroup)
+	if !ok || !strings.HasPrefix(unit, "user@") {
+		return ""
+	}
+	_, below, ok := strings.Cut(cgroup, "/"+unit+"/")
+	if !ok {
+		return ""
+	}
+	unit, _, _ = unitOf(below)
+	return unit
+}
+
 // unescape takes off the underscore that systemd puts before a name that
 // would be read as one of the kernel's files.
 func unescape(part string) string { return strings.TrimPrefix(part, "_") }

@@ -11,9 +11,10 @@ import (
 
 // A host is what the Attester knows of the machine, or container, it runs on.
 type host struct {
-	pidNS, userNS nsID
-	systemd       bool   // systemd is PID 1
-	root          string // control group that systemd's slices lie in, "" for the root
+	pidNS, userNS nsID                      // the daemon's
+	namespaces    [len(namespaceKinds)]nsID // of PID 1; zero where not known
+	systemd       bool                      // systemd is PID 1
+	root          string                    // control group that systemd's slices lie in, "" for the root
 }
 
 func thisHost() host {
@@ -22,6 +23,10 @@ func thisHost() host {
 	// namespace is a foreign one.
 	h.pidNS, _ = namespace(unix.AT_FDCWD, "/proc/self/ns/pid")
 	h.userNS, _ = namespace(unix.AT_FDCWD, "/proc/self/ns/user")
+	// The daemon may be in a mount namespace of its own, hardened as it is.
+	for i, kind := range namespaceKinds {
+		h.namespaces[i], _ = namespace(unix.AT_FDCWD, "/proc/1/ns/"+kind)
+	}
 	h.root, h.systemd = systemdRoot()
 	return h
 }

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -293,4 +294,13 @@ func rewrite() error {
 		copy(unsafe.Slice(unsafe.StringData(arg), len(arg)), strings.Repeat("/usr/bin/trusted ", len(arg)))
 	}
 	return os.WriteFile("/proc/self/comm", []byte("trusted) S 1 ("), 0)
+}
+
+func pidIn(t testing.TB, out []byte) int {
+	t.Helper()
+	pid, err := strconv.Atoi(strings.TrimSpace(string(out)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
 }
