@@ -151,7 +151,7 @@ func (a *Attester) read(ctx context.Context, p *Peer, dir procDir, buf *buffer, 
 			}
 		}
 	}
-	if at.Cgroup, err = dir.cgroup(buf); err != nil {
+	if at.Cgroup, err = a.host.cgroup(dir, buf); err != nil {
 		return p.explain("control group", err)
 	}
 	if f.sandbox, err = dir.sandbox(a.modules, buf); err != nil {

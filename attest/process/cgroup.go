@@ -4,22 +4,33 @@ import (
 	"bytes"
 	"errors"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // cgroup returns the process's control group in the hierarchy that systemd
 // uses: the unified one of version 2, or name=systemd on a hybrid host.
-func (d procDir) cgroup(buf *buffer) (string, error) {
+func (h host) cgroup(d procDir, buf *buffer) (string, error) {
 	b, err := d.read("cgroup", buf)
 	if err != nil {
 		return "", err
 	}
-	return parseCgroup(b)
+	return parseCgroup(b, h.unified)
+}
+
+// isUnified reports whether the unified hierarchy is where systemd expects its
+// own. It then uses no other: a hierarchy name=systemd that is listed
+// nevertheless is that of the host which this is a container on.
+func isUnified() bool {
+	var st unix.Statfs_t
+	return unix.Statfs("/sys/fs/cgroup", &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
 }
 
 // parseCgroup follows cgroups(7): lines of hierarchy:controllers:path. The
 // path is relative to the daemon's control group namespace and may hold
-// colons but no new line, which the kernel refuses in names.
-func parseCgroup(b []byte) (string, error) {
+// colons but no new line, which the kernel refuses in names. With onlyUnified
+// the others do not count.
+func parseCgroup(b []byte, onlyUnified bool) (string, error) {
 	var unified, named string
 	for line := range bytes.Lines(b) {
 		line, ok := bytes.CutSuffix(line, []byte("\n"))
@@ -34,6 +45,9 @@ func parseCgroup(b []byte) (string, error) {
 		target := &unified
 		switch {
 		case string(controllers) == "name=systemd":
+			if onlyUnified {
+				continue
+			}
 			target = &named
 		case string(id) != "0" || len(controllers) != 0:
 			continue
