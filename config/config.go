@@ -21,6 +21,7 @@ type Config struct {
 	EntriesDir     string               `yaml:"entries_dir" default:"/etc/vouchd/entries.d"`
 	CredentialsDir string               `yaml:"credentials_dir" default:"/etc/vouchd/credentials.d"`
 	Authority      Authority            `yaml:"authority"`
+	Log            Log                  `yaml:"log"`
 }
 
 // Authority is how the trust domain's keys are kept and how long they live.
@@ -31,6 +32,16 @@ type Authority struct {
 	JWTIssuer       string        `yaml:"jwt_issuer" like:"https://example.org"`
 	JWTKey          string        `yaml:"jwt_key" default:"sealed" oneof:"sealed tpm"`
 	JWTKeyTTL       time.Duration `yaml:"jwt_key_ttl" default:"24h" min:"2h" max:"2160h"`
+}
+
+// Log is how the attestation log is anchored, bounded and handed on.
+type Log struct {
+	AnchorEvery time.Duration `yaml:"anchor_every" default:"1m" min:"1s" max:"24h"`
+	MaxMiB      int           `yaml:"max_mib" default:"4096" min:"64" max:"1048576"`
+	KeepFor     time.Duration `yaml:"keep_for" default:"2160h" min:"1h" max:"87600h"`
+	OCSF        bool          `yaml:"ocsf" default:"false"`
+	Journal     bool          `yaml:"journal" default:"false"`
+	OTLP        bool          `yaml:"otlp" default:"false"`
 }
 
 // JWTKeyTPM is the value of JWTKey for a key that never leaves the TPM.
