@@ -22,6 +22,7 @@ type Config struct {
 	CredentialsDir string               `yaml:"credentials_dir" default:"/etc/vouchd/credentials.d"`
 	Authority      Authority            `yaml:"authority"`
 	Node           Node                 `yaml:"node"`
+	Log            Log                  `yaml:"log"`
 }
 
 // Authority is how the trust domain's keys are kept and how long they live.
@@ -39,6 +40,16 @@ type Node struct {
 	Policy        string        `yaml:"policy" default:"/etc/vouchd/node-policy.yaml"` // missing: the machine is not appraised
 	AppraiseEvery time.Duration `yaml:"appraise_every" default:"1h" min:"1m" max:"24h"`
 	EKChainDir    string        `yaml:"ek_chain_dir" default:"/etc/vouchd/ek-chain.d"`
+}
+
+// Log is how the attestation log is anchored, bounded and handed on.
+type Log struct {
+	AnchorEvery time.Duration `yaml:"anchor_every" default:"1m" min:"1s" max:"24h"`
+	MaxMiB      int           `yaml:"max_mib" default:"4096" min:"64" max:"1048576"`
+	KeepFor     time.Duration `yaml:"keep_for" default:"2160h" min:"1h" max:"87600h"`
+	OCSF        bool          `yaml:"ocsf" default:"false"`
+	Journal     bool          `yaml:"journal" default:"false"`
+	OTLP        bool          `yaml:"otlp" default:"false"`
 }
 
 // JWTKeyTPM is the value of JWTKey for a key that never leaves the TPM.

@@ -40,6 +40,7 @@ func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
 			AppraiseEvery: time.Hour,
 			EKChainDir:    "/etc/vouchd/ek-chain.d",
 		},
+		Log: Log{AnchorEvery: time.Minute, MaxMiB: 4096, KeepFor: 2160 * time.Hour},
 	}
 	if diff := cmp.Diff(want, c, cmp.Comparer(func(a, b spiffeid.TrustDomain) bool { return a == b })); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

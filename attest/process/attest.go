@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/vouchd/vouchd/attest"
@@ -16,6 +18,14 @@ type Options struct {
 	MaxFileSize int64         // of a file that is hashed, in bytes; default 1 GiB
 	HashTimeout time.Duration // for hashing one file; default 10 s
 	CacheSize   int           // digests of files to keep; default 4096
+
+	// Manager answers for units; nil where systemd is not PID 1. Without it
+	// there are no selectors but those that follow from the control group.
+	Manager Manager
+	// Trees says whether any entry asks for script:tree_sha256. Trees are
+	// walked, for the script's directory and its virtual environment, only
+	// while it returns true; nil means never.
+	Trees func() bool
 }
 
 // An Attester attests peers. It keeps the digests of files that it has hashed;
@@ -26,6 +36,11 @@ type Attester struct {
 	hashes   *hashes
 	names    *names
 	measured *measurements // nil where the kernel keeps no list
+	manager  Manager       // nil where there is none
+	trees    func() bool   // nil for never
+
+	units     unitCache
+	treeCache treeCache
 }
 
 // NewAttester returns an Attester for the machine it runs on.
@@ -40,6 +55,8 @@ func NewAttester(o Options) *Attester {
 		),
 		names:    newNames(),
 		measured: theseMeasurements(),
+		manager:  o.Manager,
+		trees:    o.Trees,
 	}
 }
 
@@ -54,6 +71,10 @@ type Attested struct {
 	Cgroup        string // control group as the kernel reports it: untrusted text
 	Unit          string // system unit, empty where there is none
 	Selectors     attest.Selectors
+
+	// Files, and everything below Trees, are what the selectors rest on: where
+	// one of them changes, attest anew. See [Watcher].
+	Files, Trees []string
 
 	// Gaps are the facts that could not be established though the process
 	// lives. There is no selector for them, so that no entry that wants one
@@ -95,6 +116,9 @@ func (a *Attester) Attest(ctx context.Context, p *Peer) (*Attested, error) {
 	if err != nil {
 		return nil, err
 	}
+	if before.status.tracer != 0 {
+		return nil, p.explain("tracer", fmt.Errorf("process %d traces it, and so speaks for it; detach the debugger", before.status.tracer))
+	}
 	if err := a.host.owns(dir); err != nil {
 		return nil, p.explain("PID namespace", err)
 	}
@@ -123,6 +147,7 @@ func (a *Attester) Attest(ctx context.Context, p *Peer) (*Attested, error) {
 	}
 	// Everything read above was about p. What follows asks the host.
 	at.Selectors = a.selectors(ctx, at, &f)
+	at.restOn(&f)
 	return at, nil
 }
 
@@ -132,6 +157,8 @@ type facts struct {
 	sandbox sandbox
 	verity  string // algorithm:digest of the program, "" for none
 	parent  parent
+	unit    *unitFacts // nil where there are none
+	trees   []string   // digests of the script's trees
 }
 
 // read reads what has not been observed yet.
@@ -151,7 +178,7 @@ func (a *Attester) read(ctx context.Context, p *Peer, dir procDir, buf *buffer, 
 			}
 		}
 	}
-	if at.Cgroup, err = dir.cgroup(buf); err != nil {
+	if at.Cgroup, err = dir.cgroup(a.host.hierarchy, buf); err != nil {
 		return p.explain("control group", err)
 	}
 	if f.sandbox, err = dir.sandbox(a.modules, buf); err != nil {
@@ -164,7 +191,33 @@ func (a *Attester) read(ctx context.Context, p *Peer, dir procDir, buf *buffer, 
 			}
 		}
 	}
+	if f.unit, err = a.unit(ctx, p, dir, at, f); err != nil {
+		if err := at.gap(ctx, p, "unit", err); err != nil {
+			return err
+		}
+	}
+	if f.unit != nil {
+		at.Gaps = append(at.Gaps, f.unit.gaps...)
+	}
+	if f.trees, err = a.scriptTrees(ctx, f); err != nil {
+		if err := at.gap(ctx, p, "script's tree", err); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// restOn notes the files that the selectors rest on.
+func (at *Attested) restOn(f *facts) {
+	if at.Selectors.Has(attest.Selector{Type: "unix", Value: "path:" + at.Path}) {
+		at.Files = append(at.Files, at.Path)
+	}
+	if f.unit != nil {
+		at.Files = slices.AppendSeq(at.Files, maps.Keys(f.unit.files))
+		if len(f.trees) > 0 {
+			at.Trees = f.unit.roots
+		}
+	}
 }
 
 // AttestPID attests the process that has the PID now.

@@ -31,7 +31,7 @@ func (a *Attester) parent(ctx context.Context, pid int, buf *buffer) (parent, er
 	if err != nil {
 		return parent{}, err
 	}
-	cgroup, err := dir.cgroup(buf)
+	cgroup, err := dir.cgroup(a.host.hierarchy, buf)
 	if err != nil {
 		return parent{}, err
 	}

@@ -40,6 +40,7 @@ type daemon struct {
 	attester  *process.Attester
 	server    *workloadapi.Server
 	appraiser *appraiser
+	exports   []*exported
 
 	mu      sync.Mutex // guards what follows
 	digest  [32]byte   // of the entries in force
@@ -65,6 +66,10 @@ func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.closeLog(ctx, err)) }()
+	if err := d.openExports(ctx); err != nil {
+		return err
+	}
+	defer d.closeExports()
 	if err := d.openIdentity(ctx); err != nil {
 		return err
 	}
@@ -84,6 +89,9 @@ func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) erro
 	group.Go(func() error { d.authority.Run(ctx); return nil })
 	group.Go(func() error { return d.watch(ctx) })
 	group.Go(func() error { return d.appraiser.run(ctx) })
+	for _, x := range d.exports {
+		group.Go(func() error { x.Run(ctx); return nil })
+	}
 	group.Go(func() error { return systemd.Watchdog(ctx, d.selfCheck) })
 	d.slog.Info("serving", "socket", d.config.AgentSocket, "trust_domain", d.config.TrustDomain,
 		"after", time.Since(d.started).Round(time.Millisecond))
