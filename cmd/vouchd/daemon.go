@@ -37,7 +37,9 @@ type daemon struct {
 	node      *node.Node
 	log       *audit.Log
 	authority *identity.Authority
+	units     *systemd.Units
 	attester  *process.Attester
+	watcher   *process.Watcher
 	server    *workloadapi.Server
 	exports   []*exported
 
@@ -115,6 +117,12 @@ func (d *daemon) openNode(ctx context.Context) (err error) {
 
 func (d *daemon) close() error {
 	var errs []error
+	if d.watcher != nil {
+		errs = append(errs, d.watcher.Close())
+	}
+	if d.units != nil {
+		errs = append(errs, d.units.Close())
+	}
 	if d.tpm != nil {
 		errs = append(errs, d.tpm.Close())
 	}
@@ -128,13 +136,21 @@ func (d *daemon) close() error {
 // Entries that are not in order do not keep the daemon from starting: nobody is
 // issued anything until they are mended.
 func (d *daemon) openIdentity(ctx context.Context) error {
+	d.units = new(systemd.Units)
+	o := process.Options{Trees: func() bool { return d.server.Wants("script:tree_sha256") }}
+	if systemd.IsManager() {
+		o.Manager = d.units
+	}
+	d.attester = process.NewAttester(o)
 	var err error
-	d.attester = process.NewAttester(process.Options{})
+	if d.watcher, err = process.NewWatcher(); err != nil {
+		return err
+	}
 	if d.authority, err = d.openAuthority(ctx); err != nil {
 		return err
 	}
 	d.server = workloadapi.New(workloadapi.Options{
-		Attester: d.attester, Authority: d.authority, Log: d.log, Logger: d.slog,
+		Attester: d.attester, Watcher: d.watcher, Authority: d.authority, Log: d.log, Logger: d.slog,
 	})
 	d.reload(ctx)
 	return nil
