@@ -195,6 +195,9 @@ func TestForgedEvidenceIsRefused(t *testing.T) {
 			e.EK = ek
 		}, "activation", ErrActivation},
 		{"no activation", func(e *evidence, g *Given) { g.Activation = nil }, "activation", ErrActivation},
+		{"an activation of another endorsement key", func(e *evidence, g *Given) {
+			g.Activation = &Activation{EKSHA256: other.EKSHA256(), AKName: m.AKName()}
+		}, "activation", ErrActivation},
 		{"another machine's activation", func(e *evidence, g *Given) { g.Activation = othersGiven.Activation }, "activation", ErrActivation},
 		{"no event log", func(e *evidence, g *Given) { e.EventLog = nil }, "event log", ErrEventLog},
 		{"another boot's event log", func(e *evidence, g *Given) {
@@ -218,12 +221,35 @@ func TestForgedEvidenceIsRefused(t *testing.T) {
 		})
 	}
 	for name, text := range map[string]string{
-		"nothing": "", "an unknown field": `{"version":1,"extra":1}`, "an unknown version": `{"version":2}`,
-		"no fields": `{"version":1}`, "deep": strings.Repeat(`{"quote":`, 100_000),
+		"nothing": "", "an unknown field": `{"extra":1,` + string(e[1:]), "an unknown version": `{"version":2}`,
+		"two documents": string(e) + "{}",
+		"no fields":     `{"version":1}`, "deep": strings.Repeat(`{"quote":`, 100_000),
 	} {
 		t.Run(name, func(t *testing.T) {
 			refused(t, Appraise([]byte(text), p, given), "evidence", nil)
 		})
+	}
+}
+
+func TestSecureBootKeysAreJudged(t *testing.T) {
+	t.Parallel()
+	named := SecureBootRule{Keys: []digest{other}}
+	for _, tt := range []struct {
+		name string
+		rule SecureBootRule
+		is   secureBoot
+		want bool
+	}{
+		{"the key that is named", named, secureBoot{on: true, authorities: []string{other}}, true},
+		{"another key besides", named, secureBoot{on: true, authorities: []string{other, "cd"}}, false},
+		{"no key", named, secureBoot{on: true}, false},
+		{"digests that may boot without a key", named, secureBoot{on: true, authorities: []string{other}, hashes: true}, false},
+		{"any key where none is named", SecureBootRule{Required: true}, secureBoot{on: true, authorities: []string{"cd"}, hashes: true}, true},
+		{"off", SecureBootRule{Required: true}, secureBoot{}, false},
+	} {
+		if err := tt.rule.judge(tt.is); (err == nil) != tt.want {
+			t.Errorf("%s: %v", tt.name, err)
+		}
 	}
 }
 
@@ -361,7 +387,7 @@ func tpmName(t *testing.T, manufacturer, model, version string) []byte {
 func TestPlatformsThatCertifyAnAttestationKey(t *testing.T) {
 	t.Parallel()
 	real := tpmtest.Start(t)
-	cloud := newCloud(t, real, tpm2.TPMAObject{Restricted: true})
+	cloud, otherKeys := newCloud(t, real, tpm2.TPMAObject{Restricted: true})
 	m := booted(t, "uki-secureboot", real)
 	e, given := m.evidence(t)
 	given.Activation = nil // there is no endorsement key that anybody certified
@@ -385,6 +411,7 @@ func TestPlatformsThatCertifyAnAttestationKey(t *testing.T) {
 		"another machine's certification": func(a *platformAK) { a.Certified = others.Platform.Certified },
 		"another machine's certificate":   func(a *platformAK) { a.Certificates = others.Platform.Certificates },
 		"another machine's platform key":  func(a *platformAK) { *a = *others.Platform },
+		"another key's certificate":       func(a *platformAK) { a.Certificates = [][]byte{otherKeys} },
 		"no certificate":                  func(a *platformAK) { a.Certificates = nil },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -400,15 +427,16 @@ func TestPlatformsThatCertifyAnAttestationKey(t *testing.T) {
 	})
 	t.Run("a platform key that signs anything", func(t *testing.T) {
 		real := tpmtest.Start(t)
-		root := newCloud(t, real, tpm2.TPMAObject{})
+		root, _ := newCloud(t, real, tpm2.TPMAObject{})
 		e, given := booted(t, "uki-secureboot", real).evidence(t)
 		p := policy(t, "endorsement:\n  platform_roots:\n"+yamlPEM(root)+"boot_state: any\n")
 		refused(t, Appraise(e, p, given), "endorsement", ErrAK)
 	})
 }
 
-// newCloud equips a TPM as Azure does and returns its root.
-func newCloud(t *testing.T, real *tpmtest.TPM, a tpm2.TPMAObject) (root []byte) {
+// newCloud equips a TPM as Azure does and returns its root, and a certificate
+// that the same root issued for another key.
+func newCloud(t *testing.T, real *tpmtest.TPM, a tpm2.TPMAObject) (root, others []byte) {
 	t.Helper()
 	ca, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
@@ -460,9 +488,12 @@ func newCloud(t *testing.T, real *tpmtest.TPM, a tpm2.TPMAObject) (root []byte) 
 		if err != nil {
 			return err
 		}
+		if others, err = x509.CreateCertificate(rand.Reader, leaf, template, &ca.PublicKey, ca); err != nil {
+			return err
+		}
 		return writeNV(tr, azureAKCertificate, der)
 	})
-	return root
+	return root, others
 }
 
 func writeNV(tr transport.TPM, index tpm2.TPMHandle, data []byte) error {

@@ -259,6 +259,32 @@ func TestSignerTakesSHA256Only(t *testing.T) {
 	}
 }
 
+// Whoever sits on the bus can change what comes back.
+func TestSignatureThatDoesNotVerifyIsNotPassedOn(t *testing.T) {
+	t.Parallel()
+	tpm, _ := open(t)
+	n := load(t, tpm, store(t))
+	inner := tpm.open
+	tpm.open = func(ctx context.Context) (link, error) {
+		l, err := inner(ctx)
+		return lyingLink{l}, err
+	}
+	if err := sign(n.Signer()); err == nil || !strings.Contains(err.Error(), "does not verify") {
+		t.Errorf("Sign = %v", err)
+	}
+}
+
+// A lyingLink changes a bit of each signature.
+type lyingLink struct{ link }
+
+func (l lyingLink) exchange(ctx context.Context, command []byte) ([]byte, error) {
+	response, err := l.link.exchange(ctx, command)
+	if err == nil && bytes.Equal(command[6:10], []byte{0, 0, 1, 0x5d}) { // TPM2_Sign
+		response[headerLen+4+4+2+5] ^= 1 // parameter length, algorithms, R's length
+	}
+	return response, err
+}
+
 func TestSealedSecrets(t *testing.T) {
 	t.Parallel()
 	tpm, _ := open(t)

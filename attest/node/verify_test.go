@@ -113,7 +113,7 @@ func TestQuotesVerify(t *testing.T) {
 // an attacker who owns the host could.
 func TestForgedStatementsAreRefused(t *testing.T) {
 	t.Parallel()
-	tpm, _ := open(t)
+	tpm, real := open(t)
 	n := load(t, tpm, store(t))
 	other := load(t, reopen(t, tpmtest.StartManufactured(t).Address), store(t))
 	logKey := newLogKey(t)
@@ -178,6 +178,17 @@ func TestForgedStatementsAreRefused(t *testing.T) {
 			p.Attributes.NT = tpm2.TPMNTOrdinary
 			s.Counter.Public = tpm2.Marshal(p)
 		}, ErrCounter},
+		{"an ordinary NV index, certified", func(t *testing.T, s *statement) {
+			p := counterPublic(n.keys.Counter.Index)
+			p.Attributes.NT = tpm2.TPMNTOrdinary
+			s.Counter = certifiedPublic{tpm2.Marshal(p), ordinaryIndex(t, n, real, about)}
+		}, ErrCounter},
+		{"a certified node key that may leave the TPM", func(t *testing.T, s *statement) {
+			template := signingTemplate()
+			template.ObjectAttributes.FixedTPM, template.ObjectAttributes.FixedParent = false, false
+			b := created(t, n, template)
+			s.NodeKey = certifiedKey{b.Public, certified(t, n, n.keys.AK, b, keyPurpose("node"))}
+		}, ErrKey},
 		{"a counter the owner may write", func(t *testing.T, s *statement) {
 			p := counterPublic(n.keys.Counter.Index)
 			p.Attributes.OwnerWrite = true
@@ -210,7 +221,7 @@ func TestForgedStatementsAreRefused(t *testing.T) {
 		}
 	})
 	for name, text := range map[string]string{
-		"nothing": "", "an array": "[]", "an unknown field": `{"version":1,"extra":1}`,
+		"nothing": "", "an array": "[]", "an unknown field": `{"extra":1,` + string(encode(t, good)[1:]),
 		"two documents": string(encode(t, good)) + "{}", "too long": string(make([]byte, MaxStatementLen+1)),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -290,6 +301,7 @@ func TestForgedAnchorsAreRefused(t *testing.T) {
 		{"a quote of another checkpoint", func(a *anchorDocument) { a.Quote = earlier.Quote }, ErrNonce},
 		{"a quote from before", func(a *anchorDocument) { *a = anchorDocument{1, later.Counter, good.Quote} }, ErrNonce},
 		{"a quote from after a reboot", func(a *anchorDocument) { a.Quote = rebooted.Quote }, ErrNonce},
+		{"a quote from before a reboot", func(a *anchorDocument) { a.Counter = rebooted.Counter }, ErrNonce},
 		{"counter and quote changed about", func(a *anchorDocument) { a.Counter, a.Quote = a.Quote, a.Counter }, ErrType},
 		{"an index that holds any number", func(a *anchorDocument) { a.Counter = ordinary }, ErrCounter},
 		{"a changed count", func(a *anchorDocument) { a.Counter.Attested = flip(a.Counter.Attested, len(a.Counter.Attested)-1) }, ErrSignature},
@@ -444,6 +456,21 @@ func quoteOf(t *testing.T, n *Node, bank tpm2.TPMAlgID, pcrs []uint, data []byte
 		t.Fatal(err)
 	}
 	return q
+}
+
+func created(t *testing.T, n *Node, template tpm2.TPMTPublic) (b blob) {
+	t.Helper()
+	err := n.tpm.do(t.Context(), "making a key", operationLimit, func(tr transport.TPM) error {
+		r, err := tpm2.Create{ParentHandle: n.parent(tpm2.PasswordAuth(nil)), InPublic: tpm2.New2B(template)}.Execute(tr)
+		if err == nil {
+			b = newBlob(r)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 func certified(t *testing.T, n *Node, ak, key blob, data []byte) (s signed) {
