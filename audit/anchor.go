@@ -11,7 +11,8 @@ import (
 const anchorTimeout = 30 * time.Second
 
 // Anchor binds the log as it stands to the TPM, and records that. It returns nil
-// where the log has no TPM, and where nothing new is there to anchor.
+// where the log has no TPM, where no statement on the TPM's keys was recorded
+// yet, and where nothing new is there to anchor.
 //
 // It takes two records. The first announces the anchor, and the anchor covers
 // exactly the records up to it. So if a crash, or an error, comes between the
@@ -24,9 +25,9 @@ func (l *Log) Anchor(ctx context.Context) error {
 	l.anchoring.Lock()
 	defer l.anchoring.Unlock()
 	l.mu.Lock()
-	news := l.carry.unanchored()
+	due := l.carry.start != nil && l.carry.unanchored() > 0
 	l.mu.Unlock()
-	if news == 0 {
+	if !due {
 		return nil
 	}
 	err := l.anchor(ctx)
@@ -67,10 +68,20 @@ func (l *Log) anchor(ctx context.Context) error {
 	return nil
 }
 
+// deservesAnchor tells whether a record is worth an anchor: neither anchors nor
+// what a segment repeats are, or anchoring would never end.
+func deservesAnchor(l *Leaf) bool {
+	switch l.Event {
+	case EventAnchorIntent, EventAnchor, EventSegment:
+		return false
+	}
+	return l.Log == nil || !l.Log.Repeated
+}
+
 // anchorIfDue anchors if so many records wait for it.
 func (l *Log) anchorIfDue(ctx context.Context, records int) {
 	l.mu.Lock()
-	due := l.carry.unanchored() >= uint64(records)
+	due := l.carry.start != nil && l.carry.unanchored() >= uint64(records)
 	if records > 1 && l.status.AnchorErr != nil {
 		due = false // in its time, not with every batch
 	}

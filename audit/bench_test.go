@@ -84,3 +84,67 @@ func percentiles(b *testing.B, took []time.Duration) {
 	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-µs")
 	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
 }
+
+// BenchmarkVerify measures records a second of one core, for logs written by
+// many at once and by one alone, whose every record has a signature.
+func BenchmarkVerify(b *testing.B) {
+	for _, perBatch := range []int{MaxAppend, 1} {
+		b.Run(fmt.Sprintf("batch=%d", perBatch), func(b *testing.B) {
+			const records = 20_000
+			h := newHost(b)
+			h.opt.SegmentBytes = 1 << 30 // all in one, without tiles
+			l := h.start()
+			rs := slices.Repeat([]Record{attested(7)}, perBatch)
+			for l.Status().Size < records {
+				h.append(l, rs...)
+			}
+			h.stop(l)
+			size := l.Status().Size
+			m := h.image()
+			for name := range m {
+				if name != segmentName(0) {
+					delete(m, name)
+				}
+			}
+			b.SetBytes(int64(len(m[segmentName(0)].Data)))
+			b.ReportAllocs()
+			for b.Loop() {
+				if r := verifyImage(b, m, withTPM()); !r.OK {
+					b.Fatal(r.Verdict)
+				}
+			}
+			b.ReportMetric(float64(size)*float64(b.N)/b.Elapsed().Seconds(), "records/s")
+		})
+	}
+}
+
+// BenchmarkOpen measures how long a daemon's start waits for a log whose last
+// segment is full, after a clean stop and after a crash.
+func BenchmarkOpen(b *testing.B) {
+	for _, clean := range []bool{true, false} {
+		b.Run(fmt.Sprintf("clean=%v", clean), func(b *testing.B) {
+			h := newHost(b)
+			l := h.start()
+			for l.Status().SegmentLen < 7<<20 {
+				h.append(l, slices.Repeat([]Record{attested(7)}, MaxAppend)...)
+			}
+			h.stop(l)
+			for b.Loop() {
+				b.StopTimer()
+				if !clean {
+					os.Remove(filepath.Join(h.dir, checkpointName))
+				}
+				b.StartTimer()
+				l, err := Open(h.dir, h.opt)
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				if err := l.Close(context.Background()); err != nil {
+					b.Fatal(err)
+				}
+				b.StartTimer()
+			}
+		})
+	}
+}

@@ -1,7 +1,6 @@
 package audit
 
 import (
-	"fmt"
 	"slices"
 	"time"
 )
@@ -65,9 +64,7 @@ func (l *Log) repeat(put func(*Record, *LogEvent) error) error {
 		return err
 	}
 	for i := range c.keys {
-		r := c.keys[i]
-		r.Reason = fmt.Sprintf("repeated from before record %d", l.next)
-		if err := put(&r, nil); err != nil {
+		if err := put(&c.keys[i], &LogEvent{Repeated: true}); err != nil {
 			return err
 		}
 	}

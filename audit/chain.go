@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
@@ -26,6 +27,7 @@ type chain struct {
 	running bool   // between start and stop
 	newBoot bool   // no start since the boot ID changed
 	news    uint64 // size up to the last record that deserves an anchor
+	pruned  uint64 // how many records retention says that it removed
 
 	node      *NodeFacts
 	statement [32]byte // digest of the one that node comes from
@@ -60,7 +62,7 @@ func (c *chain) record(l *leafAt) {
 	c.index = l.Index
 	c.rep.Events[l.Event]++
 	c.clock(&l.Leaf)
-	if l.Event != EventAnchorIntent && l.Event != EventAnchor {
+	if deservesAnchor(&l.Leaf) {
 		c.news = l.Index + 1
 	}
 	switch l.Event {
@@ -70,6 +72,10 @@ func (c *chain) record(l *leafAt) {
 		c.segment(&l.Leaf)
 	case EventRecover:
 		c.recovered(l.Log)
+	case EventPrune:
+		if l.Log != nil {
+			c.pruned = max(c.pruned, l.Log.Size)
+		}
 	case EventAnchorIntent:
 		c.announce(l)
 	case EventAnchor:
@@ -182,7 +188,8 @@ func (c *chain) key(l *Leaf) {
 			c.fail("issuing-ca", "the issuing CA's certificate can't be read: "+Escape(err.Error()), "what it signed can't be traced")
 			return
 		}
-		if !strings.EqualFold(fmt.Sprintf("%x", cert.SubjectKeyId), l.Key.KeyID) {
+		if !strings.EqualFold(fmt.Sprintf("%x", cert.SubjectKeyId), l.Key.KeyID) ||
+			len(l.Key.PublicKey) > 0 && !bytes.Equal(l.Key.PublicKey, cert.RawSubjectPublicKeyInfo) {
 			c.fail("issuing-ca", "the record names another key than the issuing CA's certificate", "what it signed can't be traced")
 		}
 		if c.node != nil && c.node.NodeKey != nil {
@@ -193,6 +200,7 @@ func (c *chain) key(l *Leaf) {
 		}
 		span.from, span.to = cert.NotBefore, cert.NotAfter
 	}
+	c.quoted(l.Key)
 	if len(c.keys) >= maxKeys {
 		for id, k := range c.keys {
 			if k.to.Before(l.Time.Add(-24 * time.Hour)) {
@@ -202,6 +210,17 @@ func (c *chain) key(l *Leaf) {
 	}
 	if len(c.keys) < maxKeys {
 		c.keys[strings.ToLower(l.Key.KeyID)] = span
+	}
+}
+
+// quoted checks the quote that was taken as the key was made.
+func (c *chain) quoted(k *Key) {
+	v, ok := c.o.TPM.(QuoteVerifier)
+	if !ok || c.node == nil || len(k.Quote) == 0 {
+		return
+	}
+	if err := v.Quote(k.Quote, sha256.Sum256(k.PublicKey)); err != nil {
+		c.fail("key-quote", Escape(err.Error()), "it is not proved in which boot state the key was made")
 	}
 }
 
@@ -256,6 +275,9 @@ func (c *chain) anchored(l *Leaf) {
 	a := c.announced
 	c.announced = nil
 	switch {
+	case !c.whole && (a == nil || c.node == nil):
+		c.add(Note, "anchor-earlier", "the anchor rests on records from before this copy", "it was not checked; later ones are")
+		return
 	case a == nil || l.Log == nil:
 		c.fail("anchor-unannounced", "an anchor that no record announced", "the announcement was removed")
 		return
@@ -308,8 +330,8 @@ func (c *chain) count(facts AnchorFacts) {
 		c.warn("counter-gap-explained", fmt.Sprintf("the TPM's counter skips %d, and as many anchors were announced and not recorded", gap),
 			"the daemon was interrupted while it made them")
 	}
-	if facts.Resets < last.Resets {
-		c.fail("resets-back", fmt.Sprintf("the TPM's reset count goes from %d to %d", last.Resets, facts.Resets), "the anchors are not in the order they were made in, or the TPM was cleared")
+	if back := int32(last.Resets - facts.Resets); back > 0 { // the TPM offsets the count, modulo 2^32
+		c.fail("resets-back", fmt.Sprintf("the TPM's reset count goes back by %d", back), "the anchors are not in the order they were made in, or the TPM was cleared")
 	}
 }
 
@@ -320,6 +342,11 @@ func (c *chain) end(size uint64) {
 		open = Note
 	}
 	c.index = max(size, 1) - 1
+	if first := c.rep.First; first > max(c.o.From, c.pruned) {
+		at := max(c.o.From, c.pruned)
+		c.rep.add(Finding{Severity: Failure, Name: "records-missing", Index: &at, Message: fmt.Sprintf("records %d to %d are missing", at, first-1),
+			Meaning: "no record says that retention removed them; if this copy is known to begin later, say from where"})
+	}
 	if c.running {
 		c.add(open, "open-end", "the log does not end with the daemon's stop",
 			"the daemon still ran when this copy was made, or was killed, or the end was cut off")

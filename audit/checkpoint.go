@@ -37,7 +37,7 @@ func parseCheckpoint(text string) (Checkpoint, error) {
 	if err != nil || size > maxSize {
 		return Checkpoint{}, fmt.Errorf("checkpoint of size %.32q", lines[1])
 	}
-	root, err := tlog.ParseHash(lines[2])
+	root, err := parseHash(lines[2])
 	if err != nil {
 		return Checkpoint{}, fmt.Errorf("checkpoint's root: %w", err)
 	}
@@ -46,6 +46,15 @@ func parseCheckpoint(text string) (Checkpoint, error) {
 		return Checkpoint{}, errors.New("checkpoint is not in canonical form")
 	}
 	return c, nil
+}
+
+// parseHash reads a hash in base64, in the one form that it is written in.
+func parseHash(s string) (tlog.Hash, error) {
+	h, err := tlog.ParseHash(s)
+	if err == nil && h.String() != s {
+		err = errors.New("hash is not in canonical form")
+	}
+	return h, err
 }
 
 // A signer signs checkpoints (C2SP signed-note, type Ed25519).
@@ -98,6 +107,10 @@ func openCheckpoint(msg []byte, v note.Verifier) (Checkpoint, error) {
 func openCosigned(msg []byte, v note.Verifier) (Checkpoint, error) {
 	n, err := note.Open(msg, note.VerifierList(v))
 	if err != nil {
+		return Checkpoint{}, fmt.Errorf("checkpoint's signature: %w", err)
+	}
+	// The note package reads base64 with loose bits at its end, too.
+	if _, err := base64.StdEncoding.Strict().DecodeString(n.Sigs[0].Base64); err != nil {
 		return Checkpoint{}, fmt.Errorf("checkpoint's signature: %w", err)
 	}
 	c, err := parseCheckpoint(n.Text)

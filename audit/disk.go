@@ -28,7 +28,6 @@ type file interface {
 	io.ReaderAt
 	io.WriterAt
 	size() (int64, error)
-	truncate(size int64) error
 	// sync returns when the contents, and what is needed to read them again,
 	// are durable. After an error nothing is known about what was written
 	// before, and it must not be tried again on this file.
@@ -125,8 +124,6 @@ func (f osFile) size() (int64, error) {
 	}
 	return fi.Size(), nil
 }
-
-func (f osFile) truncate(size int64) error { return f.Truncate(size) }
 
 func (f osFile) sync() error {
 	for {

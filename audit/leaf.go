@@ -27,10 +27,11 @@ type Leaf struct {
 type LogEvent struct {
 	Key    string // [EventSegment]: the log's public key, as a note verifier key
 	Last   uint64 // [EventSegment]: index of the last anchor; 0 where there is none
-	Size   uint64 // [EventAnchor]: records that the anchor covers
+	Size   uint64 // [EventAnchor]: records that the anchor covers; [EventPrune]: records removed from the front
 	Root   string // [EventAnchor]: of the tree with Size records, in base64
 	Anchor []byte // [EventAnchor]: what the TPM made; encoding is attest/node's
 
+	Repeated  bool   // in a key's record: it is from before the segment, and said again
 	Cut       uint64 // [EventRecover]: bytes of an unfinished batch cut off the end
 	CutSHA256 string // digest of them, hexadecimal
 	Refused   uint64 // [EventRecover]: records refused while the log could not be written
@@ -41,6 +42,7 @@ const (
 	EventSegment      Event = "log.segment"       // Log, Node: a new segment, with what is needed to read it alone
 	EventAnchorIntent Event = "log.anchor_intent" // the TPM is about to anchor everything up to here
 	EventAnchor       Event = "log.anchor"        // Log: the anchor, or why there is none
+	EventPrune        Event = "log.prune"         // Log: retention removes the oldest records
 	EventRecover      Event = "log.recover"       // Log: an unfinished end was cut off, or writing works again
 )
 
@@ -53,7 +55,7 @@ var events = map[Event]bool{
 	EventJWTValidated: false, EventStreamEnd: false, EventAdmin: false,
 	EventLeaseIntent: false, EventLeaseGrant: false, EventLeaseRenew: false,
 	EventLeaseRevokeIntent: false, EventLeaseRevoke: false, EventLeaseEnd: false, EventUse: false,
-	EventSegment: true, EventAnchorIntent: true, EventAnchor: true, EventRecover: true,
+	EventSegment: true, EventAnchorIntent: true, EventAnchor: true, EventPrune: true, EventRecover: true,
 }
 
 // MaxStatement bounds [Node].Statement, in bytes, so that every segment can
@@ -143,7 +145,7 @@ func (l *Leaf) check() error {
 		return fmt.Errorf("version %d is not known here; a newer vouch may read it", l.Version)
 	case !known:
 		return fmt.Errorf("unknown event \"%s\"", Escape(string(l.Event)))
-	case !own && l.Log != nil:
+	case !own && l.Log != nil && !(l.Log.Repeated && l.Key != nil):
 		return fmt.Errorf("event %s brings the log's own fields", l.Event)
 	case l.Outcome != Success && l.Outcome != Denied && l.Outcome != Failed && l.Outcome != Expired:
 		return fmt.Errorf("unknown outcome \"%s\"", Escape(string(l.Outcome)))
@@ -216,6 +218,7 @@ func (c *codec) logEvent(v **LogEvent) {
 	c.text("key", &x.Key, limitReason)
 	c.uint("last_anchor", &x.Last)
 	c.uint("refused", &x.Refused)
+	c.flag("repeated", &x.Repeated)
 	c.text("root", &x.Root, limitName)
 	c.uint("size", &x.Size)
 	c.end()

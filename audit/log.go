@@ -41,6 +41,12 @@ type Options struct {
 	// 24 h if zero.
 	SegmentBytes int64
 	SegmentAge   time.Duration
+	// MaxBytes bounds what the log takes on the disk; zero is no bound. Past it,
+	// the oldest segments are removed, as far as their records are older than
+	// KeepFor, and the removal is recorded. Where that isn't enough, Append
+	// refuses with [ErrFull].
+	MaxBytes int64
+	KeepFor  time.Duration
 	// RetryEvery is how long to wait before an unwritable log is tried again,
 	// 5 s if zero.
 	RetryEvery time.Duration
@@ -79,6 +85,9 @@ var (
 	// ErrUnwritable means that the log can't be written, so nothing that needs
 	// a record may happen. It lasts until the log has been written again.
 	ErrUnwritable = errors.New("attestation log can't be written")
+	// ErrFull means that the log has reached Options.MaxBytes, and nothing in it is
+	// old enough to be removed. It wraps ErrUnwritable.
+	ErrFull = fmt.Errorf("%w: it is as large as it may be", ErrUnwritable)
 	// ErrClosed means that the log was closed.
 	ErrClosed = errors.New("attestation log is closed")
 )
@@ -107,6 +116,7 @@ type Log struct {
 	scratch Leaf       // the one being encoded
 	err     error      // sticky: why nothing can be written
 	refused uint64     // records refused since then
+	full    bool       // the log is as large as it may be
 	carry   carried    // what a new segment repeats
 	segDue  bool       // the next batch begins a segment
 	segFrom time.Time  // when the segment began
@@ -134,6 +144,7 @@ type Status struct {
 	AnchorErr   error     // why the last try to anchor failed
 	SegmentLen  int64     // bytes in the segment being written
 	TileErr     error     // why the tiles lag behind
+	DiskBytes   int64     // what the log took on the disk when the tiles were last written
 	Err         error     // why nothing can be written; wraps ErrUnwritable
 }
 
@@ -179,7 +190,9 @@ func open(d disk, release func() error, o Options) (*Log, error) {
 		return nil, err
 	}
 	if err := l.begin(cut); err != nil {
-		l.seg.file.Close()
+		if l.seg != nil {
+			l.seg.file.Close()
+		}
 		return nil, err
 	}
 	go l.run()
@@ -228,6 +241,9 @@ func (l *Log) Status() Status {
 	defer l.mu.Unlock()
 	s := l.status
 	s.Err = l.err
+	if s.Err == nil && l.full {
+		s.Err = ErrFull
+	}
 	return s
 }
 
@@ -250,6 +266,7 @@ func (l *Log) run() {
 		case <-anchor.C:
 			l.anchorIfDue(ctx, 1)
 			l.tile(ctx, true)
+			l.retain(ctx)
 		case <-retry.C:
 			if l.mend(ctx) {
 				retry.Stop()
@@ -260,6 +277,7 @@ func (l *Log) run() {
 			} else {
 				l.anchorIfDue(ctx, l.opt.AnchorRecords)
 				l.tile(ctx, false)
+				l.retain(ctx)
 			}
 		}
 	}

@@ -3,12 +3,15 @@ package audit
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"iter"
 	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
 )
 
 // An Entry is one record as it is read from a log. Reading checks its form and
@@ -295,4 +298,15 @@ func (s *still) tornAt(off int64) (bool, error) {
 		return false, err
 	}
 	return findCheckpoint(tail) < 0, nil
+}
+
+// LeafHash returns the record's hash in the tree (RFC 6962 §2.1): with the log's
+// ID and the index it leads back to a proof.
+func (e Entry) LeafHash() [32]byte { return tlog.RecordHash(e.Raw) }
+
+// LogID returns what names a log for good: the SHA-256 of its note verifier key,
+// in hexadecimal.
+func LogID(vkey string) string {
+	id := logID(vkey)
+	return hex.EncodeToString(id[:])
 }

@@ -32,6 +32,13 @@ func (l *Log) recover() (cut *LogEvent, err error) {
 		return nil, err
 	}
 	s, cut, err := l.scan(f, name, first)
+	var synced bool
+	if err == nil {
+		synced, err = l.synced(s.tree)
+	}
+	if err == nil && (cut != nil || !synced) {
+		f, err = l.renew(f, name, s)
+	}
 	if err != nil {
 		f.Close()
 		return nil, err
@@ -40,6 +47,37 @@ func (l *Log) recover() (cut *LogEvent, err error) {
 	l.adopt(s)
 	l.segDue = s.tree.size == int64(first) // the crash came before its first record
 	return cut, nil
+}
+
+// synced tells whether the log is known to be on the disk up to its end. A
+// daemon publishes a checkpoint only of what it has synced, and last of all when
+// it closes. If it published more than there is, the end was removed.
+func (l *Log) synced(t tree) (bool, error) {
+	signed, err := readBounded(l.disk, checkpointName, maxFrame)
+	if err != nil {
+		return false, nil
+	}
+	c, err := openCosigned(signed, l.signer)
+	if err != nil {
+		return false, nil
+	}
+	size := uint64(t.size)
+	if c.Size > size || c.Size == size && c.Root != t.root() {
+		return false, fmt.Errorf("the log has %d records, and the checkpoint it published is of %d, or of others: its end was removed; restore it from a copy, or move the log away to begin a new one", size, c.Size)
+	}
+	return c.Size == size, nil
+}
+
+// renew puts a copy of the segment, up to its last checkpoint, in its place. If
+// the last sync before a crash failed, the old file can be read and yet not be
+// on the disk, and syncing it again would not tell.
+func (l *Log) renew(old file, name string, s scanned) (file, error) {
+	f, err := writeDurably(l.disk, name, func(f file) error { return copySegment(f, old, s.end, s.tree) })
+	if err != nil {
+		return old, fmt.Errorf("%s: %w", name, err)
+	}
+	old.Close()
+	return f, nil
 }
 
 // survey lists the segments and removes what a crash left of files that were
@@ -104,10 +142,7 @@ func (l *Log) scan(f file, name string, first uint64) (scanned, *LogEvent, error
 	if err != nil {
 		return scanned{}, nil, fmt.Errorf("%s is damaged at offset %d: %w; restore the log from a copy, or move it away to begin a new one", name, s.bad, err)
 	}
-	if err := f.truncate(s.end); err != nil {
-		return scanned{}, nil, err
-	}
-	return s, cut, f.sync()
+	return s, cut, nil
 }
 
 // cuttable tells what would be cut off behind the last checkpoint, or why it
@@ -217,14 +252,14 @@ func (c *carried) note(raw []byte, index uint64) error {
 	if err != nil {
 		return err
 	}
+	if deservesAnchor(&l) {
+		c.news = index + 1
+	}
 	switch {
-	case l.Event == EventAnchorIntent:
-		return nil
 	case l.Event == EventAnchor:
 		if l.Outcome == Success && l.Log != nil {
 			c.anchored, c.anchor = l.Log.Size, index
 		}
-		return nil
 	case l.Event == EventSegment:
 		if l.Log != nil {
 			c.anchor = l.Log.Last
@@ -235,7 +270,6 @@ func (c *carried) note(raw []byte, index uint64) error {
 	case kept(&l.Record):
 		c.keep(&l.Record, l.Time)
 	}
-	c.news = index + 1
 	return nil
 }
 
@@ -273,12 +307,10 @@ func (l *Log) remake() (refused uint64, err error) {
 		return 0, err
 	}
 	if l.seg != nil {
-		old := l.seg.file
-		f, err := writeDurably(l.disk, l.seg.name, func(f file) error { return l.copyDurable(f, old) })
+		f, err := l.renew(l.seg.file, l.seg.name, scanned{end: l.seg.off, tree: l.tree})
 		if err != nil {
 			return 0, err
 		}
-		old.Close()
 		l.seg.file = f
 	}
 	l.mu.Lock()
@@ -306,19 +338,18 @@ func (l *Log) dropUnborn() error {
 	return l.disk.syncDir(walDir)
 }
 
-// copyDurable copies the segment up to its last durable batch, and makes sure
-// that it is what this process wrote.
-func (l *Log) copyDurable(to, from file) error {
-	w := io.NewOffsetWriter(to, 0)
-	if _, err := io.Copy(w, io.NewSectionReader(from, 0, l.seg.off)); err != nil {
+// copySegment copies a segment up to its last durable batch, and makes sure that
+// the copy holds the tree that it must.
+func copySegment(to, from file, end int64, t tree) error {
+	if _, err := io.Copy(io.NewOffsetWriter(to, 0), io.NewSectionReader(from, 0, end)); err != nil {
 		return err
 	}
-	s, err := scanSegment(io.NewSectionReader(to, 0, l.seg.off))
+	s, err := scanSegment(io.NewSectionReader(to, 0, end))
 	if err != nil {
 		return err
 	}
-	if s.end != l.seg.off || s.tree.root() != l.tree.root() {
-		return fmt.Errorf("%s no longer holds what was written to it", l.seg.name)
+	if s.end != end || s.tree.root() != t.root() {
+		return errors.New("the segment no longer holds what was written to it")
 	}
 	return nil
 }

@@ -99,7 +99,7 @@ func parseSegmentHeader(data []byte) (segmentHeader, note.Verifier, error) {
 	}
 	var frontier []tlog.Hash
 	for _, line := range lines[2:] {
-		hash, err := tlog.ParseHash(line)
+		hash, err := parseHash(line)
 		if err != nil {
 			return segmentHeader{}, nil, fmt.Errorf("segment's frontier: %w", err)
 		}

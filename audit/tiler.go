@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
 	"slices"
+	"strings"
 
 	"golang.org/x/mod/sumdb/tlog"
 )
@@ -21,6 +23,7 @@ type tiler struct {
 
 	set      *tileSet // nil: not begun
 	cursor   cursor
+	bytes    int64           // in all tiles
 	entries  []byte          // records of the bundle that is not full yet
 	unsynced map[string]bool // files that are not known to be durable
 	partials []string        // files of the last publication
@@ -76,6 +79,12 @@ func (t *tiler) begin() error {
 	}
 	first := firsts[0]
 	t.unsynced = map[string]bool{}
+	if err := t.forgetPartials(); err != nil {
+		return err
+	}
+	if t.bytes, err = diskBytes(t.disk, tileDir); err != nil {
+		return err
+	}
 	if t.set, err = tileSetAt(t.disk, first&^(tileWidth-1)); err != nil {
 		return err
 	}
@@ -98,6 +107,30 @@ func (t *tiler) begin() error {
 		return fmt.Errorf("the tiles are not of the records before %s; see vouch log verify", segmentName(first))
 	}
 	t.cursor = cursor{fsys: t.disk, index: first}
+	return nil
+}
+
+// forgetPartials removes what an earlier run published of records that were to
+// come: a crash can have left it unfinished, and nothing else would replace it.
+func (t *tiler) forgetPartials() error {
+	var dirs []string
+	for _, level := range []string{"0", "entries"} {
+		err := fs.WalkDir(t.disk, path.Join(tileDir, level), func(name string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() && strings.HasSuffix(name, ".p") {
+				dirs = append(dirs, name)
+				return fs.SkipDir
+			}
+			return err
+		})
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	for _, dir := range dirs {
+		if err := t.dropPartials(dir); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -132,20 +165,13 @@ func (t *tiler) add(raw []byte) error {
 
 // full writes a full tile and removes what stood in for it.
 func (t *tiler) full(tile tlog.Tile, data []byte) error {
-	name := tilePath(tile)
-	if err := t.write(name, data); err != nil {
+	if err := t.write(tile, data); err != nil {
 		return err
 	}
-	if tile.L > 0 {
-		// What stood in for it is durable, and may be all there is to begin from.
-		if err := t.sync(name); err != nil {
-			return err
-		}
-		if err := t.disk.syncDir(path.Dir(name)); err != nil {
-			return err
-		}
-	}
-	dir := name + ".p"
+	return t.dropPartials(tilePath(tile) + ".p")
+}
+
+func (t *tiler) dropPartials(dir string) error {
 	entries, err := fs.ReadDir(t.disk, dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -161,44 +187,71 @@ func (t *tiler) full(tile tlog.Tile, data []byte) error {
 	return t.disk.remove(dir)
 }
 
-// write puts a file in place, whole, but not durably: it can be made again as
-// long as the segments are there.
-func (t *tiler) write(name string, data []byte) error {
-	t.unsynced[name] = true
+// write puts a tile in place, whole. From level 1 up it is durable at once,
+// since beginning again builds on it; below, publishing makes it so.
+func (t *tiler) write(tile tlog.Tile, data []byte) error {
+	name := tilePath(tile)
+	if tile.L < 1 {
+		t.unsynced[name] = true
+	}
 	if old, err := readBounded(t.disk, name, int64(len(data))); err == nil && bytes.Equal(old, data) {
 		return nil
 	}
+	t.bytes += int64(len(data)) - sizeOf(t.disk, name)
 	if err := t.disk.mkdir(path.Dir(name)); err != nil {
 		return err
 	}
-	temp := name + tempSuffix
-	if err := t.disk.remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if tile.L < 1 {
+		return writeWhole(t.disk, name, data)
+	}
+	if err := t.writeDurably(name, data); err != nil {
 		return err
 	}
-	f, err := t.disk.create(temp)
+	return t.syncDirs(name)
+}
+
+func (t *tiler) writeDurably(name string, data []byte) error {
+	f, err := writeDurably(t.disk, name, func(f file) error {
+		_, err := f.WriteAt(data, 0)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// writeWhole replaces a file by a whole one, but not durably.
+func writeWhole(d disk, name string, data []byte) error {
+	temp := name + tempSuffix
+	if err := d.remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := d.create(temp)
 	if err != nil {
 		return err
 	}
 	_, err = f.WriteAt(data, 0)
 	if err := errors.Join(err, f.Close()); err != nil {
-		t.disk.remove(temp) // its space is needed where the disk is full
+		d.remove(temp) // its space is needed where the disk is full
 		return err
 	}
-	return t.disk.rename(temp, name)
+	return d.rename(temp, name)
 }
 
 func (t *tiler) drop(name string) error {
 	delete(t.unsynced, name)
+	t.bytes -= sizeOf(t.disk, name)
 	if err := t.disk.remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
 }
 
-// publish writes the tiles that are not full, and then the checkpoint that needs
-// them. The records and hashes of the last publication stay until the next but
-// one, for readers that hold its checkpoint; from level 1 up, until the tile is
-// full.
+// publish writes the tiles that are not full, makes all tiles durable, and then
+// the checkpoint that needs them. The records and hashes of the last publication
+// stay until the next but one, for readers that hold its checkpoint; from level
+// 1 up, until the tile is full.
 func (t *tiler) publish() error {
 	var now []string
 	for level := range t.set.levels {
@@ -206,7 +259,7 @@ func (t *tiler) publish() error {
 		if tile.W == 0 {
 			continue
 		}
-		if err := t.write(tilePath(tile), data); err != nil {
+		if err := t.write(tile, data); err != nil {
 			return err
 		}
 		if level > 0 {
@@ -214,16 +267,19 @@ func (t *tiler) publish() error {
 		}
 		records := tile
 		records.L = entriesLevel
-		if err := t.write(tilePath(records), t.entries); err != nil {
+		if err := t.write(records, t.entries); err != nil {
 			return err
 		}
 		now = []string{tilePath(tile), tilePath(records)}
+	}
+	if err := t.syncAll(); err != nil {
+		return err
 	}
 	signed, err := t.signer.checkpoint(&t.set.tree)
 	if err != nil {
 		return err
 	}
-	if err := t.write(checkpointName, signed); err != nil {
+	if err := t.writeDurably(checkpointName, signed); err != nil {
 		return err
 	}
 	if slices.Equal(now, t.partials) {
@@ -256,7 +312,7 @@ func (t *tiler) trim() error {
 	if keep == 0 {
 		return nil
 	}
-	if err := t.seal(); err != nil {
+	if err := t.publish(); err != nil {
 		return err
 	}
 	for _, first := range firsts[:keep] {
@@ -267,32 +323,29 @@ func (t *tiler) trim() error {
 	return t.disk.syncDir(walDir)
 }
 
-// seal makes durable all that is needed to go on from here, and to read and
-// prove what comes before, without the segments before: the full tiles, and
-// from level 1 up those that are not full.
-func (t *tiler) seal() error {
-	for level := 1; level < len(t.set.levels); level++ {
-		if tile, data := t.set.partial(level); tile.W > 0 {
-			if err := t.write(tilePath(tile), data); err != nil {
-				return err
-			}
-		}
-	}
-	dirs := map[string]bool{}
-	for name := range t.unsynced {
+// syncAll makes all tiles durable.
+func (t *tiler) syncAll() error {
+	names := slices.Collect(maps.Keys(t.unsynced))
+	for _, name := range names {
 		if err := t.sync(name); err != nil {
-			return err
-		}
-		for dir := path.Dir(name); !dirs[dir]; dir = path.Dir(dir) {
-			dirs[dir] = true
-		}
-	}
-	for dir := range dirs {
-		if err := t.disk.syncDir(dir); err != nil {
 			return err
 		}
 	}
 	clear(t.unsynced)
+	return t.syncDirs(names...)
+}
+
+// syncDirs makes the names durable, up to the log's directory.
+func (t *tiler) syncDirs(names ...string) error {
+	done := map[string]bool{}
+	for _, name := range names {
+		for dir := path.Dir(name); !done[dir]; dir = path.Dir(dir) {
+			done[dir] = true
+			if err := t.disk.syncDir(dir); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
 }
 

@@ -30,6 +30,10 @@ type VerifyOptions struct {
 	// Counter is the least value that the TPM's counter is known to have: a log
 	// whose last anchor has less was rolled back.
 	Counter uint64
+	// From is the first record that the copy must have, for a copy that is known to
+	// begin later, such as an archive. What is missing before that must have been
+	// removed by the daemon's own retention, which records it.
+	From uint64
 	// Live is for a log that a daemon still writes, or a copy of one: its end may
 	// be unfinished and not anchored yet.
 	Live bool
@@ -43,6 +47,13 @@ type TPMVerifier interface {
 	// Anchor checks an anchor over digest, made by the machine whose statement
 	// was checked last.
 	Anchor(anchor []byte, digest [32]byte) (AnchorFacts, error)
+}
+
+// A QuoteVerifier is a [TPMVerifier] that also checks the quotes taken when
+// authority keys were made ([Key].Quote): quote is of the machine whose
+// statement was checked last, and digest is the SHA-256 of the public key.
+type QuoteVerifier interface {
+	Quote(quote []byte, digest [32]byte) error
 }
 
 // NodeFacts are what a statement proves.

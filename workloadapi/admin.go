@@ -188,7 +188,7 @@ func (a *Admin) explain(w http.ResponseWriter, r *http.Request) {
 	}
 	p, err := a.Server.o.Attester.AttestPID(r.Context(), pid)
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusNotFound)
+		http.Error(w, fmt.Sprintf("explaining process %d: %v", pid, err), http.StatusNotFound)
 		return
 	}
 	reply(w, a.Server.explanation(p))

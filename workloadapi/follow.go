@@ -163,6 +163,8 @@ func (s *Server) end(ctx context.Context, c *caller, cause error) error {
 	case errClientEnded:
 		return s.toStatus(ctx.Err(), c.requestID)
 	case errExited:
+		// Whoever else holds the socket is told nothing more.
+		defer c.conn.conn.Close()
 		r := c.record(audit.EventStreamEnd)
 		r.Reason = cause.Error()
 		if err := s.o.Log.Append(context.WithoutCancel(ctx), r); err != nil {

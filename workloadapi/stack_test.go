@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,7 +38,14 @@ type stack struct {
 	socket  string
 	stop    func() // ends serving and waits for it
 	entries string // directory
+	clock   clock  // the authority's
 }
+
+// A clock is right until a test moves it.
+type clock struct{ ahead atomic.Int64 }
+
+func (c *clock) Now() time.Time       { return time.Now().Add(time.Duration(c.ahead.Load())) }
+func (c *clock) move(d time.Duration) { c.ahead.Add(int64(d)) }
 
 // startStack starts a stack with these entries, the entries' part of a file of
 // entries.d.
@@ -66,6 +74,7 @@ func startStack(t testing.TB, entries string) *stack {
 	authority, err := identity.NewAuthority(t.Context(), identity.Options{
 		TrustDomain: domain, NodeKey: n.Signer(), Store: states, Sealer: n,
 		IssuingCATTL: 4 * time.Hour, Overlap: 2 * time.Hour, JWTKeyTTL: 24 * time.Hour, JWTIssuer: "https://example.org",
+		Now:      s.clock.Now,
 		Announce: func(context.Context, identity.Key) error { return nil },
 	})
 	if err != nil {

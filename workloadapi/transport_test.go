@@ -36,6 +36,8 @@ var helpers = map[string]func(args []string) error{
 	"talk":       helperTalk,
 	"send-files": helperSendFiles,
 	"forge":      helperForge,
+	"hold":       helperHold,
+	"drain":      helperDrain,
 }
 
 func TestMain(m *testing.M) {
@@ -233,6 +235,7 @@ func TestExecSwapIsRefused(t *testing.T) {
 				return err
 			})
 			cmd := helper(t, "swap", path, tt.child)
+			cmd.WaitDelay = 5 * time.Second // a child that is not cut off must not hang the test
 			var out bytes.Buffer
 			cmd.Stdout = &out
 			if err := cmd.Start(); err != nil {
@@ -403,6 +406,7 @@ func TestForgedSenderIsRefused(t *testing.T) {
 			self := helper(t, "swap", path, "forge")
 			cmd := exec.CommandContext(t.Context(), "unshare", append([]string{"-Urpf"}, copySelf(t, self.Args)...)...)
 			cmd.Stderr = t.Output()
+			cmd.WaitDelay = 5 * time.Second
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: tt.uid, Gid: tt.uid}, Setpgid: true}
 			var out bytes.Buffer
 			cmd.Stdout = &out

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/vouchd/vouchd/attest"
@@ -16,26 +18,45 @@ type Options struct {
 	MaxFileSize int64         // of a file that is hashed, in bytes; default 1 GiB
 	HashTimeout time.Duration // for hashing one file; default 10 s
 	CacheSize   int           // digests of files to keep; default 4096
+
+	// Manager answers for units; nil where systemd is not PID 1. Without it
+	// there are no selectors but those that follow from the control group.
+	Manager Manager
+	// Trees says whether any entry asks for script:tree_sha256. Trees are
+	// walked, for the script's directory and its virtual environment, only
+	// while it returns true; nil means never.
+	Trees func() bool
 }
 
 // An Attester attests peers. It keeps the digests of files that it has hashed;
 // its methods are safe for concurrent use.
 type Attester struct {
-	host   host
-	hashes *hashes
-	names  *names
+	host     host
+	modules  modules
+	hashes   *hashes
+	names    *names
+	measured *measurements // nil where the kernel keeps no list
+	manager  Manager       // nil where there is none
+	trees    func() bool   // nil for never
+
+	units     unitCache
+	treeCache treeCache
 }
 
 // NewAttester returns an Attester for the machine it runs on.
 func NewAttester(o Options) *Attester {
 	return &Attester{
-		host: thisHost(),
+		host:    thisHost(),
+		modules: theseModules(),
 		hashes: newHashes(
 			cmp.Or(o.MaxFileSize, 1<<30),
 			cmp.Or(o.HashTimeout, 10*time.Second),
 			cmp.Or(o.CacheSize, 4096),
 		),
-		names: newNames(),
+		names:    newNames(),
+		measured: theseMeasurements(),
+		manager:  o.Manager,
+		trees:    o.Trees,
 	}
 }
 
@@ -50,6 +71,10 @@ type Attested struct {
 	Cgroup        string // control group as the kernel reports it: untrusted text
 	Unit          string // system unit, empty where there is none
 	Selectors     attest.Selectors
+
+	// Files, and everything below Trees, are what the selectors rest on: where
+	// one of them changes, attest anew. See [Watcher].
+	Files, Trees []string
 
 	// Gaps are the facts that could not be established though the process
 	// lives. There is no selector for them, so that no entry that wants one
@@ -91,6 +116,9 @@ func (a *Attester) Attest(ctx context.Context, p *Peer) (*Attested, error) {
 	if err != nil {
 		return nil, err
 	}
+	if before.status.tracer != 0 {
+		return nil, p.explain("tracer", fmt.Errorf("process %d traces it, and so speaks for it; detach the debugger", before.status.tracer))
+	}
 	if err := a.host.owns(dir); err != nil {
 		return nil, p.explain("PID namespace", err)
 	}
@@ -102,16 +130,9 @@ func (a *Attester) Attest(ctx context.Context, p *Peer) (*Attested, error) {
 		Device:    before.program.dev,
 		Inode:     before.program.ino,
 	}
-	if at.Path, err = dir.programPath(); err != nil {
-		return nil, p.explain("program", err)
-	}
-	if at.SHA256, err = a.hashes.sum(ctx, before.program, dir.openProgram); err != nil {
-		if err := at.gap(ctx, p, "program's digest", err); err != nil {
-			return nil, err
-		}
-	}
-	if at.Cgroup, err = dir.cgroup(buf); err != nil {
-		return nil, p.explain("control group", err)
+	f := facts{observation: before}
+	if err := a.read(ctx, p, dir, buf, at, &f); err != nil {
+		return nil, err
 	}
 
 	after, err := observe(p, dir, buf)
@@ -125,8 +146,78 @@ func (a *Attester) Attest(ctx context.Context, p *Peer) (*Attested, error) {
 		return nil, err
 	}
 	// Everything read above was about p. What follows asks the host.
-	at.Selectors = a.selectors(ctx, at, before)
+	at.Selectors = a.selectors(ctx, at, &f)
+	at.restOn(&f)
 	return at, nil
+}
+
+// facts are what selectors are made of, beside what Attested holds.
+type facts struct {
+	observation
+	sandbox sandbox
+	verity  string // algorithm:digest of the program, "" for none
+	parent  parent
+	unit    *unitFacts // nil where there are none
+	trees   []string   // digests of the script's trees
+}
+
+// read reads what has not been observed yet.
+func (a *Attester) read(ctx context.Context, p *Peer, dir procDir, buf *buffer, at *Attested, f *facts) (err error) {
+	if at.Path, err = dir.programPath(); err != nil {
+		return p.explain("program", err)
+	}
+	if at.SHA256, err = a.hashes.sum(ctx, f.program, dir.openProgram); err != nil {
+		if err := at.gap(ctx, p, "program's digest", err); err != nil {
+			return err
+		}
+	}
+	if f.program.verity {
+		if f.verity, err = dir.programVerity(f.program); err != nil {
+			if err := at.gap(ctx, p, "program's fs-verity digest", err); err != nil {
+				return err
+			}
+		}
+	}
+	if at.Cgroup, err = dir.cgroup(a.host.hierarchy, buf); err != nil {
+		return p.explain("control group", err)
+	}
+	if f.sandbox, err = dir.sandbox(a.modules, buf); err != nil {
+		return p.explain("sandbox", err)
+	}
+	if f.status.parent > 1 { // PID 1 is everybody's
+		if f.parent, err = a.parent(ctx, f.status.parent, buf); err != nil {
+			if err := at.gap(ctx, p, "parent", err); err != nil {
+				return err
+			}
+		}
+	}
+	if f.unit, err = a.unit(ctx, p, dir, at, f); err != nil {
+		if err := at.gap(ctx, p, "unit", err); err != nil {
+			return err
+		}
+	}
+	if f.unit != nil {
+		at.Gaps = append(at.Gaps, f.unit.gaps...)
+	}
+	if f.trees, err = a.scriptTrees(ctx, f); err != nil {
+		if err := at.gap(ctx, p, "script's tree", err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// restOn notes the files that the selectors rest on.
+func (at *Attested) restOn(f *facts) {
+	if at.Selectors.Has(attest.Selector{Type: "unix", Value: "path:" + at.Path}) {
+		at.Files = append(at.Files, at.Path)
+	}
+	if f.unit != nil {
+		at.Files = slices.AppendSeq(at.Files, maps.Keys(f.unit.files))
+		if len(f.trees) > 0 {
+			at.Trees = f.unit.roots
+		}
+	}
 }
 
 // AttestPID attests the process that has the PID now.

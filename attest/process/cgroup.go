@@ -4,22 +4,41 @@ import (
 	"bytes"
 	"errors"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
-// cgroup returns the process's control group in the hierarchy that systemd
-// uses: the unified one of version 2, or name=systemd on a hybrid host.
-func (d procDir) cgroup(buf *buffer) (string, error) {
+// A hierarchy is which of the control group hierarchies systemd uses.
+type hierarchy bool
+
+const (
+	unifiedHierarchy hierarchy = false // version 2, alone
+	namedHierarchy   hierarchy = true  // name=systemd, on hybrid hosts and those of version 1
+)
+
+// thisHierarchy looks at what is mounted, as systemd does: on a machine that
+// has the named one, too, a container may use the unified one alone.
+func thisHierarchy() hierarchy {
+	var fs unix.Statfs_t
+	if err := unix.Statfs("/sys/fs/cgroup", &fs); err == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC {
+		return unifiedHierarchy
+	}
+	return namedHierarchy
+}
+
+// cgroup returns the process's control group.
+func (d procDir) cgroup(h hierarchy, buf *buffer) (string, error) {
 	b, err := d.read("cgroup", buf)
 	if err != nil {
 		return "", err
 	}
-	return parseCgroup(b)
+	return parseCgroup(b, h)
 }
 
 // parseCgroup follows cgroups(7): lines of hierarchy:controllers:path. The
 // path is relative to the daemon's control group namespace and may hold
 // colons but no new line, which the kernel refuses in names.
-func parseCgroup(b []byte) (string, error) {
+func parseCgroup(b []byte, h hierarchy) (string, error) {
 	var unified, named string
 	for line := range bytes.Lines(b) {
 		line, ok := bytes.CutSuffix(line, []byte("\n"))
@@ -44,7 +63,7 @@ func parseCgroup(b []byte) (string, error) {
 		*target = string(path)
 	}
 	switch {
-	case named != "":
+	case named != "" && h == namedHierarchy:
 		return named, nil
 	case unified != "":
 		return unified, nil
@@ -71,6 +90,35 @@ func unitOf(cgroup string) (unit, slice string, ok bool) {
 		slice = name
 	}
 	return "", "", false // in a slice itself
+}
+
+// sliceOf returns the innermost slice of a control group, whoever made it, and
+// "" where there is none.
+func sliceOf(cgroup string) (slice string) {
+	for part := range strings.SplitSeq(cgroup, "/") {
+		name := unescape(part)
+		if !isUnitName(name) || !strings.HasSuffix(name, ".slice") {
+			break
+		}
+		slice = name
+	}
+	return slice
+}
+
+// userUnitOf returns the unit of a user's own service manager that a control
+// group, given without the leading slash, belongs to, or "". The user chose
+// its name.
+func userUnitOf(cgroup string) string {
+	unit, _, ok := unitOf(cgroup)
+	if !ok || !strings.HasPrefix(unit, "user@") {
+		return ""
+	}
+	_, below, ok := strings.Cut(cgroup, "/"+unit+"/")
+	if !ok {
+		return ""
+	}
+	unit, _, _ = unitOf(below)
+	return unit
 }
 
 // unescape takes off the underscore that systemd puts before a name that

@@ -11,7 +11,9 @@ import (
 
 // A host is what the Attester knows of the machine, or container, it runs on.
 type host struct {
-	pidNS, userNS nsID
+	pidNS, userNS nsID                      // the daemon's
+	namespaces    [len(namespaceKinds)]nsID // of PID 1; zero where not known
+	hierarchy     hierarchy
 	systemd       bool   // systemd is PID 1
 	root          string // control group that systemd's slices lie in, "" for the root
 }
@@ -22,7 +24,12 @@ func thisHost() host {
 	// namespace is a foreign one.
 	h.pidNS, _ = namespace(unix.AT_FDCWD, "/proc/self/ns/pid")
 	h.userNS, _ = namespace(unix.AT_FDCWD, "/proc/self/ns/user")
-	h.root, h.systemd = systemdRoot()
+	// The daemon may be in a mount namespace of its own, hardened as it is.
+	for i, kind := range namespaceKinds {
+		h.namespaces[i], _ = namespace(unix.AT_FDCWD, "/proc/1/ns/"+kind)
+	}
+	h.hierarchy = thisHierarchy()
+	h.root, h.systemd = systemdRoot(h.hierarchy)
 	return h
 }
 
@@ -100,7 +107,7 @@ func descriptorNS(fd int) (nsID, error) {
 
 // systemdRoot reports whether systemd is PID 1 and where its slices are: it
 // keeps itself in init.scope below.
-func systemdRoot() (root string, ok bool) {
+func systemdRoot(h hierarchy) (root string, ok bool) {
 	if info, err := os.Lstat("/run/systemd/system"); err != nil || !info.IsDir() {
 		return "", false
 	}
@@ -112,7 +119,7 @@ func systemdRoot() (root string, ok bool) {
 	if err != nil {
 		return "", false
 	}
-	path, err := parseCgroup(b)
+	path, err := parseCgroup(b, h)
 	if err != nil {
 		return "", false
 	}

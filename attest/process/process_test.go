@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -24,6 +25,8 @@ import (
 // binary, called as one of them.
 var helpers = map[string]func(args []string) error{
 	"connect": helperConnect,
+	"attest":  helperAttest,
+	"stress":  helperStress,
 }
 
 func TestMain(m *testing.M) {
@@ -212,10 +215,15 @@ func pin(t testing.TB, pid int) *Peer {
 // attestPID attests a process that may still be about to start its program.
 func attestPID(t testing.TB, a *Attester, pid int) *Attested {
 	t.Helper()
+	return attestPeer(t, a, pin(t, pid))
+}
+
+func attestPeer(t testing.TB, a *Attester, p *Peer) *Attested {
+	t.Helper()
 	var at *Attested
 	eventually(t, "the process has started", func() bool {
 		var err error
-		if at, err = a.AttestPID(t.Context(), pid); err != nil && !errors.Is(err, ErrChanged) {
+		if at, err = a.Attest(t.Context(), p); err != nil && !errors.Is(err, ErrChanged) {
 			t.Fatal(err)
 		}
 		return err == nil
@@ -293,4 +301,13 @@ func rewrite() error {
 		copy(unsafe.Slice(unsafe.StringData(arg), len(arg)), strings.Repeat("/usr/bin/trusted ", len(arg)))
 	}
 	return os.WriteFile("/proc/self/comm", []byte("trusted) S 1 ("), 0)
+}
+
+func pidIn(t testing.TB, out []byte) int {
+	t.Helper()
+	pid, err := strconv.Atoi(strings.TrimSpace(string(out)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
 }

@@ -16,6 +16,7 @@ type fileID struct {
 	size         uint64
 	mtime, ctime unix.StatxTimestamp
 	btime        unix.StatxTimestamp // zero where the file system has none
+	verity       bool                // the file has fs-verity: it can't change
 }
 
 // program identifies the file that the process runs, which need not be at its
@@ -37,7 +38,7 @@ func (d procDir) program() (fileID, error) {
 
 func statx(dir int, name string, flags int, st *unix.Statx_t) error {
 	for {
-		err := unix.Statx(dir, name, flags, unix.STATX_BASIC_STATS|unix.STATX_BTIME, st)
+		err := unix.Statx(dir, name, flags, unix.STATX_BASIC_STATS|unix.STATX_BTIME|unix.STATX_MNT_ID, st)
 		if !errors.Is(err, unix.EINTR) {
 			return err
 		}
@@ -46,11 +47,12 @@ func statx(dir int, name string, flags int, st *unix.Statx_t) error {
 
 func identify(st *unix.Statx_t) fileID {
 	id := fileID{
-		dev:   unix.Mkdev(st.Dev_major, st.Dev_minor),
-		ino:   st.Ino,
-		size:  st.Size,
-		mtime: st.Mtime,
-		ctime: st.Ctime,
+		dev:    unix.Mkdev(st.Dev_major, st.Dev_minor),
+		ino:    st.Ino,
+		size:   st.Size,
+		mtime:  st.Mtime,
+		ctime:  st.Ctime,
+		verity: st.Attributes&st.Attributes_mask&unix.STATX_ATTR_VERITY != 0,
 	}
 	if st.Mask&unix.STATX_BTIME != 0 {
 		id.btime = st.Btime

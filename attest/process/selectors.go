@@ -10,42 +10,110 @@ import (
 
 // selectors states the facts that hold for the process. A fact that cannot be
 // stated as a valid selector is left out.
-func (a *Attester) selectors(ctx context.Context, at *Attested, o observation) attest.Selectors {
-	s := make(attest.Selectors, 0, 16+2*len(o.status.groups))
-	add := func(kind, value string) {
-		if value != "" {
-			s = append(s, attest.Selector{Type: kind, Value: value})
-		}
+func (a *Attester) selectors(ctx context.Context, at *Attested, f *facts) attest.Selectors {
+	s := statement{make(attest.Selectors, 0, 32+2*len(f.status.groups))}
+	a.addUser(ctx, &s, f.status)
+	a.addProgram(&s, at, f)
+	a.addGroup(&s, at)
+	a.addSandbox(&s, f)
+	s.add("parent", "sha256:", f.parent.sha256)
+	s.add("parent", "systemd:id:", f.parent.unit)
+	if f.unit != nil {
+		addUnit(&s, f.unit)
 	}
-	id := func(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
+	for _, sum := range f.trees {
+		s.add("script", "tree_sha256:", sum)
+	}
+	return s.selectors
+}
 
-	add("unix", "uid:"+id(at.UID))
-	if name := a.names.user(ctx, at.UID); name != "" {
-		add("unix", "user:"+name)
+func addUnit(s *statement, u *unitFacts) {
+	s.add("systemd", "invocation_id:", u.invocation)
+	if plainPath(u.fragment) {
+		s.add("systemd", "fragment_path:", u.fragment)
 	}
-	add("unix", "gid:"+id(at.GID))
-	if name := a.names.group(ctx, at.GID); name != "" {
-		add("unix", "group:"+name)
+	s.add("systemd", "fragment_sha256:", u.fragmentSHA256)
+	for _, sum := range u.execSHA256 {
+		s.add("systemd", "exec_sha256:", sum)
 	}
-	for _, gid := range o.status.groups {
-		add("unix", "supplementary_gid:"+id(gid))
-		if name := a.names.group(ctx, gid); name != "" {
-			add("unix", "supplementary_group:"+name)
-		}
+	s.add("script", "path:", u.script)
+	s.add("script", "sha256:", u.scriptSHA256)
+}
+
+// A statement collects selectors.
+type statement struct{ selectors attest.Selectors }
+
+// add states a fact, unless there is none.
+func (s *statement) add(kind, key, fact string) {
+	if fact != "" {
+		s.selectors = append(s.selectors, attest.Selector{Type: kind, Value: key + fact})
 	}
-	if isAt(o.program, at.Path) {
-		add("unix", "path:"+at.Path)
+}
+
+func (a *Attester) addUser(ctx context.Context, s *statement, st status) {
+	id := func(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
+	s.add("unix", "uid:", id(st.uid))
+	s.add("unix", "user:", a.names.user(ctx, st.uid))
+	s.add("unix", "gid:", id(st.gid))
+	s.add("unix", "group:", a.names.group(ctx, st.gid))
+	for _, gid := range st.groups {
+		s.add("unix", "supplementary_gid:", id(gid))
+		s.add("unix", "supplementary_group:", a.names.group(ctx, gid))
 	}
-	if at.SHA256 != "" {
-		add("unix", "sha256:"+at.SHA256)
+}
+
+func (a *Attester) addProgram(s *statement, at *Attested, f *facts) {
+	if isAt(f.program, at.Path) {
+		s.add("unix", "path:", at.Path)
 	}
-	if plainPath(at.Cgroup) && !strings.HasSuffix(at.Cgroup, " (deleted)") {
-		add("cgroup", "path:"+at.Cgroup)
+	s.add("unix", "sha256:", at.SHA256)
+	s.add("unix", "fsverity:", f.verity)
+	measured, err := a.measured.has(at.SHA256)
+	if err != nil {
+		at.Gaps = append(at.Gaps, &Error{at.PID, "program's measurement", err})
 	}
+	if measured {
+		s.add("ima", "sha256:", at.SHA256)
+	}
+}
+
+func (a *Attester) addGroup(s *statement, at *Attested) {
+	if !plainPath(at.Cgroup) || strings.HasSuffix(at.Cgroup, " (deleted)") {
+		return
+	}
+	s.add("cgroup", "path:", at.Cgroup)
+	below, ok := strings.CutPrefix(at.Cgroup, a.host.root+"/")
+	if !ok {
+		return
+	}
+	s.add("cgroup", "slice:", sliceOf(below))
+	id, runtime := containerOf(below)
+	s.add("container", "id:", id)
+	s.add("container", "runtime:", runtime)
 	if unit, slice, ok := a.host.unit(at.Cgroup); ok {
 		at.Unit = unit
-		add("systemd", "id:"+unit)
-		add("systemd", "slice:"+slice)
+		s.add("systemd", "id:", unit)
+		s.add("systemd", "slice:", slice)
+		s.add("systemd", "user_unit:", userUnitOf(below))
 	}
-	return s
+}
+
+func (a *Attester) addSandbox(s *statement, f *facts) {
+	for i, kind := range namespaceKinds {
+		switch host := a.host.namespaces[i]; {
+		case host == nsID{}: // not known
+		case f.sandbox.namespaces[i] == host:
+			s.add("ns", kind+":", "host")
+		default:
+			s.add("ns", kind+":", "private")
+		}
+	}
+	if f.status.noNewPrivs {
+		s.add("nnp", "", "true")
+	}
+	if f.status.seccomp {
+		s.add("seccomp", "", "filter")
+	}
+	s.add("apparmor", "profile:", f.sandbox.apparmor)
+	s.add("selinux", "type:", f.sandbox.selinux)
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -155,8 +156,17 @@ func examineSocket(ctx context.Context, path string) finding {
 	return finding{"agent socket", levelOK, path + " accepts connections"}
 }
 
+// answerLimit is how long doctor waits for the daemon: systemd holds the
+// sockets, so that connections to a daemon which cannot start succeed.
+const answerLimit = 5 * time.Second
+
 func examineDaemon(ctx context.Context, c *config.Config) []finding {
+	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+	defer cancel()
 	st, err := workloadapi.NewAdminClient(c.AdminSocket).Status(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return []finding{{"daemon", levelProblem, fmt.Sprintf("nothing answers on %s within %s; see why with: journalctl -u vouchd", c.AdminSocket, answerLimit)}}
+	}
 	if err != nil {
 		return []finding{{"daemon", levelProblem, fmt.Sprintf("%v; it answers root and its own user, see its log with: journalctl -u vouchd", err)}}
 	}
