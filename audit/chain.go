@@ -317,18 +317,19 @@ func (c *chain) count(facts AnchorFacts) {
 	if last == nil {
 		return
 	}
-	gap := facts.Counter - last.Counter - 1
-	switch {
+	switch step := facts.Counter - last.Counter; {
 	case facts.Index != last.Index:
 		c.fail("other-counter", "the TPM's counter was removed and defined anew", "anchors made in between, and the records before them, could have been dropped")
-	case facts.Counter <= last.Counter:
+	case facts.Counter < last.Counter:
 		c.fail("counter-back", fmt.Sprintf("the TPM's counter goes from %d to %d", last.Counter, facts.Counter), "anchors were swapped, or copied from elsewhere")
-	case gap > lost:
-		c.fail("counter-gap", fmt.Sprintf("the TPM's counter goes from %d to %d: %d anchors are missing", last.Counter, facts.Counter, gap-lost),
+	case step == 0:
+		c.warn("anchor-not-final", fmt.Sprintf("two anchors have the counter's value %d", facts.Counter), "the daemon was interrupted, or the TPM failed, before the first was counted; both hold")
+	case step > 1 && step-1 <= lost:
+		c.fail("counter-gap", fmt.Sprintf("the TPM's counter goes from %d to %d: %d anchors are missing, and as many were announced", last.Counter, facts.Counter, step-1),
+			"records were removed before this one; or the daemon was interrupted while it made an anchor in one step, which can't be told apart")
+	case step > 1:
+		c.fail("counter-gap", fmt.Sprintf("the TPM's counter goes from %d to %d: %d anchors are missing", last.Counter, facts.Counter, step-1),
 			"records were removed before this one, or an older copy of the log was put in its place")
-	case gap > 0:
-		c.warn("counter-gap-explained", fmt.Sprintf("the TPM's counter skips %d, and as many anchors were announced and not recorded", gap),
-			"the daemon was interrupted while it made them")
 	}
 	if back := int32(last.Resets - facts.Resets); back > 0 { // the TPM offsets the count, modulo 2^32
 		c.fail("resets-back", fmt.Sprintf("the TPM's reset count goes back by %d", back), "the anchors are not in the order they were made in, or the TPM was cleared")
@@ -342,10 +343,12 @@ func (c *chain) end(size uint64) {
 		open = Note
 	}
 	c.index = max(size, 1) - 1
-	if first := c.rep.First; first > max(c.o.From, c.pruned) {
-		at := max(c.o.From, c.pruned)
+	if at, first := max(c.o.From, c.pruned), c.rep.First; first > at {
 		c.rep.add(Finding{Severity: Failure, Name: "records-missing", Index: &at, Message: fmt.Sprintf("records %d to %d are missing", at, first-1),
 			Meaning: "no record says that retention removed them; if this copy is known to begin later, say from where"})
+	} else if first > c.o.From {
+		c.add(Warning, "records-pruned", fmt.Sprintf("records %d to %d are gone, and a record says that retention removed them", c.o.From, first-1),
+			"the bound on the log's size was reached, or somebody with root wanted them gone; archives have them")
 	}
 	if c.running {
 		c.add(open, "open-end", "the log does not end with the daemon's stop",

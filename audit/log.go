@@ -75,10 +75,27 @@ func set[T comparable](v *T, standard T) {
 
 // An Anchorer binds a digest to the TPM: it increments a monotonic NV counter
 // and returns the TPM's signed word on the counter's value with the digest as
-// qualifying data, in an encoding that only a [TPMVerifier] reads. After an
-// error the counter may or may not have been incremented.
+// qualifying data, in an encoding that only a [TPMVerifier] reads.
+//
+// A daemon that is killed after the increment and before the record of it leaves
+// a gap, which can't be told from a removed anchor, and which Verify therefore
+// reports as a failure. A [CountingAnchorer] leaves none.
 type Anchorer interface {
 	Anchor(ctx context.Context, digest [32]byte) ([]byte, error)
+}
+
+// A CountingAnchorer is an [Anchorer] that can do in two steps what Anchor does
+// in one. The log then has the counter's present value certified, makes that
+// durable, and only then has it counted, so that whenever the daemon is killed,
+// every value that the counter leaves behind is in the log.
+type CountingAnchorer interface {
+	Anchorer
+	// Certify is Anchor without the increment.
+	Certify(ctx context.Context, digest [32]byte) ([]byte, error)
+	// Count increments the counter. After an error it may or may not have been
+	// incremented; the log does not try again, but goes on with the value that
+	// Certify finds.
+	Count(ctx context.Context) error
 }
 
 var (

@@ -27,7 +27,7 @@ type VerifyOptions struct {
 	// Checkpoint is a signed checkpoint from elsewhere, from a witness or the
 	// SIEM, that the log must contain.
 	Checkpoint []byte
-	// Counter is the least value that the TPM's counter is known to have: a log
+	// Counter is a value that an anchor of this log is known to have had: a log
 	// whose last anchor has less was rolled back.
 	Counter uint64
 	// From is the first record that the copy must have, for a copy that is known to

@@ -257,6 +257,10 @@ func TestBadRequestsAreInvalidArguments(t *testing.T) {
 		_, err := client.ValidateJWTSVID(ctx, req)
 		return err
 	}
+	good, err := client.FetchJWTSVID(ctx, &workload.JWTSVIDRequest{Audience: []string{"api"}})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		name string
 		err  error
@@ -271,6 +275,7 @@ func TestBadRequestsAreInvalidArguments(t *testing.T) {
 		{"an oversized message", fetch(&workload.JWTSVIDRequest{Audience: []string{strings.Repeat("a", maxRequestLen)}}), codes.ResourceExhausted},
 		{"validating nothing", validate(&workload.ValidateJWTSVIDRequest{Audience: "api"}), codes.InvalidArgument},
 		{"validating for nobody", validate(&workload.ValidateJWTSVIDRequest{Svid: "a.b.c"}), codes.InvalidArgument},
+		{"validating for an audience that the token does not name", validate(&workload.ValidateJWTSVIDRequest{Svid: good.Svids[0].Svid, Audience: "unknown"}), codes.InvalidArgument},
 		{"validating nonsense", validate(&workload.ValidateJWTSVIDRequest{Svid: "a.b.c", Audience: "api"}), codes.InvalidArgument},
 	} {
 		if got := status.Code(tt.err); got != tt.want {
