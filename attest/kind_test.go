@@ -55,7 +55,7 @@ func TestParseSelectorOfEachKind(t *testing.T) {
 		"container:runtime:":        {[]string{"docker", "cri-o"}, []string{"", "Docker", "runc"}},
 		"ima:sha256:":               {[]string{sum}, []string{"", sum[1:], strings.ToUpper(sum)}},
 		"nnp:":                      {[]string{"true"}, []string{"", "false"}},
-		"node:hostname:":           {[]string{"vm-1", "a.Example.org"}, []string{"", "a b", "a:b", strings.Repeat("a", 254)}},
+		"node:hostname:":            {[]string{"vm-1", "a.Example.org"}, []string{"", "a b", "a:b", strings.Repeat("a", 254)}},
 		"ns:ipc:":                   {[]string{"host", "private"}, []string{"", "other"}},
 		"ns:mnt:":                   {[]string{"host", "private"}, []string{""}},
 		"ns:net:":                   {[]string{"host", "private"}, []string{""}},
