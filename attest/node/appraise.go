@@ -20,7 +20,7 @@ type Given struct {
 	Nonce      []byte      // that the verifier chose for this evidence
 	Activation *Activation // from [VerifyActivation], if there was one
 	Now        time.Time   // for the validity of certificates; the zero time is the present
-	Previous   *BootState  // from an earlier result for this machine, if any
+	Previous   *BootState  // from an earlier result with the same AK, if any
 }
 
 // Appraise judges evidence by a policy and says why, rule by rule. It is pure:
@@ -119,10 +119,17 @@ func (s BootState) before(later BootState) error {
 // cloud certified an attestation key that says so.
 func (a *appraisal) judgeEndorsement() {
 	e, rule := a.evidence, a.policy.Endorsement
-	if len(rule.PlatformRoots) > 0 && e.Platform != nil {
-		err := a.platform()
-		a.judge("endorsement", "the platform's attestation key is certified and says that ours is in its TPM", err)
-		return
+	if e.Platform != nil {
+		key, err := a.platform()
+		if err == nil {
+			a.result.PlatformAKSHA256 = key
+			a.judge("endorsement", "the platform's attestation key "+key+" is accepted and says that ours is in its TPM", nil)
+			return
+		}
+		if len(rule.PlatformRoots) > 0 {
+			a.judge("endorsement", "", fmt.Errorf("platform's attestation key: %w", err))
+			return
+		}
 	}
 	ek := e.EK.sha256()
 	var err error
@@ -170,20 +177,23 @@ func (a *appraisal) certified() (reason string, err error) {
 	return "the endorsement key is certified: " + model.String(), nil
 }
 
-func (a *appraisal) platform() error {
+// platform judges the platform's attestation key and returns its digest: it is
+// in the policy, or certified.
+func (a *appraisal) platform() (string, error) {
+	p, rule := a.evidence.Platform, a.policy.Endorsement
 	ak, err := exact[tpm2.TPMTPublic](a.evidence.AK.Public)
 	if err != nil {
-		return err
+		return "", err
 	}
-	c, err := a.evidence.Platform.verify(ak)
+	key, err := p.verify(ak)
 	if err != nil {
-		return fmt.Errorf("platform's attestation key: %w", err)
+		return "", err
 	}
-	err = verifyChain(c, a.evidence.Platform.Certificates[1:], pool(a.policy.Endorsement.PlatformRoots), a.given.Now)
-	if err != nil {
-		return fmt.Errorf("platform's attestation key: %w", err)
+	sum := keySHA256(key)
+	if slices.Contains(rule.Keys, digest(sum)) {
+		return sum, nil
 	}
-	return nil
+	return sum, p.verifyCertificate(key, pool(rule.PlatformRoots), a.given.Now)
 }
 
 func (a *appraisal) judgePCRs() {
