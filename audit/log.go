@@ -289,7 +289,7 @@ func (l *Log) run() {
 				retry.Stop()
 			}
 		case <-l.wake:
-			if errors.Is(l.Status().Err, ErrUnwritable) {
+			if l.broken() {
 				retry.Reset(l.opt.RetryEvery)
 			} else {
 				l.anchorIfDue(ctx, l.opt.AnchorRecords)
@@ -315,6 +315,13 @@ func (l *Log) tile(ctx context.Context, publish bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.status.TileErr = err
+}
+
+// broken tells whether a write failed and the log was not mended since.
+func (l *Log) broken() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return errors.Is(l.err, ErrUnwritable)
 }
 
 // nudge wakes the background.
