@@ -599,3 +599,11 @@ func TestReportOfAHostileCopyIsSafeToPrint(t *testing.T) {
 		}
 	}
 }
+
+func TestEmptySegmentIsDamage(t *testing.T) {
+	t.Parallel()
+	r := verifyImage(t, oneSegment(nil), VerifyOptions{})
+	if got := r.found(Failure); !slices.Equal(got, []string{"damage"}) {
+		t.Errorf("%s: failures %v", r.Verdict, got)
+	}
+}

@@ -213,7 +213,6 @@ func open(d disk, release func() error, o Options) (*Log, error) {
 		return nil, err
 	}
 	go l.run()
-	l.nudge() // to take into tiles what is not there yet
 	return l, nil
 }
 
@@ -276,6 +275,8 @@ func (l *Log) run() {
 	retry := time.NewTicker(l.opt.RetryEvery)
 	retry.Stop()
 	defer retry.Stop()
+	l.tile(ctx, true) // what the last run left, and what begin wrote
+	l.retain(ctx)
 	for {
 		select {
 		case <-l.quit:

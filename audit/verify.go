@@ -155,7 +155,7 @@ func (v *verifier) segment(ctx context.Context, first uint64, last bool) error {
 	v.rep.Segments++
 	frames := newFrameReader(f)
 	kind, data, err := frames.next()
-	if err == nil && kind != kindSegment {
+	if err == io.EOF || err == nil && kind != kindSegment {
 		err = fmt.Errorf("%w at offset 0: not a segment header", errFrame)
 	}
 	if err == nil {
