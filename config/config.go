@@ -22,6 +22,7 @@ type Config struct {
 	CredentialsDir string               `yaml:"credentials_dir" default:"/etc/vouchd/credentials.d"`
 	Authority      Authority            `yaml:"authority"`
 	Log            Log                  `yaml:"log"`
+	Node           Node                 `yaml:"node"`
 }
 
 // Authority is how the trust domain's keys are kept and how long they live.
@@ -42,6 +43,13 @@ type Log struct {
 	OCSF        bool          `yaml:"ocsf" default:"false"`
 	Journal     bool          `yaml:"journal" default:"false"`
 	OTLP        bool          `yaml:"otlp" default:"false"`
+}
+
+// Node is what this machine is held to.
+type Node struct {
+	Policy        string        `yaml:"policy" default:"/etc/vouchd/node-policy.yaml"` // missing: the machine is not appraised
+	AppraiseEvery time.Duration `yaml:"appraise_every" default:"1h" min:"1m" max:"24h"`
+	EKChainDir    string        `yaml:"ek_chain_dir" default:"/etc/vouchd/ek-chain.d"`
 }
 
 // JWTKeyTPM is the value of JWTKey for a key that never leaves the TPM.
@@ -126,6 +134,8 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 		{"admin_socket", c.AdminSocket, maxSocketPath},
 		{"entries_dir", c.EntriesDir, maxPath},
 		{"credentials_dir", c.CredentialsDir, maxPath},
+		{"node.policy", c.Node.Policy, maxPath},
+		{"node.ek_chain_dir", c.Node.EKChainDir, maxPath},
 	} {
 		if p.path == "" {
 			continue

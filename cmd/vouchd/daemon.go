@@ -42,6 +42,7 @@ type daemon struct {
 	watcher   *process.Watcher
 	server    *workloadapi.Server
 	exports   []*exported
+	appraiser *appraiser
 
 	mu      sync.Mutex // guards what follows
 	digest  [32]byte   // of the entries in force
@@ -85,13 +86,14 @@ func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) erro
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.server.Serve(ctx, agent) })
 	group.Go(func() error {
-		return (&workloadapi.Admin{Server: d.server, Status: d.status, Logger: d.slog}).Serve(ctx, admin)
+		return (&workloadapi.Admin{Server: d.server, Status: d.status, Node: d.nodeAdmin(), Logger: d.slog}).Serve(ctx, admin)
 	})
 	group.Go(func() error { d.authority.Run(ctx); return nil })
 	group.Go(func() error { return d.watch(ctx) })
 	for _, x := range d.exports {
 		group.Go(func() error { x.Run(ctx); return nil })
 	}
+	group.Go(func() error { return d.appraiser.run(ctx) })
 	group.Go(func() error { return systemd.Watchdog(ctx, d.selfCheck) })
 	d.slog.Info("serving", "socket", d.config.AgentSocket, "trust_domain", d.config.TrustDomain,
 		"after", time.Since(d.started).Round(time.Millisecond))
@@ -153,6 +155,8 @@ func (d *daemon) openIdentity(ctx context.Context) error {
 		Attester: d.attester, Watcher: d.watcher, Authority: d.authority, Log: d.log, Logger: d.slog,
 	})
 	d.reload(ctx)
+	d.appraiser = newAppraiser(d)
+	d.appraiser.appraise(ctx, "the daemon starts") // what comes of it, status says
 	return nil
 }
 

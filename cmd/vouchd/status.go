@@ -42,6 +42,8 @@ func (d *daemon) status() workloadapi.Status {
 	problem := func(format string, args ...any) {
 		st.Problems = append(st.Problems, fmt.Sprintf(format, args...))
 	}
+	d.appraiser.report(&st, problem)
+	st.Node.Bound = d.node.Bound()
 	d.mu.Lock()
 	st.Entries.Loaded = d.loaded
 	if d.refused != nil {
