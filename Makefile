@@ -51,4 +51,15 @@ vm-test: ## the same on a virtual machine with a TPM, with Secure Boot and witho
 		systemd-boot-efi sbsigntool binutils mtools fdisk openssh-client
 	@packaging/test/vm
 
-.PHONY: help build demo test test-tools check bench fuzz package package-check system-test vm-test
+release: ## build, check and sign the packages of a tag with MINISIGN_KEY
+	@packaging/install-missing lintian rpmlint man-db minisign
+	@packaging/release
+
+repo: package ## make repositories for apt and dnf of the packages, signed with REPO_KEY
+	@packaging/install-missing reprepro createrepo-c
+	@packaging/repo
+
+vuln: ## look for known vulnerabilities; asks vuln.go.dev
+	@packaging/vuln
+
+.PHONY: help build demo test test-tools check bench fuzz package package-check system-test vm-test release repo vuln
