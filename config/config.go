@@ -20,6 +20,8 @@ type Config struct {
 	AdminSocket    string               `yaml:"admin_socket" default:"/run/vouchd/admin.sock"`
 	EntriesDir     string               `yaml:"entries_dir" default:"/etc/vouchd/entries.d"`
 	CredentialsDir string               `yaml:"credentials_dir" default:"/etc/vouchd/credentials.d"`
+	ProgramsDir    string               `yaml:"programs_dir" default:"/etc/vouchd/programs.d"`
+	RunSocket      string               `yaml:"run_socket" default:"/run/vouchd/run.sock"`
 	Authority      Authority            `yaml:"authority"`
 	Log            Log                  `yaml:"log"`
 	Node           Node                 `yaml:"node"`
@@ -132,7 +134,9 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 		{"state_dir", c.StateDir, maxPath},
 		{"agent_socket", c.AgentSocket, maxSocketPath},
 		{"admin_socket", c.AdminSocket, maxSocketPath},
+		{"run_socket", c.RunSocket, maxSocketPath},
 		{"entries_dir", c.EntriesDir, maxPath},
+		{"programs_dir", c.ProgramsDir, maxPath},
 		{"credentials_dir", c.CredentialsDir, maxPath},
 		{"node.policy", c.Node.Policy, maxPath},
 		{"node.ek_chain_dir", c.Node.EKChainDir, maxPath},

@@ -27,6 +27,8 @@ func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
 		AdminSocket:    "/run/vouchd/admin.sock",
 		EntriesDir:     "/etc/vouchd/entries.d",
 		CredentialsDir: "/etc/vouchd/credentials.d",
+		ProgramsDir:    "/etc/vouchd/programs.d",
+		RunSocket:      "/run/vouchd/run.sock",
 		Authority: Authority{
 			Mode:            "standalone",
 			IssuingCATTL:    4 * time.Hour,

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -17,6 +18,7 @@ import (
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/programs"
 	"github.com/vouchd/vouchd/state"
 	"github.com/vouchd/vouchd/systemd"
 	"github.com/vouchd/vouchd/workloadapi"
@@ -41,6 +43,7 @@ type daemon struct {
 	attester  *process.Attester
 	watcher   *process.Watcher
 	server    *workloadapi.Server
+	programs  atomic.Pointer[map[string]*programs.Program] // in force; never nil
 	exports   []*exported
 	appraiser *appraiser
 
@@ -49,11 +52,14 @@ type daemon struct {
 	count   int        // of them
 	loaded  time.Time  // when they were loaded; zero: none are yet
 	refused error      // why what is on disk now is not in force
+
+	programsRefused error // the same of programs
 }
 
 // run serves until the context ends.
 func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
 	d := &daemon{config: c, started: time.Now(), slog: log}
+	d.programs.Store(new(map[string]*programs.Program))
 	agent, admin, err := workloadapi.Listen(c.AgentSocket, c.AdminSocket)
 	if err != nil {
 		return err
@@ -90,6 +96,7 @@ func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) erro
 	})
 	group.Go(func() error { d.authority.Run(ctx); return nil })
 	group.Go(func() error { return d.watch(ctx) })
+	group.Go(func() error { return d.servePrograms(ctx) })
 	for _, x := range d.exports {
 		group.Go(func() error { x.Run(ctx); return nil })
 	}
@@ -155,6 +162,7 @@ func (d *daemon) openIdentity(ctx context.Context) error {
 		Attester: d.attester, Watcher: d.watcher, Authority: d.authority, Log: d.log, Logger: d.slog,
 	})
 	d.reload(ctx)
+	d.reloadPrograms(ctx)
 	d.appraiser = newAppraiser(d)
 	d.appraiser.appraise(ctx, "the daemon starts") // what comes of it, status says
 	return nil
