@@ -48,6 +48,12 @@ type Command struct {
 	Args []string
 }
 
+// IsManager reports whether systemd is PID 1 of this machine (sd_booted(3)).
+func IsManager() bool {
+	info, err := os.Lstat("/run/systemd/system")
+	return err == nil && info.IsDir()
+}
+
 // ErrNoUnit means that systemd has no unit of that name loaded.
 var ErrNoUnit = errors.New("systemd has no such unit")
 
@@ -59,8 +65,10 @@ type Units struct {
 	conn *dbus.Conn // nil until needed, and after an error
 }
 
-// privateSocket is where systemd itself answers.
-const privateSocket = "unix:path=/run/systemd/private"
+const (
+	privateSocket = "unix:path=/run/systemd/private"        // where systemd itself answers
+	busSocket     = "unix:path=/run/dbus/system_bus_socket" // where descriptors can be passed, too
+)
 
 const (
 	service      = "org.freedesktop.systemd1"
@@ -183,7 +191,13 @@ func (u *Units) connect() (*dbus.Conn, error) {
 	if u.conn != nil {
 		return u.conn, nil
 	}
-	conn, err := dbus.Dial(privateSocket)
+	conn, err := dial(privateSocket)
+	u.conn = conn
+	return conn, err
+}
+
+func dial(address string) (*dbus.Conn, error) {
+	conn, err := dbus.Dial(address)
 	if err != nil {
 		return nil, err
 	}
@@ -191,7 +205,6 @@ func (u *Units) connect() (*dbus.Conn, error) {
 		conn.Close()
 		return nil, err
 	}
-	u.conn = conn
 	return conn, nil
 }
 

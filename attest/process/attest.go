@@ -222,7 +222,7 @@ func (at *Attested) restOn(f *facts) {
 
 // AttestPID attests the process that has the PID now.
 func (a *Attester) AttestPID(ctx context.Context, pid int) (*Attested, error) {
-	p, err := openPeer(pid)
+	p, err := Pin(pid)
 	if err != nil {
 		return nil, err
 	}

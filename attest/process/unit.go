@@ -216,12 +216,18 @@ func (e *unitEvidence) file(ctx context.Context, path string, by writer) (sum st
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", path, err)
 	}
-	if err := unchangedSince(id, e.started); err != nil {
-		return "", fmt.Errorf("%s %w", path, err)
+	if !strings.HasPrefix(real, transientUnits) {
+		if err := unchangedSince(id, e.started); err != nil {
+			return "", fmt.Errorf("%s %w", path, err)
+		}
 	}
 	e.out.files[real] = id
 	return sum, nil
 }
+
+// transientUnits is where systemd itself writes the files of transient units,
+// right before it starts them.
+const transientUnits = "/run/systemd/transient/"
 
 // execFiles hashes each file that is named in ExecStart.
 func (e *unitEvidence) execFiles(ctx context.Context) {
