@@ -198,11 +198,12 @@ statement in the log must then be by its keys.`,
 			if err != nil {
 				return err
 			}
-			report, err := audit.Verify(cmd.Context(), fsys, audit.VerifyOptions{TPM: &tpmVerifier{known: known}, Live: live})
+			tpm := &tpmVerifier{known: known}
+			report, err := audit.Verify(cmd.Context(), fsys, audit.VerifyOptions{TPM: tpm, Live: live})
 			if err != nil {
 				return fmt.Errorf("reading the log in %s: %w", name, err)
 			}
-			view := verifyView{Report: report, MachineKnown: known != nil && report.OK}
+			view := verifyView{Report: report, MachineKnown: known != nil && tpm.machine != nil && report.OK}
 			if err := o.print(cmd, view, func(w io.Writer) { view.writeText(w, machine) }); err != nil {
 				return err
 			}

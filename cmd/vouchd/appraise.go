@@ -255,7 +255,7 @@ func (a *appraiser) fail(state string, reason error) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.status = workloadapi.NodeStatus{State: state, Checked: time.Now()}
-	a.reason, a.broken, a.passed = reason, a.problem, time.Time{}
+	a.reason, a.broken, a.passed = reason, nil, time.Time{}
 	a.due = time.Now().Add(min(a.d.config.Node.AppraiseEvery, retryUnknown))
 	return reason
 }
@@ -272,7 +272,7 @@ func (a *appraiser) report(st *workloadapi.Status, problem func(format string, a
 	if a.reason != nil {
 		problem("nothing is issued: %v; mend that or the policy %s, and run: vouch node attest", a.reason, st.Node.Policy)
 	}
-	if a.broken != nil && (a.reason == nil || a.broken.Error() != a.reason.Error()) {
+	if a.broken != nil {
 		problem("the last appraisal's outcome stands: %v", a.broken)
 	}
 }
