@@ -82,20 +82,17 @@ type Run struct {
 
 // Run returns how far the service has come.
 func (u *Units) Run(ctx context.Context, name string) (Run, error) {
-	unit, err := u.properties(ctx, name, unitIface)
-	if err != nil {
-		return Run{}, fmt.Errorf("asking systemd about unit %s: %w", name, err)
-	}
-	s, err := u.properties(ctx, name, serviceIface)
+	p, err := u.properties(ctx, query{objectOf(name), unitIface, ""}, query{objectOf(name), serviceIface, ""})
 	if err != nil {
 		return Run{}, fmt.Errorf("asking systemd about unit %s: %w", name, err)
 	}
 	var code, status int32
-	s.get("ExecMainCode", &code)
-	s.get("ExecMainStatus", &status)
-	r := Run{PID: int(s.number("MainPID"))}
-	if err := errors.Join(unit.err, s.err); err != nil {
-		return Run{}, fmt.Errorf("asking systemd about unit %s: %w", name, err)
+	p.get("ExecMainCode", &code)
+	p.get("ExecMainStatus", &status)
+	r := Run{PID: int(p.number("MainPID"))}
+	state, active, result := p.text("LoadState"), p.text("ActiveState"), p.text("Result")
+	if p.err != nil {
+		return Run{}, fmt.Errorf("asking systemd about unit %s: %w", name, p.err)
 	}
 	const exited, killed, dumped = 1, 2, 3 // CLD_EXITED and so on, waitid(2)
 	switch {
@@ -103,8 +100,8 @@ func (u *Units) Run(ctx context.Context, name string) (Run, error) {
 		r.Ended, r.Status = true, int(status)
 	case code == killed, code == dumped:
 		r.Ended, r.Status, r.Signal = true, int(status), true
-	case unit.text("ActiveState") == "failed" || unit.text("LoadState") != "loaded":
-		return Run{}, fmt.Errorf("unit %s could not be started: %s", name, s.text("Result"))
+	case active == "failed" || state != "loaded":
+		return Run{}, fmt.Errorf("unit %s could not be started: %s", name, result)
 	}
 	return r, nil
 }

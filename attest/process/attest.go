@@ -39,6 +39,7 @@ type Attester struct {
 	manager  Manager       // nil where there is none
 	trees    func() bool   // nil for never
 
+	turns     turns
 	units     unitCache
 	treeCache treeCache
 }
@@ -103,7 +104,19 @@ var ErrChanged = errors.New("it changed during attestation, by exec or by settin
 // process exited before everything was read, and otherwise an [*Error] that
 // names the process and the fact that could not be established; it wraps
 // [ErrChanged] if the process changed meanwhile.
+//
+// Attestations for one user wait for each other beyond a small number at a
+// time: what they touch belongs to that user, such as a file system that does
+// not answer, and must not keep others waiting.
 func (a *Attester) Attest(ctx context.Context, p *Peer) (*Attested, error) {
+	if err := a.turns.take(ctx, p.uid); err != nil {
+		return nil, &Error{PID: p.pid, Fact: "process, after the others of its user,", Err: err}
+	}
+	defer a.turns.give(p.uid)
+	return a.attest(ctx, p)
+}
+
+func (a *Attester) attest(ctx context.Context, p *Peer) (*Attested, error) {
 	dir, err := openDir(p.pid)
 	if err != nil {
 		return nil, p.explain("process directory", err)
@@ -213,7 +226,7 @@ func (at *Attested) restOn(f *facts) {
 		at.Files = append(at.Files, at.Path)
 	}
 	if f.unit != nil {
-		at.Files = slices.AppendSeq(at.Files, maps.Keys(f.unit.files))
+		at.Files = append(at.Files, slices.Sorted(maps.Keys(f.unit.files))...)
 		if len(f.trees) > 0 {
 			at.Trees = f.unit.roots
 		}

@@ -88,14 +88,14 @@ func (a *Attester) unit(ctx context.Context, p *Peer, dir procDir, at *Attested,
 		return nil, err
 	}
 	e := unitEvidence{a: a, unit: u, peer: p, dir: dir, facts: f, started: startTime(f.stat.start)}
-	facts := e.establish(ctx)
+	established := e.establish(ctx)
 	if err := p.Alive(); err != nil { // else its PID might not be the unit's main one
 		return nil, err
 	}
 	if ctx.Err() == nil {
-		a.units.put(key, facts)
+		a.units.put(key, established)
 	}
-	return facts, nil
+	return established, nil
 }
 
 // scriptTrees returns the digests of the script's trees, if any entry asks for
