@@ -46,4 +46,20 @@ system-test: ## install, use, upgrade and remove the package under systemd, in a
 	@packaging/install-missing mmdebstrap systemd-container swtpm swtpm-tools
 	@packaging/test/system
 
-.PHONY: help build demo test test-tools check bench fuzz package package-check system-test
+vm-test: ## the same on a virtual machine with a TPM, with Secure Boot and without
+	@packaging/install-missing mmdebstrap swtpm swtpm-tools qemu-system-x86 qemu-utils ovmf \
+		systemd-boot-efi sbsigntool binutils mtools fdisk openssh-client
+	@packaging/test/vm
+
+release: ## build, check and sign the packages of a tag with MINISIGN_KEY
+	@packaging/install-missing lintian rpmlint man-db minisign
+	@packaging/release
+
+repo: package ## make repositories for apt and dnf of the packages, signed with REPO_KEY
+	@packaging/install-missing reprepro createrepo-c
+	@packaging/repo
+
+vuln: ## look for known vulnerabilities; asks vuln.go.dev
+	@packaging/vuln
+
+.PHONY: help build demo test test-tools check bench fuzz package package-check system-test vm-test release repo vuln

@@ -46,11 +46,11 @@ func (l *Log) anchor(ctx context.Context) error {
 	c := b.anchored
 	tpmCtx, cancel := context.WithTimeout(ctx, anchorTimeout)
 	defer cancel()
-	make, count := l.opt.TPM.Anchor, func(context.Context) error { return nil }
+	certify, count := l.opt.TPM.Anchor, func(context.Context) error { return nil }
 	if tpm, ok := l.opt.TPM.(CountingAnchorer); ok {
-		make, count = tpm.Certify, tpm.Count
+		certify, count = tpm.Certify, tpm.Count
 	}
-	made, err := make(tpmCtx, anchorDigest(l.signer.vkey, c))
+	made, err := certify(tpmCtx, anchorDigest(l.signer.vkey, c))
 	r := Record{Event: EventAnchor, Outcome: Success}
 	e := &LogEvent{Size: c.Size, Root: base64.StdEncoding.EncodeToString(c.Root[:]), Anchor: made}
 	if err != nil {

@@ -15,6 +15,9 @@ import (
 	"testing"
 	"testing/fstest"
 	"time"
+	"unicode"
+
+	"golang.org/x/mod/sumdb/note"
 )
 
 // image is a copy of a log in memory, to tamper with.
@@ -553,5 +556,54 @@ func TestLogThatWasCutBackRefusesToStart(t *testing.T) {
 	}
 	if !strings.Contains(err.Error(), "its end was removed") {
 		t.Error(err)
+	}
+}
+
+func TestReportOfAHostileCopyIsSafeToPrint(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	l := h.start()
+	h.stop(l)
+	m := h.image()
+	m["\x1b[2J"] = &fstest.MapFile{Data: []byte("x")}
+	m["tile/entries/\x1b]0;x\x07"] = &fstest.MapFile{Data: []byte("x")}
+	// A key's name may be anything but white space, says the note's format.
+	key := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{3}, 32))
+	vkey, err := note.NewEd25519VerifierKey("evil\x1b[31m", key.Public().(ed25519.PublicKey))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := note.NewVerifier(vkey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &signer{key: key, vkey: vkey, Verifier: v}
+	signed, err := s.checkpoint(new(tree))
+	if err != nil {
+		t.Fatal(err)
+	}
+	hostileSegment := appendFrame(nil, kindSegment, segmentHeader{vkey: vkey, checkpoint: signed}.marshal())
+	for _, fsys := range []fstest.MapFS{m, {segmentName(0): {Data: hostileSegment}}} {
+		r := verifyImage(t, fsys, withTPM())
+		if r.OK {
+			t.Error(r.Verdict)
+		}
+		var b strings.Builder
+		if err := r.WriteText(&b); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range b.String() {
+			if c != '\n' && !unicode.IsPrint(c) {
+				t.Errorf("%q in the report:\n%q", c, b.String())
+			}
+		}
+	}
+}
+
+func TestEmptySegmentIsDamage(t *testing.T) {
+	t.Parallel()
+	r := verifyImage(t, oneSegment(nil), VerifyOptions{})
+	if got := r.found(Failure); !slices.Equal(got, []string{"damage"}) {
+		t.Errorf("%s: failures %v", r.Verdict, got)
 	}
 }

@@ -15,9 +15,10 @@ import (
 // and the anchors' counter. The tree proves that the records are the log's; the
 // chain tells whether they are a history that can have happened.
 type chain struct {
-	o    VerifyOptions
-	rep  *Report
-	vkey string
+	o      VerifyOptions
+	rep    *Report
+	vkey   string
+	origin string
 
 	index   uint64 // of the record at hand
 	begun   bool
@@ -161,7 +162,7 @@ func (c *chain) state(n *Node) {
 	}
 	facts, err := c.o.TPM.Statement(n.Statement, key)
 	if err != nil {
-		c.fail("statement", Escape(err.Error()), "it is not proved that the keys of this log belong to the machine's TPM")
+		c.fail("statement", err.Error(), "it is not proved that the keys of this log belong to the machine's TPM")
 		return
 	}
 	if c.node != nil && facts.EKSHA256 != c.node.EKSHA256 {
@@ -173,7 +174,7 @@ func (c *chain) state(n *Node) {
 		c.fail("statement", "the record names other keys than its statement proves", "the daemon wrote down another machine than it runs on")
 	}
 	c.node, c.statement = &facts, sum
-	c.rep.EKSHA256, c.rep.AKName = Escape(facts.EKSHA256), Escape(facts.AKName)
+	c.rep.EKSHA256, c.rep.AKName = printed(facts.EKSHA256), printed(facts.AKName)
 }
 
 // key takes an authority key into account.
@@ -185,7 +186,7 @@ func (c *chain) key(l *Leaf) {
 	if l.Event == EventIssuingCA {
 		cert, err := x509.ParseCertificate(l.Key.Certificate)
 		if err != nil {
-			c.fail("issuing-ca", "the issuing CA's certificate can't be read: "+Escape(err.Error()), "what it signed can't be traced")
+			c.fail("issuing-ca", "the issuing CA's certificate can't be read: "+err.Error(), "what it signed can't be traced")
 			return
 		}
 		if !strings.EqualFold(fmt.Sprintf("%x", cert.SubjectKeyId), l.Key.KeyID) ||
@@ -220,7 +221,7 @@ func (c *chain) quoted(k *Key) {
 		return
 	}
 	if err := v.Quote(k.Quote, sha256.Sum256(k.PublicKey)); err != nil {
-		c.fail("key-quote", Escape(err.Error()), "it is not proved in which boot state the key was made")
+		c.fail("key-quote", err.Error(), "it is not proved in which boot state the key was made")
 	}
 }
 
@@ -299,10 +300,10 @@ func (c *chain) anchored(l *Leaf) {
 		c.fail("anchor-without-statement", "an anchor before any statement on the TPM's keys", "it can't be told which TPM made it")
 		return
 	}
-	digest := anchorDigest(c.vkey, Checkpoint{Origin: c.rep.Origin, Size: l.Log.Size, Root: a.root})
+	digest := anchorDigest(c.vkey, Checkpoint{Origin: c.origin, Size: l.Log.Size, Root: a.root})
 	facts, err := c.o.TPM.Anchor(l.Log.Anchor, digest)
 	if err != nil {
-		c.fail("anchor-invalid", Escape(err.Error()), "the machine's TPM did not make this anchor over these records")
+		c.fail("anchor-invalid", err.Error(), "the machine's TPM did not make this anchor over these records")
 		return
 	}
 	c.count(facts)
@@ -315,6 +316,7 @@ func (c *chain) count(facts AnchorFacts) {
 	last, lost := c.anchor, c.lost
 	c.anchor, c.lost = &facts, 0
 	if last == nil {
+		c.rep.FirstCounter = facts.Counter
 		return
 	}
 	switch step := facts.Counter - last.Counter; {

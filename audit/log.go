@@ -213,7 +213,6 @@ func open(d disk, release func() error, o Options) (*Log, error) {
 		return nil, err
 	}
 	go l.run()
-	l.nudge() // to take into tiles what is not there yet
 	return l, nil
 }
 
@@ -276,6 +275,8 @@ func (l *Log) run() {
 	retry := time.NewTicker(l.opt.RetryEvery)
 	retry.Stop()
 	defer retry.Stop()
+	l.tile(ctx, true) // what the last run left, and what begin wrote
+	l.retain(ctx)
 	for {
 		select {
 		case <-l.quit:
@@ -289,7 +290,7 @@ func (l *Log) run() {
 				retry.Stop()
 			}
 		case <-l.wake:
-			if errors.Is(l.Status().Err, ErrUnwritable) {
+			if l.broken() {
 				retry.Reset(l.opt.RetryEvery)
 			} else {
 				l.anchorIfDue(ctx, l.opt.AnchorRecords)
@@ -315,6 +316,13 @@ func (l *Log) tile(ctx context.Context, publish bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.status.TileErr = err
+}
+
+// broken tells whether a write failed and the log was not mended since.
+func (l *Log) broken() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return errors.Is(l.err, ErrUnwritable)
 }
 
 // nudge wakes the background.

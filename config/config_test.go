@@ -27,6 +27,8 @@ func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
 		AdminSocket:    "/run/vouchd/admin.sock",
 		EntriesDir:     "/etc/vouchd/entries.d",
 		CredentialsDir: "/etc/vouchd/credentials.d",
+		ProgramsDir:    "/etc/vouchd/programs.d",
+		RunSocket:      "/run/vouchd/run.sock",
 		Authority: Authority{
 			Mode:            "standalone",
 			IssuingCATTL:    4 * time.Hour,
@@ -35,12 +37,12 @@ func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
 			JWTKey:          "sealed",
 			JWTKeyTTL:       24 * time.Hour,
 		},
+		Log: Log{AnchorEvery: time.Minute, MaxMiB: 4096, KeepFor: 2160 * time.Hour},
 		Node: Node{
 			Policy:        "/etc/vouchd/node-policy.yaml",
 			AppraiseEvery: time.Hour,
 			EKChainDir:    "/etc/vouchd/ek-chain.d",
 		},
-		Log: Log{AnchorEvery: time.Minute, MaxMiB: 4096, KeepFor: 2160 * time.Hour},
 	}
 	if diff := cmp.Diff(want, c, cmp.Comparer(func(a, b spiffeid.TrustDomain) bool { return a == b })); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

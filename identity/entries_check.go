@@ -120,7 +120,7 @@ func (c *checker) interpreter(w *written) {
 	var program *config.At[attest.Selector]
 	for i, s := range w.Selectors {
 		switch kindOf(s.Value) {
-		case "systemd:id", "cgroup:path":
+		case "systemd:id", "cgroup:path", "script:path", "script:sha256", "script:tree_sha256":
 			return
 		case "unix:path":
 			program = &w.Selectors[i]

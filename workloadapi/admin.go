@@ -84,6 +84,7 @@ type Explanation struct {
 	Selectors []SelectorView `json:"selectors"`
 	Matches   []EntryView    `json:"matches"`
 	Nearest   []NearMissView `json:"nearest"` // entries that do not match, those that lack least first
+	Gaps      []string       `json:"gaps"`    // facts that could not be established, and why
 }
 
 // A SelectorView is a selector and who vouches for it.
@@ -211,9 +212,12 @@ func (a *Admin) explain(w http.ResponseWriter, r *http.Request) {
 const nearestShown = 5
 
 func (s *Server) explanation(p *process.Attested) Explanation {
-	x := Explanation{PID: p.PID, Path: p.Path, Selectors: []SelectorView{}, Matches: []EntryView{}, Nearest: []NearMissView{}}
+	x := Explanation{PID: p.PID, Path: p.Path, Selectors: []SelectorView{}, Matches: []EntryView{}, Nearest: []NearMissView{}, Gaps: []string{}}
 	for _, sel := range s.selectors(p) {
 		x.Selectors = append(x.Selectors, SelectorView{sel.String(), sel.Trust().String()})
+	}
+	for _, gap := range p.Gaps {
+		x.Gaps = append(x.Gaps, gap.Error())
 	}
 	for _, e := range s.match(p) {
 		x.Matches = append(x.Matches, entryView(e))

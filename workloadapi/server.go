@@ -36,12 +36,14 @@ const (
 	maxStreams    = 100      // at a time on one connection
 	bufferLen     = 2 << 10  // bytes, for reading and for writing, of each connection
 	proofTimeout  = 5 * time.Second
+	settleTime    = time.Second // after which a stream is taken for one that lasts
 	recheckEvery  = time.Minute // a stream's process is attested again
 )
 
 // Options are what a server serves with. All are required.
 type Options struct {
 	Attester  *process.Attester
+	Watcher   *process.Watcher // of the files that attestations rest on
 	Authority *identity.Authority
 	Log       *audit.Log
 	Logger    *slog.Logger
@@ -89,6 +91,10 @@ func (s *Server) tellChanged() {
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
+
+// Wants reports whether any entry in force wants a selector of this kind, as
+// [identity.Entries.Wants] does.
+func (s *Server) Wants(kind string) bool { return s.entries.Load().Wants(kind) }
 
 // grantsChanged returns a channel that is closed at the next SetEntries or
 // SetNode. Take it before reading either, so as to miss nothing.

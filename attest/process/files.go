@@ -1,6 +1,7 @@
 package process
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +10,20 @@ import (
 	"syscall"
 	"time"
 )
+
+// HashFile returns where the path leads and the SHA-256 of the file there, in
+// hexadecimal, if a process of the user can change neither the file nor what
+// the path leads to. For root there is no such file.
+func HashFile(ctx context.Context, path string, uid uint32) (real, sum string, err error) {
+	if real, err = resolve(path, notBy(uid)); err != nil {
+		return "", "", err
+	}
+	_, sum, err = NewAttester(Options{}).hashes.path(ctx, real)
+	if err != nil {
+		return "", "", fmt.Errorf("%s: %w", path, err)
+	}
+	return real, sum, nil
+}
 
 // maxLinks bounds the symbolic links that are followed on the way to one file.
 const maxLinks = 40

@@ -88,20 +88,20 @@ func (a *Attester) unit(ctx context.Context, p *Peer, dir procDir, at *Attested,
 		return nil, err
 	}
 	e := unitEvidence{a: a, unit: u, peer: p, dir: dir, facts: f, started: startTime(f.stat.start)}
-	facts := e.establish(ctx)
+	established := e.establish(ctx)
 	if err := p.Alive(); err != nil { // else its PID might not be the unit's main one
 		return nil, err
 	}
 	if ctx.Err() == nil {
-		a.units.put(key, facts)
+		a.units.put(key, established)
 	}
-	return facts, nil
+	return established, nil
 }
 
 // scriptTrees returns the digests of the script's trees, if any entry asks for
 // them. Every entry of a tree is looked at each time.
 func (a *Attester) scriptTrees(ctx context.Context, f *facts) ([]string, error) {
-	if f.unit == nil || a.trees == nil || !a.trees() {
+	if f.unit == nil || !f.wants("script:tree_sha256") {
 		return nil, nil
 	}
 	by := notBy(f.status.uid)
@@ -216,12 +216,18 @@ func (e *unitEvidence) file(ctx context.Context, path string, by writer) (sum st
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", path, err)
 	}
-	if err := unchangedSince(id, e.started); err != nil {
-		return "", fmt.Errorf("%s %w", path, err)
+	if !strings.HasPrefix(real, transientUnits) {
+		if err := unchangedSince(id, e.started); err != nil {
+			return "", fmt.Errorf("%s %w", path, err)
+		}
 	}
 	e.out.files[real] = id
 	return sum, nil
 }
+
+// transientUnits is where systemd itself writes the files of transient units,
+// right before it starts them.
+const transientUnits = "/run/systemd/transient/"
 
 // execFiles hashes each file that is named in ExecStart.
 func (e *unitEvidence) execFiles(ctx context.Context) {

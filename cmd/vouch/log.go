@@ -183,8 +183,8 @@ of a machine you know, --node tells: FILE is what vouch node appraise or vouch n
 verify printed with --output json when you checked that machine, and every
 statement in the log must then be by its keys.`,
 		Example: `  vouch log verify
-  vouch log verify ./copy-of/var/lib/vouchd/log --node machine.json
   vouch log verify --trace ./copy-of/var/lib/vouchd/log
+  vouch log verify ./copy-of/var/lib/vouchd/log --node machine.json
   vouch log verify log-2026-11.tar
   vouch log verify --live --output json`,
 		Args: cobra.MaximumNArgs(1),
@@ -217,8 +217,8 @@ statement in the log must then be by its keys.`,
 		},
 	}
 	cmd.Flags().BoolVar(&live, "live", false, "the log is still being written: its end may not be anchored yet")
-	cmd.Flags().StringVar(&machine, "node", "", "the machine whose log it must be: a result in JSON of vouch node appraise or vouch node verify, in this `file`")
 	cmd.Flags().BoolVar(&traced, "trace", false, "print how each SVID leads back to the TPM")
+	cmd.Flags().StringVar(&machine, "node", "", "the machine whose log it must be: a result in JSON of vouch node appraise or vouch node verify, in this `file`")
 	return cmd
 }
 
