@@ -130,7 +130,7 @@ func TestAnApprovalIsOfUseToTheMachineThatAskedAlone(t *testing.T) {
 		code int
 		says string
 	}{
-		"on another machine":    {two, []string{two.path("approval.json"), "--root", root}, 1, "the approval is for another machine"},
+		"on another machine":    {two, []string{two.path("approval.json"), "--root", root}, 1, "for another machine"},
 		"of another root":       {one, []string{approval, "--root", strings.Repeat("00", 32)}, 1, "not of the root 0000"},
 		"without saying whose":  {one, []string{approval}, 2, "--root"},
 		"that is no approval":   {one, []string{one.path("vouchd.yaml"), "--root", root}, 1, "installing an enrolment"},
