@@ -99,6 +99,9 @@ func (s *Server) refuse(ctx context.Context, c *caller, event audit.Event, cause
 		r.Outcome = audit.Failed
 	}
 	suppressed, ok := s.refusals.allow(c.conn.peer().UID())
+	if !ok && errors.Is(cause, errNode) {
+		return s.toStatus(cause, c.requestID) // of a thousand streams that end at once all are told why
+	}
 	if !ok {
 		return s.toStatus(errTooManyRefusals, c.requestID)
 	}

@@ -2,6 +2,7 @@ package workloadapi
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/vouchd/vouchd/attest"
 	"github.com/vouchd/vouchd/attest/process"
@@ -49,7 +50,7 @@ func nodeRefusal(err error) string {
 	const most = 400 // bytes
 	text := err.Error()
 	if len(text) > most {
-		text = text[:most] + "…"
+		text = strings.ToValidUTF8(text[:most], "") + "…"
 	}
 	return text
 }
