@@ -42,8 +42,9 @@ package-check: package ## hold the packages to lintian, rpmlint, reproducibility
 	@packaging/install-missing lintian rpmlint man-db
 	@packaging/check
 
-system-test: ## install, use, upgrade and remove the package under systemd, in a container
+system-test: ## what needs systemd as PID 1, in a container: tests of units, and the package from install to purge
 	@packaging/install-missing mmdebstrap systemd-container swtpm swtpm-tools
+	@packaging/test/units
 	@packaging/test/system
 
 vm-test: ## the same on a virtual machine with a TPM, with Secure Boot and without
