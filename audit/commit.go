@@ -33,9 +33,9 @@ const (
 	maxBatchBytes   = 1 << 20
 	// maxBatchTail is the most that a crash can leave unfinished: a batch is
 	// closed once it is over maxBatchBytes, after one more call's records.
-	maxBatchTail = maxBatchBytes + MaxAppend*(MaxLeaf+frameHeader) + maxFrame + frameHeader
-	tileEvery        = 4 * tileWidth // records between two times that tiles are written
-	keepBatchBytes   = 64 << 10      // a larger buffer isn't kept for the next batch
+	maxBatchTail   = maxBatchBytes + MaxAppend*(MaxLeaf+frameHeader) + maxFrame + frameHeader
+	tileEvery      = 4 * tileWidth // records between two times that tiles are written
+	keepBatchBytes = 64 << 10      // a larger buffer isn't kept for the next batch
 )
 
 // Append writes the records, all of them or none, and returns once they are

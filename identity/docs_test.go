@@ -78,8 +78,8 @@ func documentTables(t *testing.T) [][][]string {
 			tables[last] = append(tables[last], cells)
 		}
 	}
-	if len(tables) != 3 {
-		t.Fatalf("%d tables, want those of vouchd.yaml, of an entry, and of selectors", len(tables))
+	if len(tables) != 2 {
+		t.Fatalf("%d tables, want those of vouchd.yaml and of an entry", len(tables))
 	}
 	return tables
 }

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/vouchd/vouchd/attest"
@@ -16,6 +18,14 @@ type Options struct {
 	MaxFileSize int64         // of a file that is hashed, in bytes; default 1 GiB
 	HashTimeout time.Duration // for hashing one file; default 10 s
 	CacheSize   int           // digests of files to keep; default 4096
+
+	// Manager answers for units; nil where systemd is not PID 1. Without it
+	// there are no selectors but those that follow from the control group.
+	Manager Manager
+	// Trees says whether any entry asks for script:tree_sha256. Trees are
+	// walked, for the script's directory and its virtual environment, only
+	// while it returns true; nil means never.
+	Trees func() bool
 }
 
 // An Attester attests peers. It keeps the digests of files that it has hashed;
@@ -26,6 +36,12 @@ type Attester struct {
 	hashes   *hashes
 	names    *names
 	measured *measurements // nil where the kernel keeps no list
+	manager  Manager       // nil where there is none
+	trees    func() bool   // nil for never
+
+	turns     turns
+	units     unitCache
+	treeCache treeCache
 }
 
 // NewAttester returns an Attester for the machine it runs on.
@@ -40,6 +56,8 @@ func NewAttester(o Options) *Attester {
 		),
 		names:    newNames(),
 		measured: theseMeasurements(),
+		manager:  o.Manager,
+		trees:    o.Trees,
 	}
 }
 
@@ -54,6 +72,10 @@ type Attested struct {
 	Cgroup        string // control group as the kernel reports it: untrusted text
 	Unit          string // system unit, empty where there is none
 	Selectors     attest.Selectors
+
+	// Files, and everything below Trees, are what the selectors rest on: where
+	// one of them changes, attest anew. See [Watcher].
+	Files, Trees []string
 
 	// Gaps are the facts that could not be established though the process
 	// lives. There is no selector for them, so that no entry that wants one
@@ -82,7 +104,19 @@ var ErrChanged = errors.New("it changed during attestation, by exec or by settin
 // process exited before everything was read, and otherwise an [*Error] that
 // names the process and the fact that could not be established; it wraps
 // [ErrChanged] if the process changed meanwhile.
+//
+// Attestations for one user wait for each other beyond a small number at a
+// time: what they touch belongs to that user, such as a file system that does
+// not answer, and must not keep others waiting.
 func (a *Attester) Attest(ctx context.Context, p *Peer) (*Attested, error) {
+	if err := a.turns.take(ctx, p.uid); err != nil {
+		return nil, &Error{PID: p.pid, Fact: "process, after the others of its user,", Err: err}
+	}
+	defer a.turns.give(p.uid)
+	return a.attest(ctx, p)
+}
+
+func (a *Attester) attest(ctx context.Context, p *Peer) (*Attested, error) {
 	dir, err := openDir(p.pid)
 	if err != nil {
 		return nil, p.explain("process directory", err)
@@ -94,6 +128,9 @@ func (a *Attester) Attest(ctx context.Context, p *Peer) (*Attested, error) {
 	before, err := observe(p, dir, buf)
 	if err != nil {
 		return nil, err
+	}
+	if before.status.tracer != 0 {
+		return nil, p.explain("tracer", fmt.Errorf("process %d traces it, and so speaks for it; detach the debugger", before.status.tracer))
 	}
 	if err := a.host.owns(dir); err != nil {
 		return nil, p.explain("PID namespace", err)
@@ -123,6 +160,7 @@ func (a *Attester) Attest(ctx context.Context, p *Peer) (*Attested, error) {
 	}
 	// Everything read above was about p. What follows asks the host.
 	at.Selectors = a.selectors(ctx, at, &f)
+	at.restOn(&f)
 	return at, nil
 }
 
@@ -132,6 +170,8 @@ type facts struct {
 	sandbox sandbox
 	verity  string // algorithm:digest of the program, "" for none
 	parent  parent
+	unit    *unitFacts // nil where there are none
+	trees   []string   // digests of the script's trees
 }
 
 // read reads what has not been observed yet.
@@ -151,7 +191,7 @@ func (a *Attester) read(ctx context.Context, p *Peer, dir procDir, buf *buffer, 
 			}
 		}
 	}
-	if at.Cgroup, err = a.host.cgroup(dir, buf); err != nil {
+	if at.Cgroup, err = dir.cgroup(a.host.hierarchy, buf); err != nil {
 		return p.explain("control group", err)
 	}
 	if f.sandbox, err = dir.sandbox(a.modules, buf); err != nil {
@@ -164,12 +204,38 @@ func (a *Attester) read(ctx context.Context, p *Peer, dir procDir, buf *buffer, 
 			}
 		}
 	}
+	if f.unit, err = a.unit(ctx, p, dir, at, f); err != nil {
+		if err := at.gap(ctx, p, "unit", err); err != nil {
+			return err
+		}
+	}
+	if f.unit != nil {
+		at.Gaps = append(at.Gaps, f.unit.gaps...)
+	}
+	if f.trees, err = a.scriptTrees(ctx, f); err != nil {
+		if err := at.gap(ctx, p, "script's tree", err); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// restOn notes the files that the selectors rest on.
+func (at *Attested) restOn(f *facts) {
+	if at.Selectors.Has(attest.Selector{Type: "unix", Value: "path:" + at.Path}) {
+		at.Files = append(at.Files, at.Path)
+	}
+	if f.unit != nil {
+		at.Files = append(at.Files, slices.Sorted(maps.Keys(f.unit.files))...)
+		if len(f.trees) > 0 {
+			at.Trees = f.unit.roots
+		}
+	}
 }
 
 // AttestPID attests the process that has the PID now.
 func (a *Attester) AttestPID(ctx context.Context, pid int) (*Attested, error) {
-	p, err := openPeer(pid)
+	p, err := Pin(pid)
 	if err != nil {
 		return nil, err
 	}

@@ -84,10 +84,7 @@ func TestAttestSeesTheUserAndProgramOfNow(t *testing.T) {
 
 	sleep := program(t, "sleep")
 	w.tell("exec " + sleep)
-	at, err = a.Attest(t.Context(), w.peer)
-	if err != nil {
-		t.Fatal(err)
-	}
+	at = attestPeer(t, a, w.peer)
 	wantOnly(t, at.Selectors, "unix:path:", sleep)
 	wantOnly(t, at.Selectors, "unix:sha256:", sha256Of(t, sleep))
 }

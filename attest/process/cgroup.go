@@ -8,29 +8,37 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cgroup returns the process's control group in the hierarchy that systemd
-// uses: the unified one of version 2, or name=systemd on a hybrid host.
-func (h host) cgroup(d procDir, buf *buffer) (string, error) {
+// A hierarchy is which of the control group hierarchies systemd uses.
+type hierarchy bool
+
+const (
+	unifiedHierarchy hierarchy = false // version 2, alone
+	namedHierarchy   hierarchy = true  // name=systemd, on hybrid hosts and those of version 1
+)
+
+// thisHierarchy looks at what is mounted, as systemd does: on a machine that
+// has the named one, too, a container may use the unified one alone.
+func thisHierarchy() hierarchy {
+	var fs unix.Statfs_t
+	if err := unix.Statfs("/sys/fs/cgroup", &fs); err == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC {
+		return unifiedHierarchy
+	}
+	return namedHierarchy
+}
+
+// cgroup returns the process's control group.
+func (d procDir) cgroup(h hierarchy, buf *buffer) (string, error) {
 	b, err := d.read("cgroup", buf)
 	if err != nil {
 		return "", err
 	}
-	return parseCgroup(b, h.unified)
-}
-
-// isUnified reports whether the unified hierarchy is where systemd expects its
-// own. It then uses no other: a hierarchy name=systemd that is listed
-// nevertheless is that of the host which this is a container on.
-func isUnified() bool {
-	var st unix.Statfs_t
-	return unix.Statfs("/sys/fs/cgroup", &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
+	return parseCgroup(b, h)
 }
 
 // parseCgroup follows cgroups(7): lines of hierarchy:controllers:path. The
 // path is relative to the daemon's control group namespace and may hold
-// colons but no new line, which the kernel refuses in names. With onlyUnified
-// the others do not count.
-func parseCgroup(b []byte, onlyUnified bool) (string, error) {
+// colons but no new line, which the kernel refuses in names.
+func parseCgroup(b []byte, h hierarchy) (string, error) {
 	var unified, named string
 	for line := range bytes.Lines(b) {
 		line, ok := bytes.CutSuffix(line, []byte("\n"))
@@ -45,9 +53,6 @@ func parseCgroup(b []byte, onlyUnified bool) (string, error) {
 		target := &unified
 		switch {
 		case string(controllers) == "name=systemd":
-			if onlyUnified {
-				continue
-			}
 			target = &named
 		case string(id) != "0" || len(controllers) != 0:
 			continue
@@ -58,7 +63,7 @@ func parseCgroup(b []byte, onlyUnified bool) (string, error) {
 		*target = string(path)
 	}
 	switch {
-	case named != "":
+	case named != "" && h == namedHierarchy:
 		return named, nil
 	case unified != "":
 		return unified, nil

@@ -13,9 +13,9 @@ import (
 type host struct {
 	pidNS, userNS nsID                      // the daemon's
 	namespaces    [len(namespaceKinds)]nsID // of PID 1; zero where not known
-	unified       bool                      // control groups are those of version 2 alone
-	systemd       bool                      // systemd is PID 1
-	root          string                    // control group that systemd's slices lie in, "" for the root
+	hierarchy     hierarchy
+	systemd       bool   // systemd is PID 1
+	root          string // control group that systemd's slices lie in, "" for the root
 }
 
 func thisHost() host {
@@ -28,8 +28,8 @@ func thisHost() host {
 	for i, kind := range namespaceKinds {
 		h.namespaces[i], _ = namespace(unix.AT_FDCWD, "/proc/1/ns/"+kind)
 	}
-	h.unified = isUnified()
-	h.root, h.systemd = systemdRoot(h.unified)
+	h.hierarchy = thisHierarchy()
+	h.root, h.systemd = systemdRoot(h.hierarchy)
 	return h
 }
 
@@ -107,7 +107,7 @@ func descriptorNS(fd int) (nsID, error) {
 
 // systemdRoot reports whether systemd is PID 1 and where its slices are: it
 // keeps itself in init.scope below.
-func systemdRoot(unified bool) (root string, ok bool) {
+func systemdRoot(h hierarchy) (root string, ok bool) {
 	if info, err := os.Lstat("/run/systemd/system"); err != nil || !info.IsDir() {
 		return "", false
 	}
@@ -119,7 +119,7 @@ func systemdRoot(unified bool) (root string, ok bool) {
 	if err != nil {
 		return "", false
 	}
-	path, err := parseCgroup(b, unified)
+	path, err := parseCgroup(b, h)
 	if err != nil {
 		return "", false
 	}

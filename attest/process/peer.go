@@ -114,8 +114,9 @@ func (p *Peer) connectedBefore(t time.Duration) error {
 	return nil
 }
 
-// openPeer pins the process that has the PID now.
-func openPeer(pid int) (*Peer, error) {
+// Pin pins the process that has the PID now, for callers who know by other
+// means that it is the one they want. Its UID and GID are not known and 0.
+func Pin(pid int) (*Peer, error) {
 	if pid <= 0 {
 		return nil, fmt.Errorf("pinning process %d: no such PID", pid)
 	}
@@ -209,6 +210,9 @@ func (p *Peer) Close() error {
 func (p *Peer) explain(fact string, err error) error {
 	if alive := p.Alive(); alive != nil {
 		return alive
+	}
+	if errors.Is(err, unix.ENOENT) {
+		err = fmt.Errorf("%w (is /proc mounted with hidepid=, and the daemon without CAP_SYS_PTRACE?)", err)
 	}
 	return &Error{PID: p.pid, Fact: fact, Err: err}
 }

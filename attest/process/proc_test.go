@@ -118,7 +118,7 @@ func FuzzParseCgroup(f *testing.F) {
 	f.Add("9:name=systemd:/system.slice/a.service\n0::/\n")
 	f.Add("0::/a/../b\n")
 	f.Fuzz(func(t *testing.T, s string) {
-		path, err := parseCgroup([]byte(s), false)
+		path, err := parseCgroup([]byte(s), namedHierarchy)
 		if err != nil {
 			return
 		}

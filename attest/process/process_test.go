@@ -25,6 +25,8 @@ import (
 // binary, called as one of them.
 var helpers = map[string]func(args []string) error{
 	"connect": helperConnect,
+	"attest":  helperAttest,
+	"stress":  helperStress,
 }
 
 func TestMain(m *testing.M) {
@@ -202,7 +204,7 @@ func run(t testing.TB, as *syscall.Credential, name string, args ...string) *exe
 
 func pin(t testing.TB, pid int) *Peer {
 	t.Helper()
-	p, err := openPeer(pid)
+	p, err := Pin(pid)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,10 +215,15 @@ func pin(t testing.TB, pid int) *Peer {
 // attestPID attests a process that may still be about to start its program.
 func attestPID(t testing.TB, a *Attester, pid int) *Attested {
 	t.Helper()
+	return attestPeer(t, a, pin(t, pid))
+}
+
+func attestPeer(t testing.TB, a *Attester, p *Peer) *Attested {
+	t.Helper()
 	var at *Attested
 	eventually(t, "the process has started", func() bool {
 		var err error
-		if at, err = a.AttestPID(t.Context(), pid); err != nil && !errors.Is(err, ErrChanged) {
+		if at, err = a.Attest(t.Context(), p); err != nil && !errors.Is(err, ErrChanged) {
 			t.Fatal(err)
 		}
 		return err == nil

@@ -38,7 +38,7 @@ func (d procDir) program() (fileID, error) {
 
 func statx(dir int, name string, flags int, st *unix.Statx_t) error {
 	for {
-		err := unix.Statx(dir, name, flags, unix.STATX_BASIC_STATS|unix.STATX_BTIME, st)
+		err := unix.Statx(dir, name, flags, unix.STATX_BASIC_STATS|unix.STATX_BTIME|unix.STATX_MNT_ID, st)
 		if !errors.Is(err, unix.EINTR) {
 			return err
 		}

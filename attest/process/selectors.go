@@ -18,7 +18,26 @@ func (a *Attester) selectors(ctx context.Context, at *Attested, f *facts) attest
 	a.addSandbox(&s, f)
 	s.add("parent", "sha256:", f.parent.sha256)
 	s.add("parent", "systemd:id:", f.parent.unit)
+	if f.unit != nil {
+		addUnit(&s, f.unit)
+	}
+	for _, sum := range f.trees {
+		s.add("script", "tree_sha256:", sum)
+	}
 	return s.selectors
+}
+
+func addUnit(s *statement, u *unitFacts) {
+	s.add("systemd", "invocation_id:", u.invocation)
+	if plainPath(u.fragment) {
+		s.add("systemd", "fragment_path:", u.fragment)
+	}
+	s.add("systemd", "fragment_sha256:", u.fragmentSHA256)
+	for _, sum := range u.execSHA256 {
+		s.add("systemd", "exec_sha256:", sum)
+	}
+	s.add("script", "path:", u.script)
+	s.add("script", "sha256:", u.scriptSHA256)
 }
 
 // A statement collects selectors.

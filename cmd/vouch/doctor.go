@@ -16,6 +16,7 @@ import (
 
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/systemd"
 	"github.com/vouchd/vouchd/workloadapi"
 )
 
@@ -140,7 +141,7 @@ func examineCgroups() finding {
 }
 
 func examineSystemd() finding {
-	if _, err := os.Stat("/run/systemd/system"); err != nil {
+	if !systemd.IsManager() {
 		return finding{"systemd", levelNote, "it is not PID 1 here, so there are no systemd selectors"}
 	}
 	return finding{"systemd", levelOK, "it is PID 1"}

@@ -24,45 +24,61 @@ func newLog(o *options) *cobra.Command {
 		Use:   "log",
 		Short: "Read and verify the attestation log",
 		Long: `The log commands need no daemon, no TPM and no network: they work on the log's
-directory or on a copy of it. Without DIR they read this host's log.`,
+directory, a copy of it or an archive. Without DIR they read this host's log.`,
 	}
-	cmd.AddCommand(newLogShow(o), newLogVerify(o))
+	cmd.AddCommand(
+		newLogShow(o), newLogExplain(o), newLogReport(o), newLogVerify(o), newLogArchive(o),
+		newLogProve(o), newLogCheckProof(o), newLogConsistency(o), newLogCheckConsistency(o),
+	)
 	return cmd
 }
 
-// logFS opens the log named by the arguments, else this host's.
-func (o *options) logFS(args []string) (fs.FS, string, error) {
-	dir := ""
+// logFS opens the log named by the arguments, a directory or an archive, else
+// this host's. The caller calls done when it has read it.
+func (o *options) logFS(args []string) (fsys fs.FS, name string, done func() error, err error) {
 	if len(args) > 0 {
-		dir = args[0]
+		name = args[0]
 	} else {
 		c, err := config.Load(o.config)
 		if err != nil {
-			return nil, "", fmt.Errorf("%w; name the log's directory, or the configuration with --config", err)
+			return nil, "", nil, fmt.Errorf("%w; name the log's directory, or the configuration with --config", err)
 		}
-		dir = filepath.Join(c.StateDir, "log")
+		name = filepath.Join(c.StateDir, "log")
 	}
-	if info, err := os.Stat(dir); err != nil {
-		return nil, "", err
-	} else if !info.IsDir() {
-		return nil, "", fmt.Errorf("%s is not a directory", dir)
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil, "", nil, err
 	}
-	return os.DirFS(dir), dir, nil
+	if info.IsDir() {
+		return os.DirFS(name), name, func() error { return nil }, nil
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	fsys, err = audit.ReadArchive(f, info.Size())
+	if err != nil {
+		f.Close()
+		return nil, "", nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return fsys, name, f.Close, nil
 }
 
 // A recordFilter says which records to show.
 type recordFilter struct {
-	since    time.Duration
-	spiffeID string
-	event    string
-	request  string
+	since      time.Duration
+	spiffeID   string
+	event      string
+	request    string
+	credential string
 }
 
 func (f recordFilter) wants(l *audit.Leaf) bool {
 	return (f.since == 0 || time.Since(l.Time) <= f.since) &&
 		(f.spiffeID == "" || l.SPIFFEID == f.spiffeID) &&
 		(f.event == "" || strings.HasPrefix(string(l.Event), f.event)) &&
-		(f.request == "" || l.RequestID == f.request)
+		(f.request == "" || l.RequestID == f.request) &&
+		(f.credential == "" || l.Credential != nil && l.Credential.Name == f.credential)
 }
 
 func newLogShow(o *options) *cobra.Command {
@@ -78,10 +94,11 @@ in the log. It checks their form, not their proof: that is for vouch log verify.
   vouch log show --follow --output json | jq .`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			fsys, _, err := o.logFS(args)
+			fsys, _, done, err := o.logFS(args)
 			if err != nil {
 				return err
 			}
+			defer done()
 			records := audit.Records(cmd.Context(), fsys, 0)
 			if follow {
 				records = audit.Follow(cmd.Context(), fsys, 0, time.Second/4)
@@ -109,6 +126,7 @@ in the log. It checks their form, not their proof: that is for vouch log verify.
 	cmd.Flags().DurationVar(&filter.since, "since", 0, "only records of this last `duration`, such as 1h")
 	cmd.Flags().StringVar(&filter.spiffeID, "spiffe-id", "", "only records about this `identity`")
 	cmd.Flags().StringVar(&filter.event, "event", "", "only events that begin with this, such as jwt_svid")
+	cmd.Flags().StringVar(&filter.credential, "credential", "", "only records about this `credential`")
 	cmd.Flags().StringVar(&filter.request, "request", "", "only the records of this request `ID`, which a refused caller is told")
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with new records until interrupted")
 	return cmd
@@ -149,50 +167,78 @@ func line(l *audit.Leaf) string {
 }
 
 func newLogVerify(o *options) *cobra.Command {
-	var live bool
+	var live, traced bool
+	var machine string
 	cmd := &cobra.Command{
-		Use:   "verify [DIR]",
+		Use:   "verify [DIR|ARCHIVE]",
 		Short: "Verify a log, back to the TPM",
 		Long: `Verify checks a whole log or a copy of one: every record, the tree over them, each
 signature, each anchor's counter, that each issued SVID was signed by a key the
 log has seen certified, and that the machine's keys lie in one TPM. It exits 0
 only if everything holds, and otherwise says what was found in which record and
-what it means. It needs no TPM and no network.`,
+what it means. It needs no TPM and no network.
+
+A log proves that one TPM stands behind it, and names it. Whether that is the TPM
+of a machine you know, --node tells: FILE is what vouch node appraise or vouch node
+verify printed with --output json when you checked that machine, and every
+statement in the log must then be by its keys.`,
 		Example: `  vouch log verify
-  vouch log verify ./copy-of/var/lib/vouchd/log
+  vouch log verify --trace ./copy-of/var/lib/vouchd/log
+  vouch log verify ./copy-of/var/lib/vouchd/log --node machine.json
+  vouch log verify log-2026-11.tar
   vouch log verify --live --output json`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			fsys, dir, err := o.logFS(args)
+			fsys, name, done, err := o.logFS(args)
 			if err != nil {
 				return err
 			}
-			report, err := audit.Verify(cmd.Context(), fsys, audit.VerifyOptions{TPM: new(tpmVerifier), Live: live})
+			defer done()
+			known, err := readKnownMachine(cmd, machine)
 			if err != nil {
-				return fmt.Errorf("reading the log in %s: %w", dir, err)
+				return err
 			}
-			if err := o.print(cmd, report, func(w io.Writer) { report.WriteText(w) }); err != nil {
+			tpm := &tpmVerifier{known: known}
+			report, err := audit.Verify(cmd.Context(), fsys, audit.VerifyOptions{TPM: tpm, Live: live})
+			if err != nil {
+				return fmt.Errorf("reading the log in %s: %w", name, err)
+			}
+			view := verifyView{Report: report, MachineKnown: known != nil && tpm.machine != nil && report.OK}
+			if err := o.print(cmd, view, func(w io.Writer) { view.writeText(w, machine) }); err != nil {
 				return err
 			}
 			if !report.OK {
 				return errSaid
 			}
+			if traced && o.output == "text" {
+				return trace(cmd, fsys, report)
+			}
 			return nil
 		},
 	}
 	cmd.Flags().BoolVar(&live, "live", false, "the log is still being written: its end may not be anchored yet")
+	cmd.Flags().BoolVar(&traced, "trace", false, "print how each SVID leads back to the TPM")
+	cmd.Flags().StringVar(&machine, "node", "", "the machine whose log it must be: a result in JSON of vouch node appraise or vouch node verify, in this `file`")
 	return cmd
 }
 
 // A tpmVerifier gives the log's verification what attest/node can tell of a
 // statement and its anchors.
-type tpmVerifier struct{ machine *node.Verified }
+type tpmVerifier struct {
+	known   *knownMachine // whose log it must be; nil: anybody's
+	machine *node.Verified
+}
 
 // Statement checks the machine's keys.
 func (v *tpmVerifier) Statement(statement []byte, logKey ed25519.PublicKey) (audit.NodeFacts, error) {
 	machine, err := node.VerifyStatement(statement, logKey)
 	if err != nil {
 		return audit.NodeFacts{}, err
+	}
+	if v.known != nil {
+		if err := v.known.is(machine); err != nil {
+			return audit.NodeFacts{}, err
+		}
 	}
 	v.machine = machine
 	return audit.NodeFacts{EKSHA256: machine.EKSHA256, AKName: machine.AKName, NodeKey: machine.NodeKey}, nil
@@ -208,4 +254,13 @@ func (v *tpmVerifier) Anchor(anchor []byte, digest [32]byte) (audit.AnchorFacts,
 		return audit.AnchorFacts{}, err
 	}
 	return audit.AnchorFacts{Counter: facts.Counter, Resets: facts.Resets}, nil
+}
+
+// Quote checks a quote of that machine over the digest of an authority key.
+func (v *tpmVerifier) Quote(quote []byte, digest [32]byte) error {
+	if v.machine == nil {
+		return errors.New("no statement says which machine made it")
+	}
+	_, _, err := v.machine.Quote(quote, digest)
+	return err
 }

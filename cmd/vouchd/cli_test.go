@@ -33,6 +33,9 @@ func TestCommandLineAgainstARunningDaemon(t *testing.T) {
 		{[]string{"check"}, 0, `in order: 2 entries`, `^$`},
 		{[]string{"entry", "list"}, 0, `spiffe://example\.org/cli  \(.*a\.yaml:2\)`, `^$`},
 		{[]string{"entry", "explain", pid}, 0, `(?s)kernel-enforced\s+unix:uid:\d+.*matches:\s+spiffe://example\.org/cli.*almost spiffe://example\.org/other.*unix:gid:64999`, `^$`},
+		{[]string{"entry", "explain", "--self"}, 0, `matches:`, `^$`},
+		{[]string{"entry", "explain"}, 2, `^$`, `which process`},
+		{[]string{"entry", "new", "--from-pid", pid, "--spiffe-id", "spiffe://example.org/new"}, 0, `(?s)spiffe_id: spiffe://example.org/new.*unix:user:.*unix:sha256:`, `^$`},
 		{[]string{"entry", "explain", "0"}, 2, `^$`, `vouch: "0" is not a process ID`},
 		{[]string{"entry", "explain", "4194303"}, 1, `^$`, `vouch: .*4194303`},
 		{[]string{"fetch", "x509"}, 0, `spiffe://example\.org/cli\tvalid until`, `^$`},
@@ -114,5 +117,61 @@ func TestDoctorWithoutADaemonSaysHowToStartIt(t *testing.T) {
 	}
 	if _, stderr, code := h.vouch("status"); code != 1 || !strings.Contains(stderr, "vouch doctor") {
 		t.Errorf("status exits %d and says %s", code, stderr)
+	}
+}
+
+func TestLogCommandsWorkOnACopyAlone(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.write("entries.d/a.yaml", fmt.Sprintf(entryForVouch, os.Getuid()))
+	h.start()
+	ok := func(args ...string) string {
+		t.Helper()
+		out, stderr, code := h.vouch(args...)
+		if code != 0 {
+			t.Fatalf("vouch %s exits %d:\n%s%s", strings.Join(args, " "), code, out, stderr)
+		}
+		return out
+	}
+	ok("fetch", "x509")
+	ok("fetch", "jwt", "--audience", "api")
+	h.stop()
+	log := h.path("copy")
+	must(t, os.CopyFS(log, os.DirFS(h.path("state/log"))))
+
+	trace := ok("log", "verify", "--trace", log)
+	for _, want := range []string{`cli\s+x509 to pid \d+ of user \d+ <- issuing CA \(record \d+\)\s+<- node key <- AK <- TPM`, `cli\s+jwt\s+.*<- JWT key \(record \d+\)\s+<- AK <- TPM`} {
+		if !regexp.MustCompile(want).MatchString(trace) {
+			t.Errorf("the trace has no %s:\n%s", want, trace)
+		}
+	}
+	key := regexp.MustCompile(`(?m)^  key +(\S+)$`).FindStringSubmatch(trace)[1]
+	index := regexp.MustCompile(`(?m)^(\d+) .*x509_svid`).FindStringSubmatch(ok("log", "show", log))[1]
+
+	if story := ok("log", "explain", index, log); !strings.Contains(story, "machine") || !strings.Contains(story, "spiffe://example.org/cli") {
+		t.Errorf("explain says\n%s", story)
+	}
+	if report := ok("log", "report", log); !strings.Contains(report, "spiffe://example.org/cli") {
+		t.Errorf("report says\n%s", report)
+	}
+	must(t, os.WriteFile(h.path("proof"), []byte(ok("log", "prove", index, log)), 0o600))
+	if said := ok("log", "check-proof", "--key", key, h.path("proof")); !strings.Contains(said, "spiffe://example.org/cli") {
+		t.Errorf("check-proof says\n%s", said)
+	}
+	if _, _, code := h.vouch("log", "check-proof", h.path("proof")); code != 2 {
+		t.Errorf("check-proof without a key exits %d, want 2", code)
+	}
+	ok("log", "consistency", "1", index, log)
+	ok("log", "archive", "--to", h.path("log.tar"), log)
+	ok("log", "verify", h.path("log.tar"))
+
+	// A byte of the hand-out's record changes.
+	segments, err := filepath.Glob(log + "/wal/*")
+	must(t, err)
+	data, err := os.ReadFile(segments[0])
+	must(t, err)
+	must(t, os.WriteFile(segments[0], []byte(strings.Replace(string(data), "example.org/cli", "example.org/cla", 1)), 0o600))
+	if out, _, code := h.vouch("log", "verify", log); code != 1 || !strings.Contains(out, "does not hold") {
+		t.Errorf("verify of a changed log exits %d and says\n%s", code, out)
 	}
 }
