@@ -9,7 +9,7 @@ TOOLS    := swtpm swtpm-tools tpm2-tools
 FUZZTIME ?= 30s
 
 help: ## list what can be made
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | sort | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | sort | expand -t 16
 
 build: ## build both programs into bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/vouchd ./cmd/vouch
@@ -35,4 +35,31 @@ bench: test-tools ## measure; docs/performance.md says what
 fuzz: ## fuzz every parser of outside data, FUZZTIME each
 	@packaging/fuzz-all $(FUZZTIME)
 
-.PHONY: help build demo test test-tools check bench fuzz
+package: ## build the deb and rpm packages for amd64 and arm64 into dist/
+	@packaging/package
+
+package-check: package ## hold the packages to lintian, rpmlint, reproducibility and the unit's exposure
+	@packaging/install-missing lintian rpmlint man-db
+	@packaging/check
+
+system-test: ## install, use, upgrade and remove the package under systemd, in a container
+	@packaging/install-missing mmdebstrap systemd-container swtpm swtpm-tools
+	@packaging/test/system
+
+vm-test: ## the same on a virtual machine with a TPM, with Secure Boot and without
+	@packaging/install-missing mmdebstrap swtpm swtpm-tools qemu-system-x86 qemu-utils ovmf \
+		systemd-boot-efi sbsigntool binutils mtools fdisk openssh-client
+	@packaging/test/vm
+
+release: ## build, check and sign the packages of a tag with MINISIGN_KEY
+	@packaging/install-missing lintian rpmlint man-db minisign
+	@packaging/release
+
+repo: package ## make repositories for apt and dnf of the packages, signed with REPO_KEY
+	@packaging/install-missing reprepro createrepo-c
+	@packaging/repo
+
+vuln: ## look for known vulnerabilities; asks vuln.go.dev
+	@packaging/vuln
+
+.PHONY: help build demo test test-tools check bench fuzz package package-check system-test vm-test release repo vuln

@@ -21,6 +21,8 @@ var mayImport = map[string][]string{
 	"audit/export":        {"audit"},
 	"systemd":             nil,
 	"packaging/version":   nil,
+	"packaging/inventory": nil,
+	"packaging/manual":    nil,
 	"attest/node":         {"attest", "secret", "config"},
 	"attest/node/tpmtest": nil,
 	"attest/process":      {"attest", "systemd"},

@@ -14,10 +14,8 @@ const anchorTimeout = 30 * time.Second
 // where the log has no TPM, where no statement on the TPM's keys was recorded
 // yet, and where nothing new is there to anchor.
 //
-// It takes two records. The first announces the anchor, and the anchor covers
-// exactly the records up to it. So if a crash, or an error, comes between the
-// TPM's counter and the second record, the announcement explains why the
-// counter has a gap; without one, a gap means that records were removed.
+// It takes two records. The first announces the anchor and marks what it covers:
+// exactly the records up to it. The second is the anchor, or why there is none.
 func (l *Log) Anchor(ctx context.Context) error {
 	if l.opt.TPM == nil {
 		return nil
@@ -48,7 +46,11 @@ func (l *Log) anchor(ctx context.Context) error {
 	c := b.anchored
 	tpmCtx, cancel := context.WithTimeout(ctx, anchorTimeout)
 	defer cancel()
-	made, err := l.opt.TPM.Anchor(tpmCtx, anchorDigest(l.signer.vkey, c))
+	certify, count := l.opt.TPM.Anchor, func(context.Context) error { return nil }
+	if tpm, ok := l.opt.TPM.(CountingAnchorer); ok {
+		certify, count = tpm.Certify, tpm.Count
+	}
+	made, err := certify(tpmCtx, anchorDigest(l.signer.vkey, c))
 	r := Record{Event: EventAnchor, Outcome: Success}
 	e := &LogEvent{Size: c.Size, Root: base64.StdEncoding.EncodeToString(c.Root[:]), Anchor: made}
 	if err != nil {
@@ -62,10 +64,12 @@ func (l *Log) anchor(ctx context.Context) error {
 		return appendErr
 	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.carry.anchored, l.carry.anchor = c.Size, b.first+uint64(b.anchor)
 	l.status.Anchored, l.status.AnchorIndex, l.status.LastAnchor = c.Size, l.carry.anchor, l.opt.Now()
-	return nil
+	l.mu.Unlock()
+	// Only now that the anchor is durable. Until then another one of the same value
+	// could take its place.
+	return count(tpmCtx)
 }
 
 // deservesAnchor tells whether a record is worth an anchor: neither anchors nor

@@ -15,9 +15,10 @@ import (
 // and the anchors' counter. The tree proves that the records are the log's; the
 // chain tells whether they are a history that can have happened.
 type chain struct {
-	o    VerifyOptions
-	rep  *Report
-	vkey string
+	o      VerifyOptions
+	rep    *Report
+	vkey   string
+	origin string
 
 	index   uint64 // of the record at hand
 	begun   bool
@@ -161,7 +162,7 @@ func (c *chain) state(n *Node) {
 	}
 	facts, err := c.o.TPM.Statement(n.Statement, key)
 	if err != nil {
-		c.fail("statement", Escape(err.Error()), "it is not proved that the keys of this log belong to the machine's TPM")
+		c.fail("statement", err.Error(), "it is not proved that the keys of this log belong to the machine's TPM")
 		return
 	}
 	if c.node != nil && facts.EKSHA256 != c.node.EKSHA256 {
@@ -173,7 +174,7 @@ func (c *chain) state(n *Node) {
 		c.fail("statement", "the record names other keys than its statement proves", "the daemon wrote down another machine than it runs on")
 	}
 	c.node, c.statement = &facts, sum
-	c.rep.EKSHA256, c.rep.AKName = Escape(facts.EKSHA256), Escape(facts.AKName)
+	c.rep.EKSHA256, c.rep.AKName = printed(facts.EKSHA256), printed(facts.AKName)
 }
 
 // key takes an authority key into account.
@@ -185,7 +186,7 @@ func (c *chain) key(l *Leaf) {
 	if l.Event == EventIssuingCA {
 		cert, err := x509.ParseCertificate(l.Key.Certificate)
 		if err != nil {
-			c.fail("issuing-ca", "the issuing CA's certificate can't be read: "+Escape(err.Error()), "what it signed can't be traced")
+			c.fail("issuing-ca", "the issuing CA's certificate can't be read: "+err.Error(), "what it signed can't be traced")
 			return
 		}
 		if !strings.EqualFold(fmt.Sprintf("%x", cert.SubjectKeyId), l.Key.KeyID) ||
@@ -220,7 +221,7 @@ func (c *chain) quoted(k *Key) {
 		return
 	}
 	if err := v.Quote(k.Quote, sha256.Sum256(k.PublicKey)); err != nil {
-		c.fail("key-quote", Escape(err.Error()), "it is not proved in which boot state the key was made")
+		c.fail("key-quote", err.Error(), "it is not proved in which boot state the key was made")
 	}
 }
 
@@ -299,10 +300,10 @@ func (c *chain) anchored(l *Leaf) {
 		c.fail("anchor-without-statement", "an anchor before any statement on the TPM's keys", "it can't be told which TPM made it")
 		return
 	}
-	digest := anchorDigest(c.vkey, Checkpoint{Origin: c.rep.Origin, Size: l.Log.Size, Root: a.root})
+	digest := anchorDigest(c.vkey, Checkpoint{Origin: c.origin, Size: l.Log.Size, Root: a.root})
 	facts, err := c.o.TPM.Anchor(l.Log.Anchor, digest)
 	if err != nil {
-		c.fail("anchor-invalid", Escape(err.Error()), "the machine's TPM did not make this anchor over these records")
+		c.fail("anchor-invalid", err.Error(), "the machine's TPM did not make this anchor over these records")
 		return
 	}
 	c.count(facts)
@@ -315,20 +316,22 @@ func (c *chain) count(facts AnchorFacts) {
 	last, lost := c.anchor, c.lost
 	c.anchor, c.lost = &facts, 0
 	if last == nil {
+		c.rep.FirstCounter = facts.Counter
 		return
 	}
-	gap := facts.Counter - last.Counter - 1
-	switch {
+	switch step := facts.Counter - last.Counter; {
 	case facts.Index != last.Index:
 		c.fail("other-counter", "the TPM's counter was removed and defined anew", "anchors made in between, and the records before them, could have been dropped")
-	case facts.Counter <= last.Counter:
+	case facts.Counter < last.Counter:
 		c.fail("counter-back", fmt.Sprintf("the TPM's counter goes from %d to %d", last.Counter, facts.Counter), "anchors were swapped, or copied from elsewhere")
-	case gap > lost:
-		c.fail("counter-gap", fmt.Sprintf("the TPM's counter goes from %d to %d: %d anchors are missing", last.Counter, facts.Counter, gap-lost),
+	case step == 0:
+		c.warn("anchor-not-final", fmt.Sprintf("two anchors have the counter's value %d", facts.Counter), "the daemon was interrupted, or the TPM failed, before the first was counted; both hold")
+	case step > 1 && step-1 <= lost:
+		c.fail("counter-gap", fmt.Sprintf("the TPM's counter goes from %d to %d: %d anchors are missing, and as many were announced", last.Counter, facts.Counter, step-1),
+			"records were removed before this one; or the daemon was interrupted while it made an anchor in one step, which can't be told apart")
+	case step > 1:
+		c.fail("counter-gap", fmt.Sprintf("the TPM's counter goes from %d to %d: %d anchors are missing", last.Counter, facts.Counter, step-1),
 			"records were removed before this one, or an older copy of the log was put in its place")
-	case gap > 0:
-		c.warn("counter-gap-explained", fmt.Sprintf("the TPM's counter skips %d, and as many anchors were announced and not recorded", gap),
-			"the daemon was interrupted while it made them")
 	}
 	if back := int32(last.Resets - facts.Resets); back > 0 { // the TPM offsets the count, modulo 2^32
 		c.fail("resets-back", fmt.Sprintf("the TPM's reset count goes back by %d", back), "the anchors are not in the order they were made in, or the TPM was cleared")
@@ -342,10 +345,12 @@ func (c *chain) end(size uint64) {
 		open = Note
 	}
 	c.index = max(size, 1) - 1
-	if first := c.rep.First; first > max(c.o.From, c.pruned) {
-		at := max(c.o.From, c.pruned)
+	if at, first := max(c.o.From, c.pruned), c.rep.First; first > at {
 		c.rep.add(Finding{Severity: Failure, Name: "records-missing", Index: &at, Message: fmt.Sprintf("records %d to %d are missing", at, first-1),
 			Meaning: "no record says that retention removed them; if this copy is known to begin later, say from where"})
+	} else if first > c.o.From {
+		c.add(Warning, "records-pruned", fmt.Sprintf("records %d to %d are gone, and a record says that retention removed them", c.o.From, first-1),
+			"the bound on the log's size was reached, or somebody with root wanted them gone; archives have them")
 	}
 	if c.running {
 		c.add(open, "open-end", "the log does not end with the daemon's stop",

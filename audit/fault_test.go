@@ -73,7 +73,7 @@ func (d *faultyDisk) Open(name string) (fs.File, error) {
 func (d *faultyDisk) view(names map[string]*inode) fstest.MapFS {
 	m := fstest.MapFS{}
 	for name, i := range names {
-		m[name] = &fstest.MapFile{Data: bytes.Clone(i.data), Mode: 0o600}
+		m[name] = &fstest.MapFile{Data: i.data, Mode: 0o600} // writing makes it anew
 	}
 	m[walDir] = &fstest.MapFile{Mode: fs.ModeDir | 0o700}
 	return m
@@ -351,6 +351,65 @@ func TestPowerCutAtEveryOperationLosesNothingPromised(t *testing.T) {
 			}
 			tr.check(what, d)
 		}
+	}
+}
+
+// A longer log: segments turn into tiles and are removed.
+func TestPowerCutWhileTilesReplaceSegmentsLosesNothingPromised(t *testing.T) {
+	t.Parallel()
+	life := func(tr *trial, d disk) error {
+		l, err := open(d, func() error { return nil }, tr.opt)
+		if err != nil {
+			return err
+		}
+		defer abandon(l)
+		ctx := context.Background()
+		if err := l.Append(ctx, Record{Event: EventStart, Outcome: Success, Node: &Node{Statement: tr.tpm.statement(l.signer.key.Public().(ed25519.PublicKey))}}); err != nil {
+			return err
+		}
+		for range 10 {
+			rs := make([]Record, MaxAppend)
+			for i := range rs {
+				tr.next++
+				rs[i] = Record{Event: EventBundle, Outcome: Success, RequestID: fmt.Sprint(tr.next)}
+			}
+			if err := l.Append(ctx, rs...); err != nil {
+				return err
+			}
+			for i := range rs {
+				tr.done = append(tr.done, rs[i].RequestID)
+			}
+		}
+		if err := l.Append(ctx, Record{Event: EventStop, Outcome: Success}); err != nil {
+			return err
+		}
+		if err := l.Close(ctx); err != nil {
+			return err
+		}
+		return l.Status().TileErr
+	}
+	whole := newFaultyDisk()
+	if err := life(newTrial(t), whole); err != nil {
+		t.Fatal(err)
+	}
+	if firsts, err := segmentsOf(whole); err != nil || firsts[0] == 0 {
+		t.Fatalf("no segment was removed: %v, %v", firsts, err)
+	}
+	for at := 1; at <= whole.ops; at += 4 {
+		luck := at / 4 % 3
+		what := fmt.Sprintf("power cut at operation %d of %d, luck %d", at, whole.ops, luck)
+		tr := newTrial(t)
+		d := newFaultyDisk()
+		d.at, d.crash = at, true
+		if err := life(tr, d); err == nil && at < whole.ops/2 {
+			t.Fatalf("%s: nothing happened", what)
+		}
+		d = d.afterPowerCut(luck, rand.New(rand.NewPCG(uint64(at), 7)))
+		if err := life(tr, d); err != nil {
+			t.Fatalf("%s: starting again: %v", what, err)
+		}
+		tr.check(what, d)
+		tr.check(what+", and again", d.afterPowerCut(0, nil))
 	}
 }
 

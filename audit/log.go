@@ -75,10 +75,27 @@ func set[T comparable](v *T, standard T) {
 
 // An Anchorer binds a digest to the TPM: it increments a monotonic NV counter
 // and returns the TPM's signed word on the counter's value with the digest as
-// qualifying data, in an encoding that only a [TPMVerifier] reads. After an
-// error the counter may or may not have been incremented.
+// qualifying data, in an encoding that only a [TPMVerifier] reads.
+//
+// A daemon that is killed after the increment and before the record of it leaves
+// a gap, which can't be told from a removed anchor, and which Verify therefore
+// reports as a failure. A [CountingAnchorer] leaves none.
 type Anchorer interface {
 	Anchor(ctx context.Context, digest [32]byte) ([]byte, error)
+}
+
+// A CountingAnchorer is an [Anchorer] that can do in two steps what Anchor does
+// in one. The log then has the counter's present value certified, makes that
+// durable, and only then has it counted, so that whenever the daemon is killed,
+// every value that the counter leaves behind is in the log.
+type CountingAnchorer interface {
+	Anchorer
+	// Certify is Anchor without the increment.
+	Certify(ctx context.Context, digest [32]byte) ([]byte, error)
+	// Count increments the counter. After an error it may or may not have been
+	// incremented; the log does not try again, but goes on with the value that
+	// Certify finds.
+	Count(ctx context.Context) error
 }
 
 var (
@@ -196,7 +213,6 @@ func open(d disk, release func() error, o Options) (*Log, error) {
 		return nil, err
 	}
 	go l.run()
-	l.nudge() // to take into tiles what is not there yet
 	return l, nil
 }
 
@@ -259,6 +275,8 @@ func (l *Log) run() {
 	retry := time.NewTicker(l.opt.RetryEvery)
 	retry.Stop()
 	defer retry.Stop()
+	l.tile(ctx, true) // what the last run left, and what begin wrote
+	l.retain(ctx)
 	for {
 		select {
 		case <-l.quit:
@@ -272,7 +290,7 @@ func (l *Log) run() {
 				retry.Stop()
 			}
 		case <-l.wake:
-			if errors.Is(l.Status().Err, ErrUnwritable) {
+			if l.broken() {
 				retry.Reset(l.opt.RetryEvery)
 			} else {
 				l.anchorIfDue(ctx, l.opt.AnchorRecords)
@@ -298,6 +316,13 @@ func (l *Log) tile(ctx context.Context, publish bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.status.TileErr = err
+}
+
+// broken tells whether a write failed and the log was not mended since.
+func (l *Log) broken() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return errors.Is(l.err, ErrUnwritable)
 }
 
 // nudge wakes the background.

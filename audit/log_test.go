@@ -27,23 +27,42 @@ type counterTPM struct {
 	mu      sync.Mutex
 	counter uint64
 	resets  uint32
-	fail    error // after the counter went up
+	fail    error // of whatever is asked
 }
+
+// A oneStepTPM hides that a counterTPM can certify and count apart.
+type oneStepTPM struct{ Anchorer }
 
 func newCounterTPM() *counterTPM {
-	return &counterTPM{key: ed25519.NewKeyFromSeed(bytes.Repeat([]byte{7}, 32))}
+	return &counterTPM{counter: 1, key: ed25519.NewKeyFromSeed(bytes.Repeat([]byte{7}, 32))}
 }
 
-func (t *counterTPM) Anchor(_ context.Context, digest [32]byte) ([]byte, error) {
+func (t *counterTPM) Anchor(ctx context.Context, digest [32]byte) ([]byte, error) {
+	t.mu.Lock()
+	t.counter++
+	t.mu.Unlock()
+	return t.Certify(ctx, digest)
+}
+
+func (t *counterTPM) Certify(_ context.Context, digest [32]byte) ([]byte, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.counter++
 	if t.fail != nil {
 		return nil, t.fail
 	}
 	b := binary.BigEndian.AppendUint64(nil, t.counter)
 	b = binary.BigEndian.AppendUint32(b, t.resets)
 	return append(b, ed25519.Sign(t.key, append(bytes.Clone(b), digest[:]...))...), nil
+}
+
+func (t *counterTPM) Count(context.Context) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.fail != nil {
+		return t.fail
+	}
+	t.counter++
+	return nil
 }
 
 // statement says which log key the TPM vouches for.

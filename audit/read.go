@@ -84,8 +84,10 @@ type cursor struct {
 	batch []byte // records since the last checkpoint, bundled
 }
 
-// errStop means that the consumer wants no more.
-var errStop = errors.New("stop")
+var (
+	errStop = errors.New("stop") // the consumer wants no more
+	errGone = errors.New("segment was removed meanwhile")
+)
 
 // advance calls each for the records that are there, from the one wanted on, as
 // long as it returns nil. The bytes are good during the call.
@@ -114,7 +116,7 @@ func (c *cursor) advance(ctx context.Context, each func(index uint64, raw []byte
 			}
 		}
 		err = c.segment(ctx, take)
-		if errors.Is(err, fs.ErrNotExist) && tries < 3 {
+		if err == errGone && tries < 3 {
 			c.placed = false // its records were moved to tiles meanwhile
 			tries++
 			continue
@@ -192,6 +194,9 @@ func after(firsts []uint64, first uint64) (uint64, bool) {
 // segment reads on in the segment, batch by batch, to its end.
 func (c *cursor) segment(ctx context.Context, take func(uint64, []byte) error) error {
 	f, err := openStill(c.fsys, segmentName(c.first))
+	if errors.Is(err, fs.ErrNotExist) {
+		return errGone
+	}
 	if err != nil {
 		return err
 	}

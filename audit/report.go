@@ -5,6 +5,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -50,7 +51,8 @@ type Report struct {
 	Anchors      uint64           `json:"anchors"`
 	Anchored     uint64           `json:"anchored"` // how many records the last good anchor covers
 	AnchorsByTPM bool             `json:"anchors_checked"`
-	Counter      uint64           `json:"counter,omitempty"` // the TPM's, in the last anchor
+	FirstCounter uint64           `json:"first_counter,omitempty"` // the TPM's, in the first anchor
+	Counter      uint64           `json:"counter,omitempty"`       // and in the last
 	EKSHA256     string           `json:"ek_sha256,omitempty"`
 	AKName       string           `json:"ak_name,omitempty"`
 
@@ -64,11 +66,21 @@ func (r *Report) add(f Finding) {
 	if f.Severity == Failure {
 		r.failed = true
 	}
+	f.Message, f.Place = printed(f.Message), printed(f.Place)
 	if r.counts[f.Name]++; r.counts[f.Name] > maxFindings {
 		r.Left[f.Name]++
 		return
 	}
 	r.Findings = append(r.Findings, f)
+}
+
+// printed returns a text that is safe on a terminal: what the log has escaped
+// already stays as it is.
+func printed(s string) string {
+	if strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) {
+		return Escape(s)
+	}
+	return s
 }
 
 // conclude sets the verdict.
@@ -113,7 +125,7 @@ func (r *Report) WriteText(w io.Writer) error {
 	row("root", "%s", r.Root)
 	row("checkpoints", "%d in %d segments", r.Checkpoints, r.Segments)
 	if r.AnchorsByTPM {
-		row("anchors", "%d, the last covers %d records at counter %d", r.Anchors, r.Anchored, r.Counter)
+		row("anchors", "%d, the last covers %d records; counter %d to %d", r.Anchors, r.Anchored, r.FirstCounter, r.Counter)
 	} else {
 		row("anchors", "%d, not checked", r.Anchors)
 	}

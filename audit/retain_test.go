@@ -30,8 +30,8 @@ func TestOldestRecordsGoWhenTheLogIsLarge(t *testing.T) {
 	if !r.OK || r.First == 0 || r.Events[EventPrune] == 0 {
 		t.Errorf("%s %+v", r.Verdict, r.Findings)
 	}
-	if got := r.found(Note); !slices.Contains(got, "earlier-records") {
-		t.Errorf("notes %v", got)
+	if got := r.found(Warning); !slices.Contains(got, "records-pruned") {
+		t.Errorf("warnings %v", got)
 	}
 	// What stays is still held against the whole tree, byte by byte.
 	m := h.image()

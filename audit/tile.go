@@ -147,11 +147,9 @@ func walkBundles(fsys fs.FS, dir string, full func(n int64)) error {
 		case d.IsDir() || strings.HasSuffix(name, tempSuffix):
 			return nil
 		}
-		t, err := parseTilePath(name)
-		if err != nil {
-			return err
+		if t, err := parseTilePath(name); err == nil {
+			full(t.N)
 		}
-		full(t.N)
 		return nil
 	})
 }

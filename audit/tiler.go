@@ -21,13 +21,14 @@ type tiler struct {
 	disk   disk
 	signer *signer
 
-	set      *tileSet // nil: not begun
-	cursor   cursor
-	bytes    int64           // in all tiles
-	entries  []byte          // records of the bundle that is not full yet
-	unsynced map[string]bool // files that are not known to be durable
-	partials []string        // files of the last publication
-	older    []string        // and of the one before
+	set       *tileSet // nil: not begun
+	cursor    cursor
+	bytes     int64           // in all tiles
+	entries   []byte          // records of the bundle that is not full yet
+	unsynced  map[string]bool // files that are not known to be durable
+	published uint64          // size of the last published checkpoint
+	partials  []string        // files of the last publication
+	older     []string        // and of the one before
 }
 
 // advance takes records up to size into tiles, and publishes a checkpoint if
@@ -61,7 +62,7 @@ func (t *tiler) step(ctx context.Context, size uint64, publish bool) error {
 	if err != nil && err != errStop {
 		return err
 	}
-	if publish && uint64(t.set.tree.size) == size {
+	if publish && uint64(t.set.tree.size) == size && t.published != size {
 		return t.publish()
 	}
 	return nil
@@ -282,6 +283,7 @@ func (t *tiler) publish() error {
 	if err := t.writeDurably(checkpointName, signed); err != nil {
 		return err
 	}
+	t.published = uint64(t.set.tree.size)
 	if slices.Equal(now, t.partials) {
 		return nil
 	}

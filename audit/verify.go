@@ -27,7 +27,7 @@ type VerifyOptions struct {
 	// Checkpoint is a signed checkpoint from elsewhere, from a witness or the
 	// SIEM, that the log must contain.
 	Checkpoint []byte
-	// Counter is the least value that the TPM's counter is known to have: a log
+	// Counter is a value that an anchor of this log is known to have had: a log
 	// whose last anchor has less was rolled back.
 	Counter uint64
 	// From is the first record that the copy must have, for a copy that is known to
@@ -155,7 +155,7 @@ func (v *verifier) segment(ctx context.Context, first uint64, last bool) error {
 	v.rep.Segments++
 	frames := newFrameReader(f)
 	kind, data, err := frames.next()
-	if err == nil && kind != kindSegment {
+	if err == io.EOF || err == nil && kind != kindSegment {
 		err = fmt.Errorf("%w at offset 0: not a segment header", errFrame)
 	}
 	if err == nil {
@@ -195,7 +195,7 @@ func (v *verifier) header(data []byte, first uint64) error {
 	}
 	switch {
 	case h.vkey != v.vkey:
-		v.fail("foreign-segment", &size, fmt.Sprintf("the segment is of another log, %s", Escape(h.vkey)),
+		v.fail("foreign-segment", &size, fmt.Sprintf("the segment is of another log, %s", h.vkey),
 			"records of another host or log were put here")
 	case size > v.size():
 		v.fail("records-missing", &size, fmt.Sprintf("records %d to %d are missing", v.size(), size-1),
@@ -217,11 +217,11 @@ func (v *verifier) header(data []byte, first uint64) error {
 func (v *verifier) open(vkey string, verifier note.Verifier) {
 	v.begun, v.vkey, v.v = true, vkey, verifier
 	if v.o.Key != "" && v.o.Key != vkey {
-		v.fail("wrong-key", nil, fmt.Sprintf("the log is signed by %s and not by %s", Escape(vkey), Escape(v.o.Key)),
+		v.fail("wrong-key", nil, fmt.Sprintf("the log is signed by %s and not by %s", vkey, v.o.Key),
 			"this is another log than the one asked about")
 	}
-	v.rep.Key, v.rep.Origin = vkey, verifier.Name()
-	v.chain.vkey = vkey
+	v.rep.Key, v.rep.Origin = printed(vkey), printed(verifier.Name())
+	v.chain.vkey, v.chain.origin = vkey, verifier.Name()
 	v.expect(v.o.Checkpoint, "the known checkpoint")
 	v.expect(v.tiles.checkpoint, checkpointName)
 }

@@ -56,7 +56,7 @@ func (v *verifier) bundles(ctx context.Context, firsts []uint64) error {
 	}
 	set, err := tileSetAt(v.fsys, c.from())
 	if err != nil {
-		v.fail("tile-missing", nil, Escape(err.Error()), "what came before this copy's first record can't be accounted for")
+		v.fail("tile-missing", nil, err.Error(), "what came before this copy's first record can't be accounted for")
 		return nil
 	}
 	v.startAt(set.tree)
@@ -80,7 +80,7 @@ func (v *verifier) bundles(ctx context.Context, firsts []uint64) error {
 			return ctx.Err()
 		}
 		if err != nil {
-			v.fail("damage", nil, Escape(err.Error()), "the records in this file can't be read: it is missing, or was changed")
+			v.fail("damage", nil, err.Error(), "the records in this file can't be read: it is missing, or was changed")
 			return nil
 		}
 	}
@@ -220,6 +220,9 @@ func (c *tileChecker) compareFile(t tlog.Tile, want []byte) error {
 // be there.
 func (c *tileChecker) end(ctx context.Context) error {
 	v := c.v
+	if c.off && c.bundles > 0 {
+		v.rep.add(Finding{Severity: Note, Name: "tiles-not-checked", Message: "the tiles were not held against the records", Meaning: "the hashes before the first segment are not in this copy"})
+	}
 	if !c.off {
 		for level := range v.set.levels {
 			t, data := v.set.partial(level)
@@ -290,7 +293,7 @@ func (c *tileChecker) compareUp(t tlog.Tile, name string) error {
 	above := tlog.Tile{H: tileHeight, L: t.L + 1, N: t.N / tileWidth, W: int(t.N%tileWidth) + 1}
 	want, err := readTilePrefix(c.v.fsys, above)
 	if err != nil {
-		c.fail("tile-missing", tilePath(above), Escape(err.Error()), "a tile below it can't be checked")
+		c.fail("tile-missing", tilePath(above), err.Error(), "a tile below it can't be checked")
 		return nil
 	}
 	if len(data) != tileWidth*tlog.HashSize || !bytes.Equal(tileRoot(t, data), want[len(want)-tlog.HashSize:]) {

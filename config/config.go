@@ -20,7 +20,11 @@ type Config struct {
 	AdminSocket    string               `yaml:"admin_socket" default:"/run/vouchd/admin.sock"`
 	EntriesDir     string               `yaml:"entries_dir" default:"/etc/vouchd/entries.d"`
 	CredentialsDir string               `yaml:"credentials_dir" default:"/etc/vouchd/credentials.d"`
+	ProgramsDir    string               `yaml:"programs_dir" default:"/etc/vouchd/programs.d"`
+	RunSocket      string               `yaml:"run_socket" default:"/run/vouchd/run.sock"`
 	Authority      Authority            `yaml:"authority"`
+	Log            Log                  `yaml:"log"`
+	Node           Node                 `yaml:"node"`
 }
 
 // Authority is how the trust domain's keys are kept and how long they live.
@@ -31,6 +35,23 @@ type Authority struct {
 	JWTIssuer       string        `yaml:"jwt_issuer" like:"https://example.org"`
 	JWTKey          string        `yaml:"jwt_key" default:"sealed" oneof:"sealed tpm"`
 	JWTKeyTTL       time.Duration `yaml:"jwt_key_ttl" default:"24h" min:"2h" max:"2160h"`
+}
+
+// Log is how the attestation log is anchored, bounded and handed on.
+type Log struct {
+	AnchorEvery time.Duration `yaml:"anchor_every" default:"1m" min:"1s" max:"24h"`
+	MaxMiB      int           `yaml:"max_mib" default:"4096" min:"64" max:"1048576"`
+	KeepFor     time.Duration `yaml:"keep_for" default:"2160h" min:"1h" max:"87600h"`
+	OCSF        bool          `yaml:"ocsf" default:"false"`
+	Journal     bool          `yaml:"journal" default:"false"`
+	OTLP        bool          `yaml:"otlp" default:"false"`
+}
+
+// Node is what this machine is held to.
+type Node struct {
+	Policy        string        `yaml:"policy" default:"/etc/vouchd/node-policy.yaml"` // missing: the machine is not appraised
+	AppraiseEvery time.Duration `yaml:"appraise_every" default:"1h" min:"1m" max:"24h"`
+	EKChainDir    string        `yaml:"ek_chain_dir" default:"/etc/vouchd/ek-chain.d"`
 }
 
 // JWTKeyTPM is the value of JWTKey for a key that never leaves the TPM.
@@ -113,8 +134,12 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 		{"state_dir", c.StateDir, maxPath},
 		{"agent_socket", c.AgentSocket, maxSocketPath},
 		{"admin_socket", c.AdminSocket, maxSocketPath},
+		{"run_socket", c.RunSocket, maxSocketPath},
 		{"entries_dir", c.EntriesDir, maxPath},
+		{"programs_dir", c.ProgramsDir, maxPath},
 		{"credentials_dir", c.CredentialsDir, maxPath},
+		{"node.policy", c.Node.Policy, maxPath},
+		{"node.ek_chain_dir", c.Node.EKChainDir, maxPath},
 	} {
 		if p.path == "" {
 			continue

@@ -27,6 +27,8 @@ func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
 		AdminSocket:    "/run/vouchd/admin.sock",
 		EntriesDir:     "/etc/vouchd/entries.d",
 		CredentialsDir: "/etc/vouchd/credentials.d",
+		ProgramsDir:    "/etc/vouchd/programs.d",
+		RunSocket:      "/run/vouchd/run.sock",
 		Authority: Authority{
 			Mode:            "standalone",
 			IssuingCATTL:    4 * time.Hour,
@@ -34,6 +36,12 @@ func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
 			JWTIssuer:       "https://example.org",
 			JWTKey:          "sealed",
 			JWTKeyTTL:       24 * time.Hour,
+		},
+		Log: Log{AnchorEvery: time.Minute, MaxMiB: 4096, KeepFor: 2160 * time.Hour},
+		Node: Node{
+			Policy:        "/etc/vouchd/node-policy.yaml",
+			AppraiseEvery: time.Hour,
+			EKChainDir:    "/etc/vouchd/ek-chain.d",
 		},
 	}
 	if diff := cmp.Diff(want, c, cmp.Comparer(func(a, b spiffeid.TrustDomain) bool { return a == b })); diff != "" {
@@ -84,7 +92,7 @@ vouchd.yaml:4: unknown key "ttl"; the nearest known is mode`},
 vouchd.yaml:1: trust_domain is missing; add it, like example.org
 vouchd.yaml:1: agent_socket "x" is not a plain absolute path; write it from / without . and .. and without / at its end
 vouchd.yaml:2: tpm must be text; put 5 in quotes
-vouchd.yaml:3: unknown key "mode"; the nearest known is tpm
+vouchd.yaml:3: unknown key "mode"; the nearest known is node
 vouchd.yaml:5: authority.rotation_overlap 3h is more than half of authority.issuing_ca_ttl; give it 2h or less`},
 		{"a socket path that Linux does not take", "trust_domain: a\nagent_socket: " + long, nil,
 			"vouchd.yaml:2: agent_socket has 108 bytes and may have 107; choose a shorter path"},

@@ -17,6 +17,7 @@ import (
 	"encoding"
 	"fmt"
 	"reflect"
+	"strconv"
 	"strings"
 	"time"
 
@@ -29,9 +30,9 @@ import (
 // then holds what could be decoded, to look for more problems in and for nothing
 // else.
 //
-// Strings, booleans, durations such as 1h30m, types that implement
-// [encoding.TextUnmarshaler], structs, lists of these, and any of them in an
-// [At] are known. A list without a value is empty; a scalar without a value, or
+// Strings, booleans, whole numbers, durations such as 1h30m, types that implement
+// [encoding.TextUnmarshaler], structs, lists of these, any of them in an [At],
+// and a [Section] are known. A list without a value is empty; a scalar without a value, or
 // with an empty one, is a problem.
 func Decode(file string, data []byte, v any) error {
 	d := decoder{file: file}
@@ -126,7 +127,7 @@ func (d *decoder) key(field reflect.Value, mapping, value *yaml.Node, k Key) {
 // text, though it may look like a number.
 func literal(word string, t reflect.Type) *yaml.Node {
 	n := &yaml.Node{Kind: yaml.ScalarNode, Value: word, Style: yaml.DoubleQuotedStyle}
-	if plainType(t).Kind() == reflect.Bool {
+	if kind := plainType(t).Kind(); kind == reflect.Bool || kind == reflect.Int {
 		n.Style = 0
 	}
 	return n
@@ -158,6 +159,12 @@ func (d *decoder) value(v reflect.Value, n *yaml.Node, k Key) {
 		if d.scalar(n, "!!bool", k) {
 			v.SetBool(strings.EqualFold(n.Value, "true"))
 		}
+	case v.Kind() == reflect.Int:
+		if d.scalar(n, "!!int", k) {
+			d.number(v, n, k)
+		}
+	case v.Type() == sectionType:
+		d.section(v, n, k)
 	case v.Kind() == reflect.Slice:
 		d.list(v, n, k)
 	case v.Kind() == reflect.Struct:
@@ -211,10 +218,25 @@ func (d *decoder) duration(v reflect.Value, n *yaml.Node, k Key) {
 	d.allowed(v, reflect.ValueOf(length), n, k)
 }
 
+// number takes decimal digits only: 0x10, 010 and 1_0 are read as other numbers
+// by other programs.
+func (d *decoder) number(v reflect.Value, n *yaml.Node, k Key) {
+	i, err := strconv.Atoi(n.Value)
+	if err != nil || strconv.Itoa(i) != n.Value {
+		d.problems.Add(d.pos(n), "%s %s is not a whole number; write it like 10", k.Name, clip(n.Value))
+		return
+	}
+	d.allowed(v, reflect.ValueOf(i), n, k)
+}
+
 // allowed sets v if the key's tags allow the value.
 func (d *decoder) allowed(v, value reflect.Value, n *yaml.Node, k Key) {
 	if err := k.allows(value); err != nil {
-		d.problems.Add(d.pos(n), "%s %q %v", k.Name, clip(n.Value), err)
+		given := strconv.Quote(clip(n.Value))
+		if value.Kind() == reflect.Int {
+			given = clip(n.Value)
+		}
+		d.problems.Add(d.pos(n), "%s %s %v", k.Name, given, err)
 		return
 	}
 	v.Set(value.Convert(v.Type()))
@@ -239,7 +261,7 @@ func (d *decoder) list(v reflect.Value, n *yaml.Node, k Key) {
 
 // scalar checks that n is a scalar of the wanted type with something in it.
 func (d *decoder) scalar(n *yaml.Node, tag string, k Key) bool {
-	want := map[string]string{"!!str": "text", "!!bool": "true or false"}[tag]
+	want := map[string]string{"!!str": "text", "!!bool": "true or false", "!!int": "a whole number"}[tag]
 	switch {
 	case isNull(n) || n.Kind == yaml.ScalarNode && n.Value == "":
 		d.problems.Add(d.pos(n), "%s has no value; give it one or remove the line", k.Name)

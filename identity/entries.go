@@ -46,6 +46,8 @@ type Entries struct {
 	number   map[attest.Selector]uint32
 	wants    [][]uint32         // of each entry, its selectors' numbers
 	byRarest map[uint32][]int32 // positions in list, ascending
+
+	kinds map[string]bool // types, and types with keys, that entries want
 }
 
 // LoadEntries reads the *.yaml files of dir in the order of their names. A
@@ -104,6 +106,7 @@ func digest(files []config.File) [32]byte {
 
 func (es *Entries) index() {
 	es.number = make(map[attest.Selector]uint32)
+	es.kinds = make(map[string]bool)
 	es.wants = make([][]uint32, len(es.list))
 	var wanted []int // by number: how many entries want it
 	for i, e := range es.list {
@@ -113,6 +116,7 @@ func (es *Entries) index() {
 				n = uint32(len(wanted))
 				es.number[s] = n
 				wanted = append(wanted, 0)
+				es.kinds[s.Type], es.kinds[kindOf(s)] = true, true
 			}
 			wanted[n]++
 			es.wants[i] = append(es.wants[i], n)
@@ -165,6 +169,10 @@ func covers(have map[uint32]bool, want []uint32) bool {
 	}
 	return true
 }
+
+// Wants reports whether any entry wants a selector of this type (script), or of
+// this type and key (script:tree_sha256).
+func (es *Entries) Wants(kind string) bool { return es.kinds[kind] }
 
 // All returns every entry in the order of files and lines.
 func (es *Entries) All() []Entry { return slices.Clone(es.list) }

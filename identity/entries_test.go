@@ -322,3 +322,24 @@ func FuzzLoadEntries(f *testing.F) {
 		}
 	})
 }
+
+func TestWantsNamesWhatEntriesAskFor(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	text := "entries:\n  - {spiffe_id: spiffe://example.org/a, selectors: [\"unix:uid:1\", \"systemd:id:a.service\"]}\n"
+	if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	es, err := LoadEntries(dir, spiffeid.RequireTrustDomainFromString("example.org"), Limits{MaxX509TTL: time.Hour, AnyOwner: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for kind, want := range map[string]bool{"unix": true, "unix:uid": true, "systemd:id": true, "unix:gid": false, "script": false, "": false} {
+		if got := es.Wants(kind); got != want {
+			t.Errorf("Wants(%q) = %t, want %t", kind, got, want)
+		}
+	}
+	if new(Entries).Wants("unix") {
+		t.Error("no entries want unix")
+	}
+}

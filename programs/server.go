@@ -86,8 +86,16 @@ type (
 )
 
 // Listen returns a listener for [Server.Serve]. The socket has mode 0666: the
-// kernel says who calls.
+// kernel says who calls. A socket that a crashed daemon left is replaced.
 func Listen(path string) (*net.UnixListener, error) {
+	if conn, err := net.Dial("unixpacket", path); err == nil {
+		conn.Close()
+		return nil, fmt.Errorf("socket %s: another daemon answers on it; stop that one first", path)
+	} else if errors.Is(err, unix.ECONNREFUSED) {
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+	}
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		var optErr error
 		err := raw.Control(func(fd uintptr) {

@@ -48,6 +48,12 @@ type Command struct {
 	Args []string
 }
 
+// IsManager reports whether systemd is PID 1 of this machine (sd_booted(3)).
+func IsManager() bool {
+	info, err := os.Lstat("/run/systemd/system")
+	return err == nil && info.IsDir()
+}
+
 // ErrNoUnit means that systemd has no unit of that name loaded.
 var ErrNoUnit = errors.New("systemd has no such unit")
 

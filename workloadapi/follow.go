@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/vouchd/vouchd/attest/process"
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/identity"
 )
@@ -30,13 +31,15 @@ func follow[M any](s *Server, stream grpc.ServerStreamingServer[M], event audit.
 	s.streams.Add(1)
 	defer s.streams.Add(-1)
 	var held *holding
+	var files fileWatch
+	defer files.close()
 	for {
 		next, err := aside(func() (*holding, error) { return advance(s, stream, event, held, build) })
 		if err != nil {
 			return err
 		}
 		held = next
-		if err := s.wait(stream.Context(), held); err != nil {
+		if err := s.wait(stream.Context(), held, &files); err != nil {
 			return s.end(stream.Context(), held.caller, err)
 		}
 	}
@@ -59,7 +62,7 @@ func aside[T any](f func() (T, error)) (v T, err error) {
 // not what it is entitled to any more.
 func advance[M any](s *Server, stream grpc.ServerStreamingServer[M], event audit.Event, held *holding, build func(context.Context, *caller) (*answer[M], error)) (*holding, error) {
 	ctx := stream.Context()
-	next := &holding{entriesChanged: s.entriesChanged(), bundleChanged: s.o.Authority.Changed()}
+	next := &holding{grantsChanged: s.grantsChanged(), bundleChanged: s.o.Authority.Changed()}
 	c, err := newCaller(ctx)
 	if err != nil {
 		return nil, s.toStatus(err, "")
@@ -74,7 +77,7 @@ func advance[M any](s *Server, stream grpc.ServerStreamingServer[M], event audit
 	}
 	a, err := build(ctx, c)
 	if err == nil {
-		err = c.prove(ctx)
+		err = s.prove(ctx, c)
 	}
 	if err != nil {
 		return nil, s.refuse(ctx, c, refusalEvent(event, held), err)
@@ -97,11 +100,11 @@ func refusalEvent(event audit.Event, held *holding) audit.Event {
 
 // A holding is what a stream was last sent, and what would make it old.
 type holding struct {
-	caller         *caller
-	sequence       uint64 // of the bundle
-	renew          time.Time
-	entriesChanged <-chan struct{}
-	bundleChanged  <-chan struct{}
+	caller        *caller
+	sequence      uint64 // of the bundle
+	renew         time.Time
+	grantsChanged <-chan struct{}
+	bundleChanged <-chan struct{}
 }
 
 // stillHolds reports whether a stream that was sent h need not be sent
@@ -126,8 +129,13 @@ var (
 
 // wait returns nil when the caller is to be attested again, and otherwise why
 // the stream ends.
-func (s *Server) wait(ctx context.Context, h *holding) error {
+func (s *Server) wait(ctx context.Context, h *holding, files *fileWatch) error {
 	look := recheckEvery - rand.N(recheckEvery/4)
+	if files.watch == nil {
+		// Most streams that end do so at once. One that lasts is attested
+		// again when the watch stands, so that no change goes unseen.
+		look = settleTime
+	}
 	if !h.renew.IsZero() {
 		look = min(look, max(0, time.Until(h.renew)))
 	}
@@ -143,18 +151,54 @@ func (s *Server) wait(ctx context.Context, h *holding) error {
 			return errExited
 		case <-h.bundleChanged:
 			return nil
-		case <-timer.C:
+		case <-files.changed():
 			return nil
-		case <-h.entriesChanged:
+		case <-timer.C:
+			s.watchFiles(files, h.caller.process)
+			return nil
+		case <-h.grantsChanged:
 			// Of a thousand streams a change usually concerns one. For the
 			// others the facts they were last attested with decide that
 			// there is no hurry; they are attested again at the next look.
-			h.entriesChanged = s.entriesChanged()
-			if !sameGrants(h.caller.entries, s.match(h.caller.process)) {
+			h.grantsChanged = s.grantsChanged()
+			if s.changesGrants(h.caller) {
 				return nil
 			}
 		}
 	}
+}
+
+// A fileWatch is the watch of the files that a stream's attestation rests on.
+type fileWatch struct {
+	watch *process.Watch // nil: none yet
+	of    *process.Attested
+}
+
+func (f *fileWatch) changed() <-chan struct{} {
+	if f.watch == nil {
+		return nil
+	}
+	return f.watch.Changed()
+}
+
+func (f *fileWatch) close() {
+	if f.watch != nil {
+		f.watch.Close()
+	}
+}
+
+// watchFiles has the watch cover the files that this attestation rests on.
+func (s *Server) watchFiles(f *fileWatch, at *process.Attested) {
+	if f.watch != nil && slices.Equal(f.of.Files, at.Files) && slices.Equal(f.of.Trees, at.Trees) {
+		return
+	}
+	watch, err := s.o.Watcher.Watch(at)
+	if err != nil {
+		// What is not watched is noticed when the process is attested next.
+		s.o.Logger.Warn("watching what an attestation rests on", "pid", at.PID, "err", err)
+	}
+	f.close()
+	f.watch, f.of = watch, at
 }
 
 // end closes a stream for a reason that is not a refusal.

@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -257,6 +258,10 @@ func TestBadRequestsAreInvalidArguments(t *testing.T) {
 		_, err := client.ValidateJWTSVID(ctx, req)
 		return err
 	}
+	good, err := client.FetchJWTSVID(ctx, &workload.JWTSVIDRequest{Audience: []string{"api"}})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		name string
 		err  error
@@ -271,6 +276,7 @@ func TestBadRequestsAreInvalidArguments(t *testing.T) {
 		{"an oversized message", fetch(&workload.JWTSVIDRequest{Audience: []string{strings.Repeat("a", maxRequestLen)}}), codes.ResourceExhausted},
 		{"validating nothing", validate(&workload.ValidateJWTSVIDRequest{Audience: "api"}), codes.InvalidArgument},
 		{"validating for nobody", validate(&workload.ValidateJWTSVIDRequest{Svid: "a.b.c"}), codes.InvalidArgument},
+		{"validating for an audience that the token does not name", validate(&workload.ValidateJWTSVIDRequest{Svid: good.Svids[0].Svid, Audience: "unknown"}), codes.InvalidArgument},
 		{"validating nonsense", validate(&workload.ValidateJWTSVIDRequest{Svid: "a.b.c", Audience: "api"}), codes.InvalidArgument},
 	} {
 		if got := status.Code(tt.err); got != tt.want {
@@ -560,5 +566,43 @@ func TestReflectionListsTheStandardServiceAlone(t *testing.T) {
 	}
 	if len(services) != 1 || services[0] != "SpiffeWorkloadAPI" {
 		t.Errorf("services are %q, want SpiffeWorkloadAPI", services)
+	}
+}
+
+func TestStreamEndsWhenItsProgramIsReplacedOnDisk(t *testing.T) {
+	t.Parallel()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(t.TempDir(), "agent")
+	if out, err := exec.Command("cp", exe, program).CombinedOutput(); err != nil {
+		t.Fatalf("cp: %s", out)
+	}
+	s := startStack(t, fmt.Sprintf("  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:path:%s\"]}\n", program))
+	cmd := exec.CommandContext(t.Context(), program, "helper:hold", s.socket)
+	var said strings.Builder
+	cmd.Stderr = &said
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(out, make([]byte, 5)); err != nil { // "held\n"
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("cp", exe, program+".new").CombinedOutput(); err != nil {
+		t.Fatalf("cp: %s", out)
+	}
+	if err := os.Rename(program+".new", program); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err == nil || !strings.Contains(said.String(), "PermissionDenied") {
+		t.Errorf("the agent ended with %v and said %s, want PermissionDenied", err, &said)
+	}
+	if ends := s.records(audit.EventStreamEnd); len(ends) != 1 || ends[0].Outcome != audit.Denied {
+		t.Errorf("records of the end: %+v, want one denial", ends)
 	}
 }

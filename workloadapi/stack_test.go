@@ -80,7 +80,12 @@ func startStack(t testing.TB, entries string) *stack {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.server = New(Options{Attester: process.NewAttester(process.Options{}), Authority: authority, Log: s.log, Logger: quiet})
+	watcher, err := process.NewWatcher()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { watcher.Close() })
+	s.server = New(Options{Attester: process.NewAttester(process.Options{}), Watcher: watcher, Authority: authority, Log: s.log, Logger: quiet})
 	s.setEntries(entries)
 	l, err := listen(s.socket, 0o666)
 	if err != nil {

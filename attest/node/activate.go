@@ -103,29 +103,34 @@ func makeChallenge(evidenceJSON []byte) (challenge, kept []byte, err error) {
 
 // Activate answers a challenge.
 func (n *Node) Activate(ctx context.Context, challenge []byte) ([]byte, error) {
-	var c challengeDocument
-	if err := decodeJSON(challenge, maxActivationLen, &c); err != nil {
-		return nil, fmt.Errorf("answering a challenge: %w", err)
-	}
-	if c.Version != activationVersion {
-		return nil, fmt.Errorf("answering a challenge: version %d is unknown; this vouchd knows %d", c.Version, activationVersion)
-	}
-	if c.AKName != n.AKName() || c.EKSHA256 != n.EKSHA256() {
-		return nil, fmt.Errorf("answering a challenge: it is for another machine (attestation key %.80s), or from before vouch node reset", c.AKName)
-	}
-	var credential []byte
-	err := n.tpm.do(ctx, "answering a challenge", creationLimit, func(tr transport.TPM) (err error) {
-		credential, err = n.activate(tr, c)
-		return err
-	})
+	credential, err := n.openChallenge(ctx, challenge)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("answering a challenge: %w", err)
 	}
 	defer clear(credential)
 	return json.Marshal(answerDocument{
-		Version: activationVersion, EKSHA256: c.EKSHA256, AKName: c.AKName,
-		Proof: activationProof(credential, c.EKSHA256, c.AKName),
+		Version: activationVersion, EKSHA256: n.EKSHA256(), AKName: n.AKName(),
+		Proof: activationProof(credential, n.EKSHA256(), n.AKName()),
 	})
+}
+
+// openChallenge has the TPM decrypt the credential in a challenge.
+func (n *Node) openChallenge(ctx context.Context, challenge []byte) (credential []byte, err error) {
+	var c challengeDocument
+	if err := decodeJSON(challenge, maxActivationLen, &c); err != nil {
+		return nil, err
+	}
+	if c.Version != activationVersion {
+		return nil, fmt.Errorf("version %d is unknown; this vouchd knows %d", c.Version, activationVersion)
+	}
+	if c.AKName != n.AKName() || c.EKSHA256 != n.EKSHA256() {
+		return nil, fmt.Errorf("it is for another machine (attestation key %.80s), or from before vouch node reset", c.AKName)
+	}
+	err = n.tpm.do(ctx, "activating the credential", creationLimit, func(tr transport.TPM) (err error) {
+		credential, err = n.activate(tr, c)
+		return err
+	})
+	return credential, err
 }
 
 func (n *Node) activate(tr transport.TPM, c challengeDocument) ([]byte, error) {

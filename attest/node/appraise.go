@@ -2,8 +2,6 @@ package node
 
 import (
 	"bytes"
-	"crypto"
-	"crypto/ecdsa"
 	_ "crypto/sha1" // for the SHA-1 bank, where a policy accepts it
 	"crypto/sha256"
 	"crypto/x509"
@@ -22,7 +20,7 @@ type Given struct {
 	Nonce      []byte      // that the verifier chose for this evidence
 	Activation *Activation // from [VerifyActivation], if there was one
 	Now        time.Time   // for the validity of certificates; the zero time is the present
-	Previous   *BootState  // from an earlier result for this machine, if any
+	Previous   *BootState  // from an earlier result with the same AK, if any
 }
 
 // Appraise judges evidence by a policy and says why, rule by rule. It is pure:
@@ -45,110 +43,6 @@ func Appraise(evidenceJSON []byte, p Policy, given Given) Result {
 	a.result.Passed = len(a.result.Rules) > 0 &&
 		!slices.ContainsFunc(a.result.Rules, func(r RuleResult) bool { return !r.Passed })
 	return a.result
-}
-
-// parseEvidence reads the document and judges nothing.
-func parseEvidence(b []byte) (*evidence, error) {
-	var e evidence
-	if err := decodeJSON(b, MaxEvidenceLen, &e); err != nil {
-		return nil, fmt.Errorf("evidence: %w", err)
-	}
-	if e.Version != evidenceVersion {
-		return nil, fmt.Errorf("evidence: version %d is unknown; this vouch knows %d", e.Version, evidenceVersion)
-	}
-	nonce, err := e.nonce()
-	if err != nil || len(nonce) < MinNonceLen || len(nonce) > MaxNonceLen {
-		return nil, fmt.Errorf("evidence: its nonce is not %d to %d bytes in hexadecimal", MinNonceLen, MaxNonceLen)
-	}
-	if e.Bank != bankSHA256 && e.Bank != bankSHA1 {
-		return nil, fmt.Errorf("evidence: bank %.20q is unknown", e.Bank)
-	}
-	return &e, nil
-}
-
-// nonce returns the nonce that the evidence says it was made for.
-func (e *evidence) nonce() ([]byte, error) { return hex.DecodeString(e.Nonce) }
-
-// verifiedEvidence is what holds of evidence without any policy.
-type verifiedEvidence struct {
-	ak      *ecdsa.PublicKey
-	akName  string
-	nodeKey *ecdsa.PublicKey
-	counter uint64
-	state   BootState
-}
-
-// verify checks all signatures of the evidence for the nonce it has in it.
-func (e *evidence) verify() (verifiedEvidence, error) {
-	var v verifiedEvidence
-	ak, name, err := e.AK.verify()
-	if err != nil {
-		return v, fmt.Errorf("attestation key: %w", err)
-	}
-	v.ak, v.akName = ak, hex.EncodeToString(name)
-	if v.nodeKey, err = e.NodeKey.verify(ak, "node"); err != nil {
-		return v, fmt.Errorf("node key: %w", err)
-	}
-	nonce, err := e.nonce()
-	if err != nil {
-		return v, fmt.Errorf("nonce: %w", err)
-	}
-	about := aboutEvidence(nonce, e.Host)
-	quote, err := e.Quote.verify(ak, e.bank(), evidencePCRs, about)
-	if err != nil {
-		return v, fmt.Errorf("quote: %w", err)
-	}
-	v.state = BootState{
-		PCRDigest: e.bootDigest(),
-		Resets:    quote.ClockInfo.ResetCount, Restarts: quote.ClockInfo.RestartCount,
-		Clock: clock(quote), Safe: bool(quote.ClockInfo.Safe),
-	}
-	index, err := counterName(e.Counter.Public)
-	if err != nil {
-		return v, fmt.Errorf("counter: %w", err)
-	}
-	if _, v.counter, err = (&Verified{ak: ak, counter: index}).count(e.Counter.signed, about); err != nil {
-		return v, fmt.Errorf("counter: %w", err)
-	}
-	return v, nil
-}
-
-func (e *evidence) bank() tpm2.TPMAlgID {
-	if e.Bank == bankSHA1 {
-		return tpm2.TPMAlgSHA1
-	}
-	return tpm2.TPMAlgSHA256
-}
-
-func (e *evidence) hash() crypto.Hash {
-	if e.Bank == bankSHA1 {
-		return crypto.SHA1
-	}
-	return crypto.SHA256
-}
-
-// bootDigest is the digest over the PCRs that quotes and anchors name too.
-func (e *evidence) bootDigest() string {
-	h := sha256.New()
-	for _, pcr := range bootPCRs {
-		h.Write(e.Quote.PCRs[pcr])
-	}
-	return hex.EncodeToString(h.Sum(nil))
-}
-
-// imaEntries returns the measurements that the quoted PCR 10 proves.
-func (e *evidence) imaEntries() ([]imaEntry, error) {
-	if e.Bank != bankSHA256 {
-		return nil, fmt.Errorf("%w: the list's SHA-1 digests prove nothing", ErrIMA)
-	}
-	if len(e.IMA) > MaxIMALen {
-		return nil, fmt.Errorf("%w: %d bytes are more than %d", ErrIMA, len(e.IMA), MaxIMALen)
-	}
-	entries, err := parseIMA(e.IMA)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrIMA, err)
-	}
-	return replayIMA(entries, e.Quote.PCRs[imaPCR])
 }
 
 type appraisal struct {
@@ -225,10 +119,17 @@ func (s BootState) before(later BootState) error {
 // cloud certified an attestation key that says so.
 func (a *appraisal) judgeEndorsement() {
 	e, rule := a.evidence, a.policy.Endorsement
-	if len(rule.PlatformRoots) > 0 && e.Platform != nil {
-		err := a.platform()
-		a.judge("endorsement", "the platform's attestation key is certified and says that ours is in its TPM", err)
-		return
+	if e.Platform != nil {
+		key, err := a.platform()
+		if err == nil {
+			a.result.PlatformAKSHA256 = key
+			a.judge("endorsement", "the platform's attestation key "+key+" is accepted and says that ours is in its TPM", nil)
+			return
+		}
+		if len(rule.PlatformRoots) > 0 {
+			a.judge("endorsement", "", fmt.Errorf("platform's attestation key: %w", err))
+			return
+		}
 	}
 	ek := e.EK.sha256()
 	var err error
@@ -276,20 +177,23 @@ func (a *appraisal) certified() (reason string, err error) {
 	return "the endorsement key is certified: " + model.String(), nil
 }
 
-func (a *appraisal) platform() error {
+// platform judges the platform's attestation key and returns its digest: it is
+// in the policy, or certified.
+func (a *appraisal) platform() (string, error) {
+	p, rule := a.evidence.Platform, a.policy.Endorsement
 	ak, err := exact[tpm2.TPMTPublic](a.evidence.AK.Public)
 	if err != nil {
-		return err
+		return "", err
 	}
-	c, err := a.evidence.Platform.verify(ak)
+	key, err := p.verify(ak)
 	if err != nil {
-		return fmt.Errorf("platform's attestation key: %w", err)
+		return "", err
 	}
-	err = verifyChain(c, a.evidence.Platform.Certificates[1:], pool(a.policy.Endorsement.PlatformRoots), a.given.Now)
-	if err != nil {
-		return fmt.Errorf("platform's attestation key: %w", err)
+	sum := keySHA256(key)
+	if slices.Contains(rule.Keys, digest(sum)) {
+		return sum, nil
 	}
-	return nil
+	return sum, p.verifyCertificate(key, pool(rule.PlatformRoots), a.given.Now)
 }
 
 func (a *appraisal) judgePCRs() {

@@ -1,17 +1,10 @@
 package node
 
 import (
-	"bytes"
-	"crypto/rand"
-	"crypto/rsa"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/asn1"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
-	"math/big"
 	"os"
 	"slices"
 	"strings"
@@ -19,7 +12,6 @@ import (
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
-	"github.com/google/go-tpm/tpm2/transport"
 
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
 )
@@ -195,6 +187,9 @@ func TestForgedEvidenceIsRefused(t *testing.T) {
 			e.EK = ek
 		}, "activation", ErrActivation},
 		{"no activation", func(e *evidence, g *Given) { g.Activation = nil }, "activation", ErrActivation},
+		{"an activation of another endorsement key", func(e *evidence, g *Given) {
+			g.Activation = &Activation{EKSHA256: other.EKSHA256(), AKName: m.AKName()}
+		}, "activation", ErrActivation},
 		{"another machine's activation", func(e *evidence, g *Given) { g.Activation = othersGiven.Activation }, "activation", ErrActivation},
 		{"no event log", func(e *evidence, g *Given) { e.EventLog = nil }, "event log", ErrEventLog},
 		{"another boot's event log", func(e *evidence, g *Given) {
@@ -218,12 +213,35 @@ func TestForgedEvidenceIsRefused(t *testing.T) {
 		})
 	}
 	for name, text := range map[string]string{
-		"nothing": "", "an unknown field": `{"version":1,"extra":1}`, "an unknown version": `{"version":2}`,
-		"no fields": `{"version":1}`, "deep": strings.Repeat(`{"quote":`, 100_000),
+		"nothing": "", "an unknown field": `{"extra":1,` + string(e[1:]), "an unknown version": `{"version":2}`,
+		"two documents": string(e) + "{}",
+		"no fields":     `{"version":1}`, "deep": strings.Repeat(`{"quote":`, 100_000),
 	} {
 		t.Run(name, func(t *testing.T) {
 			refused(t, Appraise([]byte(text), p, given), "evidence", nil)
 		})
+	}
+}
+
+func TestSecureBootKeysAreJudged(t *testing.T) {
+	t.Parallel()
+	named := SecureBootRule{Keys: []digest{other}}
+	for _, tt := range []struct {
+		name string
+		rule SecureBootRule
+		is   secureBoot
+		want bool
+	}{
+		{"the key that is named", named, secureBoot{on: true, authorities: []string{other}}, true},
+		{"another key besides", named, secureBoot{on: true, authorities: []string{other, "cd"}}, false},
+		{"no key", named, secureBoot{on: true}, false},
+		{"digests that may boot without a key", named, secureBoot{on: true, authorities: []string{other}, hashes: true}, false},
+		{"any key where none is named", SecureBootRule{Required: true}, secureBoot{on: true, authorities: []string{"cd"}, hashes: true}, true},
+		{"off", SecureBootRule{Required: true}, secureBoot{}, false},
+	} {
+		if err := tt.rule.judge(tt.is); (err == nil) != tt.want {
+			t.Errorf("%s: %v", tt.name, err)
+		}
 	}
 }
 
@@ -241,285 +259,6 @@ func refused(t *testing.T, r Result, rule string, want error) {
 		}
 	}
 	t.Errorf("rule %s does not fail with %v:\n%v", rule, want, r)
-}
-
-func TestEndorsementCertificates(t *testing.T) {
-	t.Parallel()
-	m := booted(t, "uki-secureboot", tpmtest.Start(t))
-	e, given := m.evidence(t)
-	roots := "endorsement:\n  roots:\n" + yamlPEM(m.real.CA[0].Raw)
-	if r := Appraise(e, policy(t, roots+"boot_state: any\n"), given); r.Passed {
-		t.Errorf("without the certificate between: %v", r)
-	}
-	// Where the TPM does not hold its chain, the platform's files do.
-	m.from.Chain = [][]byte{m.real.CA[1].Raw}
-	e, given = m.evidence(t)
-	p := policy(t, roots+"boot_state: any\n")
-	r := Appraise(e, p, given)
-	if !r.Passed || !strings.Contains(r.String(), "manufacturer") {
-		t.Errorf("with the chain: %v", r)
-	}
-	other := policy(t, "endorsement:\n  roots:\n"+yamlPEM(tpmtest.StartManufactured(t).CA[0].Raw)+"boot_state: any\n")
-	refused(t, Appraise(e, other, given), "endorsement", ErrCertificate)
-	given.Now = m.real.CA[0].NotAfter.AddDate(1, 0, 0)
-	refused(t, Appraise(e, p, given), "endorsement", ErrCertificate)
-}
-
-// Certificates as makers issue them, and as they must not be.
-func TestEndorsementCertificateForms(t *testing.T) {
-	t.Parallel()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ca := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "maker"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<32, 0), KeyUsage: x509.KeyUsageCertSign,
-	}
-	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if ca, err = x509.ParseCertificate(caDER); err != nil {
-		t.Fatal(err)
-	}
-	roots := x509.NewCertPool()
-	roots.AddCert(ca)
-	san := tpmName(t, "id:49465800", "SLB9670", "id:0d0b")
-	for _, tt := range []struct {
-		name   string
-		change func(*x509.Certificate)
-		good   bool
-	}{
-		{"critical name and the TCG's usage", func(*x509.Certificate) {}, true},
-		{"no usage, as older makers", func(c *x509.Certificate) { c.UnknownExtKeyUsage = nil }, true},
-		{"a name that is not critical", func(c *x509.Certificate) { c.ExtraExtensions[0].Critical = false }, true},
-		{"another usage", func(c *x509.Certificate) {
-			c.UnknownExtKeyUsage = nil
-			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-		}, false},
-		{"no name", func(c *x509.Certificate) { c.ExtraExtensions = nil }, false},
-		{"a web server's name", func(c *x509.Certificate) { c.ExtraExtensions = nil; c.DNSNames = []string{"tpm.example.org"} }, false},
-		{"a name without a model", func(c *x509.Certificate) { c.ExtraExtensions[0].Value = tpmName(t, "id:49465800", "", "id:0d0b") }, false},
-		{"another critical extension", func(c *x509.Certificate) {
-			c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: asn1.ObjectIdentifier{1, 2, 3}, Critical: true, Value: []byte{5, 0}})
-		}, false},
-		{"a certificate authority's", func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = true, true }, false},
-		{"expired", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Hour) }, false},
-		{"not yet valid", func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Hour) }, false},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			template := &x509.Certificate{
-				SerialNumber: big.NewInt(2), NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<32, 0),
-				KeyUsage: x509.KeyUsageKeyEncipherment, UnknownExtKeyUsage: []asn1.ObjectIdentifier{oidEKCertificate},
-				ExtraExtensions: []pkix.Extension{{Id: oidSubjectAltName, Critical: true, Value: bytes.Clone(san)}},
-			}
-			tt.change(template)
-			der, err := x509.CreateCertificate(rand.Reader, template, ca, &key.PublicKey, key)
-			if err != nil {
-				t.Fatal(err)
-			}
-			c, err := x509.ParseCertificate(der)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := verifyEKCertificate(c, nil, roots, time.Now()); (err == nil) != tt.good {
-				t.Errorf("verifyEKCertificate = %v", err)
-			}
-			self, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if c, err = x509.ParseCertificate(self); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := verifyEKCertificate(c, nil, roots, time.Now()); err == nil {
-				t.Error("accepted signed by itself")
-			}
-		})
-	}
-}
-
-func tpmName(t *testing.T, manufacturer, model, version string) []byte {
-	t.Helper()
-	var set pkix.RelativeDistinguishedNameSET
-	for oid, text := range map[*asn1.ObjectIdentifier]string{&oidManufacturer: manufacturer, &oidModel: model, &oidVersion: version} {
-		set = append(set, pkix.AttributeTypeAndValue{Type: *oid, Value: text})
-	}
-	name, err := asn1.Marshal(pkix.RDNSequence{set})
-	if err != nil {
-		t.Fatal(err)
-	}
-	san, err := asn1.Marshal([]asn1.RawValue{{Class: asn1.ClassContextSpecific, Tag: 4, IsCompound: true, Bytes: name}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return san
-}
-
-// Azure's vTPM has a certified attestation key and no endorsement certificate.
-func TestPlatformsThatCertifyAnAttestationKey(t *testing.T) {
-	t.Parallel()
-	real := tpmtest.Start(t)
-	cloud := newCloud(t, real, tpm2.TPMAObject{Restricted: true})
-	m := booted(t, "uki-secureboot", real)
-	e, given := m.evidence(t)
-	given.Activation = nil // there is no endorsement key that anybody certified
-	p := policy(t, "endorsement:\n  platform_roots:\n"+yamlPEM(cloud)+"boot_state: any\n")
-	if r := Appraise(e, p, given); !r.Passed || r.EKSHA256 != "" {
-		t.Errorf("%v", r)
-	}
-	var forged evidence
-	if err := json.Unmarshal(e, &forged); err != nil {
-		t.Fatal(err)
-	}
-	otherTPM := tpmtest.StartManufactured(t)
-	newCloud(t, otherTPM, tpm2.TPMAObject{Restricted: true})
-	other := booted(t, "uki-secureboot", otherTPM)
-	var others evidence
-	othersEvidence, _ := other.evidence(t)
-	if err := json.Unmarshal(othersEvidence, &others); err != nil {
-		t.Fatal(err)
-	}
-	for name, forge := range map[string]func(*platformAK){
-		"another machine's certification": func(a *platformAK) { a.Certified = others.Platform.Certified },
-		"another machine's certificate":   func(a *platformAK) { a.Certificates = others.Platform.Certificates },
-		"another machine's platform key":  func(a *platformAK) { *a = *others.Platform },
-		"no certificate":                  func(a *platformAK) { a.Certificates = nil },
-	} {
-		t.Run(name, func(t *testing.T) {
-			f := clone(t, forged)
-			forge(f.Platform)
-			refused(t, Appraise(encode(t, f), p, given), "endorsement", nil)
-		})
-	}
-	t.Run("no platform key", func(t *testing.T) {
-		f := clone(t, forged)
-		f.Platform = nil
-		refused(t, Appraise(encode(t, f), p, given), "endorsement", nil)
-	})
-	t.Run("a platform key that signs anything", func(t *testing.T) {
-		real := tpmtest.Start(t)
-		root := newCloud(t, real, tpm2.TPMAObject{})
-		e, given := booted(t, "uki-secureboot", real).evidence(t)
-		p := policy(t, "endorsement:\n  platform_roots:\n"+yamlPEM(root)+"boot_state: any\n")
-		refused(t, Appraise(e, p, given), "endorsement", ErrAK)
-	})
-}
-
-// newCloud equips a TPM as Azure does and returns its root.
-func newCloud(t *testing.T, real *tpmtest.TPM, a tpm2.TPMAObject) (root []byte) {
-	t.Helper()
-	ca, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "cloud"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<32, 0), KeyUsage: x509.KeyUsageCertSign,
-	}
-	if root, err = x509.CreateCertificate(rand.Reader, template, template, &ca.PublicKey, ca); err != nil {
-		t.Fatal(err)
-	}
-	a.FixedTPM, a.FixedParent, a.SensitiveDataOrigin, a.UserWithAuth, a.SignEncrypt = true, true, true, true, true
-	real.Do(func(tr transport.TPM) error {
-		r, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(tpm2.TPMTPublic{
-			Type: tpm2.TPMAlgRSA, NameAlg: tpm2.TPMAlgSHA256, ObjectAttributes: a,
-			Parameters: tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{
-				Scheme: tpm2.TPMTRSAScheme{
-					Scheme:  tpm2.TPMAlgRSASSA,
-					Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgRSASSA, &tpm2.TPMSSigSchemeRSASSA{HashAlg: tpm2.TPMAlgSHA256}),
-				},
-				KeyBits: 2048,
-			}),
-		})}.Execute(tr)
-		if err != nil {
-			return err
-		}
-		_, err = tpm2.EvictControl{
-			Auth:             tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
-			ObjectHandle:     tpm2.NamedHandle{Handle: r.ObjectHandle, Name: r.Name},
-			PersistentHandle: azureAK,
-		}.Execute(tr)
-		if err != nil {
-			return err
-		}
-		if err := flush(tr, r.ObjectHandle); err != nil {
-			return err
-		}
-		public, err := r.OutPublic.Contents()
-		if err != nil {
-			return err
-		}
-		key, err := tpm2.Pub(*public)
-		if err != nil {
-			return err
-		}
-		leaf := &x509.Certificate{SerialNumber: big.NewInt(2), NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<32, 0)}
-		der, err := x509.CreateCertificate(rand.Reader, leaf, template, key, ca)
-		if err != nil {
-			return err
-		}
-		return writeNV(tr, azureAKCertificate, der)
-	})
-	return root
-}
-
-func writeNV(tr transport.TPM, index tpm2.TPMHandle, data []byte) error {
-	_, err := tpm2.NVDefineSpace{
-		AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
-		PublicInfo: tpm2.New2B(tpm2.TPMSNVPublic{
-			NVIndex: index, NameAlg: tpm2.TPMAlgSHA256, DataSize: uint16(len(data)),
-			Attributes: tpm2.TPMANV{OwnerWrite: true, OwnerRead: true, AuthRead: true, NoDA: true},
-		}),
-	}.Execute(tr)
-	if err != nil {
-		return err
-	}
-	for offset := 0; offset < len(data); offset += 512 {
-		r, err := tpm2.NVReadPublic{NVIndex: index}.Execute(tr)
-		if err != nil {
-			return err
-		}
-		_, err = tpm2.NVWrite{
-			AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
-			NVIndex:    tpm2.NamedHandle{Handle: index, Name: r.NVName},
-			Data:       tpm2.TPM2BMaxNVBuffer{Buffer: data[offset:min(offset+512, len(data))]},
-			Offset:     uint16(offset),
-		}.Execute(tr)
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// The TPM may hold the certificates above the endorsement key's.
-func TestChainInTheTPM(t *testing.T) {
-	t.Parallel()
-	real := tpmtest.Start(t)
-	real.Do(func(tr transport.TPM) error {
-		der := real.CA[1].Raw
-		if err := writeNV(tr, 0x01c00100, der[:700]); err != nil { // over two indices
-			return err
-		}
-		return writeNV(tr, 0x01c00101, der[700:])
-	})
-	m := booted(t, "uki-secureboot", real)
-	e, given := m.evidence(t)
-	p := policy(t, "endorsement:\n  roots:\n"+yamlPEM(real.CA[0].Raw)+"boot_state: any\n")
-	if r := Appraise(e, p, given); !r.Passed {
-		t.Errorf("%v", r)
-	}
-	v := statementOf(t, m.Node)
-	roots := x509.NewCertPool()
-	roots.AddCert(real.CA[0])
-	if err := v.VerifyEK(roots, nil, time.Now()); err != nil {
-		t.Error(err)
-	}
-	if err := v.VerifyEK(x509.NewCertPool(), nil, time.Now()); err == nil {
-		t.Error("VerifyEK without roots succeeded")
-	}
 }
 
 func TestEvidenceIsBounded(t *testing.T) {

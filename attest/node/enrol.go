@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"time"
 
-	"github.com/google/go-tpm/tpm2/transport"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -142,21 +141,10 @@ func (n *Node) openApproval(ctx context.Context, b []byte) ([]byte, error) {
 	if err := decodeJSON(b, maxEnrolmentLen, &a); err != nil {
 		return nil, err
 	}
-	var c challengeDocument
-	if err := decodeJSON(a.Challenge, maxActivationLen, &c); err != nil {
-		return nil, err
-	}
-	if a.Version != enrolmentVersion || c.Version != activationVersion {
+	if a.Version != enrolmentVersion {
 		return nil, fmt.Errorf("version %d is unknown; this vouchd knows %d", a.Version, enrolmentVersion)
 	}
-	if c.AKName != n.AKName() || c.EKSHA256 != n.EKSHA256() {
-		return nil, errors.New("the approval is for another machine, or from before vouch node reset")
-	}
-	var credential []byte
-	err := n.tpm.do(ctx, "opening the approval", creationLimit, func(tr transport.TPM) (err error) {
-		credential, err = n.activate(tr, c)
-		return err
-	})
+	credential, err := n.openChallenge(ctx, a.Challenge)
 	if err != nil {
 		return nil, err
 	}

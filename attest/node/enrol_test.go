@@ -338,6 +338,19 @@ func TestChainsThatEnrolNobody(t *testing.T) {
 			}
 		})
 	}
+	theirs, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := caTemplate(exampleOrg, &theirs.PublicKey, now, 30*time.Minute)
+	template.MaxPathLen = 1
+	c, err := signCA(template, a.Root, &theirs.PublicKey, a.Signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := VerifyEnrolment([]*x509.Certificate{c}, a.Root, exampleOrg, &key.PublicKey, now); err == nil {
+		t.Error("another key's certificate verifies")
+	}
 	if err := VerifyEnrolment(nil, a.Root, exampleOrg, &key.PublicKey, now); err == nil {
 		t.Error("no chain verifies")
 	}

@@ -32,7 +32,8 @@ type Policy struct {
 }
 
 // EndorsementRule says whose TPM it may be: any that a root's owner certified,
-// or one of a list.
+// or one of a list. A root accepts a maker's every TPM, and a cloud's root every
+// customer's machine, so name keys where they are known.
 type EndorsementRule struct {
 	Roots []certificate `yaml:"roots" like:"a certificate in PEM"`
 	Keys  []digest      `yaml:"keys" like:"the ek_sha256 of vouch status"`

@@ -24,14 +24,17 @@ type Result struct {
 
 	// What follows is set as far as it was proven. EKSHA256 is empty unless
 	// the endorsement key is the policy's and activation bound it to the AK.
-	EKSHA256   string          `json:"ek_sha256,omitempty"`
-	AKName     string          `json:"ak_name,omitempty"`
-	Hostname   string          `json:"hostname,omitempty"` // the host's word
-	Counter    uint64          `json:"counter,omitempty"`
-	Bank       string          `json:"bank,omitempty"`
-	PCRs       map[uint]string `json:"pcrs,omitempty"` // hexadecimal
-	SecureBoot bool            `json:"secure_boot"`
-	BootState  BootState       `json:"boot_state"`
+	EKSHA256 string `json:"ek_sha256,omitempty"`
+	// PlatformAKSHA256 is the digest of the cloud's attestation key (DER
+	// SubjectPublicKeyInfo) where the machine was accepted by that.
+	PlatformAKSHA256 string          `json:"platform_ak_sha256,omitempty"`
+	AKName           string          `json:"ak_name,omitempty"`
+	Hostname         string          `json:"hostname,omitempty"` // the host's word
+	Counter          uint64          `json:"counter,omitempty"`
+	Bank             string          `json:"bank,omitempty"`
+	PCRs             map[uint]string `json:"pcrs,omitempty"` // hexadecimal
+	SecureBoot       bool            `json:"secure_boot"`
+	BootState        BootState       `json:"boot_state"`
 
 	nodeKey *ecdsa.PublicKey
 }

@@ -9,12 +9,14 @@ import (
 	"net"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/systemd"
 	"github.com/vouchd/vouchd/workloadapi"
 )
 
@@ -139,7 +141,7 @@ func examineCgroups() finding {
 }
 
 func examineSystemd() finding {
-	if _, err := os.Stat("/run/systemd/system"); err != nil {
+	if !systemd.IsManager() {
 		return finding{"systemd", levelNote, "it is not PID 1 here, so there are no systemd selectors"}
 	}
 	return finding{"systemd", levelOK, "it is PID 1"}
@@ -155,8 +157,17 @@ func examineSocket(ctx context.Context, path string) finding {
 	return finding{"agent socket", levelOK, path + " accepts connections"}
 }
 
+// answerLimit is how long doctor waits for the daemon: systemd holds the
+// sockets, so that connections to a daemon which cannot start succeed.
+const answerLimit = 5 * time.Second
+
 func examineDaemon(ctx context.Context, c *config.Config) []finding {
+	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+	defer cancel()
 	st, err := workloadapi.NewAdminClient(c.AdminSocket).Status(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return []finding{{"daemon", levelProblem, fmt.Sprintf("nothing answers on %s within %s; see why with: journalctl -u vouchd", c.AdminSocket, answerLimit)}}
+	}
 	if err != nil {
 		return []finding{{"daemon", levelProblem, fmt.Sprintf("%v; it answers root and its own user, see its log with: journalctl -u vouchd", err)}}
 	}

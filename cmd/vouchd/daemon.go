@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -17,6 +18,7 @@ import (
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/programs"
 	"github.com/vouchd/vouchd/state"
 	"github.com/vouchd/vouchd/systemd"
 	"github.com/vouchd/vouchd/workloadapi"
@@ -37,19 +39,27 @@ type daemon struct {
 	node      *node.Node
 	log       *audit.Log
 	authority *identity.Authority
+	units     *systemd.Units
 	attester  *process.Attester
+	watcher   *process.Watcher
 	server    *workloadapi.Server
+	programs  atomic.Pointer[map[string]*programs.Program] // in force; never nil
+	exports   []*exported
+	appraiser *appraiser
 
 	mu      sync.Mutex // guards what follows
 	digest  [32]byte   // of the entries in force
 	count   int        // of them
 	loaded  time.Time  // when they were loaded; zero: none are yet
 	refused error      // why what is on disk now is not in force
+
+	programsRefused error // the same of programs
 }
 
 // run serves until the context ends.
 func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
 	d := &daemon{config: c, started: time.Now(), slog: log}
+	d.programs.Store(new(map[string]*programs.Program))
 	agent, admin, err := workloadapi.Listen(c.AgentSocket, c.AdminSocket)
 	if err != nil {
 		return err
@@ -64,6 +74,10 @@ func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.closeLog(ctx, err)) }()
+	if err := d.openExports(ctx); err != nil {
+		return err
+	}
+	defer d.closeExports()
 	if err := d.openIdentity(ctx); err != nil {
 		return err
 	}
@@ -78,10 +92,15 @@ func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) erro
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.server.Serve(ctx, agent) })
 	group.Go(func() error {
-		return (&workloadapi.Admin{Server: d.server, Status: d.status, Logger: d.slog}).Serve(ctx, admin)
+		return (&workloadapi.Admin{Server: d.server, Status: d.status, Node: d.nodeAdmin(), Logger: d.slog}).Serve(ctx, admin)
 	})
 	group.Go(func() error { d.authority.Run(ctx); return nil })
 	group.Go(func() error { return d.watch(ctx) })
+	group.Go(func() error { return d.servePrograms(ctx) })
+	for _, x := range d.exports {
+		group.Go(func() error { x.Run(ctx); return nil })
+	}
+	group.Go(func() error { return d.appraiser.run(ctx) })
 	group.Go(func() error { return systemd.Watchdog(ctx, d.selfCheck) })
 	d.slog.Info("serving", "socket", d.config.AgentSocket, "trust_domain", d.config.TrustDomain,
 		"after", time.Since(d.started).Round(time.Millisecond))
@@ -107,6 +126,12 @@ func (d *daemon) openNode(ctx context.Context) (err error) {
 
 func (d *daemon) close() error {
 	var errs []error
+	if d.watcher != nil {
+		errs = append(errs, d.watcher.Close())
+	}
+	if d.units != nil {
+		errs = append(errs, d.units.Close())
+	}
 	if d.tpm != nil {
 		errs = append(errs, d.tpm.Close())
 	}
@@ -120,15 +145,26 @@ func (d *daemon) close() error {
 // Entries that are not in order do not keep the daemon from starting: nobody is
 // issued anything until they are mended.
 func (d *daemon) openIdentity(ctx context.Context) error {
+	d.units = new(systemd.Units)
+	o := process.Options{Trees: func() bool { return d.server.Wants("script:tree_sha256") }}
+	if systemd.IsManager() {
+		o.Manager = d.units
+	}
+	d.attester = process.NewAttester(o)
 	var err error
-	d.attester = process.NewAttester(process.Options{})
+	if d.watcher, err = process.NewWatcher(); err != nil {
+		return err
+	}
 	if d.authority, err = d.openAuthority(ctx); err != nil {
 		return err
 	}
 	d.server = workloadapi.New(workloadapi.Options{
-		Attester: d.attester, Authority: d.authority, Log: d.log, Logger: d.slog,
+		Attester: d.attester, Watcher: d.watcher, Authority: d.authority, Log: d.log, Logger: d.slog,
 	})
 	d.reload(ctx)
+	d.reloadPrograms(ctx)
+	d.appraiser = newAppraiser(d)
+	d.appraiser.appraise(ctx, "the daemon starts") // what comes of it, status says
 	return nil
 }
 

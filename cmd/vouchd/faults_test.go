@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -281,4 +282,39 @@ func TestWrongUsageExitsWithTwo(t *testing.T) {
 		t.Errorf("ended with %v, want exit code 2", err)
 	}
 	fmt.Fprintln(t.Output(), h.stderr)
+}
+
+func TestLogIsHandedOnAndGoesOnWhereItStopped(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.write("entries.d/a.yaml", entriesFor(1))
+	lines := func() (n int) {
+		data, err := os.ReadFile(h.path("state/ocsf.jsonl"))
+		if err != nil {
+			return 0
+		}
+		for line := range strings.Lines(string(data)) {
+			if !json.Valid([]byte(line)) {
+				t.Fatalf("a line is not JSON: %s", line)
+			}
+			n++
+		}
+		return n
+	}
+	h.start("--set", "log.ocsf=true")
+	_, err := h.fetch()
+	must(t, err)
+	records := func() int {
+		st, err := h.admin().Status(t.Context())
+		must(t, err)
+		return int(st.Log.Records)
+	}
+	eventually(t, "every record is handed on", func() bool { return lines() == records() })
+	h.stop()
+	stopped := lines()
+	h.start("--set", "log.ocsf=true")
+	eventually(t, "every record is handed on, once", func() bool { return lines() == records() })
+	if lines() <= stopped {
+		t.Errorf("%d lines before and %d after the restart", stopped, lines())
+	}
 }

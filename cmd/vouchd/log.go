@@ -34,10 +34,13 @@ func (d *daemon) openLog(ctx context.Context) error {
 	}
 	name := sha256.Sum256(public)
 	d.log, err = audit.Open(d.state.Path("log"), audit.Options{
-		Origin: d.config.TrustDomain.Name() + "/" + hex.EncodeToString(name[:8]),
-		Key:    key,
-		TPM:    d.node,
-		Logger: d.slog,
+		Origin:      d.config.TrustDomain.Name() + "/" + hex.EncodeToString(name[:8]),
+		Key:         key,
+		TPM:         d.node,
+		Logger:      d.slog,
+		AnchorEvery: d.config.Log.AnchorEvery,
+		MaxBytes:    int64(d.config.Log.MaxMiB) << 20,
+		KeepFor:     d.config.Log.KeepFor,
 	})
 	if err != nil {
 		return err

@@ -42,11 +42,16 @@ func (d *daemon) status() workloadapi.Status {
 	problem := func(format string, args ...any) {
 		st.Problems = append(st.Problems, fmt.Sprintf(format, args...))
 	}
+	d.appraiser.report(&st, problem)
+	st.Node.Bound = d.node.Bound()
 	d.mu.Lock()
 	st.Entries.Loaded = d.loaded
 	if d.refused != nil {
 		st.Entries.Error = d.refused.Error()
 		problem("the entries on disk are not in force, the last good ones are: %v", d.refused)
+	}
+	if d.programsRefused != nil {
+		problem("the programs on disk are not in force, the last good ones are: %v", d.programsRefused)
 	}
 	d.mu.Unlock()
 	if l.Err != nil {
@@ -55,6 +60,11 @@ func (d *daemon) status() workloadapi.Status {
 	}
 	if l.AnchorErr != nil {
 		problem("the log is not anchored in the TPM: %v; what was recorded since %s could be dropped unseen", l.AnchorErr, l.LastAnchor.Format(time.RFC3339))
+	}
+	for _, x := range d.exports {
+		if err := x.Stats().Err; err != nil {
+			problem("the log is not handed on to %s: %v; records wait, from %d on", x.name, err, x.Stats().Next)
+		}
 	}
 	if left := time.Until(a.IssuingCANotAfter); left < d.config.Authority.RotationOverlap/2 {
 		problem("the issuing CA ends in %s and could not be renewed; see the daemon's messages, and whether the TPM answers", left.Round(time.Second))
