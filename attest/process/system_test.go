@@ -349,6 +349,24 @@ func TestSystemOnlyTheMainProcessRunsTheScript(t *testing.T) {
 	}
 }
 
+// TestSystemTracingIsAllTheDaemonNeeds attests as a user that has no privilege
+// but CAP_SYS_PTRACE, as the package's daemon is.
+func TestSystemTracingIsAllTheDaemonNeeds(t *testing.T) {
+	needSystemd(t)
+	u := startUnit(t, nil)
+	want := u.attest(t, withManager(t))
+	cmd := exec.Command("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups",
+		"--inh-caps", "-all,+sys_ptrace", "--ambient-caps", "-all,+sys_ptrace", "--bounding-set", "-all,+sys_ptrace", "--no-new-privs",
+		readableSelf(t), "helper:attest", strconv.Itoa(want.PID))
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if got := strings.TrimSpace(string(out)); got != strings.Join(want.Selectors.Strings(), "\n") {
+		t.Errorf("root attests\n%s\nand the daemon's user\n%s", strings.Join(want.Selectors.Strings(), "\n"), got)
+	}
+}
+
 func TestSystemUserUnitIsNoSystemUnit(t *testing.T) {
 	needSystemd(t)
 	if thisHierarchy() == namedHierarchy {
