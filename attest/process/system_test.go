@@ -120,7 +120,7 @@ func withManager(t testing.TB) *Attester {
 	t.Helper()
 	units := &systemd.Units{}
 	t.Cleanup(func() { units.Close() })
-	return NewAttester(Options{Manager: units, Trees: func() bool { return true }})
+	return NewAttester(Options{Manager: units})
 }
 
 func TestSystemTwoScriptsOfOneInterpreterDiffer(t *testing.T) {

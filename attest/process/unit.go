@@ -112,7 +112,7 @@ func (a *Attester) unit(ctx context.Context, p *Peer, dir procDir, at *Attested,
 // scriptTrees returns the digests of the script's trees, if any entry asks for
 // them. Every entry of a tree is looked at each time.
 func (a *Attester) scriptTrees(ctx context.Context, f *facts) ([]string, error) {
-	if f.unit == nil || a.trees == nil || !a.trees() {
+	if f.unit == nil || !f.wants("script:tree_sha256") {
 		return nil, nil
 	}
 	by := notBy(f.status.uids[:]...)

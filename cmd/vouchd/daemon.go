@@ -146,7 +146,7 @@ func (d *daemon) close() error {
 // issued anything until they are mended.
 func (d *daemon) openIdentity(ctx context.Context) error {
 	d.units = new(systemd.Units)
-	o := process.Options{Trees: func() bool { return d.server.Wants("script:tree_sha256") }}
+	o := process.Options{Wants: func(kind string) bool { return d.server.Wants(kind) }}
 	if systemd.IsManager() {
 		o.Manager = d.units
 	}
