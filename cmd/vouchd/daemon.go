@@ -54,6 +54,9 @@ type daemon struct {
 	refused error      // why what is on disk now is not in force
 
 	programsRefused error // the same of programs
+
+	enrolment *workloadapi.EnrolmentView // that was installed; nil: none
+	enrolErr  error                      // why it is of no use
 }
 
 // run serves until the context ends.
@@ -97,6 +100,7 @@ func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) erro
 	group.Go(func() error { d.authority.Run(ctx); return nil })
 	group.Go(func() error { return d.watch(ctx) })
 	group.Go(func() error { return d.servePrograms(ctx) })
+	group.Go(func() error { d.remindOfEnrolment(ctx); return nil })
 	for _, x := range d.exports {
 		group.Go(func() error { x.Run(ctx); return nil })
 	}
@@ -182,6 +186,9 @@ func (d *daemon) openAuthority(ctx context.Context) (*identity.Authority, error)
 		Announce:     d.announce,
 		Logger:       d.slog,
 	}
+	if a.Mode == config.ModeEnrolled {
+		o.Upstream = d.loadEnrolment()
+	}
 	if a.JWTKey == config.JWTKeyTPM {
 		key, err := d.node.Key(ctx, "jwt")
 		if err != nil {
@@ -198,5 +205,9 @@ func (d *daemon) selfCheck(ctx context.Context) error {
 	if _, err := d.attester.AttestPID(ctx, os.Getpid()); err != nil {
 		return err
 	}
-	return d.authority.SelfCheck(ctx)
+	err := d.authority.SelfCheck(ctx)
+	if errors.Is(err, identity.ErrNotEnrolled) {
+		return nil // nothing is issued, which status says, until that is mended
+	}
+	return err
 }
