@@ -1,0 +1,130 @@
+package config
+
+import (
+	"cmp"
+	"fmt"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// A Config is vouchd.yaml: the daemon's own settings, with the defaults filled
+// in and every value in its range.
+type Config struct {
+	TrustDomain    spiffeid.TrustDomain `yaml:"trust_domain" required:"true" like:"example.org"`
+	TPM            string               `yaml:"tpm" default:"/dev/tpmrm0"` // a device, or unix: and the path of an swtpm socket
+	StateDir       string               `yaml:"state_dir" default:"/var/lib/vouchd"`
+	AgentSocket    string               `yaml:"agent_socket" default:"/run/vouchd/agent.sock"`
+	AdminSocket    string               `yaml:"admin_socket" default:"/run/vouchd/admin.sock"`
+	EntriesDir     string               `yaml:"entries_dir" default:"/etc/vouchd/entries.d"`
+	CredentialsDir string               `yaml:"credentials_dir" default:"/etc/vouchd/credentials.d"`
+	Authority      Authority            `yaml:"authority"`
+}
+
+// Authority is how the trust domain's keys are kept and how long they live.
+type Authority struct {
+	Mode            string        `yaml:"mode" default:"standalone" oneof:"standalone"`
+	IssuingCATTL    time.Duration `yaml:"issuing_ca_ttl" default:"4h" min:"2m" max:"168h"`
+	RotationOverlap time.Duration `yaml:"rotation_overlap" min:"1m" max:"84h"` // 0 in the file's absence, then half of IssuingCATTL
+	JWTIssuer       string        `yaml:"jwt_issuer" like:"https://example.org"`
+	JWTKey          string        `yaml:"jwt_key" default:"sealed" oneof:"sealed tpm"`
+	JWTKeyTTL       time.Duration `yaml:"jwt_key_ttl" default:"24h" min:"2h" max:"2160h"`
+}
+
+// MaxX509TTL is the longest lifetime an X509-SVID may have: the rotation
+// overlap, which is what the issuing CA is sure to have left when it signs, so
+// that no SVID outlives the certificate that signed it.
+func (a Authority) MaxX509TTL() time.Duration { return a.RotationOverlap }
+
+const (
+	maxSocketPath = 107  // bytes of a path in sockaddr_un, before its zero byte (unix(7))
+	maxPath       = 4095 // bytes of any path, before its zero byte
+)
+
+// Load reads vouchd.yaml. Each override is a key and its value, such as
+// authority.issuing_ca_ttl=1h, and stands in for what the file says. A file
+// that is missing is an error; one with problems gives [Errors].
+func Load(path string, overrides ...string) (*Config, error) {
+	data, err := ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	d := decoder{file: path, set: make(map[string]string), places: make(map[string]Pos)}
+	for _, o := range overrides {
+		key, value, ok := strings.Cut(o, "=")
+		if !ok {
+			return nil, fmt.Errorf("--set %s: has no value; write it as key=value", clip(o))
+		}
+		if keys := Keys(Config{}); !isKey(key, keys) {
+			d.problems.Add(Pos{File: "--set " + clip(key)}, "unknown key; the nearest known is %s", nearest(key, keys))
+		}
+		d.set[key] = value
+	}
+	var c Config
+	d.document(data, &c)
+	if len(d.problems) == 0 {
+		c.relate(func(key, format string, args ...any) {
+			d.problems.Add(cmp.Or(d.places[key], Pos{File: path}), key+" "+format, args...)
+		})
+	}
+	if err := d.problems.Err(); err != nil {
+		return nil, err
+	}
+	return &c, nil
+}
+
+// relate fills the defaults that follow from other keys, and checks what a key
+// by itself does not show.
+func (c *Config) relate(problem func(key, format string, args ...any)) {
+	if n := len(c.TrustDomain.Name()); n > 255 { // SPIFFE-ID §2.3
+		problem("trust_domain", "has %d bytes and may have 255; shorten it", n)
+	}
+	a := &c.Authority
+	if a.RotationOverlap == 0 {
+		a.RotationOverlap = a.IssuingCATTL / 2
+	}
+	if a.RotationOverlap > a.IssuingCATTL/2 {
+		problem("authority.rotation_overlap", "%s is more than half of authority.issuing_ca_ttl; give it %s or less",
+			FormatDuration(a.RotationOverlap), FormatDuration(a.IssuingCATTL/2))
+	}
+	if a.JWTIssuer == "" {
+		a.JWTIssuer = "https://" + c.TrustDomain.Name()
+	}
+	if !isIssuer(a.JWTIssuer) {
+		problem("authority.jwt_issuer", "%q is not an https URL without user, query and fragment; write it like https://example.org", clip(a.JWTIssuer))
+	}
+	for _, p := range []struct {
+		key, path string
+		most      int
+	}{
+		{"tpm", strings.TrimPrefix(c.TPM, "unix:"), maxSocketPath},
+		{"state_dir", c.StateDir, maxPath},
+		{"agent_socket", c.AgentSocket, maxSocketPath},
+		{"admin_socket", c.AdminSocket, maxSocketPath},
+		{"entries_dir", c.EntriesDir, maxPath},
+		{"credentials_dir", c.CredentialsDir, maxPath},
+	} {
+		if !filepath.IsAbs(p.path) || filepath.Clean(p.path) != p.path || strings.ContainsRune(p.path, 0) {
+			problem(p.key, "%q is not a plain absolute path; write it from / without . and .. and without / at its end", clip(p.path))
+		}
+		if len(p.path) > p.most {
+			problem(p.key, "has %d bytes and may have %d; choose a shorter path", len(p.path), p.most)
+		}
+	}
+	if c.AgentSocket == c.AdminSocket {
+		problem("admin_socket", "is the agent_socket too; give each its own path")
+	}
+	if c.EntriesDir == c.CredentialsDir {
+		problem("credentials_dir", "is the entries_dir too; give each its own directory")
+	}
+}
+
+// isIssuer holds an issuer to what OpenID Connect Discovery 1.0 §3 asks of
+// one, since that is how relying parties find the keys.
+func isIssuer(s string) bool {
+	u, err := url.Parse(s)
+	return err == nil && u.Scheme == "https" && u.Host != "" && u.User == nil && !strings.ContainsAny(s, "?#")
+}

@@ -1,0 +1,159 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// A File is a configuration file as it was read.
+type File struct {
+	Path string
+	Data []byte
+}
+
+const (
+	// maxFiles bounds the configuration files of one directory.
+	maxFiles = 10_000
+	// maxDirLen bounds the bytes that are read from one directory's files.
+	maxDirLen = 64 << 20
+	// attempts is how often a directory is read again because a file vanished
+	// between being listed and being opened.
+	attempts = 5
+)
+
+// ReadFile reads one configuration file. It must be a regular file of at most
+// [MaxFileLen] bytes; symbolic links are followed. When the caller is root, the
+// file and every directory on the way to it must be such that nobody else can
+// change what is read: see [Guarded].
+func ReadFile(path string) ([]byte, error) {
+	return readFile(path, guarding())
+}
+
+// ReadDir reads the *.yaml files of a directory in the order of their names,
+// under the rules of [ReadFile]. Hidden files and all other names are left
+// alone, but for those that were plainly meant to be read (*.yml, *.json and
+// other cases of these): they are a problem. A missing directory has no files.
+// AnyOwner leaves out the check of who may write, for a working copy.
+//
+// Problems with single files come as [Errors].
+func ReadDir(dir string, anyOwner bool) ([]File, error) {
+	guard := guarding() && !anyOwner
+	for attempt := 1; ; attempt++ {
+		files, vanished, err := readDir(dir, guard)
+		if !vanished || attempt == attempts {
+			return files, err
+		}
+	}
+}
+
+func readDir(dir string, guard bool) (files []File, vanished bool, err error) {
+	if guard {
+		if err := Guarded(dir); err != nil {
+			return nil, false, err
+		}
+	}
+	names, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("reading configuration: %w", err)
+	}
+	var problems Errors
+	total := 0
+	for _, entry := range names {
+		path := filepath.Join(dir, entry.Name())
+		switch kind(entry.Name()) {
+		case ignored:
+			continue
+		case misnamed:
+			problems.Add(Pos{File: path}, "is not read, since its name does not end in .yaml; rename it to end in .yaml, or in .disabled")
+			continue
+		}
+		data, err := readFile(path, guard)
+		vanished = vanished || errors.Is(err, fs.ErrNotExist)
+		if err != nil {
+			problems = append(problems, problemOf(path, err))
+			continue
+		}
+		files = append(files, File{path, data})
+		if total += len(data); total > maxDirLen || len(files) > maxFiles {
+			problems.Add(Pos{File: dir}, "has more than %d files or %d MiB; move some away", maxFiles, maxDirLen>>20)
+			break
+		}
+	}
+	return files, vanished, problems.Err()
+}
+
+// problemOf gives an error of the operating system its place.
+func problemOf(path string, err error) *Error {
+	if problem, ok := errors.AsType[*Error](err); ok {
+		return problem
+	}
+	if cause, ok := errors.AsType[*fs.PathError](err); ok {
+		err = cause.Err
+	}
+	return &Error{Pos{File: path}, fmt.Sprintf("cannot be read: %v; mend it, or rename the file to end in .disabled", err)}
+}
+
+type nameKind int
+
+const (
+	ignored nameKind = iota
+	wanted
+	misnamed
+)
+
+func kind(name string) nameKind {
+	switch {
+	case strings.HasPrefix(name, "."): // editors' files, and ..data of Kubernetes
+		return ignored
+	case strings.HasSuffix(name, ".yaml"):
+		return wanted
+	}
+	switch strings.ToLower(filepath.Ext(name)) {
+	case ".yaml", ".yml", ".json":
+		return misnamed
+	}
+	return ignored
+}
+
+// readFile reads what it has opened and checked, never a path twice.
+func readFile(path string, guard bool) ([]byte, error) {
+	if guard {
+		if err := Guarded(path); err != nil {
+			return nil, err
+		}
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a named pipe must not hold the daemon up
+	if err != nil {
+		return nil, fmt.Errorf("reading configuration: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("reading configuration: %w", err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, &Error{Pos{File: path}, "is not a regular file; replace it or rename it to .disabled"}
+	}
+	if guard {
+		if err := writableByOthers(path, info); err != nil {
+			return nil, err
+		}
+	}
+	data, err := io.ReadAll(io.LimitReader(f, MaxFileLen+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading configuration: %w", err)
+	}
+	if len(data) > MaxFileLen {
+		return nil, &Error{Pos{File: path}, fmt.Sprintf("is larger than %d bytes; split it", MaxFileLen)}
+	}
+	return data, nil
+}

@@ -1,0 +1,114 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// maxLinks bounds the symbolic links on one way, as Linux does (path_resolution(7)).
+const maxLinks = 40
+
+// guarding reports whether who may write matters. A daemon that is not root
+// hands out nothing that its user could not make up, and a user who runs
+// vouch check reads a copy.
+func guarding() bool { return os.Geteuid() == 0 }
+
+// Guarded returns an error if the process is root and somebody else could
+// change what path, a directory or a file, leads to: whoever can edit the
+// configuration grants themselves identities. Each directory on the way, through
+// symbolic links, must be root's and not writable by group or others. The sticky
+// bit, as on /tmp, is good enough on the way, since others cannot rename what is
+// root's there, but not on path itself. What is missing is nobody's and no error.
+func Guarded(path string) error {
+	if !guarding() {
+		return nil
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	var last fs.FileInfo
+	end, err := walk(abs, func(at string, info fs.FileInfo) error {
+		last = info
+		return guardedStep(at, info)
+	})
+	if errors.Is(err, fs.ErrNotExist) || last == nil {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return writableByOthers(end, last)
+}
+
+func guardedStep(at string, info fs.FileInfo) error {
+	if info.IsDir() && info.Mode()&fs.ModeSticky != 0 || info.Mode()&fs.ModeSymlink != 0 {
+		return ownedByOther(at, info)
+	}
+	return writableByOthers(at, info)
+}
+
+func ownedByOther(path string, info fs.FileInfo) error {
+	if st := info.Sys().(*syscall.Stat_t); st.Uid != 0 {
+		return &Error{Pos{File: path}, fmt.Sprintf("belongs to user %d, who could grant identities with it; run: chown -h root %s", st.Uid, path)}
+	}
+	return nil
+}
+
+func writableByOthers(path string, info fs.FileInfo) error {
+	if err := ownedByOther(path, info); err != nil {
+		return err
+	}
+	if info.Mode().Perm()&0o022 != 0 {
+		return &Error{Pos{File: path}, fmt.Sprintf("has mode %04o, so that others could grant identities with it; run: chmod go-w %s", info.Mode().Perm(), path)}
+	}
+	return nil
+}
+
+// walk goes from the root to path, an absolute one, as the kernel would, and
+// calls visit with each directory, symbolic link and file on the way under its
+// real path. It returns the real path of the end, or the first error.
+func walk(path string, visit func(at string, info fs.FileInfo) error) (string, error) {
+	at, links := "/", 0
+	rest := strings.Split(path, "/")
+	for len(rest) > 0 {
+		part := rest[0]
+		rest = rest[1:]
+		switch part {
+		case "", ".":
+			continue
+		case "..":
+			at = filepath.Dir(at)
+			continue
+		}
+		next := filepath.Join(at, part)
+		info, err := os.Lstat(next)
+		if err != nil {
+			return at, err
+		}
+		if err := visit(next, info); err != nil {
+			return at, err
+		}
+		if info.Mode()&fs.ModeSymlink == 0 {
+			at = next
+			continue
+		}
+		target, err := os.Readlink(next)
+		if err != nil {
+			return at, err
+		}
+		if links++; links > maxLinks {
+			return at, fmt.Errorf("%s: too many symbolic links", path)
+		}
+		if filepath.IsAbs(target) {
+			at = "/"
+		}
+		rest = append(strings.Split(target, "/"), rest...)
+	}
+	return at, nil
+}

@@ -1,0 +1,39 @@
+package config
+
+import (
+	"cmp"
+	"slices"
+)
+
+func isKey(name string, keys []Key) bool {
+	return slices.ContainsFunc(keys, func(k Key) bool { return k.Name == name })
+}
+
+// nearest returns the name of the key that takes the fewest edits to get to.
+func nearest(name string, keys []Key) string {
+	return slices.MinFunc(keys, func(a, b Key) int {
+		return cmp.Compare(edits(clip(name), a.Name), edits(clip(name), b.Name))
+	}).Name
+}
+
+// edits counts the insertions, deletions and substitutions that turn a into b
+// (Levenshtein's distance), byte by byte.
+func edits(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		corner := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := corner
+			if a[i] != b[j] {
+				cost++
+			}
+			corner = row[j+1]
+			row[j+1] = min(cost, row[j]+1, corner+1)
+		}
+	}
+	return row[len(b)]
+}

@@ -1,0 +1,212 @@
+package identity
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/vouchd/vouchd/attest"
+	"github.com/vouchd/vouchd/config"
+)
+
+// maxEntries bounds the registration entries of one host.
+const maxEntries = 100_000
+
+// Limits is what entries are held to beside their own form.
+type Limits struct {
+	// MaxX509TTL is the longest lifetime an X509-SVID may have, so that none
+	// outlives the issuing CA that signs it.
+	MaxX509TTL time.Duration
+	// AnyOwner accepts files that other users may write to, for checking a
+	// working copy. The daemon never sets it.
+	AnyOwner bool
+}
+
+// Entries is every registration entry of the host. It does not change once
+// loaded, and is safe for concurrent use. The zero value has no entries, and
+// so matches nothing.
+type Entries struct {
+	list   []Entry // in the order of files and lines
+	digest [32]byte
+
+	// Selectors are numbered, so that matching compares numbers. An entry
+	// stands in byRarest under that of its selectors which the fewest entries
+	// want, so that a common one (a user all agents share) does not lead to
+	// every entry.
+	number   map[attest.Selector]uint32
+	wants    [][]uint32         // of each entry, its selectors' numbers
+	byRarest map[uint32][]int32 // positions in list, ascending
+}
+
+// LoadEntries reads the *.yaml files of dir in the order of their names. A
+// missing directory has no entries. The error reports every problem found, and
+// is of type [config.Errors] where entries are at fault; nothing is loaded then.
+func LoadEntries(dir string, td spiffeid.TrustDomain, limits Limits) (*Entries, error) {
+	files, err := config.ReadDir(dir, limits.AnyOwner)
+	problems, ok := errors.AsType[config.Errors](err)
+	if err != nil && !ok {
+		return nil, err
+	}
+	return parseEntries(files, problems, td, limits)
+}
+
+func parseEntries(files []config.File, problems config.Errors, td spiffeid.TrustDomain, limits Limits) (*Entries, error) {
+	c := checker{td: td, limits: limits, problems: problems}
+	var list []Entry
+	for _, f := range files {
+		var doc document
+		// What could be decoded is looked through all the same, so that one
+		// run tells every problem.
+		if found, ok := errors.AsType[config.Errors](config.Decode(f.Path, f.Data, &doc)); ok {
+			c.problems = append(c.problems, found...)
+		}
+		for i := range doc.Entries {
+			if w := &doc.Entries[i]; w.Pos.Line > 0 {
+				list = append(list, c.entry(w))
+			}
+		}
+		if len(list) > maxEntries {
+			c.problems.Add(config.Pos{File: f.Path}, "with this file there are more than %d entries; remove some", maxEntries)
+			break
+		}
+	}
+	c.among(list)
+	if err := c.problems.Err(); err != nil {
+		return nil, err
+	}
+	es := &Entries{list: list, digest: digest(files)}
+	es.index()
+	return es, nil
+}
+
+// digest covers names and contents, each with its length before it.
+func digest(files []config.File) [32]byte {
+	h := sha256.New()
+	for _, f := range files {
+		for _, part := range [][]byte{[]byte(filepath.Base(f.Path)), f.Data} {
+			var n [8]byte
+			binary.BigEndian.PutUint64(n[:], uint64(len(part)))
+			h.Write(n[:])
+			h.Write(part)
+		}
+	}
+	return [32]byte(h.Sum(nil))
+}
+
+func (es *Entries) index() {
+	es.number = make(map[attest.Selector]uint32)
+	es.wants = make([][]uint32, len(es.list))
+	var wanted []int // by number: how many entries want it
+	for i, e := range es.list {
+		for _, s := range e.Selectors {
+			n, ok := es.number[s]
+			if !ok {
+				n = uint32(len(wanted))
+				es.number[s] = n
+				wanted = append(wanted, 0)
+			}
+			wanted[n]++
+			es.wants[i] = append(es.wants[i], n)
+		}
+	}
+	es.byRarest = make(map[uint32][]int32)
+	for i, want := range es.wants {
+		rarest := slices.MinFunc(want, func(a, b uint32) int { return cmp.Compare(wanted[a], wanted[b]) })
+		es.byRarest[rarest] = append(es.byRarest[rarest], int32(i))
+	}
+}
+
+// Match returns the entries whose selectors are all among those of a process,
+// in the order of files and lines: the first is the default identity
+// (Workload API §8). A process with no selectors matches nothing.
+func (es *Entries) Match(have attest.Selectors) []Entry {
+	numbers := es.numbers(have)
+	var at []int32
+	for n := range numbers {
+		for _, i := range es.byRarest[n] {
+			if covers(numbers, es.wants[i]) {
+				at = append(at, i)
+			}
+		}
+	}
+	slices.Sort(at)
+	matched := make([]Entry, len(at))
+	for i, j := range at {
+		matched[i] = es.list[j]
+	}
+	return matched
+}
+
+// numbers returns those selectors that any entry wants.
+func (es *Entries) numbers(have attest.Selectors) map[uint32]bool {
+	numbers := make(map[uint32]bool)
+	for _, s := range have {
+		if n, ok := es.number[s]; ok {
+			numbers[n] = true
+		}
+	}
+	return numbers
+}
+
+func covers(have map[uint32]bool, want []uint32) bool {
+	for _, n := range want {
+		if !have[n] {
+			return false
+		}
+	}
+	return true
+}
+
+// All returns every entry in the order of files and lines.
+func (es *Entries) All() []Entry { return slices.Clone(es.list) }
+
+// Len returns the number of entries.
+func (es *Entries) Len() int { return len(es.list) }
+
+// Digest returns a SHA-256 over the names and contents of the files, for the
+// record of what was loaded. Where the directory stands does not enter.
+func (es *Entries) Digest() [32]byte { return es.digest }
+
+// A NearMiss is an entry that a process does not match, and why.
+type NearMiss struct {
+	Entry   Entry
+	Missing attest.Selectors // those of the entry's that the process lacks; at least one
+}
+
+// NearMisses returns at most a number of entries that the process does not
+// match, those that lack the fewest selectors first and of these the ones that
+// have the most. It looks at every entry: it explains, and is not on the way of
+// a request.
+func (es *Entries) NearMisses(have attest.Selectors, most int) []NearMiss {
+	numbers := es.numbers(have)
+	type miss struct{ at, missing, held int }
+	var misses []miss
+	for i, want := range es.wants {
+		m := miss{at: i}
+		for _, n := range want {
+			if numbers[n] {
+				m.held++
+			} else {
+				m.missing++
+			}
+		}
+		if m.missing > 0 {
+			misses = append(misses, m)
+		}
+	}
+	slices.SortFunc(misses, func(a, b miss) int {
+		return cmp.Or(cmp.Compare(a.missing, b.missing), cmp.Compare(b.held, a.held), cmp.Compare(a.at, b.at))
+	})
+	var out []NearMiss
+	for _, m := range misses[:max(0, min(most, len(misses)))] {
+		e := es.list[m.at]
+		out = append(out, NearMiss{e, have.Missing(e.Selectors)})
+	}
+	return out
+}

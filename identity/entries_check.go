@@ -1,0 +1,204 @@
+package identity
+
+import (
+	"cmp"
+	"fmt"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/vouchd/vouchd/attest"
+	"github.com/vouchd/vouchd/config"
+)
+
+const (
+	maxIDLen   = 2048 // bytes; SPIFFE-ID §2.3
+	maxHintLen = 1024 // bytes; Workload API §5.2.1
+	maxNameLen = 128  // bytes of a credential's name
+)
+
+// A checker finds what the form of an entry does not show.
+type checker struct {
+	td       spiffeid.TrustDomain
+	limits   Limits
+	problems config.Errors
+}
+
+func (c *checker) entry(w *written) Entry {
+	c.id(w)
+	c.selectors(w)
+	if ttl := w.X509TTL; ttl.Pos.Line > 0 && ttl.Value > c.limits.MaxX509TTL {
+		c.problems.Add(ttl.Pos, "x509_svid_ttl %s is longer than the issuing CA is sure to live; give it %s or less, or raise authority.issuing_ca_ttl in vouchd.yaml",
+			config.FormatDuration(ttl.Value), config.FormatDuration(c.limits.MaxX509TTL))
+	}
+	if h := w.Hint; len(h.Value) > maxHintLen {
+		c.problems.Add(h.Pos, "hint has %d bytes and may have %d; shorten it", len(h.Value), maxHintLen)
+	} else if strings.ContainsFunc(h.Value, unicode.IsControl) {
+		c.problems.Add(h.Pos, "hint holds a control character; remove it")
+	}
+	c.credentials(w)
+	return w.entry(c.limits.MaxX509TTL)
+}
+
+func (c *checker) id(w *written) {
+	id := w.ID.Value
+	switch {
+	case id.IsZero(): // a problem already
+	case len(id.String()) > maxIDLen:
+		c.problems.Add(w.ID.Pos, "spiffe_id has %d bytes and may have %d; shorten it", len(id.String()), maxIDLen)
+	case id.TrustDomain() != c.td:
+		c.problems.Add(w.ID.Pos, "spiffe_id %s is of trust domain %s, and this host's is %s; begin it with %s/", id, id.TrustDomain(), c.td, c.td.IDString())
+	case id.Path() == "": // X509-SVID §3.1
+		c.problems.Add(w.ID.Pos, "spiffe_id %s has no path and so names the trust domain itself; add one, such as %s/agent", id, id)
+	}
+}
+
+func (c *checker) selectors(w *written) {
+	if len(w.Selectors) == 0 {
+		c.problems.Add(w.Pos, "entry %s has no selectors; list the facts that identify the process, such as unix:uid:1000", cmp.Or(w.ID.Value.String(), "without a spiffe_id"))
+	}
+	lines := make(map[attest.Selector]int)
+	kinds := make(map[string]attest.Selector)
+	for _, s := range w.Selectors {
+		if s.Value == (attest.Selector{}) {
+			continue // a problem already
+		}
+		kind := kindOf(s.Value)
+		first, again := kinds[kind]
+		switch {
+		case lines[s.Value] > 0:
+			c.problems.Add(s.Pos, "selector %s is given again, first in line %d; remove one", s.Value, lines[s.Value])
+		case again && single[kind]:
+			c.problems.Add(s.Pos, "no process has both %s and %s, and an entry wants all its selectors; write an entry for each", first, s.Value)
+		}
+		lines[s.Value] = s.Pos.Line
+		kinds[kind] = s.Value
+	}
+	c.interpreter(w)
+}
+
+// kindOf returns the selector's text up to its last key: unix:uid.
+func kindOf(s attest.Selector) string {
+	key, _, _ := strings.Cut(s.Value, ":")
+	return s.Type + ":" + key
+}
+
+// single are the kinds of which a process has one value at a time.
+var single = map[string]bool{
+	"systemd:id":  true,
+	"unix:gid":    true,
+	"unix:group":  true,
+	"unix:path":   true,
+	"unix:sha256": true,
+	"unix:uid":    true,
+	"unix:user":   true,
+}
+
+// interpreter refuses an entry whose program is an interpreter, which runs
+// whatever it is given. A unit or a control group says what it was given; a
+// hash alone may be an interpreter's too, but that can't be told from the file.
+func (c *checker) interpreter(w *written) {
+	if w.AllowInterpreter {
+		return
+	}
+	var program *config.At[attest.Selector]
+	for i, s := range w.Selectors {
+		switch kindOf(s.Value) {
+		case "systemd:id", "cgroup:path":
+			return
+		case "unix:path":
+			program = &w.Selectors[i]
+		}
+	}
+	if program == nil {
+		return
+	}
+	_, file, _ := strings.Cut(program.Value.Value, ":")
+	if interpreters.MatchString(path.Base(file)) {
+		c.problems.Add(program.Pos, "%s is an interpreter and runs any script, so it identifies no program; add a selector for its unit, such as systemd:id:agent.service, or set allow_interpreter: true",
+			program.Value)
+	}
+}
+
+// interpreters matches the file names, with and without versions, of programs
+// that run other programs in their own process: language runtimes, shells, the
+// dynamic loader, multi-call binaries and emulators.
+var interpreters = regexp.MustCompile(`^(` +
+	`python|pypy|perl|ruby|jruby|node|nodejs|deno|bun|php|php-cgi|php-fpm|lua|luajit|tclsh|wish|expect|` +
+	`R|Rscript|julia|guile|scheme|racket|sbcl|clisp|ghci|runghc|erl|beam\.smp|escript|elixir|ocaml|ocamlrun|` +
+	`java|dotnet|mono|mono-sgen|pwsh|` +
+	`sh|bash|rbash|dash|ash|zsh|ksh|mksh|csh|tcsh|fish|busybox|toybox|` +
+	`awk|gawk|mawk|sed|make|gdb|emacs|vim|` +
+	`ld-linux.*|ld-musl.*|ld|ld\.so|qemu-[a-z0-9_]+(-static)?|wine|wine64` +
+	`)[-._0-9]*(so)?[-._0-9]*(d|m|dm|t|u)?$`)
+
+func (c *checker) credentials(w *written) {
+	lines := make(map[string]int)
+	for _, cred := range w.Credentials {
+		switch {
+		case cred.Value == "": // a problem already
+		case !credentialName.MatchString(cred.Value) || len(cred.Value) > maxNameLen:
+			c.problems.Add(cred.Pos, "credentials: %.80q is not a name; use letters, digits, dots, dashes and underscores, at most %d", cred.Value, maxNameLen)
+		case lines[cred.Value] > 0:
+			c.problems.Add(cred.Pos, "credentials: %s is given again, first in line %d; remove one", cred.Value, lines[cred.Value])
+		}
+		lines[cred.Value] = cred.Pos.Line
+	}
+}
+
+var credentialName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
+
+// among checks entries against each other. One identity may be given to
+// several kinds of process, by an entry each, and is then the same for all.
+func (c *checker) among(list []Entry) {
+	first := make(map[spiffeid.ID]Entry)
+	same := make(map[string]config.Pos)  // an identity and its selectors
+	hints := make(map[string]config.Pos) // a hint and its selectors
+	for _, e := range list {
+		if e.ID.IsZero() || len(e.Selectors) == 0 || e.X509TTL == 0 || e.JWTTTL == 0 {
+			continue // a problem already
+		}
+		if f, ok := first[e.ID]; !ok {
+			first[e.ID] = e
+		} else if what := difference(f, e); what != "" {
+			c.problems.Add(e.Pos, "entry %s has %s, unlike its entry at %v; make them the same", e.ID, what, f.Pos)
+		}
+		set := selectorSet(e)
+		if pos, ok := same[e.ID.String()+"\n"+set]; ok {
+			c.problems.Add(e.Pos, "entry %s with the same selectors is at %v; remove one", e.ID, pos)
+			continue
+		}
+		same[e.ID.String()+"\n"+set] = e.Pos
+		if e.Hint == "" {
+			continue
+		}
+		if pos, ok := hints[e.Hint+"\n"+set]; ok { // Workload API §5.2.1: unique in a response
+			c.problems.Add(e.Pos, "hint %q is that of the entry with the same selectors at %v too; give each its own", e.Hint, pos)
+		}
+		hints[e.Hint+"\n"+set] = e.Pos
+	}
+}
+
+// difference names the first setting of b that is not a's.
+func difference(a, b Entry) string {
+	switch {
+	case a.X509TTL != b.X509TTL:
+		return "x509_svid_ttl " + config.FormatDuration(b.X509TTL)
+	case a.JWTTTL != b.JWTTTL:
+		return "jwt_svid_ttl " + config.FormatDuration(b.JWTTTL)
+	case a.Hint != b.Hint:
+		return fmt.Sprintf("hint %q", b.Hint)
+	case !slices.Equal(sorted(a.Credentials), sorted(b.Credentials)):
+		return "other credentials"
+	}
+	return ""
+}
+
+// selectorSet is the same text for the same set; no selector holds a newline.
+func selectorSet(e Entry) string { return strings.Join(sorted(e.Selectors.Strings()), "\n") }
+
+func sorted(s []string) []string { return slices.Sorted(slices.Values(s)) }

@@ -1,0 +1,279 @@
+package identity
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"pgregory.net/rapid"
+
+	"github.com/vouchd/vouchd/attest"
+	"github.com/vouchd/vouchd/config"
+)
+
+var (
+	td     = spiffeid.RequireTrustDomainFromString("example.org")
+	limits = Limits{MaxX509TTL: 2 * time.Hour}
+)
+
+// Each file of testdata/refused is a directory of entries and, as "want", the
+// whole message about it.
+func TestLoadEntriesRefuses(t *testing.T) {
+	t.Parallel()
+	cases, err := filepath.Glob("testdata/refused/*.txtar")
+	if err != nil || len(cases) == 0 {
+		t.Fatalf("no cases: %v", err)
+	}
+	for _, path := range cases {
+		t.Run(strings.TrimSuffix(filepath.Base(path), ".txtar"), func(t *testing.T) {
+			t.Parallel()
+			archive, err := txtar.ParseFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			root := t.TempDir()
+			if err := txtar.Write(archive, root); err != nil {
+				t.Fatal(err)
+			}
+			want, err := os.ReadFile(filepath.Join(root, "want"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = LoadEntries(filepath.Join(root, "entries.d"), td, limits)
+			got := strings.ReplaceAll(fmt.Sprintln(err), root+"/", "")
+			if diff := cmp.Diff(string(want), got); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestEntryHoldsWhatIsWrittenAndDefaultsForTheRest(t *testing.T) {
+	t.Parallel()
+	dir := write(t, map[string]string{"a.yaml": `
+entries:
+  - spiffe_id: spiffe://example.org/agent/research
+    selectors:
+      - unix:uid:1000
+      - systemd:id:research.service
+    x509_svid_ttl: 90m
+    jwt_svid_ttl: 30s
+    hint: research
+    credentials: [openai, warehouse-readonly]
+  - spiffe_id: spiffe://example.org/other
+    selectors: [unix:uid:1001]
+`, "empty.yaml": "# nothing yet\n", "none.yaml": "entries:\n"})
+	es, err := LoadEntries(dir, td, limits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "a.yaml")
+	want := []Entry{{
+		ID:          spiffeid.RequireFromString("spiffe://example.org/agent/research"),
+		Selectors:   selectors(t, "unix:uid:1000", "systemd:id:research.service"),
+		X509TTL:     90 * time.Minute,
+		JWTTTL:      30 * time.Second,
+		Hint:        "research",
+		Credentials: []string{"openai", "warehouse-readonly"},
+		Pos:         config.Pos{File: file, Line: 3},
+	}, {
+		ID:        spiffeid.RequireFromString("spiffe://example.org/other"),
+		Selectors: selectors(t, "unix:uid:1001"),
+		X509TTL:   time.Hour,
+		JWTTTL:    5 * time.Minute,
+		Pos:       config.Pos{File: file, Line: 11},
+	}}
+	if diff := cmp.Diff(want, es.All(), cmp.Comparer(func(a, b spiffeid.ID) bool { return a == b })); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func TestDefaultX509TTLShrinksToWhatTheIssuingCAAllows(t *testing.T) {
+	t.Parallel()
+	dir := write(t, map[string]string{"a.yaml": "entries:\n- spiffe_id: spiffe://example.org/a\n  selectors: [unix:uid:1]\n"})
+	es, err := LoadEntries(dir, td, Limits{MaxX509TTL: 10 * time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := es.All()[0].X509TTL; got != 10*time.Minute {
+		t.Errorf("X509TTL = %v, want 10m", got)
+	}
+}
+
+func TestMissingDirectoryHasNoEntries(t *testing.T) {
+	t.Parallel()
+	es, err := LoadEntries(filepath.Join(t.TempDir(), "entries.d"), td, limits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if es.Len() != 0 || len(es.Match(selectors(t, "unix:uid:0"))) != 0 {
+		t.Errorf("a missing directory has %d entries", es.Len())
+	}
+}
+
+func TestDigestTellsFilesApartAndNotWhereTheyStand(t *testing.T) {
+	t.Parallel()
+	entry := "entries:\n- spiffe_id: spiffe://example.org/a\n  selectors: [unix:uid:1]\n"
+	digest := func(files map[string]string) [32]byte {
+		es, err := LoadEntries(write(t, files), td, limits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return es.Digest()
+	}
+	one := digest(map[string]string{"a.yaml": entry})
+	if one != digest(map[string]string{"a.yaml": entry, "README": "not read"}) {
+		t.Error("the same files in another directory have another digest")
+	}
+	for name, files := range map[string]map[string]string{
+		"another name":    {"b.yaml": entry},
+		"another comment": {"a.yaml": entry + "#"},
+		"a further file":  {"a.yaml": entry, "b.yaml": ""},
+		"none":            {},
+	} {
+		if one == digest(files) {
+			t.Errorf("%s has the same digest", name)
+		}
+	}
+}
+
+func TestMatch(t *testing.T) {
+	t.Parallel()
+	dir := write(t, map[string]string{"b.yaml": `
+entries:
+  - {spiffe_id: spiffe://example.org/by-user, selectors: [unix:uid:1000]}
+`, "a.yaml": `
+entries:
+  - {spiffe_id: spiffe://example.org/by-unit, selectors: [systemd:id:a.service, unix:uid:1000]}
+  - {spiffe_id: spiffe://example.org/by-unit, selectors: [systemd:id:b.service]}
+`})
+	es, err := LoadEntries(dir, td, limits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name string
+		have []string
+		want []string
+	}{
+		{"every selector of two entries, in the order of files", []string{"unix:uid:1000", "systemd:id:a.service", "unix:gid:5"}, []string{"/by-unit", "/by-user"}},
+		{"an identity by two of its entries is listed by each", []string{"unix:uid:1000", "systemd:id:a.service", "systemd:id:b.service"}, []string{"/by-unit", "/by-unit", "/by-user"}},
+		{"some of an entry's selectors", []string{"systemd:id:a.service"}, nil},
+		{"a value that merely begins alike", []string{"unix:uid:10000"}, nil},
+		{"nothing attested", nil, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var got []string
+			for _, e := range es.Match(selectors(t, tt.have...)) {
+				got = append(got, e.ID.Path())
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("Match(%q) = %q, want %q", tt.have, got, tt.want)
+			}
+		})
+	}
+}
+
+func TestMatchOfNoEntriesIsNothing(t *testing.T) {
+	var es Entries
+	if got := es.Match(selectors(t, "unix:uid:0")); len(got) != 0 {
+		t.Errorf("no entries match as %v", got)
+	}
+}
+
+// Match finds what asking every entry finds, and near misses are the others.
+func TestMatchIsThatOfEveryEntryAskedInTurn(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		fact := rapid.Custom(func(t *rapid.T) attest.Selector {
+			return attest.Selector{Type: "unix", Value: fmt.Sprintf("supplementary_gid:%d", rapid.IntRange(0, 7).Draw(t, "gid"))}
+		})
+		es := &Entries{}
+		for i, wanted := range rapid.SliceOf(rapid.SliceOfNDistinct(fact, 1, 4, rapid.ID)).Draw(t, "entries") {
+			es.list = append(es.list, Entry{Selectors: wanted, Pos: config.Pos{Line: i + 1}})
+		}
+		es.index()
+		have := attest.Selectors(rapid.SliceOf(fact).Draw(t, "have"))
+
+		var covered, missed []int
+		for _, e := range es.list {
+			if have.Covers(e.Selectors) {
+				covered = append(covered, e.Pos.Line)
+			} else {
+				missed = append(missed, e.Pos.Line)
+			}
+		}
+		var got []int
+		for _, e := range es.Match(have) {
+			got = append(got, e.Pos.Line)
+		}
+		if !slices.Equal(got, covered) {
+			t.Fatalf("Match = entries %v, want %v", got, covered)
+		}
+		var near []int
+		fewest := 0
+		for _, m := range es.NearMisses(have, es.Len()) {
+			near = append(near, m.Entry.Pos.Line)
+			if len(m.Missing) < max(1, fewest) || !slices.Equal(m.Missing, have.Missing(m.Entry.Selectors)) {
+				t.Fatalf("near miss %+v after one that lacks %d", m, fewest)
+			}
+			fewest = len(m.Missing)
+		}
+		if slices.Sort(near); !slices.Equal(near, missed) {
+			t.Fatalf("NearMisses = entries %v, want %v", near, missed)
+		}
+	})
+}
+
+func TestNearMissesAreBounded(t *testing.T) {
+	t.Parallel()
+	dir := write(t, map[string]string{"a.yaml": `
+entries:
+  - {spiffe_id: spiffe://example.org/far, selectors: [unix:uid:1, unix:gid:1]}
+  - {spiffe_id: spiffe://example.org/other, selectors: [unix:uid:2]}
+  - {spiffe_id: spiffe://example.org/near, selectors: [unix:uid:3, unix:gid:7]}
+`})
+	es, err := LoadEntries(dir, td, limits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := es.NearMisses(selectors(t, "unix:gid:7"), 1)
+	if len(got) != 1 || got[0].Entry.ID.Path() != "/near" || !slices.Equal(got[0].Missing, selectors(t, "unix:uid:3")) {
+		t.Errorf("the nearest miss is %+v, want /near for lack of unix:uid:3", got)
+	}
+	if got := es.NearMisses(nil, 0); len(got) != 0 {
+		t.Errorf("none were asked for, got %d", len(got))
+	}
+}
+
+func selectors(t testing.TB, texts ...string) attest.Selectors {
+	t.Helper()
+	var ss attest.Selectors
+	for _, text := range texts {
+		s, err := attest.ParseSelector(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ss = append(ss, s)
+	}
+	return ss
+}
+
+// write makes a directory of files.
+func write(t testing.TB, files map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}

@@ -1,0 +1,63 @@
+package identity
+
+import (
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/vouchd/vouchd/attest"
+	"github.com/vouchd/vouchd/config"
+)
+
+// An Entry is a registration entry: a process that has all its selectors is
+// entitled to its SPIFFE ID and its credentials. It holds at least one
+// selector.
+type Entry struct {
+	ID          spiffeid.ID
+	Selectors   attest.Selectors // all must hold
+	X509TTL     time.Duration    // of an X509-SVID
+	JWTTTL      time.Duration    // of a JWT-SVID
+	Hint        string           // tells a workload with several identities which is which; may be empty
+	Credentials []string         // names of the credentials it may lease
+	Pos         config.Pos       // where it is written
+}
+
+// A document is one file of entries.d.
+type document struct {
+	Entries []written `yaml:"entries"`
+}
+
+// written is an entry as a file has it.
+type written struct {
+	ID               config.At[spiffeid.ID]       `yaml:"spiffe_id" required:"true" like:"spiffe://example.org/agent/research"`
+	Selectors        []config.At[attest.Selector] `yaml:"selectors" like:"unix:uid:1000"`
+	X509TTL          config.At[time.Duration]     `yaml:"x509_svid_ttl" default:"1h" min:"1m" max:"24h"`
+	JWTTTL           config.At[time.Duration]     `yaml:"jwt_svid_ttl" default:"5m" min:"10s" max:"1h"`
+	Hint             config.At[string]            `yaml:"hint"`
+	Credentials      []config.At[string]          `yaml:"credentials"`
+	AllowInterpreter bool                         `yaml:"allow_interpreter" default:"false"`
+
+	Pos config.Pos
+}
+
+// entry returns the values without their places.
+func (w *written) entry(maxX509TTL time.Duration) Entry {
+	e := Entry{
+		ID:      w.ID.Value,
+		X509TTL: w.X509TTL.Value,
+		JWTTTL:  w.JWTTTL.Value,
+		Hint:    w.Hint.Value,
+		Pos:     w.Pos,
+	}
+	if w.X509TTL.Pos == (config.Pos{}) {
+		e.X509TTL = min(e.X509TTL, maxX509TTL) // the default, and not a choice to refuse
+	}
+	e.Pos.Column = 0
+	for _, s := range w.Selectors {
+		e.Selectors = append(e.Selectors, s.Value)
+	}
+	for _, c := range w.Credentials {
+		e.Credentials = append(e.Credentials, c.Value)
+	}
+	return e
+}
