@@ -106,10 +106,13 @@ func parse(data []byte) (*yaml.Node, *Error) {
 // first line that completes the same error is the one to look at.
 func syntaxError(data []byte, err error) *Error {
 	what := syntaxMessage(err)
-	lines := bytes.SplitAfter(data, []byte("\n"))
-	n := sort.Search(len(lines)-1, func(i int) bool {
+	var ends []int // of each line
+	for line := range bytes.Lines(data) {
+		ends = append(ends, len(line)+last(ends))
+	}
+	n := sort.Search(len(ends)-1, func(i int) bool {
 		var doc yaml.Node
-		dec := yaml.NewDecoder(bytes.NewReader(bytes.Join(lines[:i+1], nil)))
+		dec := yaml.NewDecoder(bytes.NewReader(data[:ends[i]]))
 		err := dec.Decode(&doc)
 		if err == nil {
 			err = dec.Decode(&doc)
@@ -128,6 +131,13 @@ func syntaxError(data []byte, err error) *Error {
 		mend = aliasMend
 	}
 	return &Error{Pos{Line: n + 1}, "malformed YAML: " + what + "; " + mend}
+}
+
+func last(ends []int) int {
+	if len(ends) == 0 {
+		return 0
+	}
+	return ends[len(ends)-1]
 }
 
 // syntaxMessage takes "yaml: line 3: " off.

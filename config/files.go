@@ -41,7 +41,8 @@ func ReadFile(path string) ([]byte, error) {
 // other cases of these): they are a problem. A missing directory has no files.
 // AnyOwner leaves out the check of who may write, for a working copy.
 //
-// Problems with single files come as [Errors].
+// The error is of type [Errors] and holds the problems of all files; the files
+// that could be read are returned with it.
 func ReadDir(dir string, anyOwner bool) ([]File, error) {
 	guard := guarding() && !anyOwner
 	for attempt := 1; ; attempt++ {
@@ -55,7 +56,7 @@ func ReadDir(dir string, anyOwner bool) ([]File, error) {
 func readDir(dir string, guard bool) (files []File, vanished bool, err error) {
 	if guard {
 		if err := Guarded(dir); err != nil {
-			return nil, false, err
+			return nil, false, Errors{problemOf(dir, err)}
 		}
 	}
 	names, err := os.ReadDir(dir)
@@ -63,7 +64,7 @@ func readDir(dir string, guard bool) (files []File, vanished bool, err error) {
 		return nil, false, nil
 	}
 	if err != nil {
-		return nil, false, fmt.Errorf("reading configuration: %w", err)
+		return nil, false, Errors{problemOf(dir, err)}
 	}
 	var problems Errors
 	total := 0
@@ -99,7 +100,7 @@ func problemOf(path string, err error) *Error {
 	if cause, ok := errors.AsType[*fs.PathError](err); ok {
 		err = cause.Err
 	}
-	return &Error{Pos{File: path}, fmt.Sprintf("cannot be read: %v; mend it, or rename the file to end in .disabled", err)}
+	return &Error{Pos{File: path}, fmt.Sprintf("cannot be read: %v; mend it or move it away", err)}
 }
 
 type nameKind int
@@ -141,7 +142,7 @@ func readFile(path string, guard bool) ([]byte, error) {
 		return nil, fmt.Errorf("reading configuration: %w", err)
 	}
 	if !info.Mode().IsRegular() {
-		return nil, &Error{Pos{File: path}, "is not a regular file; replace it or rename it to .disabled"}
+		return nil, &Error{Pos{File: path}, "is not a regular file; replace it, or rename it to end in .disabled"}
 	}
 	if guard {
 		if err := writableByOthers(path, info); err != nil {

@@ -33,9 +33,14 @@ func Guarded(path string) error {
 		return err
 	}
 	var last fs.FileInfo
-	end, err := walk(abs, func(at string, info fs.FileInfo) error {
+	end, err := walk(abs, func(dir, name string) (fs.FileInfo, error) {
+		at := filepath.Join(dir, name)
+		info, err := os.Lstat(at)
+		if err != nil {
+			return nil, err
+		}
 		last = info
-		return guardedStep(at, info)
+		return info, guardedStep(at, info)
 	})
 	if errors.Is(err, fs.ErrNotExist) || last == nil {
 		return nil
@@ -70,40 +75,37 @@ func writableByOthers(path string, info fs.FileInfo) error {
 	return nil
 }
 
-// walk goes from the root to path, an absolute one, as the kernel would, and
-// calls visit with each directory, symbolic link and file on the way under its
-// real path. It returns the real path of the end, or the first error.
-func walk(path string, visit func(at string, info fs.FileInfo) error) (string, error) {
+// walk goes from the root to path, an absolute one, as the kernel would. Look is
+// called for each name on the way, links' targets included, with the real path of
+// the directory it is in, and returns what the name is (as [os.Lstat] does).
+// Walk returns the real path of the end, or the first error.
+func walk(path string, look func(dir, name string) (fs.FileInfo, error)) (string, error) {
 	at, links := "/", 0
 	rest := strings.Split(path, "/")
 	for len(rest) > 0 {
-		part := rest[0]
+		name := rest[0]
 		rest = rest[1:]
-		switch part {
+		switch name {
 		case "", ".":
 			continue
 		case "..":
 			at = filepath.Dir(at)
 			continue
 		}
-		next := filepath.Join(at, part)
-		info, err := os.Lstat(next)
+		info, err := look(at, name)
 		if err != nil {
-			return at, err
-		}
-		if err := visit(next, info); err != nil {
-			return at, err
+			return "", err
 		}
 		if info.Mode()&fs.ModeSymlink == 0 {
-			at = next
+			at = filepath.Join(at, name)
 			continue
 		}
-		target, err := os.Readlink(next)
+		target, err := os.Readlink(filepath.Join(at, name))
 		if err != nil {
-			return at, err
+			return "", err
 		}
 		if links++; links > maxLinks {
-			return at, fmt.Errorf("%s: too many symbolic links", path)
+			return "", fmt.Errorf("%s: too many symbolic links", path)
 		}
 		if filepath.IsAbs(target) {
 			at = "/"

@@ -26,6 +26,10 @@ type Limits struct {
 	// AnyOwner accepts files that other users may write to, for checking a
 	// working copy. The daemon never sets it.
 	AnyOwner bool
+	// AnyTrustDomain takes the trust domain of the first entry for that of
+	// all, for checking entries without the configuration they are for. The
+	// daemon never sets it.
+	AnyTrustDomain bool
 }
 
 // Entries is every registration entry of the host. It does not change once
@@ -45,14 +49,11 @@ type Entries struct {
 }
 
 // LoadEntries reads the *.yaml files of dir in the order of their names. A
-// missing directory has no entries. The error reports every problem found, and
-// is of type [config.Errors] where entries are at fault; nothing is loaded then.
+// missing directory has no entries. The error is of type [config.Errors] and
+// tells every problem found; nothing is loaded then.
 func LoadEntries(dir string, td spiffeid.TrustDomain, limits Limits) (*Entries, error) {
 	files, err := config.ReadDir(dir, limits.AnyOwner)
-	problems, ok := errors.AsType[config.Errors](err)
-	if err != nil && !ok {
-		return nil, err
-	}
+	problems, _ := errors.AsType[config.Errors](err)
 	return parseEntries(files, problems, td, limits)
 }
 

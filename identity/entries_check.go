@@ -46,6 +46,9 @@ func (c *checker) entry(w *written) Entry {
 
 func (c *checker) id(w *written) {
 	id := w.ID.Value
+	if c.limits.AnyTrustDomain && c.td.IsZero() {
+		c.td = id.TrustDomain()
+	}
 	switch {
 	case id.IsZero(): // a problem already
 	case len(id.String()) > maxIDLen:
@@ -128,13 +131,14 @@ func (c *checker) interpreter(w *written) {
 // that run other programs in their own process: language runtimes, shells, the
 // dynamic loader, multi-call binaries and emulators.
 var interpreters = regexp.MustCompile(`^(` +
-	`python|pypy|perl|ruby|jruby|node|nodejs|deno|bun|php|php-cgi|php-fpm|lua|luajit|tclsh|wish|expect|` +
-	`R|Rscript|julia|guile|scheme|racket|sbcl|clisp|ghci|runghc|erl|beam\.smp|escript|elixir|ocaml|ocamlrun|` +
-	`java|dotnet|mono|mono-sgen|pwsh|` +
-	`sh|bash|rbash|dash|ash|zsh|ksh|mksh|csh|tcsh|fish|busybox|toybox|` +
-	`awk|gawk|mawk|sed|make|gdb|emacs|vim|` +
-	`ld-linux.*|ld-musl.*|ld|ld\.so|qemu-[a-z0-9_]+(-static)?|wine|wine64` +
-	`)[-._0-9]*(so)?[-._0-9]*(d|m|dm|t|u)?$`)
+	`python[0-9.]*(dm?|m|td?)?|` + // debug, pymalloc and free-threaded builds
+	`(pypy|perl|ruby|node|nodejs|deno|bun|php|php-cgi|php-fpm|lua|luajit|tclsh|wish|expect|` +
+	`R|julia|guile|racket|sbcl|erl|beam\.smp|escript|ocaml|ocamlrun|ghc|runghc|` +
+	`java|dotnet|mono|mono-sgen|pwsh|awk|gawk|mawk|` +
+	`sh|bash|rbash|dash|ash|zsh|ksh|mksh|csh|tcsh|fish|busybox|toybox)[-.0-9]*|` +
+	`ld-(linux|musl)[-_a-z0-9]*\.so[.0-9]*|ld-[0-9.]+\.so|ld\.so[.0-9]*|` +
+	`qemu-[a-z0-9_]+(-static)?|wine(64)?(-preloader)?` +
+	`)$`)
 
 func (c *checker) credentials(w *written) {
 	lines := make(map[string]int)

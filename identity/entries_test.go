@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -232,6 +233,21 @@ func TestMatchIsThatOfEveryEntryAskedInTurn(t *testing.T) {
 	})
 }
 
+func TestInterpretersAreKnownByNameWhateverTheirVersion(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]bool{
+		"python": true, "python3": true, "python3.11": true, "python3.13t": true, "python3.7dm": true, "pypy3.10": true,
+		"perl5.36.0": true, "ruby3.1": true, "node": true, "nodejs": true, "node-22": true, "php8.2": true, "lua5.4": true, "tclsh8.6": true,
+		"java": true, "bash": true, "sh": true, "busybox": true, "beam.smp": true, "qemu-aarch64-static": true,
+		"ld-linux-x86-64.so.2": true, "ld-linux-aarch64.so.1": true, "ld-musl-x86_64.so.1": true, "ld-2.31.so": true, "ld.so": true,
+		"agent": false, "noded": false, "shuttle": false, "sshd": false, "python-agent": false, "javascript-agent": false, "perlbal": false, "ld-agent": false, "": false,
+	} {
+		if got := interpreters.MatchString(name); got != want {
+			t.Errorf("%q is an interpreter: %t, want %t", name, got, want)
+		}
+	}
+}
+
 func TestNearMissesAreBounded(t *testing.T) {
 	t.Parallel()
 	dir := write(t, map[string]string{"a.yaml": `
@@ -276,4 +292,33 @@ func write(t testing.TB, files map[string]string) string {
 		}
 	}
 	return dir
+}
+
+// Whatever a file holds, what is loaded from it keeps the promises of an Entry.
+func FuzzLoadEntries(f *testing.F) {
+	f.Add([]byte("entries:\n  - spiffe_id: spiffe://example.org/a\n    selectors: [unix:uid:1, unix:gid:1]\n    hint: a\n"))
+	f.Add([]byte("entries:\n  - {spiffe_id: spiffe://example.org/a, selectors: [unix:path:/bin/sh], allow_interpreter: true, x509_svid_ttl: 90m}\n"))
+	f.Add([]byte("entries: [{spiffe_id: spiffe://example.org/b, selectors: []}, {credentials: [a, a]}, 5]"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		es, err := parseEntries([]config.File{{Path: "a.yaml", Data: data}}, nil, td, limits)
+		if err != nil {
+			if problems, ok := errors.AsType[config.Errors](err); !ok || es != nil || problems[0].File != "a.yaml" {
+				t.Fatalf("entries %v with error %v", es, err)
+			}
+			return
+		}
+		for _, e := range es.All() {
+			if len(e.Selectors) == 0 || !e.ID.MemberOf(td) || e.ID.Path() == "" || e.Pos.Line == 0 ||
+				e.X509TTL < time.Minute || e.X509TTL > limits.MaxX509TTL || e.JWTTTL < 10*time.Second || e.JWTTTL > time.Hour || len(e.Hint) > maxHintLen {
+				t.Fatalf("loaded %+v", e)
+			}
+			same := func(m Entry) bool { return m.Pos == e.Pos && m.ID == e.ID }
+			if !slices.ContainsFunc(es.Match(e.Selectors), same) {
+				t.Fatalf("%+v does not match its own selectors", e)
+			}
+			if slices.ContainsFunc(es.Match(e.Selectors[1:]), same) {
+				t.Fatalf("%+v matches without its first selector", e)
+			}
+		}
+	})
 }

@@ -1,0 +1,185 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+)
+
+// A counter is the node's counter in the TPM's NV memory.
+type counter struct {
+	Index tpm2.TPMHandle `json:"index"`
+	Auth  []byte         `json:"auth"`
+	Made  bool           `json:"made"`
+}
+
+// Counters get an index in the owner's range of the TCG's registry of handles,
+// at a place of our own.
+const (
+	firstCounter = tpm2.TPMHandle(0x01807664) // "vd"
+	lastCounter  = firstCounter + 15
+)
+
+// newCounter chooses a free index and an authorisation; makeCounter defines it.
+func newCounter(tr transport.TPM) (counter, error) {
+	c := counter{Auth: newAuth()}
+	for c.Index = firstCounter; c.Index <= lastCounter; c.Index++ {
+		_, err := tpm2.NVReadPublic{NVIndex: c.Index}.Execute(tr)
+		if errors.Is(err, tpm2.TPMRCHandle) {
+			return c, nil
+		}
+		if err != nil {
+			return counter{}, err
+		}
+	}
+	return counter{}, fmt.Errorf("NV indices %#x to %#x are all taken; remove those of former installations with tpm2_nvundefine", firstCounter, lastCounter)
+}
+
+// newAuth draws an authorisation. A TPM drops zeros at an authorisation's end
+// (TPM 2.0 Part 1, 19.6.5), and go-tpm 0.9.8 all that follows any zero, so none
+// is used.
+func newAuth() []byte {
+	auth := make([]byte, 32)
+	rand.Read(auth)
+	for i := range auth {
+		for auth[i] == 0 {
+			rand.Read(auth[i : i+1])
+		}
+	}
+	return auth
+}
+
+// makeCounter defines the chosen index, unless a crash came after that and
+// before it was written down, and counts once, after which its name stays.
+func (n *Node) makeCounter(ctx context.Context) error {
+	if err := n.parseSRK(); err != nil {
+		return err
+	}
+	c := n.keys.Counter
+	err := n.tpm.do(ctx, "making the counter", operationLimit, func(tr transport.TPM) error {
+		public, err := n.defineCounter(tr, c)
+		if err != nil {
+			return err
+		}
+		return c.increment(tr, *public, c.authorised())
+	})
+	if err != nil {
+		return err
+	}
+	n.keys.Counter.Made = true
+	return n.save()
+}
+
+// defineCounter returns the counter's public area as it is now.
+func (n *Node) defineCounter(tr transport.TPM, c counter) (*tpm2.TPMSNVPublic, error) {
+	found, err := tpm2.NVReadPublic{NVIndex: c.Index}.Execute(tr)
+	if err == nil {
+		return found.NVPublic.Contents()
+	}
+	if !errors.Is(err, tpm2.TPMRCHandle) {
+		return nil, err
+	}
+	public := counterPublic(c.Index)
+	public.Attributes.Written = false // its name changes with the first write
+	_, err = tpm2.NVDefineSpace{
+		AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: n.salted(tpm2.AESEncryption(128, tpm2.EncryptIn))},
+		Auth:       tpm2.TPM2BAuth{Buffer: c.Auth},
+		PublicInfo: tpm2.New2B(public),
+	}.Execute(tr)
+	return &public, err
+}
+
+// authorised returns a session that proves the counter's authorisation without
+// sending it. It is 32 random bytes, so nothing that is seen helps to guess it.
+func (c counter) authorised() tpm2.Session {
+	return tpm2.HMAC(tpm2.TPMAlgSHA256, nonceLen, tpm2.Auth(c.Auth))
+}
+
+func (c counter) increment(tr transport.TPM, public tpm2.TPMSNVPublic, auth tpm2.Session) error {
+	name, err := tpm2.NVName(&public)
+	if err != nil {
+		return err
+	}
+	h := tpm2.NamedHandle{Handle: c.Index, Name: *name}
+	_, err = tpm2.NVIncrement{AuthHandle: withAuth(h, auth), NVIndex: h}.Execute(tr)
+	return err
+}
+
+// certifyCounter has the AK sign the counter's value.
+func (n *Node) certifyCounter(tr transport.TPM, ak tpm2.NamedHandle, data []byte, auth tpm2.Session) (signed, error) {
+	c := n.keys.Counter
+	public := counterPublic(c.Index)
+	name, err := tpm2.NVName(&public)
+	if err != nil {
+		return signed{}, err
+	}
+	h := tpm2.NamedHandle{Handle: c.Index, Name: *name}
+	r, err := tpm2.NVCertify{
+		SignHandle:     withAuth(ak, tpm2.PasswordAuth(nil)),
+		AuthHandle:     withAuth(h, auth),
+		NVIndex:        h,
+		QualifyingData: tpm2.TPM2BData{Buffer: data},
+		InScheme:       ecdsaSHA256,
+		Size:           counterLen,
+	}.Execute(tr)
+	if err != nil {
+		return signed{}, err
+	}
+	return newSigned(r.CertifyInfo, r.Signature), nil
+}
+
+// anchorDocument is the encoding of an anchor.
+type anchorDocument struct {
+	Version int    `json:"version"`
+	Counter signed `json:"counter"` // TPM2_NV_Certify
+	Quote   signed `json:"quote"`   // TPM2_Quote of the boot PCRs
+}
+
+const (
+	anchorVersion = 1
+	maxAnchorLen  = 8 << 10 // bytes
+)
+
+// Anchor counts the TPM's counter one up and has the AK sign the new value and
+// the machine's boot state, both together with digest. Whoever holds the
+// anchor knows that digest existed at this count, so that an older anchor can
+// be told from the newest. Where the TPM is lost on the way it may count more
+// than one up.
+//
+// A counter lasts for some hundred thousand steps in a hardware TPM: anchor
+// every few minutes, not every request.
+func (n *Node) Anchor(ctx context.Context, digest [32]byte) ([]byte, error) {
+	doc := anchorDocument{Version: anchorVersion}
+	err := n.tpm.do(ctx, "anchoring in the TPM", operationLimit, func(tr transport.TPM) error {
+		// One session for both commands on the counter.
+		auth, done, err := tpm2.HMACSession(tr, tpm2.TPMAlgSHA256, nonceLen, tpm2.Auth(n.keys.Counter.Auth))
+		if err != nil {
+			return err
+		}
+		defer done()
+		if err := n.keys.Counter.increment(tr, counterPublic(n.keys.Counter.Index), auth); err != nil {
+			if errors.Is(err, tpm2.TPMRCHandle) {
+				return fmt.Errorf("counter %#x is gone: %w: %w", n.keys.Counter.Index, ErrOtherTPM, err)
+			}
+			return err
+		}
+		ak, err := n.load(tr, n.keys.AK)
+		if err != nil {
+			return err
+		}
+		if doc.Counter, err = n.certifyCounter(tr, ak, digest[:], auth); err != nil {
+			return err
+		}
+		doc.Quote, err = quoteOnce(tr, ak, tpm2.TPMAlgSHA256, bootPCRs, digest[:])
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(doc)
+}

@@ -1,0 +1,278 @@
+package node
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+)
+
+// An endorsementKey is the key that the TPM's maker put into it, with the
+// certificate that says so and what of its chain the TPM holds.
+type endorsementKey struct {
+	Public       []byte   `json:"public"`       // TPMT_PUBLIC
+	Certificates [][]byte `json:"certificates"` // DER: the key's, then its chain in no order
+}
+
+const (
+	maxCertificateLen = 8 << 10 // bytes, each
+	maxCertificates   = 16
+)
+
+// readEndorsementKey returns the first endorsement key, in the templates'
+// order, whose certificate lies in NV memory and fits; where there is no
+// certificate at all, as in many cloud vTPMs, the RSA-2048 key without one.
+func readEndorsementKey(tr transport.TPM) (endorsementKey, error) {
+	persistent, err := persistentKeys(tr)
+	if err != nil {
+		return endorsementKey{}, err
+	}
+	for _, template := range ekTemplates() {
+		der, err := readNV(tr, template.certificate)
+		if errors.Is(err, tpm2.TPMRCHandle) {
+			continue
+		}
+		if err != nil {
+			return endorsementKey{}, err
+		}
+		certificates := splitCertificates(der)
+		if len(certificates) == 0 {
+			continue
+		}
+		public, err := endorsementPublic(tr, template, persistent)
+		if err != nil {
+			return endorsementKey{}, err
+		}
+		ek := endorsementKey{Public: tpm2.Marshal(public), Certificates: certificates[:1]}
+		if _, err := ek.certificate(); err != nil {
+			continue // for another template; one of the others may fit
+		}
+		chain, err := readChain(tr)
+		if err != nil {
+			return endorsementKey{}, err
+		}
+		ek.Certificates = append(ek.Certificates, chain...)
+		return ek, nil
+	}
+	public, err := endorsementPublic(tr, ekTemplates()[0], persistent)
+	if err != nil {
+		return endorsementKey{}, err
+	}
+	return endorsementKey{Public: tpm2.Marshal(public)}, nil
+}
+
+// persistentKeys reads the public areas of the endorsement keys that are kept
+// loaded, in the range that the TCG set aside for them: making one anew from
+// its seed takes an RSA key's time.
+func persistentKeys(tr transport.TPM) ([]*tpm2.TPMTPublic, error) {
+	handles, err := listHandles(tr, 0x81010000, 0x810100ff)
+	if err != nil {
+		return nil, err
+	}
+	var keys []*tpm2.TPMTPublic
+	for _, h := range handles {
+		public, err := readPublic(tr, h)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, public)
+	}
+	return keys, nil
+}
+
+func endorsementPublic(tr transport.TPM, template ekTemplate, persistent []*tpm2.TPMTPublic) (*tpm2.TPMTPublic, error) {
+	for _, public := range persistent {
+		if matches(*public, template.public) {
+			return public, nil
+		}
+	}
+	r, err := tpm2.CreatePrimary{
+		PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)},
+		InPublic:      tpm2.New2B(template.public),
+	}.Execute(tr)
+	if err != nil {
+		return nil, fmt.Errorf("making the %s key: %w", template.kind, err)
+	}
+	if err := flush(tr, r.ObjectHandle); err != nil {
+		return nil, err
+	}
+	return r.OutPublic.Contents()
+}
+
+// readChain reads the certificates above the endorsement key's: TCG EK
+// Credential Profile, 2.2.1.5.2.
+func readChain(tr transport.TPM) ([][]byte, error) {
+	indices, err := listHandles(tr, 0x01c00100, 0x01c001ff)
+	if err != nil {
+		return nil, err
+	}
+	var all []byte // one certificate may go over several indices
+	for _, index := range indices {
+		part, err := readNV(tr, index)
+		if err != nil {
+			return nil, err
+		}
+		if all = append(all, part...); len(all) > maxCertificates*maxCertificateLen {
+			break
+		}
+	}
+	return splitCertificates(all), nil
+}
+
+func listHandles(tr transport.TPM, first, last tpm2.TPMHandle) ([]tpm2.TPMHandle, error) {
+	r, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: uint32(first), PropertyCount: uint32(last - first + 1)}.Execute(tr)
+	if err != nil {
+		return nil, err
+	}
+	l, err := r.CapabilityData.Data.Handles()
+	if err != nil {
+		return nil, err
+	}
+	var handles []tpm2.TPMHandle
+	for _, h := range l.Handle {
+		if h >= first && h <= last {
+			handles = append(handles, h)
+		}
+	}
+	return handles, nil
+}
+
+// readNV reads an NV index that anybody may read.
+func readNV(tr transport.TPM, index tpm2.TPMHandle) ([]byte, error) {
+	p, err := tpm2.NVReadPublic{NVIndex: index}.Execute(tr)
+	if err != nil {
+		return nil, err
+	}
+	public, err := p.NVPublic.Contents()
+	if err != nil {
+		return nil, err
+	}
+	h := tpm2.NamedHandle{Handle: index, Name: p.NVName}
+	data := make([]byte, 0, public.DataSize)
+	const step = 512 // bytes, what every TPM can read at once
+	for len(data) < int(public.DataSize) {
+		r, err := tpm2.NVRead{
+			AuthHandle: withAuth(h, tpm2.PasswordAuth(nil)),
+			NVIndex:    h,
+			Size:       min(step, public.DataSize-uint16(len(data))),
+			Offset:     uint16(len(data)),
+		}.Execute(tr)
+		if err != nil {
+			return nil, fmt.Errorf("reading NV index %#x: %w", index, err)
+		}
+		if len(r.Data.Buffer) == 0 {
+			return nil, fmt.Errorf("reading NV index %#x: no data at %d", index, len(data))
+		}
+		data = append(data, r.Data.Buffer...)
+	}
+	return data, nil
+}
+
+// splitCertificates returns the DER certificates that b begins with; what
+// makers fill the rest of an index with is dropped.
+func splitCertificates(b []byte) [][]byte {
+	// An older profile puts a header before it: tag 0x1001, one byte, tag
+	// 0x1002 and their lengths.
+	if len(b) > 7 && bytes.HasPrefix(b, []byte{0x10, 0x01}) {
+		b = b[7:]
+	}
+	var certificates [][]byte
+	for len(certificates) < maxCertificates {
+		var raw asn1.RawValue
+		rest, err := asn1.Unmarshal(b, &raw)
+		if err != nil || raw.Tag != asn1.TagSequence || len(raw.FullBytes) > maxCertificateLen {
+			break
+		}
+		certificates = append(certificates, raw.FullBytes)
+		b = rest
+	}
+	return certificates
+}
+
+// certificate returns the key's own certificate, nil if there is none, and
+// [ErrEK] if it is for another key.
+func (e endorsementKey) certificate() (*x509.Certificate, error) {
+	if len(e.Certificates) == 0 {
+		return nil, nil
+	}
+	public, err := e.key()
+	if err != nil {
+		return nil, err
+	}
+	c, err := x509.ParseCertificate(e.Certificates[0])
+	if err != nil {
+		return nil, fmt.Errorf("endorsement key certificate: %w", err)
+	}
+	certified, ok := certificateKey(c).(interface{ Equal(crypto.PublicKey) bool })
+	if !ok || !certified.Equal(public) {
+		return nil, ErrEK
+	}
+	return c, nil
+}
+
+// certificateKey returns a certificate's public key, also where a maker wrote
+// id-RSAES-OAEP for the algorithm, which crypto/x509 leaves unparsed.
+func certificateKey(c *x509.Certificate) crypto.PublicKey {
+	if c.PublicKey != nil {
+		return c.PublicKey
+	}
+	var info struct {
+		Algorithm asn1.RawValue
+		Key       asn1.BitString
+	}
+	if rest, err := asn1.Unmarshal(c.RawSubjectPublicKeyInfo, &info); err != nil || len(rest) > 0 {
+		return nil
+	}
+	k, err := x509.ParsePKCS1PublicKey(info.Key.RightAlign())
+	if err != nil {
+		return nil
+	}
+	return k
+}
+
+// key returns the public key: RSA-2048, P-256 or P-384.
+func (e endorsementKey) key() (crypto.PublicKey, error) {
+	public, err := exact[tpm2.TPMTPublic](e.Public)
+	if err != nil {
+		return nil, fmt.Errorf("endorsement key: %w", err)
+	}
+	k, err := tpm2.Pub(*public)
+	if err != nil {
+		return nil, fmt.Errorf("endorsement key: %w", err)
+	}
+	switch k := k.(type) {
+	case *rsa.PublicKey:
+		if k.N.BitLen() < 2048 {
+			return nil, fmt.Errorf("endorsement key of %d bits is too short", k.N.BitLen())
+		}
+	case *ecdsa.PublicKey:
+		if _, err := k.ECDH(); err != nil {
+			return nil, fmt.Errorf("endorsement key: %w", err)
+		}
+	}
+	return k, nil
+}
+
+// sha256 returns the digest of the DER SubjectPublicKeyInfo in hexadecimal,
+// empty if there is no readable key.
+func (e endorsementKey) sha256() string {
+	k, err := e.key()
+	if err != nil {
+		return ""
+	}
+	der, err := x509.MarshalPKIXPublicKey(k)
+	if err != nil {
+		return ""
+	}
+	d := sha256.Sum256(der)
+	return hex.EncodeToString(d[:])
+}

@@ -1,0 +1,220 @@
+// Package node attests the machine through its TPM 2.0.
+//
+// Its attester half ([Open], [Load] and the methods of [Node]) keeps the
+// node's keys in the TPM and makes what proves them: statements, quotes and
+// anchors, which the TPM signs with the attestation key (AK). Its verifier
+// half ([VerifyStatement] and the methods of [Verified]) checks them with
+// nothing but their bytes: no TPM, no network, on any machine.
+//
+// The AK is restricted: the TPM signs with it only structures that it made
+// itself. So one signature by a key of exactly the right attributes is what
+// everything here comes down to, and nothing is read from a structure before
+// that signature held.
+//
+// Two things stay out of reach. A TPM vouches for the machine it is soldered
+// to and not for the way to it: evidence relayed from another machine's TPM
+// (the cuckoo attack) looks like this machine's own, and only an inventory of
+// endorsement keys tells them apart. And who controls the host's kernel can
+// use, though not take away, every key in the TPM.
+package node
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"sync"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+)
+
+// ErrOtherTPM means that the keys in the store belong to another TPM, or to
+// this one before it was cleared. They are of no use here and were left alone.
+var ErrOtherTPM = errors.New("the stored keys belong to another TPM, or this one was cleared since; " +
+	"if that was meant, start over with vouch node reset")
+
+// A Store keeps small files durably. A file that is missing is an error that
+// satisfies [fs.ErrNotExist]. *state.Dir is one.
+type Store interface {
+	Load(name string, version int) (data []byte, savedVersion int, err error)
+	Save(name string, version int, data []byte) error
+}
+
+// A Node is this machine: its TPM and the keys that vouchd keeps in it.
+type Node struct {
+	tpm   *TPM
+	store Store
+	keys  keys
+	srk   tpm2.TPMTPublic
+	ak    tpm2.TPMTPublic
+	node  *Key
+
+	mu sync.Mutex // held while a named key is looked up or made
+}
+
+// Files in the store.
+const (
+	keysFile      = "tpm-keys"
+	keysVersion   = 1
+	keyFilePrefix = "tpm-key-"
+)
+
+// keys is the contents of tpm-keys. The private parts are encrypted by the TPM
+// under the storage root key.
+type keys struct {
+	SRK     storageRoot    `json:"srk"`
+	EK      endorsementKey `json:"ek"`
+	AK      blob           `json:"ak"`
+	Created creation       `json:"ak_creation"`
+	Node    blob           `json:"node_key"`
+	Counter counter        `json:"counter"`
+	Seal    blob           `json:"seal_key"`
+
+	NodeCertified signed `json:"node_key_certified"`
+}
+
+// Load loads the node's keys from the store, or on first use makes them: the
+// AK and the node key (ECDSA P-256) and a key to seal with, under the TPM's
+// ECC storage root key, and a counter in its NV memory. It returns
+// [ErrOtherTPM] if the keys in the store are another TPM's, and deletes
+// nothing.
+//
+// The Node uses t and s from then on and closes neither.
+func Load(ctx context.Context, t *TPM, s Store) (*Node, error) {
+	n := &Node{tpm: t, store: s}
+	data, _, err := s.Load(keysFile, keysVersion)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if err := n.create(ctx); err != nil {
+			return nil, err
+		}
+	case err != nil:
+		return nil, fmt.Errorf("loading the node's keys: %w", err)
+	default:
+		if err := json.Unmarshal(data, &n.keys); err != nil {
+			return nil, fmt.Errorf("loading the node's keys: %w", err)
+		}
+		if err := n.recognise(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if !n.keys.Counter.Made {
+		if err := n.makeCounter(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return n, n.parse()
+}
+
+// recognise makes sure that this TPM is the one the keys were made in. With
+// the storage root key where it was left, that is one command.
+func (n *Node) recognise(ctx context.Context) error {
+	public, err := exact[tpm2.TPMTPublic](n.keys.SRK.Public)
+	if err != nil {
+		return fmt.Errorf("loading the node's keys: storage root key: %w", err)
+	}
+	want := n.keys.SRK
+	return n.tpm.do(ctx, "recognising the TPM", creationLimit, func(tr transport.TPM) error {
+		found, err := findStorageRoot(tr, want.Handle, public)
+		if err != nil {
+			return err
+		}
+		n.keys.SRK = found
+		return nil
+	})
+}
+
+// create makes everything new and saves it before the NV counter is made, so
+// that a crash leaves no counter that nobody knows about.
+func (n *Node) create(ctx context.Context) error {
+	err := n.tpm.do(ctx, "making the node's keys", creationLimit, func(tr transport.TPM) (err error) {
+		k := keys{}
+		if k.SRK, err = findStorageRoot(tr, 0, nil); err != nil {
+			return err
+		}
+		n.keys = k
+		if err := n.parseSRK(); err != nil {
+			return err
+		}
+		if k.EK, err = readEndorsementKey(tr); err != nil {
+			return fmt.Errorf("endorsement key: %w", err)
+		}
+		if k.AK, k.Created, err = n.createAK(tr); err != nil {
+			return fmt.Errorf("attestation key: %w", err)
+		}
+		if k.Node, err = n.createKey(tr, signingTemplate()); err != nil {
+			return fmt.Errorf("node key: %w", err)
+		}
+		if k.NodeCertified, err = n.certify(tr, k.AK, k.Node, keyPurpose("node")); err != nil {
+			return fmt.Errorf("certifying the node key: %w", err)
+		}
+		if k.Seal, err = n.createSealKey(tr); err != nil {
+			return fmt.Errorf("seal key: %w", err)
+		}
+		if k.Counter, err = newCounter(tr); err != nil {
+			return fmt.Errorf("counter: %w", err)
+		}
+		n.keys = k
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return n.save()
+}
+
+func (n *Node) save() error {
+	data, err := json.Marshal(n.keys)
+	if err != nil {
+		return err
+	}
+	if err := n.store.Save(keysFile, keysVersion, data); err != nil {
+		return fmt.Errorf("saving the node's keys: %w", err)
+	}
+	return nil
+}
+
+func (n *Node) parse() error {
+	if err := n.parseSRK(); err != nil {
+		return err
+	}
+	ak, err := n.keys.AK.public()
+	if err != nil {
+		return fmt.Errorf("loading the node's keys: attestation key: %w", err)
+	}
+	n.ak = *ak
+	n.node, err = n.newKey(n.keys.Node)
+	if err != nil {
+		return fmt.Errorf("loading the node's keys: node key: %w", err)
+	}
+	return nil
+}
+
+func (n *Node) parseSRK() error {
+	srk, err := exact[tpm2.TPMTPublic](n.keys.SRK.Public)
+	if err != nil {
+		return fmt.Errorf("loading the node's keys: storage root key: %w", err)
+	}
+	n.srk = *srk
+	return nil
+}
+
+// EKSHA256 returns the SHA-256 digest, in hexadecimal, of the endorsement
+// key's public key as a DER SubjectPublicKeyInfo: the machine's identity.
+func (n *Node) EKSHA256() string { return n.keys.EK.sha256() }
+
+// AKName returns the attestation key's TPM name in hexadecimal: the algorithm
+// and digest of its public area (TPM 2.0 Part 1, 16).
+func (n *Node) AKName() string { return hex.EncodeToString(objectName(&n.ak).Buffer) }
+
+// Signer returns the node key. Signing takes SHA-256 digests only and at most
+// 30 seconds, the TPM's time included.
+func (n *Node) Signer() crypto.Signer { return n.node }
+
+// NodeKey returns the node key's public half.
+func (n *Node) NodeKey() *ecdsa.PublicKey { return n.node.public }

@@ -1,0 +1,115 @@
+package node
+
+import (
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+)
+
+// ErrUnseal means that a blob was not sealed by this node under this label, or
+// was changed since.
+var ErrUnseal = errors.New("not sealed by this node under this label, or changed since")
+
+// Format of a sealed blob: version, salt, AES-256-GCM over the secret. Each
+// blob has a key of its own, derived from the seal key and the salt, so that
+// its nonce can be zero.
+const (
+	sealVersion = 1
+	sealSalt    = 32 // bytes
+	sealKeyLen  = 32 // bytes
+	sealHeader  = 1 + sealSalt
+)
+
+// Seal encrypts a secret of any length so that only this node's TPM can make
+// it readable again, and only under the same label. An older blob put back in
+// place of a newer one is not noticed: the TPM knows the key, not the blobs.
+func (n *Node) Seal(ctx context.Context, label string, secret []byte) ([]byte, error) {
+	sealed := make([]byte, sealHeader, sealHeader+len(secret)+16)
+	sealed[0] = sealVersion
+	rand.Read(sealed[1:])
+	aead, err := n.sealCipher(ctx, label, sealed[1:])
+	if err != nil {
+		return nil, fmt.Errorf("sealing %s: %w", label, err)
+	}
+	return aead.Seal(sealed, make([]byte, aead.NonceSize()), secret, []byte(label)), nil
+}
+
+// Unseal returns the secret that Seal was given. It returns [ErrUnseal] if the
+// blob is not one that this node sealed under this label.
+func (n *Node) Unseal(ctx context.Context, label string, sealed []byte) ([]byte, error) {
+	if len(sealed) < sealHeader || sealed[0] != sealVersion {
+		return nil, fmt.Errorf("unsealing %s: %w", label, ErrUnseal)
+	}
+	aead, err := n.sealCipher(ctx, label, sealed[1:sealHeader])
+	if err != nil {
+		return nil, fmt.Errorf("unsealing %s: %w", label, err)
+	}
+	secret, err := aead.Open(nil, make([]byte, aead.NonceSize()), sealed[sealHeader:], []byte(label))
+	if err != nil {
+		return nil, fmt.Errorf("unsealing %s: %w", label, ErrUnseal)
+	}
+	return secret, nil
+}
+
+// sealCipher takes the seal key from the TPM, in an encrypted session, for as
+// long as it takes to derive one blob's key.
+func (n *Node) sealCipher(ctx context.Context, label string, salt []byte) (cipher.AEAD, error) {
+	var master []byte
+	err := n.tpm.do(ctx, "taking the seal key", operationLimit, func(tr transport.TPM) error {
+		h, err := n.load(tr, n.keys.Seal)
+		if err != nil {
+			return err
+		}
+		r, err := tpm2.Unseal{
+			ItemHandle: withAuth(h, n.salted(tpm2.AESEncryption(128, tpm2.EncryptOut))),
+		}.Execute(tr)
+		if err != nil {
+			return err
+		}
+		master = r.OutData.Buffer
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer clear(master)
+	if len(master) != sealKeyLen {
+		return nil, fmt.Errorf("the TPM returned a seal key of %d bytes", len(master))
+	}
+	key, err := hkdf.Key(sha256.New, master, salt, "vouchd seal v1\n"+label, 32)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(key)
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCM(block)
+}
+
+// createSealKey seals a new random key; it travels encrypted.
+func (n *Node) createSealKey(tr transport.TPM) (blob, error) {
+	key := make([]byte, sealKeyLen)
+	rand.Read(key)
+	defer clear(key)
+	r, err := tpm2.Create{
+		ParentHandle: n.parent(n.salted(tpm2.AESEncryption(128, tpm2.EncryptIn))),
+		InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{
+			Data: tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{Buffer: key}),
+		}},
+		InPublic: tpm2.New2B(sealTemplate()),
+	}.Execute(tr)
+	if err != nil {
+		return blob{}, err
+	}
+	return newBlob(r), nil
+}

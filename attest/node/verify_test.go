@@ -1,0 +1,517 @@
+package node
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+
+	"github.com/vouchd/vouchd/attest/node/tpmtest"
+)
+
+func TestStatementAndAnchorsVerify(t *testing.T) {
+	t.Parallel()
+	tpm, real := open(t)
+	n := load(t, tpm, store(t))
+	logKey := newLogKey(t)
+	s, err := n.Statement(t.Context(), logKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s) > MaxStatementLen {
+		t.Errorf("statement of %d bytes, want at most %d", len(s), MaxStatementLen)
+	}
+	v, err := VerifyStatement(s, logKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v.EKSHA256 != n.EKSHA256() || v.AKName != n.AKName() || !v.NodeKey.Equal(n.NodeKey()) {
+		t.Errorf("statement says %+v, the node %s, %s, %v", v, n.EKSHA256(), n.AKName(), n.NodeKey())
+	}
+
+	var facts []AnchorFacts
+	for i := range 4 {
+		if i == 2 {
+			real.Restart()
+		}
+		digest := sha256.Sum256([]byte{byte(i)})
+		a, err := n.Anchor(t.Context(), digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := v.Anchor(a, digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		facts = append(facts, f)
+	}
+	for i, f := range facts {
+		if want := v.Counter + uint64(i) + 1; f.Counter != want {
+			t.Errorf("anchor %d counts %d, want %d", i, f.Counter, want)
+		}
+		if f.PCRDigest != v.PCRDigest {
+			t.Errorf("anchor %d has PCR digest %s, the statement %s", i, f.PCRDigest, v.PCRDigest)
+		}
+	}
+	if facts[0].Resets != facts[1].Resets || facts[2].Resets != facts[1].Resets+1 || facts[3].Resets != facts[2].Resets {
+		t.Errorf("resets %d, %d, reboot, %d, %d", facts[0].Resets, facts[1].Resets, facts[2].Resets, facts[3].Resets)
+	}
+	if facts[1].Clock < facts[0].Clock {
+		t.Errorf("the clock went from %v to %v", facts[0].Clock, facts[1].Clock)
+	}
+
+	real.Extend(7, "another Secure Boot key")
+	a, err := n.Anchor(t.Context(), [32]byte{9})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := v.Anchor(a, [32]byte{9})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.PCRDigest == v.PCRDigest {
+		t.Error("PCR 7 changed and the PCR digest did not")
+	}
+}
+
+func TestQuotesVerify(t *testing.T) {
+	t.Parallel()
+	tpm, real := open(t)
+	n := load(t, tpm, store(t))
+	real.Extend(4, "a boot loader")
+	v := statementOf(t, n)
+	about := sha256.Sum256([]byte("an issuing CA"))
+	q, err := n.Quote(t.Context(), about)
+	if err != nil {
+		t.Fatal(err)
+	}
+	state, pcrs, err := v.Quote(q.Encoding, about)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if state != q.BootState {
+		t.Errorf("quote says %+v, verified %+v", q.BootState, state)
+	}
+	extended := sha256.Sum256([]byte("a boot loader"))
+	want := sha256.Sum256(append(make([]byte, 32), extended[:]...))
+	if !bytes.Equal(pcrs[4], want[:]) {
+		t.Errorf("PCR 4 is %x, want %x", pcrs[4], want)
+	}
+	if _, _, err := v.Quote(q.Encoding, sha256.Sum256([]byte("another CA"))); !errors.Is(err, ErrNonce) {
+		t.Errorf("about something else: %v, want %v", err, ErrNonce)
+	}
+}
+
+// Each forgery starts from a good statement and good answers of a real TPM, as
+// an attacker who owns the host could.
+func TestForgedStatementsAreRefused(t *testing.T) {
+	t.Parallel()
+	tpm, _ := open(t)
+	n := load(t, tpm, store(t))
+	other := load(t, reopen(t, tpmtest.StartManufactured(t).Address), store(t))
+	logKey := newLogKey(t)
+	good := decodeStatement(t, n, logKey)
+	others := decodeStatement(t, other, logKey)
+	about := aboutLogKey(logKey)
+
+	for _, tt := range []struct {
+		name  string
+		forge func(*testing.T, *statement)
+		want  error
+	}{
+		{"another machine's quote", func(t *testing.T, s *statement) { s.Quote = others.Quote }, ErrSignature},
+		{"another machine's node key", func(t *testing.T, s *statement) { s.NodeKey = others.NodeKey }, ErrSignature},
+		{"another machine's counter", func(t *testing.T, s *statement) { s.Counter = others.Counter }, ErrSignature},
+		{"another machine's creation", func(t *testing.T, s *statement) { s.AK.Created = others.AK.Created }, ErrSignature},
+		{"another machine's endorsement certificate", func(t *testing.T, s *statement) { s.EK.Certificates = others.EK.Certificates }, ErrEK},
+		{"a quote for another log", func(t *testing.T, s *statement) { s.Quote = decodeStatement(t, n, newLogKey(t)).Quote }, ErrNonce},
+		{"a counter for another log", func(t *testing.T, s *statement) {
+			s.Counter.signed = decodeStatement(t, n, newLogKey(t)).Counter.signed
+		}, ErrNonce},
+		{"a quote of no PCRs", func(t *testing.T, s *statement) {
+			s.Quote = quoteOf(t, n, tpm2.TPMAlgSHA256, nil, about)
+		}, ErrSelection},
+		{"a quote of other PCRs", func(t *testing.T, s *statement) {
+			s.Quote = quoteOf(t, n, tpm2.TPMAlgSHA256, []uint{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 16}, about)
+		}, ErrSelection},
+		{"a quote of more PCRs", func(t *testing.T, s *statement) {
+			s.Quote = quoteOf(t, n, tpm2.TPMAlgSHA256, append([]uint{16}, bootPCRs...), about)
+		}, ErrSelection},
+		{"a quote of the SHA-1 bank", func(t *testing.T, s *statement) {
+			s.Quote = quoteOf(t, n, tpm2.TPMAlgSHA1, bootPCRs, about)
+		}, ErrSelection},
+		{"PCR values that were not quoted", func(t *testing.T, s *statement) { s.Quote.PCRs[7] = make([]byte, 32); s.Quote.PCRs[7][0] = 1 }, ErrPCRs},
+		{"PCR values split elsewhere", func(t *testing.T, s *statement) {
+			s.Quote.PCRs[0] = append(s.Quote.PCRs[0], s.Quote.PCRs[1][0])
+			s.Quote.PCRs[1] = s.Quote.PCRs[1][1:]
+		}, ErrPCRs},
+		{"a value for a PCR that was not quoted", func(t *testing.T, s *statement) { s.Quote.PCRs[10] = make([]byte, 32) }, ErrPCRs},
+		{"a missing PCR value", func(t *testing.T, s *statement) { delete(s.Quote.PCRs, 15) }, ErrPCRs},
+		{"a certification in place of the quote", func(t *testing.T, s *statement) { s.Quote.signed = s.NodeKey.signed }, ErrType},
+		{"a quote in place of the certification", func(t *testing.T, s *statement) { s.NodeKey.signed = s.Quote.signed }, ErrType},
+		{"a quote in place of the counter", func(t *testing.T, s *statement) { s.Counter.signed = s.Quote.signed }, ErrType},
+		{"a changed byte in the quote", func(t *testing.T, s *statement) { s.Quote.Attested = flip(s.Quote.Attested, 60) }, ErrSignature},
+		{"a node key that was not certified", func(t *testing.T, s *statement) { s.NodeKey.Public = softKey(t, signingTemplate()).Public }, ErrKey},
+		{"a key certified for another purpose", func(t *testing.T, s *statement) {
+			k, err := n.Key(t.Context(), "jwt")
+			if err != nil {
+				t.Fatal(err)
+			}
+			b := k.(*Key).blob
+			s.NodeKey = certifiedKey{b.Public, certified(t, n, n.keys.AK, b, keyPurpose("jwt"))}
+		}, ErrNonce},
+		{"an AK that was made elsewhere and imported", func(t *testing.T, s *statement) {
+			template := akTemplate()
+			template.ObjectAttributes.SensitiveDataOrigin = false
+			s.AK.Public = softKey(t, template).Public
+		}, ErrAK},
+		{"an AK that is not restricted", func(t *testing.T, s *statement) { s.AK.Public = n.keys.Node.Public }, ErrAK},
+		{"an ordinary NV index for the counter", func(t *testing.T, s *statement) {
+			p := counterPublic(n.keys.Counter.Index)
+			p.Attributes.NT = tpm2.TPMNTOrdinary
+			s.Counter.Public = tpm2.Marshal(p)
+		}, ErrCounter},
+		{"a counter the owner may write", func(t *testing.T, s *statement) {
+			p := counterPublic(n.keys.Counter.Index)
+			p.Attributes.OwnerWrite = true
+			s.Counter.Public = tpm2.Marshal(p)
+		}, ErrCounter},
+		{"another index than the certified one", func(t *testing.T, s *statement) {
+			s.Counter.Public = tpm2.Marshal(counterPublic(n.keys.Counter.Index + 1))
+		}, ErrCounter},
+		{"a creation of another key", func(t *testing.T, s *statement) { s.AK.Created.Data = flip(s.AK.Created.Data, 3) }, ErrKey},
+		{"an unknown version", func(t *testing.T, s *statement) { s.Version = 2 }, nil},
+		{"no version", func(t *testing.T, s *statement) { s.Version = 0 }, nil},
+		{"no endorsement key", func(t *testing.T, s *statement) { s.EK = endorsementKey{} }, nil},
+		{"bytes after a structure", func(t *testing.T, s *statement) { s.AK.Public = append(s.AK.Public, 0) }, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := clone(t, good)
+			tt.forge(t, &s)
+			_, err := VerifyStatement(encode(t, s), logKey)
+			if err == nil {
+				t.Fatal("the forgery was accepted")
+			}
+			if tt.want != nil && !errors.Is(err, tt.want) {
+				t.Errorf("VerifyStatement = %v, want %v", err, tt.want)
+			}
+		})
+	}
+	t.Run("the log key of another log", func(t *testing.T) {
+		if _, err := VerifyStatement(encode(t, good), newLogKey(t)); !errors.Is(err, ErrNonce) {
+			t.Errorf("VerifyStatement = %v, want %v", err, ErrNonce)
+		}
+	})
+	for name, text := range map[string]string{
+		"nothing": "", "an array": "[]", "an unknown field": `{"version":1,"extra":1}`,
+		"two documents": string(encode(t, good)) + "{}", "too long": string(make([]byte, MaxStatementLen+1)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := VerifyStatement([]byte(text), logKey); err == nil {
+				t.Error("it was accepted")
+			}
+		})
+	}
+}
+
+// A key in software with the AK's public area signs whatever it likes, so
+// everything rests on the magic value that the TPM refuses to sign for others
+// and, beyond that, on knowing the AK.
+func TestStructuresThatNoTPMMadeAreRefused(t *testing.T) {
+	t.Parallel()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := append([]byte{0xff, 0x54, 0x43, 0x48}, bytes.Repeat([]byte{0}, 100)...) // one off the magic
+	if _, err := signedBy(t, key, text).verify(&key.PublicKey, tpm2.TPMSTAttestQuote, nil); !errors.Is(err, ErrNotTPMMade) {
+		t.Errorf("verify = %v, want %v", err, ErrNotTPMMade)
+	}
+	if _, err := signedBy(t, key, nil).verify(&key.PublicKey, tpm2.TPMSTAttestQuote, nil); !errors.Is(err, ErrNotTPMMade) {
+		t.Errorf("verify of nothing = %v, want %v", err, ErrNotTPMMade)
+	}
+}
+
+// The TPM itself refuses to let the AK sign a structure that claims to be its.
+func TestTPMRefusesToSignForgedStructures(t *testing.T) {
+	t.Parallel()
+	tpm, _ := open(t)
+	n := load(t, tpm, store(t))
+	forged := decodeStatement(t, n, newLogKey(t)).Quote.Attested
+	digest := sha256.Sum256(forged)
+	err := tpm.do(t.Context(), "forging", operationLimit, func(tr transport.TPM) error {
+		ak, err := n.load(tr, n.keys.AK)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = tpm2.Sign{
+			KeyHandle:  withAuth(ak, tpm2.PasswordAuth(nil)),
+			Digest:     tpm2.TPM2BDigest{Buffer: digest[:]},
+			InScheme:   ecdsaSHA256,
+			Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck},
+		}.Execute(tr)
+		return err
+	})
+	if !errors.Is(err, tpm2.TPMRCTicket) {
+		t.Errorf("signing a forged structure: %v, want %v", err, tpm2.TPMRCTicket)
+	}
+}
+
+func TestForgedAnchorsAreRefused(t *testing.T) {
+	t.Parallel()
+	tpm, real := open(t)
+	n := load(t, tpm, store(t))
+	other := load(t, reopen(t, tpmtest.StartManufactured(t).Address), store(t))
+	v := statementOf(t, n)
+	digest := sha256.Sum256([]byte("checkpoint"))
+	good := anchorOf(t, n, digest)
+	later := anchorOf(t, n, digest)
+	earlier := anchorOf(t, n, sha256.Sum256([]byte("another checkpoint")))
+	others := anchorOf(t, other, digest)
+	ordinary := ordinaryIndex(t, n, real, digest[:])
+	real.Restart()
+	rebooted := anchorOf(t, n, digest)
+
+	for _, tt := range []struct {
+		name  string
+		forge func(*anchorDocument)
+		want  error
+	}{
+		{"another machine's anchor", func(a *anchorDocument) { *a = others }, ErrSignature},
+		{"another machine's counter", func(a *anchorDocument) { a.Counter = others.Counter }, ErrSignature},
+		{"an anchor of another checkpoint", func(a *anchorDocument) { *a = earlier }, ErrNonce},
+		{"a quote of another checkpoint", func(a *anchorDocument) { a.Quote = earlier.Quote }, ErrNonce},
+		{"a quote from before", func(a *anchorDocument) { *a = anchorDocument{1, later.Counter, good.Quote} }, ErrNonce},
+		{"a quote from after a reboot", func(a *anchorDocument) { a.Quote = rebooted.Quote }, ErrNonce},
+		{"counter and quote changed about", func(a *anchorDocument) { a.Counter, a.Quote = a.Quote, a.Counter }, ErrType},
+		{"an index that holds any number", func(a *anchorDocument) { a.Counter = ordinary }, ErrCounter},
+		{"a changed count", func(a *anchorDocument) { a.Counter.Attested = flip(a.Counter.Attested, len(a.Counter.Attested)-1) }, ErrSignature},
+		{"a changed signature", func(a *anchorDocument) { a.Counter.Signature = flip(a.Counter.Signature, 20) }, ErrSignature},
+		{"no version", func(a *anchorDocument) { a.Version = 0 }, nil},
+		{"no quote", func(a *anchorDocument) { a.Quote = signed{} }, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			a := clone(t, good)
+			tt.forge(&a)
+			_, err := v.Anchor(encode(t, a), digest)
+			if err == nil {
+				t.Fatal("the forgery was accepted")
+			}
+			if tt.want != nil && !errors.Is(err, tt.want) {
+				t.Errorf("Anchor = %v, want %v", err, tt.want)
+			}
+		})
+	}
+}
+
+// ordinaryIndex puts an NV index that can be written where the counter was,
+// with a number in it that suits, and has the AK certify it. Then it puts the
+// counter back.
+func ordinaryIndex(t *testing.T, n *Node, real *tpmtest.TPM, data []byte) (s signed) {
+	t.Helper()
+	undefine(t, real, n.keys.Counter.Index)
+	public := counterPublic(n.keys.Counter.Index)
+	public.Attributes.NT = tpm2.TPMNTOrdinary
+	public.Attributes.Written = false
+	err := n.tpm.do(t.Context(), "forging a counter", operationLimit, func(tr transport.TPM) error {
+		_, err := tpm2.NVDefineSpace{
+			AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
+			PublicInfo: tpm2.New2B(public),
+		}.Execute(tr)
+		if err != nil {
+			return err
+		}
+		named, err := tpm2.NVReadPublic{NVIndex: public.NVIndex}.Execute(tr)
+		if err != nil {
+			return err
+		}
+		h := tpm2.NamedHandle{Handle: public.NVIndex, Name: named.NVName}
+		_, err = tpm2.NVWrite{
+			AuthHandle: withAuth(h, tpm2.PasswordAuth(nil)), NVIndex: h,
+			Data: tpm2.TPM2BMaxNVBuffer{Buffer: []byte{0, 0, 0, 0, 0, 0, 0, 99}},
+		}.Execute(tr)
+		if err != nil {
+			return err
+		}
+		ak, err := n.load(tr, n.keys.AK)
+		if err != nil {
+			return err
+		}
+		r, err := tpm2.NVCertify{
+			SignHandle: withAuth(ak, tpm2.PasswordAuth(nil)), AuthHandle: withAuth(h, tpm2.PasswordAuth(nil)), NVIndex: h,
+			QualifyingData: tpm2.TPM2BData{Buffer: data}, InScheme: ecdsaSHA256, Size: counterLen,
+		}.Execute(tr)
+		if err != nil {
+			return err
+		}
+		s = newSigned(r.CertifyInfo, r.Signature)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	undefine(t, real, n.keys.Counter.Index)
+	if err := n.makeCounter(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// A counter that was deleted and made again goes on above where it was, so a
+// rolled-back log does not get its old counts again.
+func TestCounterMadeAgainGoesOnAboveWhereItWas(t *testing.T) {
+	t.Parallel()
+	tpm, real := open(t)
+	n := load(t, tpm, store(t))
+	v := statementOf(t, n)
+	digest := [32]byte{1}
+	count := func() uint64 {
+		f, err := v.Anchor(encode(t, anchorOf(t, n, digest)), digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f.Counter
+	}
+	before := count()
+	undefine(t, real, n.keys.Counter.Index)
+	if err := n.makeCounter(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if after := count(); after <= before {
+		t.Errorf("the counter went from %d to %d", before, after)
+	}
+}
+
+func statementOf(t *testing.T, n *Node) *Verified {
+	t.Helper()
+	logKey := newLogKey(t)
+	s, err := n.Statement(t.Context(), logKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := VerifyStatement(s, logKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func decodeStatement(t *testing.T, n *Node, logKey []byte) (s statement) {
+	t.Helper()
+	b, err := n.Statement(t.Context(), logKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(b, &s); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func anchorOf(t *testing.T, n *Node, digest [32]byte) (a anchorDocument) {
+	t.Helper()
+	b, err := n.Anchor(t.Context(), digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(b, &a); err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func quoteOf(t *testing.T, n *Node, bank tpm2.TPMAlgID, pcrs []uint, data []byte) (q quoteDocument) {
+	t.Helper()
+	err := n.tpm.do(t.Context(), "quoting", operationLimit, func(tr transport.TPM) error {
+		ak, err := n.load(tr, n.keys.AK)
+		if err != nil {
+			return err
+		}
+		if q.PCRs, err = readPCRs(tr, bank, pcrs); err != nil {
+			return err
+		}
+		q.signed, err = quoteOnce(tr, ak, bank, pcrs, data)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return q
+}
+
+func certified(t *testing.T, n *Node, ak, key blob, data []byte) (s signed) {
+	t.Helper()
+	err := n.tpm.do(t.Context(), "certifying", operationLimit, func(tr transport.TPM) (err error) {
+		s, err = n.certify(tr, ak, key, data)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// softKey returns the public area of a key that is in no TPM.
+func softKey(t *testing.T, template tpm2.TPMTPublic) blob {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	point, err := key.PublicKey.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	template.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
+		X: tpm2.TPM2BECCParameter{Buffer: point[1:33]}, Y: tpm2.TPM2BECCParameter{Buffer: point[33:]},
+	})
+	return blob{Public: tpm2.Marshal(template)}
+}
+
+func signedBy(t *testing.T, key *ecdsa.PrivateKey, text []byte) signed {
+	t.Helper()
+	digest := sha256.Sum256(text)
+	r, s, err := ecdsa.Sign(rand.Reader, key, digest[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signed{Attested: text, Signature: tpm2.Marshal(tpm2.TPMTSignature{
+		SigAlg: tpm2.TPMAlgECDSA,
+		Signature: tpm2.NewTPMUSignature(tpm2.TPMAlgECDSA, &tpm2.TPMSSignatureECC{
+			Hash:       tpm2.TPMAlgSHA256,
+			SignatureR: tpm2.TPM2BECCParameter{Buffer: r.FillBytes(make([]byte, 32))},
+			SignatureS: tpm2.TPM2BECCParameter{Buffer: s.FillBytes(make([]byte, 32))},
+		}),
+	})}
+}
+
+func flip(b []byte, i int) []byte {
+	b = bytes.Clone(b)
+	b[i] ^= 1
+	return b
+}
+
+func encode(t *testing.T, v any) []byte {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// clone copies what has a JSON form, deep.
+func clone[T any](t *testing.T, v T) (c T) {
+	t.Helper()
+	if err := json.Unmarshal(encode(t, v), &c); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}

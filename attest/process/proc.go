@@ -1,0 +1,202 @@
+package process
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxFileLen bounds what is read of one file of /proc, in bytes: a status with
+// some thousand supplementary groups, or a dozen control group hierarchies at
+// the longest path each.
+const maxFileLen = 64 << 10
+
+// A procDir is a handle of /proc/PID. Once the process is gone, every read
+// through it fails, also if its PID lives again.
+type procDir int
+
+func openDir(pid int) (procDir, error) {
+	fd, err := unix.Open("/proc/"+strconv.Itoa(pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	return procDir(fd), err
+}
+
+func (d procDir) close() { unix.Close(int(d)) }
+
+// A buffer is reused between reads of /proc files. What is read into it is
+// valid until the next read.
+type buffer struct{ b []byte }
+
+var buffers = sync.Pool{New: func() any { return &buffer{make([]byte, 4096)} }}
+
+// read returns the contents of one file of the process.
+func (d procDir) read(name string, buf *buffer) ([]byte, error) {
+	fd, err := unix.Openat(int(d), name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	if len(buf.b) == 0 {
+		buf.b = make([]byte, 4096)
+	}
+	for n := 0; ; {
+		if n == len(buf.b) {
+			if n >= maxFileLen {
+				return nil, fmt.Errorf("%s is longer than %d bytes", name, maxFileLen)
+			}
+			buf.b = append(buf.b, make([]byte, n)...)
+		}
+		m, err := unix.Read(fd, buf.b[n:])
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return nil, err
+		case m == 0:
+			return buf.b[:n], nil
+		default:
+			n += m
+		}
+	}
+}
+
+// A stat is what /proc/PID/stat says that is of use here.
+type stat struct {
+	start uint64 // start of the process, in ticks since boot
+	stack uint64 // address of the stack: an exec chooses a new one at random
+}
+
+func (d procDir) stat(buf *buffer) (stat, error) {
+	b, err := d.read("stat", buf)
+	if err != nil {
+		return stat{}, err
+	}
+	return parseStat(b)
+}
+
+// parseStat follows proc_pid_stat(5). The second field is the program's name
+// in parentheses and may itself hold spaces, parentheses and new lines; nothing
+// after it can hold a parenthesis.
+func parseStat(b []byte) (stat, error) {
+	const (
+		startTime  = 22 // numbers of fields, from 1
+		startStack = 28
+	)
+	end := bytes.LastIndexByte(b, ')')
+	if end < 0 {
+		return stat{}, errors.New("stat names no program")
+	}
+	var st stat
+	number := 2
+	for field := range bytes.FieldsSeq(b[end+1:]) {
+		var err error
+		switch number++; number {
+		case startTime:
+			st.start, err = strconv.ParseUint(string(field), 10, 64)
+		case startStack:
+			st.stack, err = strconv.ParseUint(string(field), 10, 64)
+		}
+		if err != nil {
+			return stat{}, fmt.Errorf("stat field %d: %w", number, err)
+		}
+	}
+	if number < startStack {
+		return stat{}, fmt.Errorf("stat has %d fields, fewer than %d", number, startStack)
+	}
+	return st, nil
+}
+
+// maxGroups bounds the supplementary groups of a process that is attested, as
+// each becomes a selector.
+const maxGroups = 1024
+
+// A status is what /proc/PID/status says that is of use here.
+type status struct {
+	uid, gid   uint32 // effective
+	groups     []uint32
+	noNewPrivs bool
+	seccomp    bool // a seccomp filter is in force
+	tracer     int  // PID of the tracing process, or 0
+}
+
+func (s status) equal(t status) bool {
+	return s.uid == t.uid && s.gid == t.gid && slices.Equal(s.groups, t.groups) &&
+		s.noNewPrivs == t.noNewPrivs && s.seccomp == t.seccomp && s.tracer == t.tracer
+}
+
+func (d procDir) status(buf *buffer) (status, error) {
+	b, err := d.read("status", buf)
+	if err != nil {
+		return status{}, err
+	}
+	return parseStatus(b)
+}
+
+// parseStatus follows proc_pid_status(5). The kernel escapes new lines in the
+// program's name, so that every line is the kernel's own.
+func parseStatus(b []byte) (status, error) {
+	var s status
+	var seen int
+	for line := range bytes.Lines(b) {
+		key, value, ok := bytes.Cut(line, []byte(":"))
+		if !ok {
+			return status{}, errors.New("status has a line without a colon")
+		}
+		var err error
+		switch string(key) {
+		case "Uid":
+			s.uid, err = effective(value)
+			seen++
+		case "Gid":
+			s.gid, err = effective(value)
+			seen++
+		case "Groups":
+			s.groups, err = ids(value)
+			seen++
+		case "TracerPid":
+			s.tracer, err = strconv.Atoi(string(bytes.TrimSpace(value)))
+		case "NoNewPrivs":
+			s.noNewPrivs = string(bytes.TrimSpace(value)) == "1"
+		case "Seccomp":
+			s.seccomp = string(bytes.TrimSpace(value)) == "2" // SECCOMP_MODE_FILTER
+		}
+		if err != nil {
+			return status{}, fmt.Errorf("status line %s: %w", key, err)
+		}
+	}
+	if seen != 3 {
+		return status{}, errors.New("status does not have one line each of Uid, Gid and Groups")
+	}
+	return s, nil
+}
+
+// effective returns the second of the four IDs: real, effective, saved and
+// file system.
+func effective(value []byte) (uint32, error) {
+	list, err := ids(value)
+	if err != nil {
+		return 0, err
+	}
+	if len(list) != 4 {
+		return 0, fmt.Errorf("want 4 IDs, got %d", len(list))
+	}
+	return list[1], nil
+}
+
+func ids(value []byte) ([]uint32, error) {
+	var list []uint32
+	for field := range bytes.FieldsSeq(value) {
+		n, err := strconv.ParseUint(string(field), 10, 32)
+		if err != nil {
+			return nil, err
+		}
+		if len(list) == maxGroups {
+			return nil, fmt.Errorf("more than %d IDs", maxGroups)
+		}
+		list = append(list, uint32(n))
+	}
+	return list, nil
+}

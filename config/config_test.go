@@ -1,0 +1,135 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
+	t.Parallel()
+	c, err := Load(writeFile(t, "trust_domain: example.org\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &Config{
+		TrustDomain:    spiffeid.RequireTrustDomainFromString("example.org"),
+		TPM:            "/dev/tpmrm0",
+		StateDir:       "/var/lib/vouchd",
+		AgentSocket:    "/run/vouchd/agent.sock",
+		AdminSocket:    "/run/vouchd/admin.sock",
+		EntriesDir:     "/etc/vouchd/entries.d",
+		CredentialsDir: "/etc/vouchd/credentials.d",
+		Authority: Authority{
+			Mode:            "standalone",
+			IssuingCATTL:    4 * time.Hour,
+			RotationOverlap: 2 * time.Hour,
+			JWTIssuer:       "https://example.org",
+			JWTKey:          "sealed",
+			JWTKeyTTL:       24 * time.Hour,
+		},
+	}
+	if diff := cmp.Diff(want, c, cmp.Comparer(func(a, b spiffeid.TrustDomain) bool { return a == b })); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func TestLoadTakesOverridesBeforeTheFile(t *testing.T) {
+	t.Parallel()
+	c, err := Load(writeFile(t, "authority:\n  jwt_key: sealed\n  issuing_ca_ttl: 1h\n"),
+		"trust_domain=example.net", "authority.jwt_key=tpm", "tpm=unix:/tmp/tpm.sock", "state_dir=/5")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.TrustDomain.Name() != "example.net" || c.Authority.JWTKey != "tpm" || c.TPM != "unix:/tmp/tpm.sock" || c.StateDir != "/5" {
+		t.Errorf("overrides are not in %+v", c)
+	}
+	if c.Authority.IssuingCATTL != time.Hour || c.Authority.MaxX509TTL() != 30*time.Minute {
+		t.Errorf("issuing CA of the file is not in %+v", c.Authority)
+	}
+}
+
+func TestLoadRefuses(t *testing.T) {
+	t.Parallel()
+	long := "/" + strings.Repeat("s", 107)
+	for _, tt := range []struct {
+		name      string
+		file      string
+		overrides []string
+		want      string
+	}{
+		{"an empty file", "", nil,
+			"vouchd.yaml:1: trust_domain is missing; add it, like example.org"},
+		{"a trust domain that is none", "trust_domain: Example.org", nil,
+			`vouchd.yaml:1: trust_domain "Example.org": trust domain characters are limited to lowercase letters, numbers, dots, dashes, and underscores; write it like example.org`},
+		{"a trust domain that is too long", "trust_domain: " + strings.Repeat("a", 256), nil,
+			"vouchd.yaml:1: trust_domain has 256 bytes and may have 255; shorten it"},
+		{"an unknown key, at both levels", "trust_domain: a\nagentsocket: /x\nauthority:\n  ttl: 1h\n", nil,
+			`vouchd.yaml:2: unknown key "agentsocket"; the nearest known is agent_socket
+vouchd.yaml:4: unknown key "ttl"; the nearest known is mode`},
+		{"a socket path that Linux does not take", "trust_domain: a\nagent_socket: " + long, nil,
+			"vouchd.yaml:2: agent_socket has 108 bytes and may have 107; choose a shorter path"},
+		{"a path from nowhere", "trust_domain: a\nstate_dir: var\nentries_dir: /etc/../x", nil,
+			`vouchd.yaml:2: state_dir "var" is not a plain absolute path; write it from / without . and .. and without / at its end
+vouchd.yaml:3: entries_dir "/etc/../x" is not a plain absolute path; write it from / without . and .. and without / at its end`},
+		{"one path for two sockets", "trust_domain: a\nagent_socket: /s\nadmin_socket: /s", nil,
+			"vouchd.yaml:3: admin_socket is the agent_socket too; give each its own path"},
+		{"one directory for entries and credentials", "trust_domain: a\nentries_dir: /etc/vouchd/credentials.d", nil,
+			"vouchd.yaml: credentials_dir is the entries_dir too; give each its own directory"},
+		{"a mode that this version does not have", "trust_domain: a\nauthority: {mode: spire, jwt_key: file}", nil,
+			`vouchd.yaml:2: authority.mode spire is not known; give standalone
+vouchd.yaml:2: authority.jwt_key file is not known; give sealed or tpm`},
+		{"lifetimes out of range", "trust_domain: a\nauthority:\n  issuing_ca_ttl: 1m\n  jwt_key_ttl: 1h\n", nil,
+			`vouchd.yaml:3: authority.issuing_ca_ttl 1m is out of range; give it 2m to 168h
+vouchd.yaml:4: authority.jwt_key_ttl 1h is out of range; give it 2h to 2160h`},
+		{"an overlap that leaves no time to sign", "trust_domain: a\nauthority:\n  rotation_overlap: 2h1s\n", nil,
+			"vouchd.yaml:3: authority.rotation_overlap 2h0m1s is more than half of authority.issuing_ca_ttl; give it 2h or less"},
+		{"an issuer no relying party could fetch from", "trust_domain: a\nauthority:\n  jwt_issuer: http://example.org\n", nil,
+			`vouchd.yaml:3: authority.jwt_issuer "http://example.org" is not an https URL without user, query and fragment; write it like https://example.org`},
+		{"an override of an unknown key", "trust_domain: a", []string{"authority.issuer=x"},
+			"--set authority.issuer: unknown key; the nearest known is authority.jwt_issuer"},
+		{"an override with a bad value", "trust_domain: a", []string{"authority.issuing_ca_ttl=soon"},
+			`--set authority.issuing_ca_ttl: authority.issuing_ca_ttl "soon" is not a length of time; write it like 90s, 5m or 1h30m`},
+		{"an override without a value", "trust_domain: a", []string{"tpm"},
+			"--set tpm: has no value; write it as key=value"},
+		{"an override with an empty value", "trust_domain: a", []string{"tpm="},
+			"--set tpm: tpm has no value; give it one or remove the line"},
+		{"a list where keys belong", "- trust_domain: a", nil,
+			"vouchd.yaml:1: the document must be keys with values, and is a list"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			path := writeFile(t, tt.file)
+			_, err := Load(path, tt.overrides...)
+			got := strings.ReplaceAll(fmt.Sprint(err), path, "vouchd.yaml")
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestLoadNamesAMissingFile(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "vouchd.yaml")
+	_, err := Load(path)
+	if !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), path) {
+		t.Errorf("Load of a missing file: %v", err)
+	}
+}
+
+func writeFile(t testing.TB, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "vouchd.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}

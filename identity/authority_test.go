@@ -1,0 +1,533 @@
+package identity_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/vouchd/vouchd/attest/node"
+	"github.com/vouchd/vouchd/attest/node/tpmtest"
+	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/state"
+)
+
+var (
+	domain = spiffeid.RequireTrustDomainFromString("example.org")
+	agent  = spiffeid.RequireFromPath(domain, "/agent/research")
+)
+
+// A host is a machine with a real TPM, a state directory and a clock that the
+// test moves.
+type host struct {
+	t     *testing.T
+	dir   *state.Dir
+	node  *node.Node
+	clock *clock
+
+	mu        sync.Mutex // guards announced
+	announced []identity.Key
+}
+
+type clock struct {
+	mu  sync.Mutex
+	now time.Time
+}
+
+func (c *clock) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now
+}
+
+func (c *clock) move(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = c.now.Add(d)
+}
+
+func newHost(t *testing.T) *host {
+	t.Helper()
+	tpm, err := node.Open(t.Context(), tpmtest.Start(t).Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tpm.Close() })
+	dir, err := state.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dir.Close() })
+	n, err := node.Load(t.Context(), tpm, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &host{t: t, dir: dir, node: n, clock: &clock{now: time.Now()}}
+}
+
+func (h *host) options() identity.Options {
+	return identity.Options{
+		TrustDomain:  domain,
+		NodeKey:      h.node.Signer(),
+		Store:        h.dir,
+		Sealer:       h.node,
+		IssuingCATTL: 4 * time.Hour,
+		Overlap:      2 * time.Hour,
+		JWTKeyTTL:    24 * time.Hour,
+		JWTIssuer:    "https://example.org",
+		Announce: func(_ context.Context, k identity.Key) error {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			h.announced = append(h.announced, k)
+			return nil
+		},
+		Now: h.clock.Now,
+	}
+}
+
+// start is what a start of the daemon does.
+func (h *host) start(change ...func(*identity.Options)) *identity.Authority {
+	h.t.Helper()
+	o := h.options()
+	for _, f := range change {
+		f(&o)
+	}
+	a, err := identity.NewAuthority(h.t.Context(), o)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return a
+}
+
+func (h *host) issueX509(a *identity.Authority, ttl time.Duration) []*x509.Certificate {
+	h.t.Helper()
+	svid, err := a.IssueX509(h.t.Context(), agent, ttl)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	chain, err := x509.ParseCertificates(svid.Chain)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return chain
+}
+
+func (h *host) issueJWT(a *identity.Authority) string {
+	h.t.Helper()
+	svid, err := a.IssueJWT(h.t.Context(), agent, time.Hour, []string{"api"})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return svid.Token
+}
+
+func (h *host) verifyX509(a *identity.Authority, chain []*x509.Certificate) error {
+	h.t.Helper()
+	roots, err := x509bundle.ParseRaw(domain, a.Bundle().X509)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	_, _, err = x509svid.Verify(chain, roots, x509svid.WithTime(h.clock.Now()))
+	return err
+}
+
+func TestX509SVIDObeysTheStandard(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	a := h.start()
+	chain := h.issueX509(a, time.Hour)
+	leaf, ca := chain[0], chain[1]
+	roots, err := x509.ParseCertificates(a.Bundle().X509)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := roots[0]
+	isCritical := func(c *x509.Certificate, oid ...int) bool {
+		i := slices.IndexFunc(c.Extensions, func(e pkix.Extension) bool { return e.Id.Equal(asn1.ObjectIdentifier(oid)) })
+		return i >= 0 && c.Extensions[i].Critical
+	}
+	for _, tt := range []struct {
+		clause string
+		holds  bool
+	}{
+		{"§2 the leaf has exactly one URI SAN, the SPIFFE ID", len(leaf.URIs) == 1 && leaf.URIs[0].String() == agent.String()},
+		{"§2 the leaf has no other SAN", len(leaf.DNSNames)+len(leaf.IPAddresses)+len(leaf.EmailAddresses) == 0},
+		{"§3.1 the SAN is critical with an empty subject", leaf.Subject.String() == "" && isCritical(leaf, 2, 5, 29, 17)},
+		{"§3.2 a signing certificate's ID has no path", ca.URIs[0].String() == "spiffe://example.org" && root.URIs[0].String() == "spiffe://example.org"},
+		{"§4.1 cA is set on signing certificates alone", !leaf.IsCA && leaf.BasicConstraintsValid && ca.IsCA && root.IsCA},
+		{"§4.3 key usage is critical", isCritical(leaf, 2, 5, 29, 15) && isCritical(ca, 2, 5, 29, 15) && isCritical(root, 2, 5, 29, 15)},
+		{"§4.3 the leaf may sign, not certify", leaf.KeyUsage == x509.KeyUsageDigitalSignature},
+		{"§4.3 signing certificates may certify, not sign", ca.KeyUsage == x509.KeyUsageCertSign|x509.KeyUsageCRLSign && root.KeyUsage == ca.KeyUsage},
+		{"§4.4 the leaf serves both TLS purposes", slices.Equal(leaf.ExtKeyUsage, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth})},
+		{"§5 path validation succeeds", h.verifyX509(a, chain) == nil},
+		{"the issuing CA signs leaves only", ca.MaxPathLenZero && ca.MaxPathLen == 0},
+		{"the root is the node key's", h.node.NodeKey().Equal(root.PublicKey)},
+		{"the leaf ends with the issuing CA or before", !leaf.NotAfter.After(ca.NotAfter)},
+	} {
+		if !tt.holds {
+			t.Errorf("X509-SVID %s: does not hold", tt.clause)
+		}
+	}
+	if err := h.verifyX509(a, []*x509.Certificate{ca, root}); err == nil {
+		t.Error("a signing certificate authenticates (X509-SVID §3.2)")
+	}
+}
+
+func TestJWTSVIDObeysTheStandard(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	a := h.start()
+	token := h.issueJWT(a)
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		t.Fatalf("token has %d parts, want the compact serialisation (§1)", len(parts))
+	}
+	var header, claims map[string]any
+	for i, v := range []*map[string]any{&header, &claims} {
+		b, err := base64.RawURLEncoding.DecodeString(parts[i])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(b, v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, want := keys(header), []string{"alg", "kid", "typ"}; !slices.Equal(got, want) {
+		t.Errorf("header has %q, want %q and nothing else (§2)", got, want)
+	}
+	if header["alg"] != "ES256" || header["typ"] != "JWT" {
+		t.Errorf("header = %v, want ES256 (§2.1) and JWT (§2.3)", header)
+	}
+	if got, want := keys(claims), []string{"aud", "exp", "iat", "iss", "jti", "sub"}; !slices.Equal(got, want) {
+		t.Errorf("claims are %q, want %q (§3)", got, want)
+	}
+	if claims["sub"] != agent.String() || claims["iss"] != "https://example.org" {
+		t.Errorf("claims = %v", claims)
+	}
+	bundle, err := jwtbundle.Parse(domain, a.Bundle().JWKS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := jwtsvid.ParseAndValidate(token, bundle, []string{"api"}); err != nil {
+		t.Errorf("the bundle does not validate the token: %v", err)
+	}
+	if !bytes.Contains(a.Bundle().JWKS, []byte(`"use":"jwt-svid"`)) {
+		t.Errorf("JWKS %s lacks use jwt-svid (§6.1)", a.Bundle().JWKS)
+	}
+}
+
+func keys(m map[string]any) []string {
+	var ks []string
+	for k := range m {
+		ks = append(ks, k)
+	}
+	slices.Sort(ks)
+	return ks
+}
+
+func TestValidateJWTRefuses(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	a := h.start()
+	good := h.issueJWT(a)
+	parts := strings.Split(good, ".")
+	b64 := base64.RawURLEncoding.EncodeToString
+	for _, tt := range []struct {
+		name, token, audience string
+	}{
+		{"another audience", good, "other"},
+		{"alg none", b64([]byte(`{"alg":"none","typ":"JWT"}`)) + "." + parts[1] + ".", "api"},
+		{"alg HS256", b64([]byte(`{"alg":"HS256","typ":"JWT"}`)) + "." + parts[1] + "." + parts[2], "api"},
+		{"a changed claim", parts[0] + "." + b64([]byte(`{"sub":"spiffe://example.org/admin","aud":"api","exp":9999999999}`)) + "." + parts[2], "api"},
+		{"a foreign trust domain", parts[0] + "." + b64([]byte(`{"sub":"spiffe://evil.example/agent","aud":"api","exp":9999999999}`)) + "." + parts[2], "api"},
+		{"no signature", parts[0] + "." + parts[1] + ".", "api"},
+		{"the JSON serialisation", `{"payload":"` + parts[1] + `","protected":"` + parts[0] + `","signature":"` + parts[2] + `"}`, "api"},
+		{"nothing", "", "api"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if svid, err := a.ValidateJWT(tt.token, tt.audience); err == nil {
+				t.Errorf("ValidateJWT accepted it as %s", svid.ID)
+			}
+		})
+	}
+}
+
+func TestIssueRefuses(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	a := h.start()
+	foreign := spiffeid.RequireFromString("spiffe://evil.example/agent")
+	for _, tt := range []struct {
+		name string
+		id   spiffeid.ID
+		ttl  time.Duration
+	}{
+		{"a foreign trust domain", foreign, time.Hour},
+		{"the trust domain's own ID", domain.ID(), time.Hour},
+		{"no ID", spiffeid.ID{}, time.Hour},
+		{"no lifetime", agent, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if _, err := a.IssueX509(t.Context(), tt.id, tt.ttl); err == nil {
+				t.Error("IssueX509 issued")
+			}
+			if _, err := a.IssueJWT(t.Context(), tt.id, tt.ttl, []string{"api"}); err == nil {
+				t.Error("IssueJWT issued")
+			}
+		})
+	}
+	if _, err := a.IssueJWT(t.Context(), agent, time.Hour, nil); err == nil {
+		t.Error("IssueJWT issued for no audience")
+	}
+}
+
+func TestEverythingValidVerifiesAcrossRotationAndRestart(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	a := h.start()
+	type issued struct {
+		chain []*x509.Certificate
+		token string
+		until time.Time
+	}
+	var all []issued
+	// Three days in half-hour steps, a restart every five hours.
+	for step := range 144 {
+		if step%10 == 9 {
+			a = h.start()
+		}
+		if err := a.Rotate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, issued{h.issueX509(a, time.Hour), h.issueJWT(a), h.clock.Now().Add(time.Hour)})
+		h.clock.move(30 * time.Minute)
+		bundle, err := jwtbundle.Parse(domain, a.Bundle().JWKS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, s := range all {
+			if !h.clock.Now().Before(s.until) {
+				continue
+			}
+			if err := h.verifyX509(a, s.chain); err != nil {
+				t.Fatalf("step %d: the X509-SVID of step %d: %v", step, i, err)
+			}
+			if _, ok := bundle.FindJWTAuthority(keyID(t, s.token)); !ok {
+				t.Fatalf("step %d: the key of the JWT-SVID of step %d is not in the bundle", step, i)
+			}
+		}
+	}
+	if n := strings.Count(string(a.Bundle().JWKS), `"kid"`); n > 3 {
+		t.Errorf("the bundle keeps %d JWT keys; old ones are to leave", n)
+	}
+}
+
+func keyID(t *testing.T, token string) string {
+	t.Helper()
+	b, err := base64.RawURLEncoding.DecodeString(token[:strings.IndexByte(token, '.')])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var header struct{ Kid string }
+	if err := json.Unmarshal(b, &header); err != nil {
+		t.Fatal(err)
+	}
+	return header.Kid
+}
+
+func TestJWTKeyIsPublishedOneOverlapBeforeItSigns(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	a := h.start()
+	published := make(map[string]time.Time)
+	note := func() {
+		var set struct {
+			Keys []struct{ Kid string }
+		}
+		if err := json.Unmarshal(a.Bundle().JWKS, &set); err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range set.Keys {
+			if _, ok := published[k.Kid]; !ok {
+				published[k.Kid] = h.clock.Now()
+			}
+		}
+	}
+	note()
+	first := keyID(t, h.issueJWT(a))
+	signed := map[string]bool{first: true}
+	for range 4 * 60 {
+		h.clock.move(15 * time.Minute)
+		if err := a.Rotate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		note()
+		kid := keyID(t, h.issueJWT(a))
+		if !signed[kid] {
+			signed[kid] = true
+			if ahead := h.clock.Now().Sub(published[kid]); ahead < 2*time.Hour-15*time.Minute {
+				t.Errorf("key %s signs %v after it was published, want 2h", kid, ahead)
+			}
+		}
+	}
+	if len(signed) != 3 {
+		t.Errorf("%d keys signed within 60 hours, want 3", len(signed))
+	}
+}
+
+func TestAKeyIsAnnouncedBeforeItIsUsed(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	refused := errors.New("log full")
+	_, err := identity.NewAuthority(t.Context(), func() identity.Options {
+		o := h.options()
+		o.Announce = func(context.Context, identity.Key) error { return refused }
+		return o
+	}())
+	if !errors.Is(err, refused) {
+		t.Fatalf("NewAuthority = %v, want the announcement's error", err)
+	}
+	a := h.start()
+	chain, token := h.issueX509(a, time.Hour), h.issueJWT(a)
+	var announced []string
+	for _, k := range h.announced {
+		announced = append(announced, k.ID)
+	}
+	caID := hex.EncodeToString(chain[1].SubjectKeyId)
+	if !slices.Contains(announced, caID) || !slices.Contains(announced, keyID(t, token)) {
+		t.Errorf("announced %q, which lacks %s or %s", announced, caID, keyID(t, token))
+	}
+}
+
+func TestOldKeysServeOnWhileNewOnesCannotBeAnnounced(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	var broken bool
+	a := h.start(func(o *identity.Options) {
+		announce := o.Announce
+		o.Announce = func(ctx context.Context, k identity.Key) error {
+			if broken {
+				return errors.New("log full")
+			}
+			return announce(ctx, k)
+		}
+	})
+	broken = true
+	h.clock.move(3 * time.Hour)
+	if err := a.Rotate(t.Context()); err == nil {
+		t.Error("Rotate succeeded without announcing")
+	}
+	chain := h.issueX509(a, 2*time.Hour)
+	if chain[0].NotAfter.After(chain[1].NotAfter) {
+		t.Error("an SVID outlives the issuing CA")
+	}
+	h.clock.move(2 * time.Hour)
+	if _, err := a.IssueX509(t.Context(), agent, time.Hour); !errors.Is(err, identity.ErrNoAuthority) {
+		t.Errorf("IssueX509 with an expired CA = %v, want ErrNoAuthority", err)
+	}
+	broken = false
+	if err := h.verifyX509(a, h.issueX509(a, time.Hour)); err != nil {
+		t.Errorf("after mending: %v", err)
+	}
+}
+
+func TestClockThatJumpsMakesNewKeysAndNoInvalidSVIDs(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	a := h.start()
+	for _, jump := range []time.Duration{24 * time.Hour, -48 * time.Hour, 400 * 24 * time.Hour, -400 * 24 * time.Hour} {
+		h.clock.move(jump)
+		if err := h.verifyX509(a, h.issueX509(a, time.Hour)); err != nil {
+			t.Errorf("after a jump of %v: %v", jump, err)
+		}
+		token := h.issueJWT(a)
+		bundle, err := jwtbundle.Parse(domain, a.Bundle().JWKS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := bundle.FindJWTAuthority(keyID(t, token)); !ok {
+			t.Errorf("after a jump of %v: the signing key is not in the bundle", jump)
+		}
+	}
+}
+
+func TestBundleSequence(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	a := h.start()
+	first := a.Bundle().Sequence
+	if again := h.start().Bundle().Sequence; again != first {
+		t.Errorf("a restart without a change moves the sequence from %d to %d", first, again)
+	}
+	changed := a.Changed()
+	h.clock.move(22*time.Hour + time.Minute)
+	if err := a.Rotate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-changed:
+	default:
+		t.Error("Changed is not told of a new bundle")
+	}
+	if next := a.Bundle().Sequence; next != first+1 {
+		t.Errorf("sequence after a change = %d, want %d", next, first+1)
+	}
+}
+
+func TestJWTKeyInTheTPMStaysTheSame(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	inTPM := func(o *identity.Options) {
+		key, err := h.node.Key(t.Context(), "jwt")
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.JWTKey = key
+	}
+	a := h.start(inTPM)
+	first := keyID(t, h.issueJWT(a))
+	h.clock.move(1000 * time.Hour)
+	a = h.start(inTPM)
+	token, err := a.IssueJWT(t.Context(), agent, time.Hour, []string{"api"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if token.KeyID != first {
+		t.Errorf("the key changed from %s to %s", first, token.KeyID)
+	}
+	bundle, err := jwtbundle.Parse(domain, a.Bundle().JWKS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, ok := bundle.FindJWTAuthority(first)
+	if !ok {
+		t.Fatal("the bundle lacks the key")
+	}
+	if _, ok := key.(*ecdsa.PublicKey); !ok {
+		t.Errorf("the key is a %T", key)
+	}
+}
+
+func TestSelfCheckPasses(t *testing.T) {
+	t.Parallel()
+	if err := newHost(t).start().SelfCheck(t.Context()); err != nil {
+		t.Error(err)
+	}
+}

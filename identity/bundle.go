@@ -1,0 +1,122 @@
+package identity
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
+)
+
+const (
+	sequenceFile    = "bundle-sequence"
+	sequenceVersion = 1
+)
+
+// A Bundle holds what is needed to verify everything of this trust domain that
+// is still valid. It is immutable.
+type Bundle struct {
+	Sequence uint64 // rises with every change (Trust Domain and Bundle §4.1.1)
+	X509     []byte // root certificates, DER, concatenated (Workload API §5.2.2)
+	JWKS     []byte // RFC 7517, keys of use jwt-svid only (Workload API §6.2.2)
+
+	jwt          *jwtbundle.Bundle
+	rootNotAfter time.Time
+}
+
+// Bundle returns the present bundle.
+func (a *Authority) Bundle() *Bundle { return a.bundle.Load() }
+
+// Changed returns a channel that is closed when the bundle is next replaced.
+// Take it before Bundle, so as to miss nothing.
+func (a *Authority) Changed() <-chan struct{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.changed
+}
+
+// publish replaces the bundle if the keys have changed. The caller holds
+// rotating.
+func (a *Authority) publish() error {
+	b, err := a.makeBundle()
+	if err != nil {
+		return fmt.Errorf("making the bundle: %w", err)
+	}
+	if old := a.bundle.Load(); old != nil && bytes.Equal(old.X509, b.X509) && bytes.Equal(old.JWKS, b.JWKS) {
+		return nil
+	}
+	b.Sequence, err = a.nextSequence(b)
+	if err != nil {
+		return err
+	}
+	a.bundle.Store(b)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	close(a.changed)
+	a.changed = make(chan struct{})
+	return nil
+}
+
+func (a *Authority) makeBundle() (*Bundle, error) {
+	b := &Bundle{jwt: jwtbundle.New(a.o.TrustDomain)}
+	for _, r := range a.roots {
+		b.X509 = append(b.X509, r.Raw...)
+		b.rootNotAfter = r.NotAfter
+	}
+	set := jose.JSONWebKeySet{Keys: []jose.JSONWebKey{}}
+	for _, k := range *a.jwt.Load() {
+		// use and kid: JWT-SVID §6.1
+		set.Keys = append(set.Keys, jose.JSONWebKey{Key: k.public, KeyID: k.id, Use: "jwt-svid"})
+		if err := b.jwt.AddJWTAuthority(k.id, k.public); err != nil {
+			return nil, err
+		}
+	}
+	var err error
+	b.JWKS, err = json.Marshal(set)
+	return b, err
+}
+
+// nextSequence continues the stored sequence: the same number for the same
+// bundle, as after a restart, and the next for a changed one.
+func (a *Authority) nextSequence(b *Bundle) (uint64, error) {
+	digest := bundleDigest(b)
+	stored, err := a.load(sequenceFile, sequenceVersion)
+	if err != nil {
+		return 0, fmt.Errorf("loading the bundle's sequence: %w", err)
+	}
+	if bytes.Equal(stored, sequenceRecord(a.sequence, digest)) {
+		return a.sequence, nil
+	}
+	if err := a.o.Store.Save(sequenceFile, sequenceVersion, sequenceRecord(a.sequence+1, digest)); err != nil {
+		return 0, fmt.Errorf("saving the bundle's sequence: %w", err)
+	}
+	a.sequence++
+	return a.sequence, nil
+}
+
+func (a *Authority) loadSequence() error {
+	stored, err := a.load(sequenceFile, sequenceVersion)
+	if err != nil {
+		return fmt.Errorf("loading the bundle's sequence: %w", err)
+	}
+	if len(stored) == 8+sha256.Size {
+		a.sequence = binary.BigEndian.Uint64(stored)
+	}
+	return nil
+}
+
+func sequenceRecord(n uint64, digest [32]byte) []byte {
+	return append(binary.BigEndian.AppendUint64(nil, n), digest[:]...)
+}
+
+func bundleDigest(b *Bundle) [32]byte {
+	h := sha256.New()
+	fmt.Fprintf(h, "%d\n", len(b.X509))
+	h.Write(b.X509)
+	h.Write(b.JWKS)
+	return [32]byte(h.Sum(nil))
+}

@@ -1,0 +1,46 @@
+package identity
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+)
+
+// SelfCheck issues one SVID of each kind, to nobody, and verifies them with
+// the bundle as a stranger would.
+func (a *Authority) SelfCheck(ctx context.Context) error {
+	id, err := spiffeid.FromPath(a.o.TrustDomain, "/vouchd/self-check")
+	if err != nil {
+		return err
+	}
+	x, err := a.IssueX509(ctx, id, time.Minute)
+	if err != nil {
+		return err
+	}
+	x.PrivateKey.Wipe()
+	roots, err := x509bundle.ParseRaw(a.o.TrustDomain, a.Bundle().X509)
+	if err != nil {
+		return fmt.Errorf("reading the bundle: %w", err)
+	}
+	chain, err := x509.ParseCertificates(x.Chain)
+	if err != nil {
+		return fmt.Errorf("reading an issued X509-SVID: %w", err)
+	}
+	if _, _, err := x509svid.Verify(chain, roots, x509svid.WithTime(a.o.Now())); err != nil {
+		return fmt.Errorf("verifying an issued X509-SVID: %w", err)
+	}
+	const audience = "vouchd self-check"
+	j, err := a.IssueJWT(ctx, id, time.Minute, []string{audience})
+	if err != nil {
+		return err
+	}
+	if _, err := a.ValidateJWT(j.Token, audience); err != nil {
+		return fmt.Errorf("verifying an issued JWT-SVID: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,113 @@
+package workloadapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxSocketPath is what fits into sockaddr_un beside its end.
+const maxSocketPath = 107
+
+// listen returns a listener whose connections name the sender of each message.
+// Everybody may connect: the socket has mode 0666, and its directory is made
+// with mode 0755 where it is missing. A socket that a crashed daemon left is
+// replaced; a socket that somebody answers on, or belongs to somebody else,
+// and anything that is not a socket, is an error and stays. Closing the
+// listener removes the socket.
+func listen(path string) (*net.UnixListener, error) {
+	if len(path) > maxSocketPath {
+		return nil, fmt.Errorf("socket path %s has %d bytes, and Linux takes at most %d; choose a shorter one", path, len(path), maxSocketPath)
+	}
+	if err := prepareDir(filepath.Dir(path)); err != nil {
+		return nil, fmt.Errorf("socket %s: %w", path, err)
+	}
+	if err := removeStale(path); err != nil {
+		return nil, fmt.Errorf("socket %s: %w", path, err)
+	}
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		return passCredentials(raw)
+	}}
+	l, err := config.Listen(context.Background(), "unix", path)
+	if err != nil {
+		return nil, err // names operation and path
+	}
+	if err := os.Chmod(path, 0o666); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l.(*net.UnixListener), nil
+}
+
+// adopt prepares a listener that systemd opened, as listen does its own.
+// Closing it leaves the socket to systemd.
+func adopt(l *net.UnixListener) error {
+	l.SetUnlinkOnClose(false)
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return passCredentials(raw)
+}
+
+// prepareDir makes the directory where it is missing. Who may write to it may
+// put another socket in the daemon's place.
+func prepareDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if mode := info.Mode(); mode.Perm()&0o022 != 0 && mode&fs.ModeSticky == 0 {
+		return fmt.Errorf("others may write to directory %s (mode %04o); use chmod go-w", dir, mode.Perm())
+	}
+	return nil
+}
+
+func removeStale(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return fmt.Errorf("there is a %s of that name; move it away", describe(info.Mode()))
+	}
+	if owner := info.Sys().(*syscall.Stat_t).Uid; int(owner) != os.Geteuid() {
+		return fmt.Errorf("a socket of that name belongs to user %d; remove it", owner)
+	}
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+	switch {
+	case err == nil:
+		conn.Close()
+		return errors.New("another daemon answers on it; stop that one first")
+	case errors.Is(err, unix.ECONNREFUSED):
+		return os.Remove(path)
+	default: // EAGAIN: a daemon that lives but does not accept
+		return fmt.Errorf("another daemon may be using it: %w", err)
+	}
+}
+
+func describe(m fs.FileMode) string {
+	switch m.Type() {
+	case 0:
+		return "file"
+	case fs.ModeDir:
+		return "directory"
+	case fs.ModeSymlink:
+		return "symbolic link"
+	default:
+		return "special file"
+	}
+}
