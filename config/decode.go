@@ -21,6 +21,7 @@ import (
 	"io"
 	"reflect"
 	"sort"
+	"strconv"
 	"strings"
 	"time"
 
@@ -41,9 +42,9 @@ const (
 // then holds what could be decoded, to look for more problems in and for nothing
 // else.
 //
-// Strings, booleans, durations such as 1h30m, types that implement
-// [encoding.TextUnmarshaler], structs, lists of these, and any of them in an
-// [At] are known. A list without a value is empty; a scalar without a value, or
+// Strings, booleans, whole numbers, durations such as 1h30m, types that implement
+// [encoding.TextUnmarshaler], structs, lists of these, any of them in an [At],
+// and a [Section] are known. A list without a value is empty; a scalar without a value, or
 // with an empty one, is a problem.
 func Decode(file string, data []byte, v any) error {
 	d := decoder{file: file}
@@ -257,7 +258,7 @@ func (d *decoder) key(field reflect.Value, mapping, value *yaml.Node, k Key) {
 // literalStyle makes a word that stands for text be text, though it may look
 // like a number or a boolean.
 func literalStyle(t reflect.Type) yaml.Style {
-	if plainType(t).Kind() == reflect.Bool {
+	if kind := plainType(t).Kind(); kind == reflect.Bool || kind == reflect.Int {
 		return 0
 	}
 	return yaml.DoubleQuotedStyle
@@ -289,6 +290,12 @@ func (d *decoder) value(v reflect.Value, n *yaml.Node, k Key) {
 		if d.scalar(n, "!!bool", k) {
 			v.SetBool(strings.EqualFold(n.Value, "true"))
 		}
+	case v.Kind() == reflect.Int:
+		if d.scalar(n, "!!int", k) {
+			d.number(v, n, k)
+		}
+	case v.Type() == sectionType:
+		d.section(v, n, k)
 	case v.Kind() == reflect.Slice:
 		d.list(v, n, k)
 	case v.Kind() == reflect.Struct:
@@ -329,6 +336,17 @@ func (d *decoder) duration(v reflect.Value, n *yaml.Node, k Key) {
 	d.allowed(v, reflect.ValueOf(length), n, k)
 }
 
+// number takes decimal digits only: 0x10, 010 and 1_0 are read as other numbers
+// by other programs.
+func (d *decoder) number(v reflect.Value, n *yaml.Node, k Key) {
+	i, err := strconv.Atoi(n.Value)
+	if err != nil || strconv.Itoa(i) != n.Value {
+		d.problems.Add(d.pos(n), "%s %s is not a whole number; write it like 10", k.Name, clip(n.Value))
+		return
+	}
+	d.allowed(v, reflect.ValueOf(i), n, k)
+}
+
 // allowed sets v if the key's tags allow the value.
 func (d *decoder) allowed(v, value reflect.Value, n *yaml.Node, k Key) {
 	if err := k.allows(value); err != nil {
@@ -357,7 +375,7 @@ func (d *decoder) list(v reflect.Value, n *yaml.Node, k Key) {
 
 // scalar checks that n is a scalar of the wanted type with something in it.
 func (d *decoder) scalar(n *yaml.Node, tag string, k Key) bool {
-	want := map[string]string{"!!str": "text", "!!bool": "true or false"}[tag]
+	want := map[string]string{"!!str": "text", "!!bool": "true or false", "!!int": "a whole number"}[tag]
 	switch {
 	case isNull(n) || n.Kind == yaml.ScalarNode && n.Value == "":
 		d.problems.Add(d.pos(n), "%s has no value; give it one or remove the line", k.Name)

@@ -4,6 +4,7 @@ import (
 	"encoding"
 	"fmt"
 	"reflect"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -14,7 +15,7 @@ import (
 //	yaml:"name"        the key; a field without it is not read from documents
 //	required:"true"    leaving the key out is an error
 //	default:"1h"       what leaving it out means, in the document's own writing
-//	min:"1m" max:"24h" for a duration, both inclusive and together
+//	min:"1m" max:"24h" for a duration or a number, both inclusive and together
 //	oneof:"a b"        the words it may be
 //	like:"…"           an example, for the message about a value that is not one
 type Key struct {
@@ -95,6 +96,10 @@ func (k Key) allows(v reflect.Value) error {
 		if k.Min != "" && (d < mustDuration(k.Min) || d > mustDuration(k.Max)) {
 			return fmt.Errorf("is out of range; give it %s to %s", k.Min, k.Max)
 		}
+	case v.Kind() == reflect.Int && k.Min != "":
+		if i := int(v.Int()); i < mustInt(k.Min) || i > mustInt(k.Max) {
+			return fmt.Errorf("is out of range; give it %s to %s", k.Min, k.Max)
+		}
 	case v.Kind() == reflect.String && len(k.OneOf) > 0:
 		for _, word := range k.OneOf {
 			if v.String() == word {
@@ -115,6 +120,14 @@ func mustDuration(s string) time.Duration {
 	return d
 }
 
+func mustInt(s string) int {
+	i, err := strconv.Atoi(s)
+	if err != nil {
+		panic(err)
+	}
+	return i
+}
+
 // FormatDuration writes a duration as a document would: 1h30m, not 1h30m0s.
 func FormatDuration(d time.Duration) string {
 	s := d.String()
@@ -131,6 +144,7 @@ var (
 	durationType = reflect.TypeFor[time.Duration]()
 	posType      = reflect.TypeFor[Pos]()
 	textType     = reflect.TypeFor[encoding.TextUnmarshaler]()
+	sectionType  = reflect.TypeFor[Section]()
 	locatedType  = reflect.TypeFor[interface{ located() (any, *Pos) }]()
 )
 
@@ -140,7 +154,7 @@ func isLocated(t reflect.Type) bool { return reflect.PointerTo(t).Implements(loc
 
 // isMapping reports whether a document has a mapping where t stands.
 func isMapping(t reflect.Type) bool {
-	return t.Kind() == reflect.Struct && !isText(t) && !isLocated(t)
+	return t.Kind() == reflect.Struct && t != sectionType && !isText(t) && !isLocated(t)
 }
 
 // plainType takes the place off a located type.
