@@ -137,7 +137,7 @@ func (m *Manager) endUpstream(l *lease) (Use, Outcome, error) {
 	now := m.now()
 	m.mu.Lock()
 	use, source := l.use, l.source
-	ranOut := !l.notAfter.IsZero() && now.After(l.notAfter)
+	ranOut := !l.notAfter.IsZero() && !now.Before(l.notAfter)
 	certain := ranOut && now.After(l.notAfter.Add(clockSlack))
 	if l.Revocation == ExpiryOnly && !ranOut {
 		l.queued = false

@@ -246,6 +246,9 @@ func (m *Manager) plan(ctx context.Context, p *pending, plan Plan) error {
 	l := p.lease
 	m.mu.Lock()
 	l.handle, l.Handle, l.notAfter = plan.Handle, plan.Handle.Name, plan.NotAfter
+	if l.Revocation == ExpiryOnly && l.notAfter.IsZero() {
+		l.notAfter = l.Latest.Add(ttlSlack)
+	}
 	state := l.encode()
 	e := m.grantEvent(EventIntent, p)
 	m.mu.Unlock()
@@ -257,11 +260,11 @@ func (m *Manager) plan(ctx context.Context, p *pending, plan Plan) error {
 func (m *Manager) activate(ctx context.Context, p *pending, issued Issued) (Lease, error) {
 	l := p.lease
 	m.mu.Lock()
-	l.issued, l.notAfter = true, issued.NotAfter
+	l.issued = true
 	if issued.Handle != nil {
 		l.handle, l.Handle = *issued.Handle, issued.Handle.Name
 	}
-	err := l.lifetime(p.def)
+	err := l.lifetime(p.def, issued.NotAfter)
 	l.State = Active
 	if err == nil && l.ending {
 		err = fmt.Errorf("%w: %s", ErrHolderGone, l.Reason)
@@ -279,14 +282,17 @@ func (m *Manager) activate(ctx context.Context, p *pending, issued Issued) (Leas
 	return active, errors.Join(err, m.both(ctx, l.ID, state, e))
 }
 
-// lifetime holds what the upstream gave to what the definition allows.
-func (l *lease) lifetime(d *Definition) error {
-	if d.Traits.ChoosesTTL {
-		l.Expires = l.notAfter
-	}
-	switch {
-	case l.notAfter.IsZero() && (d.Traits.ChoosesTTL || l.Revocation == ExpiryOnly):
+// lifetime holds what the upstream gave to what the definition allows. If it did
+// not say when it ends what it must, the plan's guess stays.
+func (l *lease) lifetime(d *Definition, notAfter time.Time) error {
+	if notAfter.IsZero() && (d.Traits.ChoosesTTL || l.Revocation == ExpiryOnly) {
 		return fmt.Errorf("%w: it did not say when the credential expires", ErrUpstream)
+	}
+	if d.Traits.ChoosesTTL {
+		l.Expires = notAfter
+	}
+	l.notAfter = notAfter
+	switch {
 	case l.notAfter.IsZero():
 		return nil
 	case l.notAfter.After(l.Latest.Add(ttlSlack)) && l.Revocation == ExpiryOnly:
