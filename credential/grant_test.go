@@ -191,6 +191,7 @@ func TestNothingIsHandedOutThatIsNotRecorded(t *testing.T) {
 				t.Error("the upstream was asked without a record")
 			}
 			time.Sleep(time.Minute)
+			synctest.Wait()
 			if h.up.left() != 0 || len(h.m.Leases()) != 0 {
 				t.Errorf("%s: %d are left upstream, leases %v", kind, h.up.left(), h.m.Leases())
 			}
@@ -323,16 +324,13 @@ func TestNoSecretIsInAnythingButTheGrant(t *testing.T) {
 	if string(g.Fields[0].Value.Reveal()) != canary+string(every) {
 		t.Error("a secret of every byte value came back changed")
 	}
-	h.up.revoke = func() error { return ErrRefused }
+	h.up.onRevoke(func() error { return ErrRefused })
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	revoked := h.m.Revoke(ctx, a, g.Lease.ID)
 	if revoked == nil {
 		t.Error("a revocation that was refused is confirmed")
 	}
-	h.up.mu.Lock()
-	h.up.revoke = nil
-	h.up.mu.Unlock()
 	shown := fmt.Sprintf("%v %+v %#v %v %+v %v", g, g, g, h.m.Leases(), h.log.events, revoked)
 	h.m.Close()
 	journal, err := os.ReadFile(filepath.Join(h.dir, "leases"))

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -95,13 +96,16 @@ func (u *upstream) Revoke(_ context.Context, h Handle) (Use, error) {
 		return Use{}, errors.New("handle came back changed")
 	}
 	u.mu.Lock()
-	defer u.mu.Unlock()
 	u.revokes = append(u.revokes, time.Now())
-	if u.revoke != nil {
-		if err := u.revoke(); err != nil {
+	revoke := u.revoke
+	u.mu.Unlock()
+	if revoke != nil {
+		if err := revoke(); err != nil {
 			return Use{}, err
 		}
 	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
 	delete(u.live, h.Name)
 	return Use{Known: true, Count: 1}, nil
 }
@@ -109,6 +113,20 @@ func (u *upstream) Revoke(_ context.Context, h Handle) (Use, error) {
 func (u *upstream) Recover(ctx context.Context, h Handle) error {
 	_, err := u.Revoke(ctx, h)
 	return err
+}
+
+// onRevoke changes what revoking does from now on.
+func (u *upstream) onRevoke(f func() error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.revoke = f
+}
+
+// attempts is when it was asked to revoke.
+func (u *upstream) attempts() []time.Time {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return slices.Clone(u.revokes)
 }
 
 func (u *upstream) left() int {
@@ -164,8 +182,8 @@ type host struct {
 	up        *upstream
 	log       *log
 	processes alive
-	skew      time.Duration // of the wall clock
-	said      bytes.Buffer  // diagnostics
+	skew      atomic.Int64 // of the wall clock, a time.Duration
+	said      bytes.Buffer // diagnostics
 	m         *Manager
 }
 
@@ -224,7 +242,7 @@ func (h *host) start() {
 		Processes:   h.processes,
 		Definitions: h.definitions(),
 		Log:         slog.New(slog.NewJSONHandler(&h.said, nil)),
-		Now:         func() time.Time { return time.Now().Add(h.skew) },
+		Now:         func() time.Time { return time.Now().Add(time.Duration(h.skew.Load())) },
 	})
 	if err != nil {
 		h.t.Fatal(err)
