@@ -74,8 +74,8 @@ type Handle struct {
 // A Plan is a handle, and what happens if it is forgotten.
 type Plan struct {
 	Handle Handle
-	// NotAfter is when whatever Issue obtains has ended by itself; zero if it
-	// never does.
+	// NotAfter is when whatever Issue obtains has ended by itself, should its
+	// answer be lost; zero if it never does.
 	NotAfter time.Time
 }
 

@@ -51,6 +51,9 @@ var (
 	ErrUpstream = errors.New("upstream is unavailable")
 	// ErrRefused means that the upstream understood, and said no.
 	ErrRefused = errors.New("upstream refused")
+	// ErrOnlyExpires is a broker's answer about a credential that it cannot find
+	// upstream and that ends by itself. The lease waits for that.
+	ErrOnlyExpires = errors.New("credential can only expire")
 	// ErrClosed means that the daemon is stopping.
 	ErrClosed = errors.New("credential manager is closed")
 )

@@ -139,7 +139,8 @@ func TestDigestTellsDefinitionsApart(t *testing.T) {
 		}
 		return defs.Digest()
 	}
-	if digest("a") != digest("a") || digest("a") == digest("b") {
+	one, same, other := digest("a"), digest("a"), digest("b")
+	if one != same || one == other {
 		t.Error("the digest does not follow the files")
 	}
 }

@@ -173,6 +173,15 @@ func (m *Manager) endUpstream(l *lease) (Use, Outcome, error) {
 		return use, Success, nil
 	case certain:
 		return use, RanOut, nil
+	case errors.Is(err, ErrOnlyExpires):
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if l.notAfter.IsZero() {
+			break
+		}
+		l.Revocation, l.queued = ExpiryOnly, false
+		m.scheduleAt(l, l.notAfter)
+		return use, "", nil
 	}
 	return use, "", err
 }

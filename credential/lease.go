@@ -31,7 +31,6 @@ type lease struct {
 	cancel context.CancelFunc // of what the request does; nil if not busy
 	ending bool
 	queued bool          // for, or in the hands of, a worker
-	again  bool          // asked to be ended while it was
 	gone   chan struct{} // closed when nothing is left of it; made on demand
 }
 
