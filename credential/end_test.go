@@ -12,7 +12,6 @@ import (
 )
 
 func TestProcessExitRevokesItsLeasesAtOnce(t *testing.T) {
-	t.Parallel()
 	h := newHost(t, plainDefinition)
 	a, exit, _ := agent("one", 1)
 	b, _, _ := agent("one", 2)
@@ -24,7 +23,7 @@ func TestProcessExitRevokesItsLeasesAtOnce(t *testing.T) {
 	for h.up.left() > 1 && time.Since(began) < 10*time.Second {
 		time.Sleep(time.Millisecond)
 	}
-	if took := time.Since(began); took > 100*time.Millisecond || h.up.left() != 1 {
+	if took := time.Since(began); took > time.Second || h.up.left() != 1 {
 		t.Errorf("%d are left after %v", h.up.left(), took)
 	}
 	if got := h.m.Leases(); len(got) != 1 && got[0].ID != kept.Lease.ID {
