@@ -21,6 +21,9 @@ type Record struct {
 	Key      *Key      // an authority key taken into use
 	Node     *Node     // the machine's state
 	Config   *Config   // what was loaded
+
+	Credential *Credential // a lease: asked for, granted, ended
+	Use        *Use        // how a lease was used
 }
 
 // An Event names what was decided. The names are stable: they are what an
@@ -42,6 +45,19 @@ const (
 	EventJWTValidated Event = "jwt_svid.validate"    // Workload, SVID
 	EventStreamEnd    Event = "stream.end"           // Workload: a stream cut off, and why
 	EventAdmin        Event = "admin.request"        // Workload: what an administrator asked the daemon to do
+)
+
+// The events of leased credentials. A grant and a revocation are two records
+// each, the intent and the result, tied by the request ID, so that a crash
+// between them shows.
+const (
+	EventLeaseIntent       Event = "lease.grant_intent"  // Workload, Credential: about to ask the source
+	EventLeaseGrant        Event = "lease.grant"         // Workload, Credential
+	EventLeaseRenew        Event = "lease.renew"         // Workload, Credential
+	EventLeaseRevokeIntent Event = "lease.revoke_intent" // Credential: about to tell the source
+	EventLeaseRevoke       Event = "lease.revoke"        // Credential
+	EventLeaseEnd          Event = "lease.end"           // Credential: ran out by itself
+	EventUse               Event = "credential.use"      // Workload, Credential, Use
 )
 
 // An Outcome is how a decision went.
@@ -108,4 +124,27 @@ type Config struct {
 	SHA256  string // over the files, hexadecimal
 	Entries int
 	Version string // of the daemon
+}
+
+// A Credential is a lease on a secret for a system outside SPIFFE; never the
+// secret, and of the lease's name at its source only a keyed hash.
+type Credential struct {
+	Lease        string // keyed hash of the lease's ID, hexadecimal
+	Name         string // of the credential in the configuration
+	Kind         string // of the source: vault, oauth, postgres
+	Upstream     string // where it comes from: host or URL without a query
+	ScopeAsked   string
+	ScopeGranted string
+	Audience     []string
+	NotBefore    time.Time
+	NotAfter     time.Time
+	TTL          time.Duration // granted; whole seconds
+}
+
+// A Use sums up how a lease was used between two times.
+type Use struct {
+	First, Last time.Time
+	Count       uint64
+	WithinTTL   bool
+	Source      string // who saw it: proxy, upstream or unknown
 }

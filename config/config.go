@@ -2,7 +2,6 @@ package config
 
 import (
 	"cmp"
-	"fmt"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -22,17 +21,31 @@ type Config struct {
 	EntriesDir     string               `yaml:"entries_dir" default:"/etc/vouchd/entries.d"`
 	CredentialsDir string               `yaml:"credentials_dir" default:"/etc/vouchd/credentials.d"`
 	Authority      Authority            `yaml:"authority"`
+	Log            Log                  `yaml:"log"`
 }
 
 // Authority is how the trust domain's keys are kept and how long they live.
 type Authority struct {
 	Mode            string        `yaml:"mode" default:"standalone" oneof:"standalone"`
 	IssuingCATTL    time.Duration `yaml:"issuing_ca_ttl" default:"4h" min:"2m" max:"168h"`
-	RotationOverlap time.Duration `yaml:"rotation_overlap" min:"1m" max:"84h"` // 0 in the file's absence, then half of IssuingCATTL
+	RotationOverlap time.Duration `yaml:"rotation_overlap" min:"1m" max:"84h"` // left out: half of IssuingCATTL
 	JWTIssuer       string        `yaml:"jwt_issuer" like:"https://example.org"`
 	JWTKey          string        `yaml:"jwt_key" default:"sealed" oneof:"sealed tpm"`
 	JWTKeyTTL       time.Duration `yaml:"jwt_key_ttl" default:"24h" min:"2h" max:"2160h"`
 }
+
+// Log is how the attestation log is anchored, bounded and handed on.
+type Log struct {
+	AnchorEvery time.Duration `yaml:"anchor_every" default:"1m" min:"1s" max:"24h"`
+	MaxMiB      int           `yaml:"max_mib" default:"4096" min:"64" max:"1048576"`
+	KeepFor     time.Duration `yaml:"keep_for" default:"2160h" min:"1h" max:"87600h"`
+	OCSF        bool          `yaml:"ocsf" default:"false"`
+	Journal     bool          `yaml:"journal" default:"false"`
+	OTLP        bool          `yaml:"otlp" default:"false"`
+}
+
+// JWTKeyTPM is the value of JWTKey for a key that never leaves the TPM.
+const JWTKeyTPM = "tpm"
 
 // MaxX509TTL is the longest lifetime an X509-SVID may have: the rotation
 // overlap, which is what the issuing CA is sure to have left when it signs, so
@@ -44,40 +57,43 @@ const (
 	maxPath       = 4095 // bytes of any path, before its zero byte
 )
 
-// Load reads vouchd.yaml. Each override is a key and its value, such as
-// authority.issuing_ca_ttl=1h, and stands in for what the file says. A file
-// that is missing is an error; one with problems gives [Errors].
+// Load reads vouchd.yaml as [ReadFile] does and parses it as [Parse] does.
 func Load(path string, overrides ...string) (*Config, error) {
 	data, err := ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
-	d := decoder{file: path, set: make(map[string]string), places: make(map[string]Pos)}
+	return Parse(path, data, overrides...)
+}
+
+// Parse parses vouchd.yaml. File is the name that problems are reported under;
+// an error is of type [Errors]. Each override is a key and its value, such as
+// authority.issuing_ca_ttl=1h, and stands in for what the file says.
+func Parse(file string, data []byte, overrides ...string) (*Config, error) {
+	d := decoder{file: file, set: make(map[string]string), places: make(map[string]Pos)}
 	for _, o := range overrides {
 		key, value, ok := strings.Cut(o, "=")
 		if !ok {
-			return nil, fmt.Errorf("--set %s: has no value; write it as key=value", clip(o))
-		}
-		if keys := Keys(Config{}); !isKey(key, keys) {
+			d.problems.Add(Pos{File: "--set " + clip(o)}, "has no value; write it as key=value")
+		} else if keys := Keys(Config{}); !isKey(key, keys) {
 			d.problems.Add(Pos{File: "--set " + clip(key)}, "unknown key; the nearest known is %s", nearest(key, keys))
+		} else {
+			d.set[key] = value
 		}
-		d.set[key] = value
 	}
 	var c Config
 	d.document(data, &c)
-	if len(d.problems) == 0 {
-		c.relate(func(key, format string, args ...any) {
-			d.problems.Add(cmp.Or(d.places[key], Pos{File: path}), key+" "+format, args...)
-		})
-	}
+	c.relate(func(key, format string, args ...any) {
+		d.problems.Add(cmp.Or(d.places[key], Pos{File: file}), key+" "+format, args...)
+	})
 	if err := d.problems.Err(); err != nil {
 		return nil, err
 	}
 	return &c, nil
 }
 
-// relate fills the defaults that follow from other keys, and checks what a key
-// by itself does not show.
+// relate fills the defaults that follow from other keys, and checks what the
+// form of a value does not show. A value that is zero is a problem already.
 func (c *Config) relate(problem func(key, format string, args ...any)) {
 	if n := len(c.TrustDomain.Name()); n > 255 { // SPIFFE-ID §2.3
 		problem("trust_domain", "has %d bytes and may have 255; shorten it", n)
@@ -86,27 +102,37 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 	if a.RotationOverlap == 0 {
 		a.RotationOverlap = a.IssuingCATTL / 2
 	}
-	if a.RotationOverlap > a.IssuingCATTL/2 {
+	if a.IssuingCATTL > 0 && a.RotationOverlap > a.IssuingCATTL/2 {
 		problem("authority.rotation_overlap", "%s is more than half of authority.issuing_ca_ttl; give it %s or less",
 			FormatDuration(a.RotationOverlap), FormatDuration(a.IssuingCATTL/2))
 	}
-	if a.JWTIssuer == "" {
+	if a.RotationOverlap > a.JWTKeyTTL/2 {
+		problem("authority.jwt_key_ttl", "%s is less than twice authority.rotation_overlap; give it %s or more",
+			FormatDuration(a.JWTKeyTTL), FormatDuration(2*a.RotationOverlap))
+	}
+	if a.JWTIssuer == "" && !c.TrustDomain.IsZero() {
 		a.JWTIssuer = "https://" + c.TrustDomain.Name()
 	}
-	if !isIssuer(a.JWTIssuer) {
+	if a.JWTIssuer != "" && !isIssuer(a.JWTIssuer) {
 		problem("authority.jwt_issuer", "%q is not an https URL without user, query and fragment; write it like https://example.org", clip(a.JWTIssuer))
 	}
 	for _, p := range []struct {
 		key, path string
 		most      int
 	}{
-		{"tpm", strings.TrimPrefix(c.TPM, "unix:"), maxSocketPath},
+		{"tpm", c.TPM, maxPath},
 		{"state_dir", c.StateDir, maxPath},
 		{"agent_socket", c.AgentSocket, maxSocketPath},
 		{"admin_socket", c.AdminSocket, maxSocketPath},
 		{"entries_dir", c.EntriesDir, maxPath},
 		{"credentials_dir", c.CredentialsDir, maxPath},
 	} {
+		if p.path == "" {
+			continue
+		}
+		if socket, ok := strings.CutPrefix(p.path, "unix:"); ok && p.key == "tpm" {
+			p.path, p.most = socket, maxSocketPath
+		}
 		if !filepath.IsAbs(p.path) || filepath.Clean(p.path) != p.path || strings.ContainsRune(p.path, 0) {
 			problem(p.key, "%q is not a plain absolute path; write it from / without . and .. and without / at its end", clip(p.path))
 		}
@@ -114,10 +140,10 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 			problem(p.key, "has %d bytes and may have %d; choose a shorter path", len(p.path), p.most)
 		}
 	}
-	if c.AgentSocket == c.AdminSocket {
+	if c.AgentSocket != "" && c.AgentSocket == c.AdminSocket {
 		problem("admin_socket", "is the agent_socket too; give each its own path")
 	}
-	if c.EntriesDir == c.CredentialsDir {
+	if c.EntriesDir != "" && c.EntriesDir == c.CredentialsDir {
 		problem("credentials_dir", "is the entries_dir too; give each its own directory")
 	}
 }

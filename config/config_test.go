@@ -35,6 +35,7 @@ func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
 			JWTKey:          "sealed",
 			JWTKeyTTL:       24 * time.Hour,
 		},
+		Log: Log{AnchorEvery: time.Minute, MaxMiB: 4096, KeepFor: 2160 * time.Hour},
 	}
 	if diff := cmp.Diff(want, c, cmp.Comparer(func(a, b spiffeid.TrustDomain) bool { return a == b })); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
@@ -71,9 +72,21 @@ func TestLoadRefuses(t *testing.T) {
 			`vouchd.yaml:1: trust_domain "Example.org": trust domain characters are limited to lowercase letters, numbers, dots, dashes, and underscores; write it like example.org`},
 		{"a trust domain that is too long", "trust_domain: " + strings.Repeat("a", 256), nil,
 			"vouchd.yaml:1: trust_domain has 256 bytes and may have 255; shorten it"},
+		{"a SPIFFE ID for a trust domain", "trust_domain: spiffe://example.org/a", nil,
+			`vouchd.yaml:1: trust_domain "spiffe://example.org/a" is read as "example.org"; write it so`},
+		{"a TPM socket without a path", "trust_domain: a", []string{"tpm=unix:"},
+			`--set tpm: tpm "" is not a plain absolute path; write it from / without . and .. and without / at its end`},
 		{"an unknown key, at both levels", "trust_domain: a\nagentsocket: /x\nauthority:\n  ttl: 1h\n", nil,
 			`vouchd.yaml:2: unknown key "agentsocket"; the nearest known is agent_socket
 vouchd.yaml:4: unknown key "ttl"; the nearest known is mode`},
+		{"every problem in one run", "agent_socket: x\ntpm: 5\nmode: y\nauthority:\n  rotation_overlap: 3h\n", []string{"state_dir=z", "tpn"},
+			`--set state_dir: state_dir "z" is not a plain absolute path; write it from / without . and .. and without / at its end
+--set tpn: has no value; write it as key=value
+vouchd.yaml:1: trust_domain is missing; add it, like example.org
+vouchd.yaml:1: agent_socket "x" is not a plain absolute path; write it from / without . and .. and without / at its end
+vouchd.yaml:2: tpm must be text; put 5 in quotes
+vouchd.yaml:3: unknown key "mode"; the nearest known is log
+vouchd.yaml:5: authority.rotation_overlap 3h is more than half of authority.issuing_ca_ttl; give it 2h or less`},
 		{"a socket path that Linux does not take", "trust_domain: a\nagent_socket: " + long, nil,
 			"vouchd.yaml:2: agent_socket has 108 bytes and may have 107; choose a shorter path"},
 		{"a path from nowhere", "trust_domain: a\nstate_dir: var\nentries_dir: /etc/../x", nil,
@@ -84,11 +97,11 @@ vouchd.yaml:3: entries_dir "/etc/../x" is not a plain absolute path; write it fr
 		{"one directory for entries and credentials", "trust_domain: a\nentries_dir: /etc/vouchd/credentials.d", nil,
 			"vouchd.yaml: credentials_dir is the entries_dir too; give each its own directory"},
 		{"a mode that this version does not have", "trust_domain: a\nauthority: {mode: spire, jwt_key: file}", nil,
-			`vouchd.yaml:2: authority.mode spire is not known; give standalone
-vouchd.yaml:2: authority.jwt_key file is not known; give sealed or tpm`},
+			`vouchd.yaml:2: authority.mode "spire" is not known; give standalone
+vouchd.yaml:2: authority.jwt_key "file" is not known; give sealed or tpm`},
 		{"lifetimes out of range", "trust_domain: a\nauthority:\n  issuing_ca_ttl: 1m\n  jwt_key_ttl: 1h\n", nil,
-			`vouchd.yaml:3: authority.issuing_ca_ttl 1m is out of range; give it 2m to 168h
-vouchd.yaml:4: authority.jwt_key_ttl 1h is out of range; give it 2h to 2160h`},
+			`vouchd.yaml:3: authority.issuing_ca_ttl "1m" is out of range; give it 2m to 168h
+vouchd.yaml:4: authority.jwt_key_ttl "1h" is out of range; give it 2h to 2160h`},
 		{"an overlap that leaves no time to sign", "trust_domain: a\nauthority:\n  rotation_overlap: 2h1s\n", nil,
 			"vouchd.yaml:3: authority.rotation_overlap 2h0m1s is more than half of authority.issuing_ca_ttl; give it 2h or less"},
 		{"an issuer no relying party could fetch from", "trust_domain: a\nauthority:\n  jwt_issuer: http://example.org\n", nil,

@@ -13,27 +13,15 @@
 package config
 
 import (
-	"bytes"
 	"cmp"
 	"encoding"
-	"errors"
 	"fmt"
-	"io"
 	"reflect"
-	"sort"
 	"strconv"
 	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
-)
-
-const (
-	// MaxFileLen bounds a configuration file, in bytes.
-	MaxFileLen = 1 << 20
-	// maxDepth bounds how deep mappings and lists may be nested. The deepest
-	// document there is has four levels.
-	maxDepth = 12
 )
 
 // Decode decodes one YAML document into v, a pointer to a struct whose tags say
@@ -75,130 +63,6 @@ func (d *decoder) document(data []byte, v any) {
 	}
 }
 
-// parse returns the document's top node; an empty document is an empty mapping.
-func parse(data []byte) (*yaml.Node, *Error) {
-	empty := &yaml.Node{Kind: yaml.MappingNode, Tag: "!!map", Line: 1, Column: 1}
-	if len(data) > MaxFileLen {
-		return nil, &Error{Msg: fmt.Sprintf("the file has %d bytes and may have %d; split it", len(data), MaxFileLen)}
-	}
-	dec := yaml.NewDecoder(bytes.NewReader(data))
-	var doc yaml.Node
-	err := dec.Decode(&doc)
-	if errors.Is(err, io.EOF) {
-		return empty, nil
-	}
-	if err != nil {
-		return nil, syntaxError(data, err)
-	}
-	var second yaml.Node
-	if err := dec.Decode(&second); err == nil {
-		return nil, &Error{Pos{Line: second.Line}, "a second document begins here; put it into a file of its own"}
-	} else if !errors.Is(err, io.EOF) {
-		return nil, syntaxError(data, err)
-	}
-	if len(doc.Content) != 1 || isNull(doc.Content[0]) {
-		return empty, nil
-	}
-	return doc.Content[0], nil
-}
-
-// syntaxError finds the line on its own: the parser's numbers count from 0 or
-// from 1 by the kind of error, and often name the beginning of the block. The
-// first line that completes the same error is the one to look at.
-func syntaxError(data []byte, err error) *Error {
-	what := syntaxMessage(err)
-	var ends []int // of each line
-	for line := range bytes.Lines(data) {
-		ends = append(ends, len(line)+last(ends))
-	}
-	n := sort.Search(len(ends)-1, func(i int) bool {
-		var doc yaml.Node
-		dec := yaml.NewDecoder(bytes.NewReader(data[:ends[i]]))
-		err := dec.Decode(&doc)
-		if err == nil {
-			err = dec.Decode(&doc)
-		}
-		return err != nil && syntaxMessage(err) == what
-	})
-	mend := "check the indentation, quotes and brackets here"
-	switch {
-	case strings.Contains(what, "mapping values"):
-		mend = "put text that holds a colon and a space in quotes, and check the indentation"
-	case strings.Contains(what, "cannot start any token"):
-		mend = "indent with spaces, not tabs, and put text that begins with @, ` or % in quotes"
-	case strings.Contains(what, "octet"), strings.Contains(what, "control characters"), strings.Contains(what, "UTF"):
-		mend = "save the file as UTF-8 text"
-	case strings.Contains(what, "unknown anchor"):
-		mend = aliasMend
-	}
-	return &Error{Pos{Line: n + 1}, "malformed YAML: " + what + "; " + mend}
-}
-
-func last(ends []int) int {
-	if len(ends) == 0 {
-		return 0
-	}
-	return ends[len(ends)-1]
-}
-
-// syntaxMessage takes "yaml: line 3: " off.
-func syntaxMessage(err error) string {
-	s := strings.TrimPrefix(err.Error(), "yaml: ")
-	if rest, ok := strings.CutPrefix(s, "line "); ok {
-		_, s, _ = strings.Cut(rest, ": ")
-	}
-	return clip(s)
-}
-
-const aliasMend = "anchors and aliases are not accepted: write the value out, and put text that begins with & or * in quotes"
-
-// plain checks that the tree under n holds only mappings with distinct words as
-// keys, lists and scalars. It reports whether the tree can be decoded, so that
-// its other problems are found in the same run.
-func (d *decoder) plain(n *yaml.Node, depth int) bool {
-	switch {
-	case depth > maxDepth:
-		d.problems.Add(d.pos(n), "nested deeper than %d levels; check the indentation", maxDepth)
-		return false
-	case n.Kind == yaml.AliasNode || n.Anchor != "":
-		d.problems.Add(d.pos(n), "%s", aliasMend)
-		return false
-	case n.Style&yaml.TaggedStyle != 0:
-		d.problems.Add(d.pos(n), "tag %s is not accepted; remove it, and put text that begins with ! in quotes", clip(n.Tag))
-		return false
-	}
-	ok := n.Kind != yaml.MappingNode || d.distinct(n)
-	for _, child := range n.Content {
-		ok = d.plain(child, depth+1) && ok
-		if d.enough() {
-			return false
-		}
-	}
-	return ok
-}
-
-// enough reports whether there are so many problems that looking for others is
-// work for nobody.
-func (d *decoder) enough() bool { return len(d.problems) > 5*MaxErrors }
-
-// distinct checks a mapping's keys, and reports whether all are words.
-func (d *decoder) distinct(n *yaml.Node) bool {
-	words := true
-	seen := make(map[string]int)
-	for i := 0; i < len(n.Content); i += 2 {
-		k := n.Content[i]
-		if k.Kind != yaml.ScalarNode {
-			d.problems.Add(d.pos(k), "a key is %s; it must be a plain word", kindName(k))
-			words = false
-		} else if line, ok := seen[k.Value]; ok {
-			d.problems.Add(d.pos(k), "key %q is given again, first in line %d; keep one", clip(k.Value), line)
-		} else {
-			seen[k.Value] = k.Line
-		}
-	}
-	return words
-}
-
 // mapping decodes n into the struct v. The path is that of the keys above,
 // with a dot at its end.
 func (d *decoder) mapping(v reflect.Value, n *yaml.Node, path string) {
@@ -213,6 +77,9 @@ func (d *decoder) mapping(v reflect.Value, n *yaml.Node, path string) {
 		given[name] = n.Content[i+1]
 		if !isKey(name, keys) {
 			d.problems.Add(d.pos(n.Content[i]), "unknown key %q; the nearest known is %s", clip(name), nearest(name, keys))
+			if d.enough() {
+				return
+			}
 		}
 	}
 	for _, k := range keys {
@@ -238,7 +105,7 @@ func (d *decoder) mapping(v reflect.Value, n *yaml.Node, path string) {
 func (d *decoder) key(field reflect.Value, mapping, value *yaml.Node, k Key) {
 	if override, ok := d.set[k.Name]; ok {
 		from := decoder{file: "--set " + k.Name, places: d.places}
-		from.value(field, &yaml.Node{Kind: yaml.ScalarNode, Value: override, Style: literalStyle(field.Type())}, k)
+		from.value(field, literal(override, field.Type()), k)
 		d.problems = append(d.problems, from.problems...)
 		return
 	}
@@ -246,22 +113,24 @@ func (d *decoder) key(field reflect.Value, mapping, value *yaml.Node, k Key) {
 	case value != nil:
 		d.value(field, value, k)
 	case k.Required:
-		d.problems.Add(d.pos(mapping), "%s is missing; add it%s", k.Name, strings.Replace(k.example(), "; write it", ",", 1))
+		d.problems.Add(d.pos(mapping), "%s is missing; add it%s", k.Name, k.example(", like "))
 	case k.Default != "":
-		// A default is part of the program, and where it stands says nothing.
-		node := &yaml.Node{Kind: yaml.ScalarNode, Value: k.Default, Style: literalStyle(field.Type())}
-		from := decoder{}
-		from.value(field, node, k)
+		var from decoder // without a file: the place of a default says nothing
+		from.value(field, literal(k.Default, field.Type()), k)
+		if len(from.problems) > 0 {
+			panic("config: a default is not allowed: " + from.problems.Error())
+		}
 	}
 }
 
-// literalStyle makes a word that stands for text be text, though it may look
-// like a number or a boolean.
-func literalStyle(t reflect.Type) yaml.Style {
+// literal is a word as if written in a document. One that stands for text is
+// text, though it may look like a number.
+func literal(word string, t reflect.Type) *yaml.Node {
+	n := &yaml.Node{Kind: yaml.ScalarNode, Value: word, Style: yaml.DoubleQuotedStyle}
 	if kind := plainType(t).Kind(); kind == reflect.Bool || kind == reflect.Int {
-		return 0
+		n.Style = 0
 	}
-	return yaml.DoubleQuotedStyle
+	return n
 }
 
 func (d *decoder) value(v reflect.Value, n *yaml.Node, k Key) {
@@ -313,10 +182,23 @@ func (d *decoder) text(t encoding.TextUnmarshaler, n *yaml.Node, k Key) {
 	err := t.UnmarshalText([]byte(n.Value))
 	switch {
 	case err == nil:
+		d.canonical(t, n, k)
 	case strings.Contains(err.Error(), fmt.Sprintf("%q", clip(n.Value))): // it names the value itself
-		d.problems.Add(d.pos(n), "%s: %v%s", k.Name, err, k.example())
+		d.problems.Add(d.pos(n), "%s: %v%s", k.Name, err, k.example("; write it like "))
 	default:
-		d.problems.Add(d.pos(n), "%s %q: %v%s", k.Name, clip(n.Value), err, k.example())
+		d.problems.Add(d.pos(n), "%s %q: %v%s", k.Name, clip(n.Value), err, k.example("; write it like "))
+	}
+}
+
+// canonical refuses what a type reads but would not write, such as a whole
+// SPIFFE ID where a trust domain is meant: part of it would go unheeded.
+func (d *decoder) canonical(t encoding.TextUnmarshaler, n *yaml.Node, k Key) {
+	m, ok := t.(encoding.TextMarshaler)
+	if !ok {
+		return
+	}
+	if text, err := m.MarshalText(); err != nil || string(text) != n.Value {
+		d.problems.Add(d.pos(n), "%s %q is read as %q; write it so", k.Name, clip(n.Value), clip(string(text)))
 	}
 }
 
@@ -350,7 +232,11 @@ func (d *decoder) number(v reflect.Value, n *yaml.Node, k Key) {
 // allowed sets v if the key's tags allow the value.
 func (d *decoder) allowed(v, value reflect.Value, n *yaml.Node, k Key) {
 	if err := k.allows(value); err != nil {
-		d.problems.Add(d.pos(n), "%s %s %v", k.Name, clip(n.Value), err)
+		given := strconv.Quote(clip(n.Value))
+		if value.Kind() == reflect.Int {
+			given = clip(n.Value)
+		}
+		d.problems.Add(d.pos(n), "%s %s %v", k.Name, given, err)
 		return
 	}
 	v.Set(value.Convert(v.Type()))
@@ -380,9 +266,9 @@ func (d *decoder) scalar(n *yaml.Node, tag string, k Key) bool {
 	case isNull(n) || n.Kind == yaml.ScalarNode && n.Value == "":
 		d.problems.Add(d.pos(n), "%s has no value; give it one or remove the line", k.Name)
 	case n.Kind != yaml.ScalarNode:
-		d.problems.Add(d.pos(n), "%s must be %s, and is %s%s", k.Name, want, kindName(n), k.example())
+		d.problems.Add(d.pos(n), "%s must be %s, and is %s%s", k.Name, want, kindName(n), k.example("; write it like "))
 	case n.ShortTag() != tag && tag == "!!str":
-		d.problems.Add(d.pos(n), "%s must be %s; put %s in quotes%s", k.Name, want, clip(n.Value), k.example())
+		d.problems.Add(d.pos(n), "%s must be %s; put %s in quotes%s", k.Name, want, clip(n.Value), k.example("; write it like "))
 	case n.ShortTag() != tag:
 		d.problems.Add(d.pos(n), "%s must be %s, and is %s", k.Name, want, clip(n.Value))
 	default:

@@ -71,6 +71,7 @@ func TestDecodeBoundsSizeAndDepth(t *testing.T) {
 	for _, tt := range []struct{ name, data, want string }{
 		{"a large file", strings.Repeat("#", MaxFileLen+1), "f.yaml: the file has 1048577 bytes and may have 1048576; split it"},
 		{"deep lists", "name: " + strings.Repeat("[", 20) + strings.Repeat("]", 20), "f.yaml:1: nested deeper than 12 levels; check the indentation"},
+		{"a syntax error at the end of a megabyte", strings.Repeat("a: b\n", 200_000) + "}", "f.yaml:200000: malformed YAML: did not find expected key; check the indentation, quotes and brackets here"},
 		{"very deep lists", strings.Repeat("[", 20_000), "f.yaml:1: malformed YAML: exceeded max depth of 10000; check the indentation, quotes and brackets here"},
 		{"a line of a megabyte", "name: {b: " + strings.Repeat("a", 1<<19) + "}", `f.yaml:1: name must be text, and is keys with values`},
 	} {
@@ -96,6 +97,7 @@ func TestDecodeNamesTheLineOfASyntaxError(t *testing.T) {
 		{"a bracket that is never closed", "name: a\nwords: [a,\n", 2},
 		{"a byte that is no UTF-8", "name: a\non: true\nwords: [\xff]\n", 3},
 		{"a zero byte", "name: a\nname: \x00\n", 2},
+		{"late in a long file", strings.Repeat("a: b\n", 5_000) + "}", 5_001},
 		{"in a second document", "name: a\n---\nname: }\n", 3},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -2,6 +2,7 @@ package config
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -55,6 +56,15 @@ type Errors []*Error
 // Add notes a problem.
 func (es *Errors) Add(pos Pos, format string, args ...any) {
 	*es = append(*es, &Error{pos, fmt.Sprintf(format, args...)})
+}
+
+// AddErr notes the problems of an error, or the error itself as one of the file.
+func (es *Errors) AddErr(file string, err error) {
+	if found, ok := errors.AsType[Errors](err); ok {
+		*es = append(*es, found...)
+	} else if err != nil {
+		es.Add(Pos{File: file}, "%v", err)
+	}
 }
 
 // Err returns nil where there are no problems, and otherwise the problems in

@@ -28,25 +28,26 @@ const (
 )
 
 // ReadFile reads one configuration file. It must be a regular file of at most
-// [MaxFileLen] bytes; symbolic links are followed. When the caller is root, the
-// file and every directory on the way to it must be such that nobody else can
-// change what is read: see [Guarded].
+// [MaxFileLen] bytes; symbolic links are followed. The file and every directory
+// and link on the way to it must belong to root or the process's own user, and
+// nobody else may be able to write to them: whoever can edit the configuration
+// grants themselves identities.
 func ReadFile(path string) ([]byte, error) {
-	return readFile(path, guarding())
+	return readFile(path, true)
 }
 
 // ReadDir reads the *.yaml files of a directory in the order of their names,
 // under the rules of [ReadFile]. Hidden files and all other names are left
 // alone, but for those that were plainly meant to be read (*.yml, *.json and
 // other cases of these): they are a problem. A missing directory has no files.
-// AnyOwner leaves out the check of who may write, for a working copy.
+// AnyOwner leaves out the check of who may write, for a working copy that no
+// daemon uses.
 //
 // The error is of type [Errors] and holds the problems of all files; the files
 // that could be read are returned with it.
 func ReadDir(dir string, anyOwner bool) ([]File, error) {
-	guard := guarding() && !anyOwner
 	for attempt := 1; ; attempt++ {
-		files, vanished, err := readDir(dir, guard)
+		files, vanished, err := readDir(dir, !anyOwner)
 		if !vanished || attempt == attempts {
 			return files, err
 		}
@@ -55,7 +56,7 @@ func ReadDir(dir string, anyOwner bool) ([]File, error) {
 
 func readDir(dir string, guard bool) (files []File, vanished bool, err error) {
 	if guard {
-		if err := Guarded(dir); err != nil {
+		if err := guarded(dir); err != nil {
 			return nil, false, Errors{problemOf(dir, err)}
 		}
 	}
@@ -128,7 +129,7 @@ func kind(name string) nameKind {
 // readFile reads what it has opened and checked, never a path twice.
 func readFile(path string, guard bool) ([]byte, error) {
 	if guard {
-		if err := Guarded(path); err != nil {
+		if err := guarded(path); err != nil {
 			return nil, err
 		}
 	}

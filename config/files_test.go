@@ -49,9 +49,8 @@ pipe.yaml: is not a regular file; replace it, or rename it to end in .disabled`
 	}
 }
 
-// Each case is the change of one thing on the way to a file that root would
-// read; changing it back mends it.
-func TestRootReadsNoFileThatOthersCouldChange(t *testing.T) {
+// Each case spoils one thing on the way to a file.
+func TestNoFileIsReadThatOthersCouldChange(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("only root can give files to others")
@@ -101,7 +100,7 @@ func TestRootReadsNoFileThatOthersCouldChange(t *testing.T) {
 	}
 }
 
-func TestRootReadsAFileOfItsOwnBelowAStickyDirectory(t *testing.T) {
+func TestAFileMayStandInAStickyDirectory(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	must(t, os.Chmod(dir, 0o777|os.ModeSticky))

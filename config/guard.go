@@ -10,24 +10,18 @@ import (
 	"syscall"
 )
 
-// maxLinks bounds the symbolic links on one way, as Linux does (path_resolution(7)).
+// maxLinks bounds the symbolic links on one way, as Linux does
+// (path_resolution(7)).
 const maxLinks = 40
 
-// guarding reports whether who may write matters. A daemon that is not root
-// hands out nothing that its user could not make up, and a user who runs
-// vouch check reads a copy.
-func guarding() bool { return os.Geteuid() == 0 }
-
-// Guarded returns an error if the process is root and somebody else could
-// change what path, a directory or a file, leads to: whoever can edit the
-// configuration grants themselves identities. Each directory on the way, through
-// symbolic links, must be root's and not writable by group or others. The sticky
-// bit, as on /tmp, is good enough on the way, since others cannot rename what is
-// root's there, but not on path itself. What is missing is nobody's and no error.
-func Guarded(path string) error {
-	if !guarding() {
-		return nil
-	}
+// guarded returns an error if somebody else than root and the process's own
+// user could change what path, a directory or a file, leads to: whoever can edit
+// the configuration grants themselves identities. Each directory on the way,
+// through symbolic links, must belong to one of the two and not be writable by
+// group or others. The sticky bit, as on /tmp, is good enough on the way, since
+// others cannot rename what is not theirs there, but not on path itself. What is
+// missing is nobody's and no error.
+func guarded(path string) error {
 	abs, err := filepath.Abs(path)
 	if err != nil {
 		return err
@@ -42,11 +36,13 @@ func Guarded(path string) error {
 		last = info
 		return info, guardedStep(at, info)
 	})
-	if errors.Is(err, fs.ErrNotExist) || last == nil {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil
-	}
-	if err != nil {
+	case err != nil:
 		return err
+	case last == nil: // the root directory
+		return nil
 	}
 	return writableByOthers(end, last)
 }
@@ -59,7 +55,7 @@ func guardedStep(at string, info fs.FileInfo) error {
 }
 
 func ownedByOther(path string, info fs.FileInfo) error {
-	if st := info.Sys().(*syscall.Stat_t); st.Uid != 0 {
+	if st := info.Sys().(*syscall.Stat_t); st.Uid != 0 && int(st.Uid) != os.Geteuid() {
 		return &Error{Pos{File: path}, fmt.Sprintf("belongs to user %d, who could grant identities with it; run: chown -h root %s", st.Uid, path)}
 	}
 	return nil

@@ -55,9 +55,6 @@ func deepKeys(t reflect.Type, prefix string) []Key {
 
 // keysOf lists the keys of one mapping.
 func keysOf(t reflect.Type) []Key {
-	for t.Kind() == reflect.Pointer {
-		t = t.Elem()
-	}
 	var keys []Key
 	for i := range t.NumField() {
 		tag := t.Field(i).Tag
@@ -79,16 +76,17 @@ func keysOf(t reflect.Type) []Key {
 	return keys
 }
 
-// example ends a message about a value that is not of the right form.
-func (k Key) example() string {
+// example ends a message: before is what comes before the example, if there
+// is one.
+func (k Key) example(before string) string {
 	if k.Like == "" {
 		return ""
 	}
-	return "; write it like " + k.Like
+	return before + k.Like
 }
 
-// allows returns what is wrong with a word or duration that is not among those
-// allowed.
+// allows returns what is wrong with a word or duration that is not one of those
+// allowed, and how to mend it.
 func (k Key) allows(v reflect.Value) error {
 	switch {
 	case v.Type() == durationType:

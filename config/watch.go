@@ -100,7 +100,7 @@ type names struct {
 func newWatch(paths []string) (*watch, error) {
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
-		return nil, fmt.Errorf("watching configuration: %w", err)
+		return nil, fmt.Errorf("watching configuration: %w; if it is too many files, raise fs.inotify.max_user_instances", err)
 	}
 	w := &watch{fs: watcher, dirs: make(map[string]*names)}
 	for _, p := range paths {
@@ -171,7 +171,7 @@ func (w *watch) add(dir, name string) error {
 			return nil // told by the directory above, watched before it went
 		}
 		if err != nil {
-			return err
+			return fmt.Errorf("%w; if it is no space, raise fs.inotify.max_user_watches", err)
 		}
 		n = &names{one: make(map[string]bool)}
 		w.dirs[dir] = n

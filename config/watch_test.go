@@ -3,6 +3,7 @@ package config
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,8 +23,8 @@ func TestWatchTells(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name    string
-		prepare func(t *testing.T, dir string)
-		steps   []func(t *testing.T, dir string)
+		prepare []step
+		steps   []step
 	}{
 		{"a file that is written in place, made, and removed", plainDir, []step{
 			put("etc/entries.d/a.yaml"), put("etc/entries.d/b.yaml"), remove("etc/entries.d/a.yaml"),
@@ -32,53 +33,31 @@ func TestWatchTells(t *testing.T) {
 			replace("etc/entries.d/a.yaml"), replace("etc/entries.d/a.yaml"),
 		}},
 		{"a mode that is mended", plainDir, []step{
-			func(t *testing.T, dir string) {
-				must(t, os.Chmod(filepath.Join(dir, "etc/entries.d/a.yaml"), 0o600))
-			},
+			func(dir string) error { return os.Chmod(dir+"/etc/entries.d/a.yaml", 0o600) },
 		}},
-		{"a directory that appears later, level by level", func(*testing.T, string) {}, []step{
+		{"a directory that appears later, level by level", nil, []step{
 			makeDir("etc"), makeDir("etc/entries.d"), put("etc/entries.d/a.yaml"),
 		}},
 		{"a directory that is removed and comes back", plainDir, []step{
 			remove("etc/entries.d"), makeDir("etc/entries.d"), put("etc/entries.d/a.yaml"),
 		}},
-		{"a directory that another is renamed over", plainDir, []step{
-			func(t *testing.T, dir string) {
-				must(t, os.Rename(filepath.Join(dir, "etc/entries.d"), filepath.Join(dir, "old")))
-				makeDir("etc/entries.d")(t, dir)
-			},
-			put("etc/entries.d/new.yaml"),
+		{"a directory that another takes the place of", plainDir, []step{
+			func(dir string) error { return os.Rename(dir+"/etc/entries.d", dir+"/old") },
+			put("etc/entries.d/new.yaml"), put("etc/entries.d/new.yaml"),
 		}},
-		{"Kubernetes's swap of ..data, twice", func(t *testing.T, dir string) {
-			makeDir("etc/entries.d")(t, dir)
-			put("etc/entries.d/..v0/a.yaml")(t, dir)
-			swap("etc/entries.d/..data", "..v0")(t, dir)
-			swap("etc/entries.d/a.yaml", "..data/a.yaml")(t, dir)
+		{"Kubernetes's swap of ..data, twice", []step{
+			put("etc/entries.d/..v0/a.yaml"), swap("etc/entries.d/..data", "..v0"), swap("etc/entries.d/a.yaml", "..data/a.yaml"),
+			put("etc/entries.d/..v1/a.yaml"), put("etc/entries.d/..v2/a.yaml"),
 		}, []step{
-			func(t *testing.T, dir string) {
-				put("etc/entries.d/..v1/a.yaml")(t, dir)
-				swap("etc/entries.d/..data", "..v1")(t, dir)
-			},
-			put("etc/entries.d/..v1/a.yaml"),
-			func(t *testing.T, dir string) {
-				put("etc/entries.d/..v2/a.yaml")(t, dir)
-				swap("etc/entries.d/..data", "..v2")(t, dir)
-			},
+			swap("etc/entries.d/..data", "..v1"), put("etc/entries.d/..v1/a.yaml"), swap("etc/entries.d/..data", "..v2"), put("etc/entries.d/b.yaml"),
 		}},
-		{"a linked directory: its target's files, and the link", func(t *testing.T, dir string) {
-			makeDir("etc")(t, dir)
-			put("releases/1/a.yaml")(t, dir)
-			put("releases/2/a.yaml")(t, dir)
-			swap("current", "releases/1")(t, dir)
-			swap("etc/entries.d", "../current")(t, dir)
+		{"a linked directory: its target's files, and the links", []step{
+			put("releases/1/a.yaml"), put("releases/2/a.yaml"), swap("current", "releases/1"), swap("etc/entries.d", "../current"),
 		}, []step{
 			put("releases/1/a.yaml"), swap("current", "releases/2"), put("releases/2/a.yaml"), swap("etc/entries.d", "../releases/1"), put("releases/1/a.yaml"),
 		}},
-		{"the target of a linked file, and of a link that leads nowhere yet", func(t *testing.T, dir string) {
-			makeDir("etc/entries.d")(t, dir)
-			put("elsewhere/a.yaml")(t, dir)
-			swap("etc/entries.d/a.yaml", "../../elsewhere/a.yaml")(t, dir)
-			swap("etc/entries.d/b.yaml", "../../later/b.yaml")(t, dir)
+		{"the target of a linked file, and of a link that leads nowhere yet", []step{
+			put("elsewhere/a.yaml"), swap("etc/entries.d/a.yaml", "../../elsewhere/a.yaml"), swap("etc/entries.d/b.yaml", "../../later/b.yaml"),
 		}, []step{
 			put("elsewhere/a.yaml"), put("later/b.yaml"), put("later/b.yaml"),
 		}},
@@ -86,12 +65,43 @@ func TestWatchTells(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
-			tt.prepare(t, dir)
+			for _, step := range tt.prepare {
+				must(t, step(dir))
+			}
 			calls := startWatch(t, filepath.Join(dir, "etc/entries.d"))
 			for i, step := range tt.steps {
-				step(t, dir)
+				must(t, step(dir))
 				if !calls.seen() {
 					t.Fatalf("step %d was not told", i)
+				}
+			}
+		})
+	}
+}
+
+// However changes follow each other, a call comes that sees the last of them.
+func TestWatchSeesTheEndOfAnyRunOfChanges(t *testing.T) {
+	t.Parallel()
+	steps := []step{
+		put("etc/entries.d/a.yaml"), put("etc/entries.d/b.yaml"), replace("etc/entries.d/a.yaml"),
+		put("v1/a.yaml"), put("v2/a.yaml"), replace("v1/a.yaml"),
+		remove("etc/entries.d/a.yaml"), remove("etc/entries.d"), remove("etc"), remove("v1"), remove("current"),
+		swap("current", "v1"), swap("current", "v2"), swap("etc/entries.d", "../current"), swap("etc/entries.d/a.yaml", "../../current/a.yaml"),
+	}
+	for seed := range uint64(8) {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			t.Parallel()
+			dir, random := t.TempDir(), rand.New(rand.NewPCG(seed, 0))
+			calls := startWatch(t, filepath.Join(dir, "etc/entries.d"))
+			for range 20 {
+				var trace []int
+				for range 1 + random.IntN(10) {
+					i := random.IntN(len(steps))
+					trace = append(trace, i)
+					steps[i](dir) // some can't be done where others left off
+				}
+				if !calls.seen() {
+					t.Fatalf("the end of steps %v was not told", trace)
 				}
 			}
 		})
@@ -102,12 +112,12 @@ func TestWatchTellsOfAFileByItsName(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	calls := startWatch(t, filepath.Join(dir, "vouchd.yaml"))
-	put("other.yaml")(t, dir)
-	put("vouchd.yaml")(t, dir)
+	must(t, put("other.yaml")(dir))
+	must(t, put("vouchd.yaml")(dir))
 	if !calls.seen() {
 		t.Fatal("the file's appearance was not told")
 	}
-	replace("vouchd.yaml")(t, dir)
+	must(t, replace("vouchd.yaml")(dir))
 	if !calls.seen() {
 		t.Fatal("the file's replacement was not told")
 	}
@@ -116,11 +126,13 @@ func TestWatchTellsOfAFileByItsName(t *testing.T) {
 func TestWatchMakesABurstOneCallAndALongOneSome(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	plainDir(t, dir)
+	for _, step := range plainDir {
+		must(t, step(dir))
+	}
 	calls := startWatch(t, filepath.Join(dir, "etc/entries.d"))
 	began, writes := time.Now(), 0
 	for time.Since(began) < 10*patience {
-		put("etc/entries.d/a.yaml")(t, dir)
+		must(t, put("etc/entries.d/a.yaml")(dir))
 		writes++
 	}
 	if !calls.seen() {
@@ -134,14 +146,16 @@ func TestWatchMakesABurstOneCallAndALongOneSome(t *testing.T) {
 func TestWatchOutlivesTheEndOfItsKernelWatch(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	plainDir(t, dir)
+	for _, step := range plainDir {
+		must(t, step(dir))
+	}
 	w, err := newWatch([]string{filepath.Join(dir, "etc/entries.d")})
 	must(t, err)
 	w.close()
 	waitForBurst(t.Context(), w) // returns, so that Watch makes a new one
 }
 
-type step = func(t *testing.T, dir string)
+type step = func(dir string) error
 
 // A watched path, and what was there at each call.
 type watched struct {
@@ -198,41 +212,49 @@ func contents(path string) string {
 	return b.String()
 }
 
-func plainDir(t *testing.T, dir string) {
-	makeDir("etc/entries.d")(t, dir)
-	put("etc/entries.d/a.yaml")(t, dir)
-}
+var plainDir = []step{put("etc/entries.d/a.yaml")}
 
 func makeDir(path string) step {
-	return func(t *testing.T, dir string) { must(t, os.MkdirAll(filepath.Join(dir, path), 0o755)) }
+	return func(dir string) error { return os.MkdirAll(filepath.Join(dir, path), 0o755) }
 }
 
-// put writes a file that is unlike any before.
+// put writes a file that is unlike any before, and makes its directory.
 func put(path string) step {
-	return func(t *testing.T, dir string) {
-		makeDir(filepath.Dir(path))(t, dir)
-		must(t, os.WriteFile(filepath.Join(dir, path), fmt.Append(nil, "# ", puts.Add(1)), 0o644))
+	return func(dir string) error {
+		if err := makeDir(filepath.Dir(path))(dir); err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(dir, path), fmt.Append(nil, "# ", puts.Add(1)), 0o644)
 	}
 }
 
 var puts atomic.Int64
 
 func replace(path string) step {
-	return func(t *testing.T, dir string) {
-		put(path+"~")(t, dir)
-		must(t, os.Rename(filepath.Join(dir, path+"~"), filepath.Join(dir, path)))
+	return func(dir string) error {
+		if err := put(path + "~")(dir); err != nil {
+			return err
+		}
+		return os.Rename(filepath.Join(dir, path+"~"), filepath.Join(dir, path))
 	}
 }
 
 func remove(path string) step {
-	return func(t *testing.T, dir string) { must(t, os.RemoveAll(filepath.Join(dir, path))) }
+	return func(dir string) error { return os.RemoveAll(filepath.Join(dir, path)) }
 }
 
 // swap makes path a link to target in one step, as configuration managers do.
 func swap(path, target string) step {
-	return func(t *testing.T, dir string) {
-		must(t, os.Symlink(target, filepath.Join(dir, path+".new")))
-		must(t, os.Rename(filepath.Join(dir, path+".new"), filepath.Join(dir, path)))
+	return func(dir string) error {
+		if err := makeDir(filepath.Dir(path))(dir); err != nil {
+			return err
+		}
+		beside := filepath.Join(dir, path+".new")
+		os.Remove(beside) // left where a directory stood in the way
+		if err := os.Symlink(target, beside); err != nil {
+			return err
+		}
+		return os.Rename(beside, filepath.Join(dir, path))
 	}
 }
 

@@ -34,10 +34,12 @@ var (
 	agent  = spiffeid.RequireFromPath(domain, "/agent/research")
 )
 
+type options = identity.Options
+
 // A host is a machine with a real TPM, a state directory and a clock that the
 // test moves.
 type host struct {
-	t     *testing.T
+	t     testing.TB
 	dir   *state.Dir
 	node  *node.Node
 	clock *clock
@@ -63,7 +65,7 @@ func (c *clock) move(d time.Duration) {
 	c.now = c.now.Add(d)
 }
 
-func newHost(t *testing.T) *host {
+func newHost(t testing.TB) *host {
 	t.Helper()
 	tpm, err := node.Open(t.Context(), tpmtest.Start(t).Address)
 	if err != nil {
@@ -103,7 +105,7 @@ func (h *host) options() identity.Options {
 }
 
 // start is what a start of the daemon does.
-func (h *host) start(change ...func(*identity.Options)) *identity.Authority {
+func (h *host) start(change ...func(*options)) *identity.Authority {
 	h.t.Helper()
 	o := h.options()
 	for _, f := range change {
@@ -114,6 +116,15 @@ func (h *host) start(change ...func(*identity.Options)) *identity.Authority {
 		h.t.Fatal(err)
 	}
 	return a
+}
+
+// keyInTPM is the option of a JWT key that never leaves the TPM.
+func (h *host) keyInTPM(o *options) {
+	key, err := h.node.Key(h.t.Context(), "jwt")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	o.JWTKey = key
 }
 
 func (h *host) issueX509(a *identity.Authority, ttl time.Duration) []*x509.Certificate {
@@ -420,7 +431,7 @@ func TestOldKeysServeOnWhileNewOnesCannotBeAnnounced(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	var broken bool
-	a := h.start(func(o *identity.Options) {
+	a := h.start(func(o *options) {
 		announce := o.Announce
 		o.Announce = func(ctx context.Context, k identity.Key) error {
 			if broken {
@@ -494,17 +505,10 @@ func TestBundleSequence(t *testing.T) {
 func TestJWTKeyInTheTPMStaysTheSame(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	inTPM := func(o *identity.Options) {
-		key, err := h.node.Key(t.Context(), "jwt")
-		if err != nil {
-			t.Fatal(err)
-		}
-		o.JWTKey = key
-	}
-	a := h.start(inTPM)
+	a := h.start(h.keyInTPM)
 	first := keyID(t, h.issueJWT(a))
 	h.clock.move(1000 * time.Hour)
-	a = h.start(inTPM)
+	a = h.start(h.keyInTPM)
 	token, err := a.IssueJWT(t.Context(), agent, time.Hour, []string{"api"})
 	if err != nil {
 		t.Fatal(err)

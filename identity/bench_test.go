@@ -1,12 +1,15 @@
 package identity
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
+
+	"github.com/vouchd/vouchd/config"
 )
 
 // writeEntries makes n entries as a busy host has them, a thousand a file: each
@@ -70,6 +73,46 @@ func BenchmarkMatch(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// From a file's replacement on disk to the new entries in memory, with 1,000
+// entries in all.
+func BenchmarkChangeToEntries(b *testing.B) {
+	dir := writeEntries(b, 1000)
+	ctx, stop := context.WithCancel(b.Context())
+	loaded, done := make(chan *Entries), make(chan error)
+	go func() {
+		done <- config.Watch(ctx, []string{dir}, func() {
+			es, err := LoadEntries(dir, td, limits)
+			if err != nil {
+				b.Error(err)
+			}
+			select {
+			case loaded <- es:
+			case <-ctx.Done():
+			}
+		})
+	}()
+	<-loaded
+	uid := 0
+	for b.Loop() {
+		uid++
+		beside := filepath.Join(b.TempDir(), "new")
+		text := fmt.Sprintf("entries: [{spiffe_id: spiffe://example.org/new, selectors: [unix:uid:%d]}]\n", uid)
+		if err := os.WriteFile(beside, []byte(text), 0o644); err != nil {
+			b.Fatal(err)
+		}
+		if err := os.Rename(beside, filepath.Join(dir, "new.yaml")); err != nil {
+			b.Fatal(err)
+		}
+		wanted := selectors(b, fmt.Sprintf("unix:uid:%d", uid))
+		for es := <-loaded; len(es.Match(wanted)) != 1; es = <-loaded {
+		}
+	}
+	stop()
+	if err := <-done; err != nil {
+		b.Error(err)
 	}
 }
 

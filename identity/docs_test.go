@@ -11,7 +11,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/vouchd/vouchd/attest"
 	"github.com/vouchd/vouchd/config"
 )
 
@@ -26,14 +25,6 @@ func TestConfigurationDocumentTellsEveryKeyAsItIs(t *testing.T) {
 		entryKeys[i].Name = strings.TrimPrefix(entryKeys[i].Name, "entries[].")
 	}
 	checkKeys(t, tables[1], entryKeys)
-
-	var want [][]string
-	for _, k := range attest.Kinds() {
-		want = append(want, []string{"`" + k.Prefix + "`", k.Says, k.Trust.String()})
-	}
-	if diff := cmp.Diff(want, tables[2]); diff != "" {
-		t.Errorf("kinds of selectors: -program +document:\n%s", diff)
-	}
 }
 
 func checkKeys(t *testing.T, rows [][]string, keys []config.Key) {
@@ -87,8 +78,8 @@ func documentTables(t *testing.T) [][][]string {
 			tables[last] = append(tables[last], cells)
 		}
 	}
-	if len(tables) != 3 {
-		t.Fatalf("%d tables, want those of vouchd.yaml, of an entry, and of selectors", len(tables))
+	if len(tables) != 2 {
+		t.Fatalf("%d tables, want those of vouchd.yaml and of an entry", len(tables))
 	}
 	return tables
 }

@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
-	"errors"
+	"fmt"
 	"path/filepath"
 	"slices"
 	"time"
@@ -21,7 +21,7 @@ const maxEntries = 100_000
 // Limits is what entries are held to beside their own form.
 type Limits struct {
 	// MaxX509TTL is the longest lifetime an X509-SVID may have, so that none
-	// outlives the issuing CA that signs it.
+	// outlives the issuing CA that signs it; a minute at least.
 	MaxX509TTL time.Duration
 	// AnyOwner accepts files that other users may write to, for checking a
 	// working copy. The daemon never sets it.
@@ -46,27 +46,31 @@ type Entries struct {
 	number   map[attest.Selector]uint32
 	wants    [][]uint32         // of each entry, its selectors' numbers
 	byRarest map[uint32][]int32 // positions in list, ascending
+
+	kinds map[string]bool // types, and types with keys, that entries want
 }
 
 // LoadEntries reads the *.yaml files of dir in the order of their names. A
-// missing directory has no entries. The error is of type [config.Errors] and
-// tells every problem found; nothing is loaded then.
+// missing directory has no entries. An error about them is of type
+// [config.Errors] and tells every problem found; nothing is loaded then.
 func LoadEntries(dir string, td spiffeid.TrustDomain, limits Limits) (*Entries, error) {
 	files, err := config.ReadDir(dir, limits.AnyOwner)
-	problems, _ := errors.AsType[config.Errors](err)
+	var problems config.Errors
+	problems.AddErr(dir, err)
 	return parseEntries(files, problems, td, limits)
 }
 
 func parseEntries(files []config.File, problems config.Errors, td spiffeid.TrustDomain, limits Limits) (*Entries, error) {
+	if limits.MaxX509TTL < time.Minute {
+		return nil, fmt.Errorf("loading entries: X509-SVIDs may live %v, and need a minute at least; raise authority.rotation_overlap", limits.MaxX509TTL)
+	}
 	c := checker{td: td, limits: limits, problems: problems}
 	var list []Entry
 	for _, f := range files {
 		var doc document
 		// What could be decoded is looked through all the same, so that one
 		// run tells every problem.
-		if found, ok := errors.AsType[config.Errors](config.Decode(f.Path, f.Data, &doc)); ok {
-			c.problems = append(c.problems, found...)
-		}
+		c.problems.AddErr(f.Path, config.Decode(f.Path, f.Data, &doc))
 		for i := range doc.Entries {
 			if w := &doc.Entries[i]; w.Pos.Line > 0 {
 				list = append(list, c.entry(w))
@@ -102,6 +106,7 @@ func digest(files []config.File) [32]byte {
 
 func (es *Entries) index() {
 	es.number = make(map[attest.Selector]uint32)
+	es.kinds = make(map[string]bool)
 	es.wants = make([][]uint32, len(es.list))
 	var wanted []int // by number: how many entries want it
 	for i, e := range es.list {
@@ -111,6 +116,7 @@ func (es *Entries) index() {
 				n = uint32(len(wanted))
 				es.number[s] = n
 				wanted = append(wanted, 0)
+				es.kinds[s.Type], es.kinds[kindOf(s)] = true, true
 			}
 			wanted[n]++
 			es.wants[i] = append(es.wants[i], n)
@@ -163,6 +169,10 @@ func covers(have map[uint32]bool, want []uint32) bool {
 	}
 	return true
 }
+
+// Wants reports whether any entry wants a selector of this type (script), or of
+// this type and key (script:tree_sha256).
+func (es *Entries) Wants(kind string) bool { return es.kinds[kind] }
 
 // All returns every entry in the order of files and lines.
 func (es *Entries) All() []Entry { return slices.Clone(es.list) }

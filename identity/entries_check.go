@@ -84,7 +84,7 @@ func (c *checker) selectors(w *written) {
 	c.interpreter(w)
 }
 
-// kindOf returns the selector's text up to its last key: unix:uid.
+// kindOf returns the selector's text without its last part: unix:uid.
 func kindOf(s attest.Selector) string {
 	key, _, _ := strings.Cut(s.Value, ":")
 	return s.Type + ":" + key
@@ -111,7 +111,7 @@ func (c *checker) interpreter(w *written) {
 	var program *config.At[attest.Selector]
 	for i, s := range w.Selectors {
 		switch kindOf(s.Value) {
-		case "systemd:id", "cgroup:path":
+		case "systemd:id", "cgroup:path", "script:path", "script:sha256", "script:tree_sha256":
 			return
 		case "unix:path":
 			program = &w.Selectors[i]
@@ -181,7 +181,7 @@ func (c *checker) among(list []Entry) {
 			continue
 		}
 		if pos, ok := hints[e.Hint+"\n"+set]; ok { // Workload API §5.2.1: unique in a response
-			c.problems.Add(e.Pos, "hint %q is that of the entry with the same selectors at %v too; give each its own", e.Hint, pos)
+			c.problems.Add(e.Pos, "hint %.80q is that of the entry with the same selectors at %v too; give each its own", e.Hint, pos)
 		}
 		hints[e.Hint+"\n"+set] = e.Pos
 	}
@@ -195,7 +195,7 @@ func difference(a, b Entry) string {
 	case a.JWTTTL != b.JWTTTL:
 		return "jwt_svid_ttl " + config.FormatDuration(b.JWTTTL)
 	case a.Hint != b.Hint:
-		return fmt.Sprintf("hint %q", b.Hint)
+		return fmt.Sprintf("hint %.80q", b.Hint)
 	case !slices.Equal(sorted(a.Credentials), sorted(b.Credentials)):
 		return "other credentials"
 	}

@@ -83,13 +83,13 @@ entries:
 		JWTTTL:      30 * time.Second,
 		Hint:        "research",
 		Credentials: []string{"openai", "warehouse-readonly"},
-		Pos:         config.Pos{File: file, Line: 3},
+		Pos:         config.Pos{File: file, Line: 3, Column: 5},
 	}, {
 		ID:        spiffeid.RequireFromString("spiffe://example.org/other"),
 		Selectors: selectors(t, "unix:uid:1001"),
 		X509TTL:   time.Hour,
 		JWTTTL:    5 * time.Minute,
-		Pos:       config.Pos{File: file, Line: 11},
+		Pos:       config.Pos{File: file, Line: 11, Column: 5},
 	}}
 	if diff := cmp.Diff(want, es.All(), cmp.Comparer(func(a, b spiffeid.ID) bool { return a == b })); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
@@ -321,4 +321,25 @@ func FuzzLoadEntries(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestWantsNamesWhatEntriesAskFor(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	text := "entries:\n  - {spiffe_id: spiffe://example.org/a, selectors: [\"unix:uid:1\", \"systemd:id:a.service\"]}\n"
+	if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	es, err := LoadEntries(dir, spiffeid.RequireTrustDomainFromString("example.org"), Limits{MaxX509TTL: time.Hour, AnyOwner: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for kind, want := range map[string]bool{"unix": true, "unix:uid": true, "systemd:id": true, "unix:gid": false, "script": false, "": false} {
+		if got := es.Wants(kind); got != want {
+			t.Errorf("Wants(%q) = %t, want %t", kind, got, want)
+		}
+	}
+	if new(Entries).Wants("unix") {
+		t.Error("no entries want unix")
+	}
 }

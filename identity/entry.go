@@ -11,7 +11,7 @@ import (
 
 // An Entry is a registration entry: a process that has all its selectors is
 // entitled to its SPIFFE ID and its credentials. It holds at least one
-// selector.
+// selector. Its slices are shared with all who have it and must not be changed.
 type Entry struct {
 	ID          spiffeid.ID
 	Selectors   attest.Selectors // all must hold
@@ -52,7 +52,6 @@ func (w *written) entry(maxX509TTL time.Duration) Entry {
 	if w.X509TTL.Pos == (config.Pos{}) {
 		e.X509TTL = min(e.X509TTL, maxX509TTL) // the default, and not a choice to refuse
 	}
-	e.Pos.Column = 0
 	for _, s := range w.Selectors {
 		e.Selectors = append(e.Selectors, s.Value)
 	}

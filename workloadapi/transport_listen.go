@@ -17,12 +17,12 @@ import (
 const maxSocketPath = 107
 
 // listen returns a listener whose connections name the sender of each message.
-// Everybody may connect: the socket has mode 0666, and its directory is made
-// with mode 0755 where it is missing. A socket that a crashed daemon left is
+// mode says who may connect; the socket's directory is made with mode 0755
+// where it is missing. A socket that a crashed daemon left is
 // replaced; a socket that somebody answers on, or belongs to somebody else,
 // and anything that is not a socket, is an error and stays. Closing the
 // listener removes the socket.
-func listen(path string) (*net.UnixListener, error) {
+func listen(path string, mode fs.FileMode) (*net.UnixListener, error) {
 	if len(path) > maxSocketPath {
 		return nil, fmt.Errorf("socket path %s has %d bytes, and Linux takes at most %d; choose a shorter one", path, len(path), maxSocketPath)
 	}
@@ -39,7 +39,7 @@ func listen(path string) (*net.UnixListener, error) {
 	if err != nil {
 		return nil, err // names operation and path
 	}
-	if err := os.Chmod(path, 0o666); err != nil {
+	if err := os.Chmod(path, mode); err != nil {
 		l.Close()
 		return nil, err
 	}

@@ -35,6 +35,9 @@ var helpers = map[string]func(args []string) error{
 	"answer":     helperAnswer,
 	"talk":       helperTalk,
 	"send-files": helperSendFiles,
+	"forge":      helperForge,
+	"hold":       helperHold,
+	"drain":      helperDrain,
 }
 
 func TestMain(m *testing.M) {
@@ -107,7 +110,7 @@ func serve(t testing.TB, handle func(ctx context.Context, c *connInfo) error, op
 func serveWith(t testing.TB, limits connLimits, handle func(ctx context.Context, c *connInfo) error, opts ...grpc.ServerOption) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "s")
-	l, err := listen(path)
+	l, err := listen(path, 0o666)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,6 +235,7 @@ func TestExecSwapIsRefused(t *testing.T) {
 				return err
 			})
 			cmd := helper(t, "swap", path, tt.child)
+			cmd.WaitDelay = 5 * time.Second // a child that is not cut off must not hang the test
 			var out bytes.Buffer
 			cmd.Stdout = &out
 			if err := cmd.Start(); err != nil {
@@ -251,7 +255,10 @@ func TestExecSwapIsRefused(t *testing.T) {
 
 // swapped waits until the process runs the trusted program.
 func swapped(pid int) error {
-	for range 1000 {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	limit := time.After(10 * time.Second)
+	for {
 		comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
 		if err != nil {
 			return err
@@ -259,9 +266,12 @@ func swapped(pid int) error {
 		if string(comm) == "sleep\n" {
 			return nil
 		}
-		time.Sleep(5 * time.Millisecond)
+		select {
+		case <-tick.C:
+		case <-limit:
+			return errors.New("the program was not swapped")
+		}
 	}
-	return errors.New("the program was not swapped")
 }
 
 // helperSwap asks with a stock client, and once the request is on its way
@@ -357,6 +367,105 @@ func helperTalk([]string) error {
 	framer.WritePing(false, [8]byte{1})
 	io.Copy(os.Stdout, conn)
 	return nil
+}
+
+// TestForgedSenderIsRefused runs the exec swap in a user and PID namespace of
+// the attacker's own, where the child has the privilege to send in the name of
+// the trusted program. The kernel, and so the transport, believes it; only
+// attestation, which looks at the namespace, does not.
+func TestForgedSenderIsRefused(t *testing.T) {
+	t.Parallel()
+	if out, err := exec.Command("unshare", "-Urpf", "true").CombinedOutput(); err != nil {
+		t.Skipf("no user namespaces here: %s", out)
+	}
+	attester := process.NewAttester(process.Options{})
+	for _, tt := range []struct {
+		name string
+		uid  uint32
+	}{
+		{"as root", 0},
+		{"as an ordinary user", 65534},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			if os.Geteuid() != 0 {
+				t.Skip("needs root")
+			}
+			attestErr, challengeErr := make(chan error, 1), make(chan error, 1)
+			path := serve(t, func(ctx context.Context, c *connInfo) error {
+				if err := swapped(c.peer().PID()); err != nil {
+					t.Error(err)
+				}
+				_, err := attester.Attest(ctx, c.peer())
+				attestErr <- err
+				challengeErr <- challenged(ctx, c)
+				return err
+			})
+			must(t, os.Chmod(filepath.Dir(path), 0o755))
+			must(t, os.Chmod(filepath.Dir(filepath.Dir(path)), 0o755))
+			self := helper(t, "swap", path, "forge")
+			cmd := exec.CommandContext(t.Context(), "unshare", append([]string{"-Urpf"}, copySelf(t, self.Args)...)...)
+			cmd.Stderr = t.Output()
+			cmd.WaitDelay = 5 * time.Second
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: tt.uid, Gid: tt.uid}, Setpgid: true}
+			var out bytes.Buffer
+			cmd.Stdout = &out
+			must(t, cmd.Start())
+			err := <-attestErr
+			if e, ok := errors.AsType[*process.Error](err); !ok || e.Fact != "PID namespace" {
+				t.Errorf("Attest returned %v, want an error about the PID namespace", err)
+			}
+			if err := <-challengeErr; err != nil {
+				t.Errorf("the attack itself did not work: %v", err)
+			}
+			syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+			cmd.Wait()
+			if bytes.Contains(out.Bytes(), []byte(secret)) {
+				t.Error("the child has read the secret")
+			}
+		})
+	}
+}
+
+// copySelf returns the command with the test binary where every user may run
+// it.
+func copySelf(t *testing.T, args []string) []string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "workloadapi-test-*")
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	must(t, os.Chmod(dir, 0o755))
+	out, err := exec.Command("cp", args[0], dir+"/self").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return append([]string{dir + "/self"}, args[1:]...)
+}
+
+// helperForge does as helperAnswer, in the name of process 1.
+func helperForge([]string) error {
+	f, err := net.FileConn(os.NewFile(3, "socket"))
+	if err != nil {
+		return err
+	}
+	conn := f.(*net.UnixConn)
+	framer := http2.NewFramer(forger{conn}, io.TeeReader(conn, os.Stdout))
+	for {
+		f, err := framer.ReadFrame()
+		if err != nil {
+			return nil
+		}
+		if p, ok := f.(*http2.PingFrame); ok && !p.IsAck() {
+			framer.WritePing(true, p.Data)
+		}
+	}
+}
+
+type forger struct{ conn *net.UnixConn }
+
+func (f forger) Write(p []byte) (int, error) {
+	n, _, err := f.conn.WriteMsgUnix(p, unix.UnixCredentials(&unix.Ucred{Pid: 1}), nil)
+	return n, err
 }
 
 func TestMessageWithFileDescriptorsEndsTheConnection(t *testing.T) {

@@ -9,13 +9,33 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
+
+	"github.com/vouchd/vouchd/secret"
 )
 
 // A counter is the node's counter in the TPM's NV memory.
 type counter struct {
+	Index tpm2.TPMHandle
+	Auth  secret.Bytes
+	Made  bool
+}
+
+// counterFile is a counter as the store has it.
+type counterFile struct {
 	Index tpm2.TPMHandle `json:"index"`
 	Auth  []byte         `json:"auth"`
 	Made  bool           `json:"made"`
+}
+
+func (c counter) MarshalJSON() ([]byte, error) {
+	return json.Marshal(counterFile{c.Index, c.Auth.Reveal(), c.Made})
+}
+
+func (c *counter) UnmarshalJSON(b []byte) error {
+	var f counterFile
+	err := json.Unmarshal(b, &f)
+	*c = counter{f.Index, secret.Of(f.Auth), f.Made}
+	return err
 }
 
 // Counters get an index in the owner's range of the TCG's registry of handles,
@@ -27,7 +47,7 @@ const (
 
 // newCounter chooses a free index and an authorisation; makeCounter defines it.
 func newCounter(tr transport.TPM) (counter, error) {
-	c := counter{Auth: newAuth()}
+	c := counter{Auth: secret.Of(newAuth())}
 	for c.Index = firstCounter; c.Index <= lastCounter; c.Index++ {
 		_, err := tpm2.NVReadPublic{NVIndex: c.Index}.Execute(tr)
 		if errors.Is(err, tpm2.TPMRCHandle) {
@@ -88,7 +108,7 @@ func (n *Node) defineCounter(tr transport.TPM, c counter) (*tpm2.TPMSNVPublic, e
 	public.Attributes.Written = false // its name changes with the first write
 	_, err = tpm2.NVDefineSpace{
 		AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: n.salted(tpm2.AESEncryption(128, tpm2.EncryptIn))},
-		Auth:       tpm2.TPM2BAuth{Buffer: c.Auth},
+		Auth:       tpm2.TPM2BAuth{Buffer: c.Auth.Reveal()},
 		PublicInfo: tpm2.New2B(public),
 	}.Execute(tr)
 	return &public, err
@@ -97,7 +117,7 @@ func (n *Node) defineCounter(tr transport.TPM, c counter) (*tpm2.TPMSNVPublic, e
 // authorised returns a session that proves the counter's authorisation without
 // sending it. It is 32 random bytes, so nothing that is seen helps to guess it.
 func (c counter) authorised() tpm2.Session {
-	return tpm2.HMAC(tpm2.TPMAlgSHA256, nonceLen, tpm2.Auth(c.Auth))
+	return tpm2.HMAC(tpm2.TPMAlgSHA256, nonceLen, tpm2.Auth(c.Auth.Reveal()))
 }
 
 func (c counter) increment(tr transport.TPM, public tpm2.TPMSNVPublic, auth tpm2.Session) error {
@@ -157,7 +177,7 @@ func (n *Node) Anchor(ctx context.Context, digest [32]byte) ([]byte, error) {
 	doc := anchorDocument{Version: anchorVersion}
 	err := n.tpm.do(ctx, "anchoring in the TPM", operationLimit, func(tr transport.TPM) error {
 		// One session for both commands on the counter.
-		auth, done, err := tpm2.HMACSession(tr, tpm2.TPMAlgSHA256, nonceLen, tpm2.Auth(n.keys.Counter.Auth))
+		auth, done, err := tpm2.HMACSession(tr, tpm2.TPMAlgSHA256, nonceLen, tpm2.Auth(n.keys.Counter.Auth.Reveal()))
 		if err != nil {
 			return err
 		}

@@ -28,6 +28,12 @@ const (
 	maxCertificates   = 16
 )
 
+// Handles that the TCG set aside for endorsement keys.
+const (
+	firstEKHandle = tpm2.TPMHandle(0x81010000)
+	lastEKHandle  = tpm2.TPMHandle(0x810100ff)
+)
+
 // readEndorsementKey returns the first endorsement key, in the templates'
 // order, whose certificate lies in NV memory and fits; where there is no
 // certificate at all, as in many cloud vTPMs, the RSA-2048 key without one.
@@ -38,7 +44,7 @@ func readEndorsementKey(tr transport.TPM) (endorsementKey, error) {
 	}
 	for _, template := range ekTemplates() {
 		der, err := readNV(tr, template.certificate)
-		if errors.Is(err, tpm2.TPMRCHandle) {
+		if absent(err) {
 			continue
 		}
 		if err != nil {
@@ -71,10 +77,9 @@ func readEndorsementKey(tr transport.TPM) (endorsementKey, error) {
 }
 
 // persistentKeys reads the public areas of the endorsement keys that are kept
-// loaded, in the range that the TCG set aside for them: making one anew from
-// its seed takes an RSA key's time.
+// loaded: making one anew from its seed takes an RSA key's time.
 func persistentKeys(tr transport.TPM) ([]*tpm2.TPMTPublic, error) {
-	handles, err := listHandles(tr, 0x81010000, 0x810100ff)
+	handles, err := listHandles(tr, firstEKHandle, lastEKHandle)
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +151,21 @@ func listHandles(tr transport.TPM, first, last tpm2.TPMHandle) ([]tpm2.TPMHandle
 	return handles, nil
 }
 
-// readNV reads an NV index that anybody may read.
+// absent reports whether an NV index is not there for us: it is not defined,
+// was never written, or somebody keeps it to himself.
+func absent(err error) bool {
+	for _, rc := range []tpm2.TPMRC{
+		tpm2.TPMRCHandle, tpm2.TPMRCNVUninitialized, tpm2.TPMRCNVAuthorization, tpm2.TPMRCNVLocked,
+		tpm2.TPMRCAuthUnavailable, tpm2.TPMRCAuthFail, tpm2.TPMRCBadAuth,
+	} {
+		if errors.Is(err, rc) {
+			return true
+		}
+	}
+	return false
+}
+
+// readNV reads an NV index that anybody, or the owner, may read.
 func readNV(tr transport.TPM, index tpm2.TPMHandle) ([]byte, error) {
 	p, err := tpm2.NVReadPublic{NVIndex: index}.Execute(tr)
 	if err != nil {
@@ -157,11 +176,15 @@ func readNV(tr transport.TPM, index tpm2.TPMHandle) ([]byte, error) {
 		return nil, err
 	}
 	h := tpm2.NamedHandle{Handle: index, Name: p.NVName}
+	by := h
+	if !public.Attributes.AuthRead {
+		by = tpm2.NamedHandle{Handle: tpm2.TPMRHOwner, Name: tpm2.HandleName(tpm2.TPMRHOwner)}
+	}
 	data := make([]byte, 0, public.DataSize)
 	const step = 512 // bytes, what every TPM can read at once
 	for len(data) < int(public.DataSize) {
 		r, err := tpm2.NVRead{
-			AuthHandle: withAuth(h, tpm2.PasswordAuth(nil)),
+			AuthHandle: withAuth(by, tpm2.PasswordAuth(nil)),
 			NVIndex:    h,
 			Size:       min(step, public.DataSize-uint16(len(data))),
 			Offset:     uint16(len(data)),
@@ -269,6 +292,12 @@ func (e endorsementKey) sha256() string {
 	if err != nil {
 		return ""
 	}
+	return keySHA256(k)
+}
+
+// keySHA256 returns the digest of a key's DER SubjectPublicKeyInfo in
+// hexadecimal.
+func keySHA256(k crypto.PublicKey) string {
 	der, err := x509.MarshalPKIXPublicKey(k)
 	if err != nil {
 		return ""

@@ -8,6 +8,7 @@ import (
 	"crypto/elliptic"
 	"crypto/sha256"
 	"encoding/asn1"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -64,7 +65,7 @@ func (n *Node) Key(ctx context.Context, name string) (crypto.Signer, error) {
 
 func (n *Node) makeKey(ctx context.Context, name string) (b blob, err error) {
 	err = n.tpm.do(ctx, "making TPM key "+name, creationLimit, func(tr transport.TPM) (err error) {
-		b, err = n.createKey(tr, signingTemplate())
+		b, err = n.createKey(tr)
 		return err
 	})
 	if err != nil {
@@ -101,6 +102,7 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 	if opts == nil || opts.HashFunc() != crypto.SHA256 || len(digest) != sha256.Size {
 		return nil, errors.New("signing in the TPM: want a SHA-256 digest")
 	}
+	bound := k.node.binding()
 	var signature []byte
 	err := k.node.tpm.do(context.Background(), "signing in the TPM", operationLimit, func(tr transport.TPM) error {
 		h, err := k.node.load(tr, k.blob)
@@ -108,7 +110,7 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 			return err
 		}
 		r, err := tpm2.Sign{
-			KeyHandle:  withAuth(h, tpm2.PasswordAuth(nil)),
+			KeyHandle:  withAuth(h, k.node.use(bound)),
 			Digest:     tpm2.TPM2BDigest{Buffer: digest},
 			InScheme:   ecdsaSHA256,
 			Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck},
@@ -177,7 +179,11 @@ func (n *Node) load(tr transport.TPM, b blob) (tpm2.NamedHandle, error) {
 	return tpm2.NamedHandle{Handle: r.ObjectHandle, Name: r.Name}, nil
 }
 
-func (n *Node) createKey(tr transport.TPM, template tpm2.TPMTPublic) (blob, error) {
+func (n *Node) createKey(tr transport.TPM) (blob, error) {
+	template, err := n.template(signingTemplate())
+	if err != nil {
+		return blob{}, err
+	}
 	r, err := tpm2.Create{ParentHandle: n.parent(tpm2.PasswordAuth(nil)), InPublic: tpm2.New2B(template)}.Execute(tr)
 	if err != nil {
 		return blob{}, err
@@ -308,3 +314,5 @@ func objectName(public *tpm2.TPMTPublic) *tpm2.TPM2BName {
 	}
 	return name
 }
+
+func nameText(public *tpm2.TPMTPublic) string { return hex.EncodeToString(objectName(public).Buffer) }

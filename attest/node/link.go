@@ -63,6 +63,9 @@ type socket struct{ conn net.Conn }
 func dialSocket(ctx context.Context, path string) (link, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
+		return nil, fmt.Errorf("%w: %w", err, ErrNoTPM)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -105,6 +108,9 @@ func openDevice(ctx context.Context, path string) (link, error) {
 		if err == unix.EINTR || err == unix.EBUSY && pause(ctx, wait) == nil {
 			continue
 		}
+		if err == unix.ENOENT || err == unix.ENXIO || err == unix.ENODEV {
+			return nil, fmt.Errorf("opening %s: %w: %w", path, err, ErrNoTPM)
+		}
 		return nil, fmt.Errorf("opening %s: %w", path, err)
 	}
 }
@@ -126,7 +132,7 @@ func (d device) exchange(ctx context.Context, command []byte) ([]byte, error) {
 	if n != len(command) {
 		return nil, io.ErrShortWrite
 	}
-	const slice = 50 // milliseconds between looks at the context
+	const slice = 10 // milliseconds between looks at the context
 	for {
 		fds := []unix.PollFd{{Fd: int32(d.fd), Events: unix.POLLIN}}
 		ready, err := retryInterrupted(func() (int, error) { return unix.Poll(fds, slice) })

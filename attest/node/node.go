@@ -22,7 +22,6 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -54,7 +53,7 @@ type Node struct {
 	ak    tpm2.TPMTPublic
 	node  *Key
 
-	mu sync.Mutex // held while a named key is looked up or made
+	mu sync.Mutex // guards keys.Binding; held while a named key is looked up or made
 }
 
 // Files in the store.
@@ -75,7 +74,8 @@ type keys struct {
 	Counter counter        `json:"counter"`
 	Seal    blob           `json:"seal_key"`
 
-	NodeCertified signed `json:"node_key_certified"`
+	NodeCertified signed   `json:"node_key_certified"`
+	Binding       *binding `json:"binding,omitempty"` // replaced whole, guarded by Node.mu
 }
 
 // Load loads the node's keys from the store, or on first use makes them: the
@@ -86,11 +86,16 @@ type keys struct {
 //
 // The Node uses t and s from then on and closes neither.
 func Load(ctx context.Context, t *TPM, s Store) (*Node, error) {
+	return loadNode(ctx, t, s, nil)
+}
+
+// loadNode binds what it makes, if there is a binding.
+func loadNode(ctx context.Context, t *TPM, s Store, bound *binding) (*Node, error) {
 	n := &Node{tpm: t, store: s}
 	data, _, err := s.Load(keysFile, keysVersion)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if err := n.create(ctx); err != nil {
+		if err := n.create(ctx, bound); err != nil {
 			return nil, err
 		}
 	case err != nil:
@@ -119,21 +124,21 @@ func (n *Node) recognise(ctx context.Context) error {
 		return fmt.Errorf("loading the node's keys: storage root key: %w", err)
 	}
 	want := n.keys.SRK
-	return n.tpm.do(ctx, "recognising the TPM", creationLimit, func(tr transport.TPM) error {
-		found, err := findStorageRoot(tr, want.Handle, public)
-		if err != nil {
-			return err
-		}
-		n.keys.SRK = found
-		return nil
+	err = n.tpm.do(ctx, "recognising the TPM", creationLimit, func(tr transport.TPM) (err error) {
+		n.keys.SRK, err = findStorageRoot(tr, want.Handle, public)
+		return err
 	})
+	if err == nil && n.keys.SRK.Handle != want.Handle {
+		err = n.save()
+	}
+	return err
 }
 
 // create makes everything new and saves it before the NV counter is made, so
 // that a crash leaves no counter that nobody knows about.
-func (n *Node) create(ctx context.Context) error {
+func (n *Node) create(ctx context.Context, bound *binding) error {
 	err := n.tpm.do(ctx, "making the node's keys", creationLimit, func(tr transport.TPM) (err error) {
-		k := keys{}
+		k := keys{Binding: bound}
 		if k.SRK, err = findStorageRoot(tr, 0, nil); err != nil {
 			return err
 		}
@@ -147,7 +152,7 @@ func (n *Node) create(ctx context.Context) error {
 		if k.AK, k.Created, err = n.createAK(tr); err != nil {
 			return fmt.Errorf("attestation key: %w", err)
 		}
-		if k.Node, err = n.createKey(tr, signingTemplate()); err != nil {
+		if k.Node, err = n.createKey(tr); err != nil {
 			return fmt.Errorf("node key: %w", err)
 		}
 		if k.NodeCertified, err = n.certify(tr, k.AK, k.Node, keyPurpose("node")); err != nil {
@@ -210,7 +215,7 @@ func (n *Node) EKSHA256() string { return n.keys.EK.sha256() }
 
 // AKName returns the attestation key's TPM name in hexadecimal: the algorithm
 // and digest of its public area (TPM 2.0 Part 1, 16).
-func (n *Node) AKName() string { return hex.EncodeToString(objectName(&n.ak).Buffer) }
+func (n *Node) AKName() string { return nameText(&n.ak) }
 
 // Signer returns the node key. Signing takes SHA-256 digests only and at most
 // 30 seconds, the TPM's time included.

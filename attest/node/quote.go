@@ -34,17 +34,18 @@ type Quote struct {
 type BootState struct {
 	// PCRDigest is the digest over the quoted PCRs in their order (PCRs 0 to 9
 	// and 11 to 15 of the SHA-256 bank), in hexadecimal.
-	PCRDigest string
+	PCRDigest string `json:"pcr_digest"`
 	// Resets grows by one with each boot and Restarts with each resume from
 	// hibernation. The TPM adds to both, for an AK like ours, an offset that
 	// is constant for the AK (TPM 2.0 Part 1, 36.7), so only differences mean
 	// something; they are modulo 2^32.
-	Resets, Restarts uint32
+	Resets   uint32 `json:"resets"`
+	Restarts uint32 `json:"restarts"`
 	// Clock is the time for which the TPM was ever powered, since it was last
 	// cleared. It goes back, by at most the time between two updates of NV
 	// memory, only while Safe is false.
-	Clock time.Duration
-	Safe  bool
+	Clock time.Duration `json:"clock_ns"`
+	Safe  bool          `json:"safe"`
 }
 
 // Quote has the TPM sign the PCRs that say how the machine booted, together

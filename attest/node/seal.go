@@ -62,6 +62,7 @@ func (n *Node) Unseal(ctx context.Context, label string, sealed []byte) ([]byte,
 // sealCipher takes the seal key from the TPM, in an encrypted session, for as
 // long as it takes to derive one blob's key.
 func (n *Node) sealCipher(ctx context.Context, label string, salt []byte) (cipher.AEAD, error) {
+	bound := n.binding()
 	var master []byte
 	err := n.tpm.do(ctx, "taking the seal key", operationLimit, func(tr transport.TPM) error {
 		h, err := n.load(tr, n.keys.Seal)
@@ -69,7 +70,7 @@ func (n *Node) sealCipher(ctx context.Context, label string, salt []byte) (ciphe
 			return err
 		}
 		r, err := tpm2.Unseal{
-			ItemHandle: withAuth(h, n.salted(tpm2.AESEncryption(128, tpm2.EncryptOut))),
+			ItemHandle: withAuth(h, n.use(bound, tpm2.AESEncryption(128, tpm2.EncryptOut))),
 		}.Execute(tr)
 		if err != nil {
 			return err
@@ -98,6 +99,10 @@ func (n *Node) sealCipher(ctx context.Context, label string, salt []byte) (ciphe
 
 // createSealKey seals a new random key; it travels encrypted.
 func (n *Node) createSealKey(tr transport.TPM) (blob, error) {
+	template, err := n.template(sealTemplate())
+	if err != nil {
+		return blob{}, err
+	}
 	key := make([]byte, sealKeyLen)
 	rand.Read(key)
 	defer clear(key)
@@ -106,7 +111,7 @@ func (n *Node) createSealKey(tr transport.TPM) (blob, error) {
 		InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{
 			Data: tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{Buffer: key}),
 		}},
-		InPublic: tpm2.New2B(sealTemplate()),
+		InPublic: tpm2.New2B(template),
 	}.Execute(tr)
 	if err != nil {
 		return blob{}, err

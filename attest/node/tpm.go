@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"time"
 
@@ -32,6 +33,7 @@ const (
 	operationLimit = 30 * time.Second
 	creationLimit  = 2 * time.Minute
 	reconnectLimit = 5 * time.Second // how long a lost TPM is waited for
+	cleanLimit     = 2 * time.Second // for flushing after an operation
 	firstBackOff   = 5 * time.Millisecond
 	longestBackOff = 250 * time.Millisecond
 )
@@ -106,7 +108,7 @@ func (t *TPM) do(ctx context.Context, what string, limit time.Duration, op func(
 		case err == nil:
 			return nil
 		case ctx.Err() != nil:
-			return fmt.Errorf("%s: TPM %s gave no answer: %w", what, t.address, ctx.Err())
+			return fmt.Errorf("%s: %w: %w", what, ctx.Err(), t.explain(err))
 		case !again || time.Now().After(giveUp):
 			return fmt.Errorf("%s: %w", what, t.explain(err))
 		}
@@ -124,7 +126,7 @@ func (t *TPM) attempt(ctx context.Context, op func(transport.TPM) error) (again 
 	}
 	if t.link == nil {
 		if t.link, err = t.open(ctx); err != nil {
-			return !errors.Is(err, ErrNoTPM) && !errors.Is(err, ErrTPM12), err
+			return !errors.Is(err, fs.ErrPermission), err
 		}
 	}
 	o := &operation{ctx: ctx, link: t.link}
@@ -136,7 +138,11 @@ func (t *TPM) attempt(ctx context.Context, op func(transport.TPM) error) (again 
 		err = op(o)
 	}
 	if !o.lost {
+		// What was loaded is flushed also where there was no time for more.
+		cleaning, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanLimit)
+		o.ctx = cleaning
 		o.flush(err != nil)
+		cancel()
 	}
 	full := !t.managed && outOfMemory(err) // somebody else left objects
 	if o.lost || full {
@@ -145,7 +151,9 @@ func (t *TPM) attempt(ctx context.Context, op func(transport.TPM) error) (again 
 	if o.lost || t.perOp {
 		t.disconnect()
 	}
-	return o.lost || full, err
+	// IMA extended a PCR between a policy's check and its use.
+	raced := errors.Is(err, tpm2.TPMRCPCRChanged)
+	return o.lost || full || raced, err
 }
 
 func outOfMemory(err error) bool {
@@ -171,6 +179,8 @@ func (t *TPM) explain(err error) error {
 		hint = "the TPM is in lockout after wrong authorisations; wait, or run tpm2_dictionarylockout --clear-lockout"
 	case errors.Is(err, tpm2.TPMRCBadAuth), errors.Is(err, tpm2.TPMRCAuthFail):
 		hint = "a hierarchy of the TPM has a password and vouchd needs it to be empty; see tpm2_changeauth"
+	case errors.Is(err, fs.ErrPermission):
+		hint = "the daemon's user may not use the TPM; on Debian the group tss may"
 	case errors.Is(err, tpm2.TPMRCNVSpace):
 		hint = "the TPM's memory is full; list it with tpm2_getcap handles-nv-index and handles-persistent"
 	default:
@@ -213,6 +223,9 @@ const tagTPM12 = 0x00c4 // TPM_ST_RSP_COMMAND: all that a TPM 1.2 says to a 2.0 
 func (o *operation) exchange(command []byte) ([]byte, error) {
 	if o.lost {
 		return nil, errors.New("the connection was lost before")
+	}
+	if err := o.ctx.Err(); err != nil {
+		return nil, err
 	}
 	response, err := o.link.exchange(o.ctx, command)
 	if err != nil {

@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"net"
 	"path/filepath"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
+	"golang.org/x/sys/unix"
 
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
 )
@@ -45,6 +45,17 @@ func TestOpenSaysWhatIsMissing(t *testing.T) {
 				t.Errorf("Open(%q) = %v, which does not mention %q", tt.address, err, tt.says)
 			}
 		})
+	}
+}
+
+func TestSocketThatNobodyListensOnIsNoTPM(t *testing.T) {
+	t.Parallel()
+	real := tpmtest.Start(t)
+	real.Kill()
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := Open(ctx, real.Address); !errors.Is(err, ErrNoTPM) {
+		t.Errorf("Open = %v, want %v", err, ErrNoTPM)
 	}
 }
 
@@ -165,6 +176,26 @@ func TestHungTPMIsGivenUp(t *testing.T) {
 	real.Resume()
 	if err := random(t.Context(), tpm); err != nil {
 		t.Errorf("after the TPM came back: %v", err)
+	}
+}
+
+func TestExpiredOperationLeavesNothingLoaded(t *testing.T) {
+	t.Parallel()
+	tpm, real := open(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	err := tpm.do(ctx, "loading", operationLimit, func(tr transport.TPM) error {
+		if _, _, err := tpm2.HMACSession(tr, tpm2.TPMAlgSHA256, 16); err != nil {
+			return err
+		}
+		cancel()
+		_, err := tpm2.GetRandom{BytesRequested: 8}.Execute(tr)
+		return err
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("operation = %v, want %v", err, context.Canceled)
+	}
+	if left := real.Handles(); len(left) > 0 {
+		t.Errorf("handles %x are left", left)
 	}
 }
 
@@ -325,27 +356,35 @@ func TestNonsenseFromTheTPMIsAnError(t *testing.T) {
 	}
 }
 
-func open(t testing.TB) (*TPM, *tpmtest.TPM) {
-	t.Helper()
+// A device file is written, polled and read; here over a socket, which behaves
+// the same and has a real TPM behind it.
+func TestDeviceExchangesCommands(t *testing.T) {
+	t.Parallel()
 	real := tpmtest.Start(t)
-	tpm, err := Open(t.Context(), real.Address)
-	if err != nil {
-		t.Fatal(err)
+	dial := func() (link, error) {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return nil, err
+		}
+		if err := unix.Connect(fd, &unix.SockaddrUnix{Name: strings.TrimPrefix(real.Address, "unix:")}); err != nil {
+			unix.Close(fd)
+			return nil, err
+		}
+		return device{fd}, unix.SetNonblock(fd, true)
 	}
-	t.Cleanup(func() { tpm.Close() })
-	return tpm, real
-}
-
-func random(ctx context.Context, tpm *TPM) error {
-	return tpm.do(ctx, "drawing a random number", operationLimit, func(tr transport.TPM) error {
-		_, err := tpm2.GetRandom{BytesRequested: 8}.Execute(tr)
-		return err
-	})
-}
-
-// someBytes are for tests that need any bytes but always others.
-func someBytes(n int) []byte {
-	b := make([]byte, n)
-	rand.Read(b)
-	return b
+	tpm := &TPM{address: "/dev/tpmrm0", queue: make(chan struct{}, 1), open: func(context.Context) (link, error) { return dial() }}
+	tpm.queue <- struct{}{}
+	defer tpm.Close()
+	n := load(t, tpm, store(t))
+	checkSignature(t, n.Signer())
+	real.Pause()
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := random(ctx, tpm); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("operation on a hung device: %v, want %v", err, context.DeadlineExceeded)
+	}
+	real.Resume()
+	checkSignature(t, n.Signer())
+	real.Restart()
+	checkSignature(t, n.Signer())
 }

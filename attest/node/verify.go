@@ -124,7 +124,7 @@ func (c certifiedKey) verify(ak *ecdsa.PublicKey, purpose string) (*ecdsa.Public
 	if err != nil {
 		return nil, err
 	}
-	if !matches(*public, signingTemplate()) {
+	if !matches(*public, signingTemplate()) && !matches(*public, bindTemplate(signingTemplate(), public.AuthPolicy.Buffer)) {
 		return nil, fmt.Errorf("%w: its attributes are others", ErrKey)
 	}
 	if err := c.verifyCertified(ak, public, keyPurpose(purpose)); err != nil {

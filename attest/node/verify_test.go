@@ -113,7 +113,7 @@ func TestQuotesVerify(t *testing.T) {
 // an attacker who owns the host could.
 func TestForgedStatementsAreRefused(t *testing.T) {
 	t.Parallel()
-	tpm, _ := open(t)
+	tpm, real := open(t)
 	n := load(t, tpm, store(t))
 	other := load(t, reopen(t, tpmtest.StartManufactured(t).Address), store(t))
 	logKey := newLogKey(t)
@@ -178,6 +178,17 @@ func TestForgedStatementsAreRefused(t *testing.T) {
 			p.Attributes.NT = tpm2.TPMNTOrdinary
 			s.Counter.Public = tpm2.Marshal(p)
 		}, ErrCounter},
+		{"an ordinary NV index, certified", func(t *testing.T, s *statement) {
+			p := counterPublic(n.keys.Counter.Index)
+			p.Attributes.NT = tpm2.TPMNTOrdinary
+			s.Counter = certifiedPublic{tpm2.Marshal(p), ordinaryIndex(t, n, real, about)}
+		}, ErrCounter},
+		{"a certified node key that may leave the TPM", func(t *testing.T, s *statement) {
+			template := signingTemplate()
+			template.ObjectAttributes.FixedTPM, template.ObjectAttributes.FixedParent = false, false
+			b := created(t, n, template)
+			s.NodeKey = certifiedKey{b.Public, certified(t, n, n.keys.AK, b, keyPurpose("node"))}
+		}, ErrKey},
 		{"a counter the owner may write", func(t *testing.T, s *statement) {
 			p := counterPublic(n.keys.Counter.Index)
 			p.Attributes.OwnerWrite = true
@@ -210,7 +221,7 @@ func TestForgedStatementsAreRefused(t *testing.T) {
 		}
 	})
 	for name, text := range map[string]string{
-		"nothing": "", "an array": "[]", "an unknown field": `{"version":1,"extra":1}`,
+		"nothing": "", "an array": "[]", "an unknown field": `{"extra":1,` + string(encode(t, good)[1:]),
 		"two documents": string(encode(t, good)) + "{}", "too long": string(make([]byte, MaxStatementLen+1)),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -290,6 +301,7 @@ func TestForgedAnchorsAreRefused(t *testing.T) {
 		{"a quote of another checkpoint", func(a *anchorDocument) { a.Quote = earlier.Quote }, ErrNonce},
 		{"a quote from before", func(a *anchorDocument) { *a = anchorDocument{1, later.Counter, good.Quote} }, ErrNonce},
 		{"a quote from after a reboot", func(a *anchorDocument) { a.Quote = rebooted.Quote }, ErrNonce},
+		{"a quote from before a reboot", func(a *anchorDocument) { a.Counter = rebooted.Counter }, ErrNonce},
 		{"counter and quote changed about", func(a *anchorDocument) { a.Counter, a.Quote = a.Quote, a.Counter }, ErrType},
 		{"an index that holds any number", func(a *anchorDocument) { a.Counter = ordinary }, ErrCounter},
 		{"a changed count", func(a *anchorDocument) { a.Counter.Attested = flip(a.Counter.Attested, len(a.Counter.Attested)-1) }, ErrSignature},
@@ -425,93 +437,4 @@ func anchorOf(t *testing.T, n *Node, digest [32]byte) (a anchorDocument) {
 		t.Fatal(err)
 	}
 	return a
-}
-
-func quoteOf(t *testing.T, n *Node, bank tpm2.TPMAlgID, pcrs []uint, data []byte) (q quoteDocument) {
-	t.Helper()
-	err := n.tpm.do(t.Context(), "quoting", operationLimit, func(tr transport.TPM) error {
-		ak, err := n.load(tr, n.keys.AK)
-		if err != nil {
-			return err
-		}
-		if q.PCRs, err = readPCRs(tr, bank, pcrs); err != nil {
-			return err
-		}
-		q.signed, err = quoteOnce(tr, ak, bank, pcrs, data)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return q
-}
-
-func certified(t *testing.T, n *Node, ak, key blob, data []byte) (s signed) {
-	t.Helper()
-	err := n.tpm.do(t.Context(), "certifying", operationLimit, func(tr transport.TPM) (err error) {
-		s, err = n.certify(tr, ak, key, data)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
-
-// softKey returns the public area of a key that is in no TPM.
-func softKey(t *testing.T, template tpm2.TPMTPublic) blob {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	point, err := key.PublicKey.Bytes()
-	if err != nil {
-		t.Fatal(err)
-	}
-	template.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
-		X: tpm2.TPM2BECCParameter{Buffer: point[1:33]}, Y: tpm2.TPM2BECCParameter{Buffer: point[33:]},
-	})
-	return blob{Public: tpm2.Marshal(template)}
-}
-
-func signedBy(t *testing.T, key *ecdsa.PrivateKey, text []byte) signed {
-	t.Helper()
-	digest := sha256.Sum256(text)
-	r, s, err := ecdsa.Sign(rand.Reader, key, digest[:])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return signed{Attested: text, Signature: tpm2.Marshal(tpm2.TPMTSignature{
-		SigAlg: tpm2.TPMAlgECDSA,
-		Signature: tpm2.NewTPMUSignature(tpm2.TPMAlgECDSA, &tpm2.TPMSSignatureECC{
-			Hash:       tpm2.TPMAlgSHA256,
-			SignatureR: tpm2.TPM2BECCParameter{Buffer: r.FillBytes(make([]byte, 32))},
-			SignatureS: tpm2.TPM2BECCParameter{Buffer: s.FillBytes(make([]byte, 32))},
-		}),
-	})}
-}
-
-func flip(b []byte, i int) []byte {
-	b = bytes.Clone(b)
-	b[i] ^= 1
-	return b
-}
-
-func encode(t *testing.T, v any) []byte {
-	t.Helper()
-	b, err := json.Marshal(v)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
-
-// clone copies what has a JSON form, deep.
-func clone[T any](t *testing.T, v T) (c T) {
-	t.Helper()
-	if err := json.Unmarshal(encode(t, v), &c); err != nil {
-		t.Fatal(err)
-	}
-	return c
 }

@@ -210,6 +210,9 @@ func (p *Peer) explain(fact string, err error) error {
 	if alive := p.Alive(); alive != nil {
 		return alive
 	}
+	if errors.Is(err, unix.ENOENT) {
+		err = fmt.Errorf("%w (is /proc mounted with hidepid=, and the daemon without CAP_SYS_PTRACE?)", err)
+	}
 	return &Error{PID: p.pid, Fact: fact, Err: err}
 }
 

@@ -115,6 +115,7 @@ const maxGroups = 1024
 
 // A status is what /proc/PID/status says that is of use here.
 type status struct {
+	parent     int    // PID, 0 where it is not visible
 	uid, gid   uint32 // effective
 	groups     []uint32
 	noNewPrivs bool
@@ -123,7 +124,7 @@ type status struct {
 }
 
 func (s status) equal(t status) bool {
-	return s.uid == t.uid && s.gid == t.gid && slices.Equal(s.groups, t.groups) &&
+	return s.parent == t.parent && s.uid == t.uid && s.gid == t.gid && slices.Equal(s.groups, t.groups) &&
 		s.noNewPrivs == t.noNewPrivs && s.seccomp == t.seccomp && s.tracer == t.tracer
 }
 
@@ -156,6 +157,8 @@ func parseStatus(b []byte) (status, error) {
 		case "Groups":
 			s.groups, err = ids(value)
 			seen++
+		case "PPid":
+			s.parent, err = strconv.Atoi(string(bytes.TrimSpace(value)))
 		case "TracerPid":
 			s.tracer, err = strconv.Atoi(string(bytes.TrimSpace(value)))
 		case "NoNewPrivs":

@@ -1,0 +1,49 @@
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+GO       ?= go
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  := -s -w -X github.com/vouchd/vouchd/packaging/version.release=$(VERSION)
+TOOLS    := swtpm swtpm-tools tpm2-tools
+FUZZTIME ?= 30s
+
+help: ## list what can be made
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | sort | expand -t 16
+
+build: ## build both programs into bin/
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/vouchd ./cmd/vouch
+
+demo: build ## the whole way, from a TPM to two agents that trust each other
+	./examples/demo/run
+
+test: test-tools ## run all tests, with the race detector
+	$(GO) test -race -timeout 20m ./...
+
+test-tools: ## install from Debian what the tests need
+	@packaging/install-missing $(TOOLS)
+
+check: ## what must hold before a commit: formatting, vet, staticcheck, a tidy go.mod
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }
+	$(GO) vet ./...
+	$(GO) mod tidy -diff
+	$(GO) tool staticcheck ./...
+
+bench: test-tools ## measure; docs/performance.md says what
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+fuzz: ## fuzz every parser of outside data, FUZZTIME each
+	@packaging/fuzz-all $(FUZZTIME)
+
+package: ## build the deb and rpm packages for amd64 and arm64 into dist/
+	@packaging/package
+
+package-check: package ## hold the packages to lintian, rpmlint, reproducibility and the unit's exposure
+	@packaging/install-missing lintian rpmlint man-db
+	@packaging/check
+
+system-test: ## install, use, upgrade and remove the package under systemd, in a container
+	@packaging/install-missing mmdebstrap systemd-container swtpm swtpm-tools
+	@packaging/test/system
+
+.PHONY: help build demo test test-tools check bench fuzz package package-check system-test

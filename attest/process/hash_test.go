@@ -1,0 +1,205 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// identity returns the file's identity once a further change would show in it.
+func identity(t testing.TB, path string) fileID {
+	t.Helper()
+	var id fileID
+	eventually(t, "the file has settled", func() bool {
+		var st unix.Statx_t
+		must(t, statx(unix.AT_FDCWD, path, 0, &st))
+		id = identify(&st)
+		return settled(id, time.Now())
+	})
+	return id
+}
+
+func file(t testing.TB, contents string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "file")
+	must(t, os.WriteFile(path, []byte(contents), 0o644))
+	return path
+}
+
+func opener(path string, opened *atomic.Int32) func() (int, error) {
+	return func() (int, error) {
+		opened.Add(1)
+		return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	}
+}
+
+func TestFileIsHashedOnceForAllWhoAsk(t *testing.T) {
+	t.Parallel()
+	path := file(t, strings.Repeat("x", 8<<20))
+	id := identity(t, path)
+	want := sha256Of(t, path)
+	h := newHashes(1<<30, time.Minute, 10)
+	var opened atomic.Int32
+	var wg sync.WaitGroup
+	for range 64 {
+		wg.Go(func() {
+			if sum, err := h.sum(t.Context(), id, opener(path, &opened)); sum != want || err != nil {
+				t.Errorf("got %s, %v; want %s", sum, err, want)
+			}
+		})
+	}
+	wg.Wait()
+	if n := opened.Load(); n != 1 {
+		t.Errorf("the file was opened %d times, want once", n)
+	}
+}
+
+func TestChangedFileIsHashedAnew(t *testing.T) {
+	t.Parallel()
+	path := file(t, "before")
+	h := newHashes(1<<30, time.Minute, 10)
+	var opened atomic.Int32
+	if _, err := h.sum(t.Context(), identity(t, path), opener(path, &opened)); err != nil {
+		t.Fatal(err)
+	}
+	// Same size, same times as far as the owner can set them.
+	info, err := os.Stat(path)
+	must(t, err)
+	must(t, os.WriteFile(path, []byte("after!"), 0o644))
+	must(t, os.Chtimes(path, info.ModTime(), info.ModTime()))
+	if sum, err := h.sum(t.Context(), identity(t, path), opener(path, &opened)); sum != sha256Of(t, path) || err != nil {
+		t.Errorf("got %s, %v; want the digest of the new contents", sum, err)
+	}
+}
+
+func TestFileThatChangedJustNowIsNotKept(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	at := func(d time.Duration, nsec uint32) fileID {
+		s := now.Add(d)
+		ts := unix.StatxTimestamp{Sec: s.Unix(), Nsec: uint32(s.Nanosecond())}
+		if nsec == 0 {
+			ts.Nsec = 0
+		}
+		return fileID{ctime: ts}
+	}
+	for _, tt := range []struct {
+		name string
+		file fileID
+		want bool
+	}{
+		{"changed a moment ago", at(-10*time.Millisecond, 1), false},
+		{"changed a while ago", at(-time.Second, 1), true},
+		{"changed a while ago on a medium of whole seconds", at(-2*time.Second, 0), false},
+		{"changed long ago on a medium of whole seconds", at(-time.Minute, 0), true},
+		{"changed in the future: the clock was set back", at(time.Hour, 1), false},
+	} {
+		if got := settled(tt.file, now); got != tt.want {
+			t.Errorf("%s: settled is %t, want %t", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestFileThatIsAnotherOneIsRefused(t *testing.T) {
+	t.Parallel()
+	path, other := file(t, "one"), file(t, "two")
+	h := newHashes(1<<30, time.Minute, 10)
+	var opened atomic.Int32
+	for range 2 { // the refusal is not kept
+		if sum, err := h.sum(t.Context(), identity(t, path), opener(other, &opened)); err == nil {
+			t.Errorf("got digest %s of another file", sum)
+		}
+	}
+	if opened.Load() != 2 {
+		t.Errorf("opened %d times, want 2", opened.Load())
+	}
+	if sum, err := h.sum(t.Context(), identity(t, path), opener(path, &opened)); sum != sha256Of(t, path) || err != nil {
+		t.Errorf("got %s, %v", sum, err)
+	}
+}
+
+func TestHashingIsBounded(t *testing.T) {
+	t.Parallel()
+	var opened atomic.Int32
+	t.Run("in size", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "50GB")
+		must(t, os.WriteFile(path, nil, 0o644))
+		must(t, os.Truncate(path, 50<<30))
+		_, err := newHashes(1<<30, time.Minute, 10).sum(t.Context(), identity(t, path), opener(path, &opened))
+		if err == nil || !strings.Contains(err.Error(), "larger than") || opened.Load() != 0 {
+			t.Errorf("got error %v after %d opens", err, opened.Load())
+		}
+	})
+	t.Run("in time", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "10GB")
+		must(t, os.WriteFile(path, nil, 0o644))
+		must(t, os.Truncate(path, 10<<30))
+		_, err := newHashes(50<<30, 50*time.Millisecond, 10).sum(t.Context(), identity(t, path), opener(path, &opened))
+		if err == nil || !strings.Contains(err.Error(), "took longer than") {
+			t.Errorf("got error %v", err)
+		}
+	})
+	t.Run("for the caller", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "10GB")
+		must(t, os.WriteFile(path, nil, 0o644))
+		must(t, os.Truncate(path, 10<<30))
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		h := newHashes(50<<30, 200*time.Millisecond, 10)
+		if _, err := h.sum(ctx, identity(t, path), opener(path, &opened)); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got error %v, want %v", err, context.DeadlineExceeded)
+		}
+		eventually(t, "the hashing has ended", func() bool {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			return len(h.running) == 0
+		})
+	})
+	t.Run("in digests kept", func(t *testing.T) {
+		h := newHashes(1<<30, time.Minute, 3)
+		paths := []string{file(t, "a"), file(t, "b"), file(t, "c"), file(t, "d")}
+		ask := func(i int) (opens int32) {
+			before := opened.Load()
+			if _, err := h.sum(t.Context(), identity(t, paths[i]), opener(paths[i], &opened)); err != nil {
+				t.Fatal(err)
+			}
+			return opened.Load() - before
+		}
+		for i := range 3 {
+			ask(i)
+		}
+		ask(0) // now b is the oldest
+		ask(3)
+		if ask(0) != 0 || ask(2) != 0 || ask(3) != 0 || ask(1) != 1 {
+			t.Error("not the digest that was asked for last is the one forgotten")
+		}
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if len(h.kept) != 3 || h.recent.Len() != 3 {
+			t.Errorf("%d digests are kept, want 3", len(h.kept))
+		}
+	})
+}
+
+func TestOnlyRegularFilesAreHashed(t *testing.T) {
+	t.Parallel()
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	must(t, unix.Mkfifo(fifo, 0o644))
+	h := newHashes(1<<30, time.Minute, 10)
+	for _, path := range []string{fifo, "/dev/zero", t.TempDir()} {
+		_, err := h.sum(t.Context(), identity(t, path), func() (int, error) {
+			return unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		})
+		if err == nil || !strings.Contains(err.Error(), "not a regular file") {
+			t.Errorf("%s: got error %v", path, err)
+		}
+	}
+}

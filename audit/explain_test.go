@@ -1,0 +1,125 @@
+package audit
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// servedLog is a log with one hand-out of each kind.
+func servedLog(t *testing.T) (*host, *Log) {
+	h := newHost(t)
+	l := h.start()
+	now := time.Now().Truncate(time.Second)
+	h.append(l, Record{Event: EventNode, Outcome: Success, Node: &Node{PCRSHA256: "aabb", Resets: 4}})
+	h.append(l, Record{Event: EventJWTKey, Outcome: Success, Key: &Key{KeyID: "kid-1", PublicKey: []byte{1}, NotBefore: now.Add(-time.Minute), NotAfter: now.Add(time.Hour)}})
+	h.append(l, attested(7)) // r-7
+	jwt := attested(7)
+	jwt.Event = EventJWTSVID
+	jwt.SVID = &SVID{Kind: "jwt", ID: "j-1", KeyID: "kid-1", Audience: []string{"db"}, NotBefore: now, NotAfter: now.Add(5 * time.Minute)}
+	h.append(l, jwt)
+	lease := attested(8)
+	lease.Event = EventLeaseIntent
+	lease.Credential = &Credential{Name: "warehouse", Kind: "vault", ScopeAsked: "read"}
+	h.append(l, lease)
+	lease.Event = EventLeaseGrant
+	lease.Credential = &Credential{Name: "warehouse", Kind: "vault", Lease: "ab12", ScopeAsked: "read", ScopeGranted: "read write", TTL: 5 * time.Minute}
+	h.append(l, lease)
+	return h, l
+}
+
+func TestExplainFollowsTheWholeChain(t *testing.T) {
+	t.Parallel()
+	h, l := servedLog(t)
+	h.append(l, Record{Event: EventUse, Outcome: Success, SPIFFEID: "spiffe://example.org/agent/research", Credential: &Credential{Name: "warehouse", Lease: "ab12"},
+		Use: &Use{First: time.Now(), Last: time.Now(), Count: 3, WithinTTL: true, Source: "proxy"}})
+	h.append(l, Record{Event: EventLeaseEnd, Outcome: Expired, Credential: &Credential{Name: "warehouse", Lease: "ab12"}})
+	h.stop(l)
+	for _, tt := range []struct {
+		event Event
+		want  []string
+	}{
+		{EventJWTSVID, []string{"machine", "boot", "authority", "process", "before", "decision", "anchor"}},
+		{EventLeaseGrant, []string{"machine", "boot", "process", "before", "decision", "after", "after", "anchor"}},
+	} {
+		var index uint64
+		for e, err := range Records(context.Background(), os.DirFS(h.dir), 0) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.Leaf.Event == tt.event {
+				index = e.Index
+			}
+		}
+		x, err := Explain(context.Background(), os.DirFS(h.dir), index)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, s := range x.Steps {
+			got = append(got, s.Name)
+		}
+		if !slices.Equal(got, tt.want) {
+			t.Errorf("%s: steps %v, want %v", tt.event, got, tt.want)
+		}
+		var text bytes.Buffer
+		if err := x.WriteText(&text); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"research-agent.service", "entries.d/research.yaml:2", "AK", "aabb"} {
+			if tt.event == EventJWTSVID && !strings.Contains(text.String(), want) {
+				t.Errorf("the text does not say %s:\n%s", want, text.String())
+			}
+		}
+		if _, err := json.Marshal(x); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestExplainOfARecordThatIsNotThereSaysSo(t *testing.T) {
+	t.Parallel()
+	h := tinyLog(t, 1)
+	if _, err := Explain(context.Background(), os.DirFS(h.dir), 999); err == nil {
+		t.Error("explained record 999 of a log of a few")
+	}
+}
+
+func TestUsageNamesWhatShouldBeLookedAt(t *testing.T) {
+	t.Parallel()
+	h, l := servedLog(t)
+	other := attested(9)
+	other.Workload.SHA256 = strings.Repeat("0", 64)
+	h.append(l, other)
+	h.append(l, Record{Event: EventWorkload, Outcome: Denied, Reason: "no entry matches", Workload: other.Workload})
+	h.stop(l)
+	u, err := Summarise(context.Background(), os.DirFS(h.dir), time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(u.Identities) != 1 || u.Unmatched != 1 {
+		t.Fatalf("%+v", u)
+	}
+	id := u.Identities[0]
+	if id.JWTSVIDs != 1 || len(id.Programs) != 2 || !slices.Equal(id.Audiences, []string{"db"}) || len(id.Credentials) != 1 || id.Credentials[0].Grants != 1 {
+		t.Errorf("%+v", id)
+	}
+	all := strings.Join(id.Anomalies, "\n")
+	for _, want := range []string{"never used", "another scope than asked", "2 different programs"} {
+		if !strings.Contains(all, want) {
+			t.Errorf("anomalies do not tell of %q:\n%s", want, all)
+		}
+	}
+	if err := u.WriteText(&bytes.Buffer{}); err != nil {
+		t.Error(err)
+	}
+	later, err := Summarise(context.Background(), os.DirFS(h.dir), time.Now().Add(time.Hour))
+	if err != nil || later.Records != 0 {
+		t.Errorf("since later: %+v, %v", later, err)
+	}
+}

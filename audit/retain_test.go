@@ -1,0 +1,184 @@
+package audit
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"slices"
+	"testing"
+	"testing/fstest"
+	"time"
+)
+
+func TestOldestRecordsGoWhenTheLogIsLarge(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.opt.SegmentBytes, h.opt.MaxBytes = 100<<10, 1<<20
+	for range 6 {
+		l := h.start()
+		h.fill(l, l.Status().Size+600)
+		h.stop(l)
+	}
+	size, err := diskBytes(os.DirFS(h.dir), ".")
+	// Retention looks after every so many records.
+	if err != nil || size > h.opt.MaxBytes+tileEvery<<10 {
+		t.Errorf("the log takes %d bytes of %d (%v)", size, h.opt.MaxBytes, err)
+	}
+	r := h.verify(withTPM())
+	if !r.OK || r.First == 0 || r.Events[EventPrune] == 0 {
+		t.Errorf("%s %+v", r.Verdict, r.Findings)
+	}
+	if got := r.found(Warning); !slices.Contains(got, "records-pruned") {
+		t.Errorf("warnings %v", got)
+	}
+	// What stays is still held against the whole tree, byte by byte.
+	m := h.image()
+	for name, f := range m {
+		for _, i := range []int{0, len(f.Data) / 2, len(f.Data) - 1} {
+			f.Data[i] ^= 4
+			if r, err := Verify(context.Background(), m, withTPM()); err == nil && r.OK {
+				t.Errorf("%s: byte %d of %d flipped, and %s", name, i, len(f.Data), r.Verdict)
+			}
+			f.Data[i] ^= 4
+		}
+	}
+	// And it proves: the records that are there, not those that went.
+	if _, err := Prove(context.Background(), m, r.First, h.vkey()); err != nil {
+		t.Error(err)
+	}
+	if _, err := Prove(context.Background(), m, r.First-1, h.vkey()); err == nil {
+		t.Error("proved a record that is gone")
+	}
+}
+
+func TestRecordsRemovedByHandAreMissed(t *testing.T) {
+	t.Parallel()
+	m := longLog(t, 2000).image()
+	for _, level := range []int{0, entriesLevel} {
+		delete(m, tilePath(fullTile(level, 0)))
+	}
+	r := verifyImage(t, m, withTPM())
+	if got := r.found(Failure); !slices.Contains(got, "records-missing") {
+		t.Errorf("%s: failures %v", r.Verdict, got)
+	}
+	o := withTPM()
+	o.From = 256
+	if r := verifyImage(t, m, o); !r.OK {
+		t.Errorf("known to begin later: %s", r.Verdict)
+	}
+}
+
+func TestFullLogRefusesYoungRecordsRoom(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.opt.SegmentBytes, h.opt.MaxBytes, h.opt.KeepFor = 50<<10, 300<<10, time.Hour
+	l := h.start()
+	var err error
+	waitFor(t, "filling the log", func() bool {
+		err = l.Append(context.Background(), slices.Repeat([]Record{attested(1)}, MaxAppend)...)
+		return err != nil
+	})
+	if !errors.Is(err, ErrFull) || !errors.Is(err, ErrUnwritable) || !errors.Is(l.Status().Err, ErrFull) {
+		t.Errorf("a full log: %v; the status says %v", err, l.Status().Err)
+	}
+	h.stop(l)
+	if r := h.verify(withTPM()); !r.OK || r.First != 0 {
+		t.Errorf("%s %+v", r.Verdict, r.Findings)
+	}
+}
+
+func TestArchiveVerifiesAlone(t *testing.T) {
+	t.Parallel()
+	h := longLog(t, 3000)
+	for _, from := range []uint64{0, 700} {
+		var b bytes.Buffer
+		if err := Archive(context.Background(), os.DirFS(h.dir), &b, from); err != nil {
+			t.Fatal(err)
+		}
+		fsys, err := ReadArchive(bytes.NewReader(b.Bytes()), int64(b.Len()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := fstest.TestFS(fsys, "checkpoint"); err != nil {
+			t.Error(err)
+		}
+		o := withTPM()
+		o.From = from
+		r := verifyImage(t, fsys, o)
+		if !r.OK || r.First != from&^255 || r.Size != h.verify(withTPM()).Size {
+			t.Errorf("from %d: %s, first %d %+v", from, r.Verdict, r.First, r.Findings)
+		}
+	}
+}
+
+func TestArchiveOfALogInUseVerifies(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.opt.SegmentBytes = 50 << 10
+	l := h.start()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for l.Status().Size < 4000 {
+			h.append(l, attested(1), attested(2))
+		}
+	}()
+	archives := 0
+	for running := true; running; {
+		select {
+		case <-done:
+			running = false
+		default:
+		}
+		var b bytes.Buffer
+		if err := Archive(context.Background(), os.DirFS(h.dir), &b, 0); err != nil {
+			t.Fatal(err)
+		}
+		fsys, err := ReadArchive(bytes.NewReader(b.Bytes()), int64(b.Len()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := withTPM()
+		o.Live = true
+		if r := verifyImage(t, fsys, o); !r.OK {
+			t.Fatalf("%s %+v", r.Verdict, r.Findings)
+		}
+		archives++
+	}
+	h.stop(l)
+	t.Logf("%d archives", archives)
+}
+
+func TestHostileArchiveIsRefused(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name    string
+		headers []tar.Header
+	}{
+		{"a path that leads out", []tar.Header{{Typeflag: tar.TypeReg, Name: "../wal/0"}}},
+		{"an absolute path", []tar.Header{{Typeflag: tar.TypeReg, Name: "/checkpoint"}}},
+		{"a symlink", []tar.Header{{Typeflag: tar.TypeSymlink, Name: "checkpoint", Linkname: "/etc/shadow"}}},
+		{"a file twice", []tar.Header{{Typeflag: tar.TypeReg, Name: "checkpoint"}, {Typeflag: tar.TypeReg, Name: "checkpoint"}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var b bytes.Buffer
+			w := tar.NewWriter(&b)
+			for i := range tt.headers {
+				if err := w.WriteHeader(&tt.headers[i]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := w.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := ReadArchive(bytes.NewReader(b.Bytes()), int64(b.Len())); err == nil {
+				t.Error("accepted")
+			}
+		})
+	}
+	if _, err := ReadArchive(bytes.NewReader(make([]byte, 700)), 700); err == nil {
+		t.Error("accepted the half of a block")
+	}
+}

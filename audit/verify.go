@@ -1,0 +1,427 @@
+package audit
+
+import (
+	"context"
+	"crypto"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"slices"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// VerifyOptions say what a log is held against. The zero value checks that a
+// log holds together and is signed by the key that it names.
+type VerifyOptions struct {
+	// TPM checks what only the machine's TPM could have signed. Without it
+	// the anchors are not checked, and the report says so.
+	TPM TPMVerifier
+	// Key is the note verifier key that the log must be signed with. Without
+	// it, the key is the one that the log names; the TPM's statement vouches for
+	// it where TPM is set.
+	Key string
+	// Checkpoint is a signed checkpoint from elsewhere, from a witness or the
+	// SIEM, that the log must contain.
+	Checkpoint []byte
+	// Counter is a value that an anchor of this log is known to have had: a log
+	// whose last anchor has less was rolled back.
+	Counter uint64
+	// From is the first record that the copy must have, for a copy that is known to
+	// begin later, such as an archive. What is missing before that must have been
+	// removed by the daemon's own retention, which records it.
+	From uint64
+	// Live is for a log that a daemon still writes, or a copy of one: its end may
+	// be unfinished and not anchored yet.
+	Live bool
+}
+
+// A TPMVerifier checks what only the TPM could have signed. It needs no TPM.
+type TPMVerifier interface {
+	// Statement checks what proves the machine's keys: the EK, the AK, the node
+	// key certified by the AK, and logKey bound by a quote.
+	Statement(statement []byte, logKey ed25519.PublicKey) (NodeFacts, error)
+	// Anchor checks an anchor over digest, made by the machine whose statement
+	// was checked last.
+	Anchor(anchor []byte, digest [32]byte) (AnchorFacts, error)
+}
+
+// A QuoteVerifier is a [TPMVerifier] that also checks the quotes taken when
+// authority keys were made ([Key].Quote): quote is of the machine whose
+// statement was checked last, and digest is the SHA-256 of the public key.
+type QuoteVerifier interface {
+	Quote(quote []byte, digest [32]byte) error
+}
+
+// NodeFacts are what a statement proves.
+type NodeFacts struct {
+	EKSHA256 string           // of the EK's public key, hexadecimal
+	AKName   string           // TPM name of the AK, hexadecimal
+	NodeKey  crypto.PublicKey // signs issuing CAs; nil: an organisation's authority does
+}
+
+// AnchorFacts are what an anchor proves.
+type AnchorFacts struct {
+	Counter uint64 // of the NV index, one more with each anchor
+	Resets  uint32 // the TPM's reset count: one more each boot
+	Index   string // name of the NV index, hexadecimal
+}
+
+// Verify checks a copy of a log, in whole, and needs nothing but the copy. It
+// holds a bounded part of it in memory. The error says only that the copy could
+// not be read; what is wrong with it, the report says.
+func Verify(ctx context.Context, fsys fs.FS, o VerifyOptions) (*Report, error) {
+	r := &Report{Events: map[Event]uint64{}, counts: map[string]int{}, Left: map[string]uint64{}, Findings: []Finding{}}
+	v := &verifier{fsys: fsys, o: o, rep: r, chain: newChain(o, r), set: new(tileSet)}
+	v.tiles = tileChecker{v: v}
+	if err := v.run(ctx); err != nil {
+		return nil, fmt.Errorf("verifying attestation log: %w", err)
+	}
+	v.end()
+	r.conclude()
+	return r, nil
+}
+
+// A verifier reads the log front to back.
+type verifier struct {
+	fsys  fs.FS
+	o     VerifyOptions
+	rep   *Report
+	chain *chain
+
+	vkey    string
+	v       note.Verifier
+	begun   bool
+	set     *tileSet // of every record so far
+	pending []byte   // records since the last checkpoint, bundled
+	waiting int      // how many
+	name    string   // of the file being read
+	at      leafAt   // the record at hand
+
+	tiles tileChecker
+	known []knownCheckpoint // that the tree has not reached yet
+}
+
+// A knownCheckpoint must be met on the way.
+type knownCheckpoint struct {
+	Checkpoint
+	source string
+}
+
+// A leafAt is a leaf with what anchors need of the tree around it.
+type leafAt struct {
+	Leaf
+	root tlog.Hash // of the tree up to an announcement, and with it
+}
+
+// run reads the tiles as far as they are all there is, and then the segments.
+func (v *verifier) run(ctx context.Context) error {
+	firsts, err := segmentsOf(v.fsys)
+	if err != nil {
+		return err
+	}
+	if err := v.tiles.survey(); err != nil {
+		return err
+	}
+	if len(firsts) == 0 && v.tiles.bundles == 0 {
+		return fmt.Errorf("there is no log here, neither %s nor %s: %w", walDir, tileDir, fs.ErrNotExist)
+	}
+	if v.tiles.bundles > 0 && (len(firsts) == 0 || v.tiles.from() < firsts[0]) {
+		if err := v.bundles(ctx, firsts); err != nil {
+			return err
+		}
+	}
+	for i, first := range firsts {
+		if err := v.segment(ctx, first, i == len(firsts)-1); err != nil {
+			return err
+		}
+	}
+	if !v.begun {
+		return nil
+	}
+	return v.tiles.end(ctx)
+}
+
+func (v *verifier) segment(ctx context.Context, first uint64, last bool) error {
+	v.name = segmentName(first)
+	f, err := openStill(v.fsys, v.name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	v.rep.Segments++
+	frames := newFrameReader(f)
+	kind, data, err := frames.next()
+	if err == io.EOF || err == nil && kind != kindSegment {
+		err = fmt.Errorf("%w at offset 0: not a segment header", errFrame)
+	}
+	if err == nil {
+		err = v.header(data, first)
+	}
+	for err == nil {
+		if err = ctx.Err(); err != nil {
+			return err
+		}
+		err = v.frame(frames)
+	}
+	switch {
+	case err == io.EOF && v.waiting == 0:
+		return nil
+	case err == io.EOF, errors.Is(err, errFrame):
+		return v.broken(err, f, frames.off, last)
+	default:
+		return fmt.Errorf("%s: %w", v.name, err)
+	}
+}
+
+// header holds a segment against what came before it.
+func (v *verifier) header(data []byte, first uint64) error {
+	h, verifier, err := parseSegmentHeader(data)
+	if err != nil {
+		return fmt.Errorf("%w at offset 0: %w", errFrame, err)
+	}
+	size := uint64(h.tree.size)
+	if size != first {
+		v.fail("segment-name", nil, fmt.Sprintf("the segment continues %d records and is named as if it were %d", size, first),
+			"the file was renamed, so it may stand in for another one")
+	}
+	if !v.begun {
+		v.open(h.vkey, verifier)
+		v.startAt(h.tree)
+		return nil
+	}
+	switch {
+	case h.vkey != v.vkey:
+		v.fail("foreign-segment", &size, fmt.Sprintf("the segment is of another log, %s", h.vkey),
+			"records of another host or log were put here")
+	case size > v.size():
+		v.fail("records-missing", &size, fmt.Sprintf("records %d to %d are missing", v.size(), size-1),
+			"they were removed, or the file that held them is damaged")
+	case size < v.size():
+		v.fail("fork", &size, fmt.Sprintf("the segment goes on from %d records, but %d were there", size, v.size()),
+			"the log was set back and continued in another way")
+	case h.tree.root() != v.root():
+		v.fail("fork", &size, "the segment continues other records than those before it",
+			"records before it were changed, or the two come from different copies of the log")
+	default:
+		return nil
+	}
+	v.goOn(h.tree)
+	return nil
+}
+
+// open settles which key the log is held against.
+func (v *verifier) open(vkey string, verifier note.Verifier) {
+	v.begun, v.vkey, v.v = true, vkey, verifier
+	if v.o.Key != "" && v.o.Key != vkey {
+		v.fail("wrong-key", nil, fmt.Sprintf("the log is signed by %s and not by %s", vkey, v.o.Key),
+			"this is another log than the one asked about")
+	}
+	v.rep.Key, v.rep.Origin = printed(vkey), printed(verifier.Name())
+	v.chain.vkey, v.chain.origin = vkey, verifier.Name()
+	v.expect(v.o.Checkpoint, "the known checkpoint")
+	v.expect(v.tiles.checkpoint, checkpointName)
+}
+
+// expect has the log held against a signed checkpoint from elsewhere.
+func (v *verifier) expect(signed []byte, source string) {
+	if len(signed) == 0 {
+		return
+	}
+	c, err := openCosigned(signed, v.v)
+	if err != nil {
+		v.fail("checkpoint-signature", nil, source+": "+err.Error(), "it is not this log's word")
+		return
+	}
+	v.known = append(v.known, knownCheckpoint{c, source})
+	if source == checkpointName {
+		v.tiles.size = c.Size
+	}
+}
+
+// startAt begins with a tree that the copy does not hold in full.
+func (v *verifier) startAt(t tree) {
+	size := uint64(t.size)
+	v.rep.First = size
+	v.goOn(t)
+	if size > 0 {
+		v.add(Note, "earlier-records", nil, fmt.Sprintf("this copy begins with record %d", size),
+			"what came before was removed by retention, or left out; what is here still has to fit the signed checkpoints of the whole")
+	}
+	v.meet()
+}
+
+// goOn takes up another tree than the one grown so far.
+func (v *verifier) goOn(t tree) {
+	v.tiles.off = t.size > 0 // the hashes before are not known
+	v.set = &tileSet{tree: t}
+}
+
+func (v *verifier) size() uint64    { return uint64(v.set.tree.size) }
+func (v *verifier) root() tlog.Hash { return v.set.tree.root() }
+
+func (v *verifier) frame(frames *frameReader) error {
+	start := frames.off
+	kind, data, err := frames.next()
+	if err != nil {
+		return err
+	}
+	switch kind {
+	case kindLeaf:
+		v.pending = appendBundled(v.pending, data)
+		if v.waiting++; v.waiting > 2*maxBatchRecords {
+			index := v.size()
+			v.fail("batch-size", &index, "more records in one batch than the daemon ever writes", "the checkpoints between them were removed")
+			return v.settle()
+		}
+	case kindCheckpoint:
+		if err := v.settle(); err != nil {
+			return err
+		}
+		v.checkpoint(data)
+	default:
+		v.fail("unknown-frame", nil, fmt.Sprintf("a frame of kind %q at offset %d", kind, start),
+			"no version known here writes such frames")
+	}
+	return nil
+}
+
+// settle goes through the batch that a checkpoint ends.
+func (v *verifier) settle() error {
+	for rest := v.pending; len(rest) > 0; {
+		raw, tail, err := splitBundle(rest)
+		if err != nil {
+			return err
+		}
+		if err := v.record(raw); err != nil {
+			return err
+		}
+		rest = tail
+	}
+	v.drop()
+	return nil
+}
+
+// drop forgets records that no checkpoint ends.
+func (v *verifier) drop() { v.pending, v.waiting = v.pending[:0], 0 }
+
+// record appends a record to the tree and follows what it says.
+func (v *verifier) record(raw []byte) error {
+	index := v.size()
+	h := tlog.RecordHash(raw)
+	if v.tiles.off {
+		v.set.tree.add(h)
+	} else if err := v.tiles.add(raw, h); err != nil {
+		return err
+	}
+	v.meet()
+	l, err := DecodeLeaf(raw)
+	if err != nil {
+		v.fail("record-form", &index, err.Error(), "the daemon does not write such a record")
+		return nil
+	}
+	if l.Index != index {
+		v.fail("record-order", &index, fmt.Sprintf("record %d stands in the place of record %d", l.Index, index),
+			"records were swapped, removed or put in")
+	}
+	v.at = leafAt{Leaf: l}
+	if l.Event == EventAnchorIntent {
+		v.at.root = v.root()
+	}
+	v.chain.record(&v.at)
+	return nil
+}
+
+// meet compares the checkpoints that the tree has reached.
+func (v *verifier) meet() {
+	for i, k := range v.known {
+		if k.Size != v.size() {
+			continue
+		}
+		if k.Root != v.root() {
+			v.fail("fork", nil, fmt.Sprintf("the first %d records are not those that %s stands for", k.Size, k.source),
+				"a record up to there was changed, or the two have different histories")
+		}
+		v.known = slices.Delete(v.known, i, i+1)
+		v.meet()
+		return
+	}
+}
+
+// checkpoint checks the one that ends a batch.
+func (v *verifier) checkpoint(signed []byte) {
+	v.rep.Checkpoints++
+	size := v.size()
+	last := max(size, 1) - 1
+	c, err := openCheckpoint(signed, v.v)
+	switch {
+	case err != nil:
+		v.fail("checkpoint-signature", &last, err.Error(), "somebody without the log's key wrote this checkpoint")
+	case c.Size != size:
+		v.fail("tree-mismatch", &last, fmt.Sprintf("the checkpoint is of %d records where there are %d", c.Size, size),
+			"records were removed or put in")
+	case c.Root != v.root():
+		v.fail("tree-mismatch", &last, "the checkpoint is not of the records before it",
+			"a record up to here was changed, swapped or taken from another log")
+	}
+}
+
+// broken deals with bytes that are no frame, or leaves without a checkpoint.
+// The next segment's header brings a tree to go on with.
+func (v *verifier) broken(cause error, f *still, off int64, last bool) error {
+	v.drop()
+	place := fmt.Sprintf("%s at offset %d", v.name, off)
+	torn := last && v.begun && cause == io.EOF
+	if last && v.begun && !torn {
+		var err error
+		if torn, err = f.tornAt(off); err != nil {
+			return err
+		}
+	}
+	switch {
+	case torn && v.o.Live:
+		v.rep.add(Finding{Severity: Note, Name: "torn-end", Place: place, Message: "the log ends in an unfinished batch",
+			Meaning: "it is being written; nobody was told of these records yet"})
+	case torn:
+		v.rep.add(Finding{Severity: Failure, Name: "torn-end", Place: place, Message: "the log ends in an unfinished batch",
+			Meaning: "the daemon crashed and was not started since, or the end was cut off"})
+	case cause == io.EOF:
+		v.rep.add(Finding{Severity: Failure, Name: "checkpoint-missing", Place: place, Message: "the segment does not end with a checkpoint",
+			Meaning: "its end was cut off"})
+	default:
+		v.rep.add(Finding{Severity: Failure, Name: "damage", Place: v.name, Message: cause.Error(),
+			Meaning: "the file was changed, or the disk damaged it; what follows in the file can't be read"})
+	}
+	return nil
+}
+
+func (v *verifier) end() {
+	r := v.rep
+	r.Size = v.size()
+	r.Root = v.root().String()
+	for _, k := range v.known {
+		if k.Size < r.First {
+			v.add(Note, "earlier-checkpoint", nil, fmt.Sprintf("%s is of %d records, and this copy begins with record %d", k.source, k.Size, r.First),
+				"it was not compared")
+			continue
+		}
+		v.fail("rolled-back", nil, fmt.Sprintf("the log has %d records, and %s is of %d", r.Size, k.source, k.Size),
+			"records at the end were removed, or this is an older copy")
+	}
+	v.chain.end(r.Size)
+}
+
+func (v *verifier) add(s Severity, name string, index *uint64, message, meaning string) {
+	f := Finding{Severity: s, Name: name, Index: index, Message: message, Meaning: meaning}
+	if index == nil {
+		f.Place = v.name
+	}
+	v.rep.add(f)
+}
+
+func (v *verifier) fail(name string, index *uint64, message, meaning string) {
+	v.add(Failure, name, index, message, meaning)
+}

@@ -1,0 +1,319 @@
+package audit
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// A tileChecker holds the tiles against the records, as these are read, and
+// reads the records that only tiles hold.
+type tileChecker struct {
+	v          *verifier
+	checkpoint []byte // signed; empty: there is none
+	size       uint64 // of the checkpoint: so far the tiles must be there
+	first      int64  // number of the first entry bundle
+	bundles    int64  // how many there are
+	off        bool   // hashes before are not known, so tiles can't be compared
+	entries    []byte // records of the bundle at hand
+}
+
+// from is the first record that the bundles hold.
+func (c *tileChecker) from() uint64 { return uint64(c.first) * tileWidth }
+
+func (c *tileChecker) survey() (err error) {
+	c.first, c.bundles, err = bundles(c.v.fsys)
+	if err != nil {
+		return err
+	}
+	c.checkpoint, err = readBounded(c.v.fsys, checkpointName, maxFrame)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// bundles reads the records before the first segment, or all where there is
+// none.
+func (v *verifier) bundles(ctx context.Context, firsts []uint64) error {
+	c := &v.tiles
+	end := c.from() + uint64(c.bundles)*tileWidth
+	if len(firsts) > 0 {
+		end = firsts[0]
+	}
+	if err := v.openTiled(firsts, end); err != nil {
+		return err
+	}
+	if !v.begun {
+		return nil
+	}
+	set, err := tileSetAt(v.fsys, c.from())
+	if err != nil {
+		v.fail("tile-missing", nil, err.Error(), "what came before this copy's first record can't be accounted for")
+		return nil
+	}
+	v.startAt(set.tree)
+	v.set, c.off = set, false
+	for n := c.first; v.size() < end; n++ {
+		tile := fullTile(entriesLevel, n)
+		v.name = tilePath(tile)
+		if !c.exists(tile) {
+			tile.W = int(end - v.size())
+		}
+		err := bundle(v.fsys, tile, 0, func(index uint64, raw []byte) error {
+			if index >= end {
+				return nil
+			}
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			return v.record(raw)
+		})
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			v.fail("damage", nil, err.Error(), "the records in this file can't be read: it is missing, or was changed")
+			return nil
+		}
+	}
+	return nil
+}
+
+func (c *tileChecker) exists(t tlog.Tile) bool {
+	_, err := fs.Stat(c.v.fsys, tilePath(t))
+	return err == nil
+}
+
+// openTiled settles the key before any segment is read: from the first segment
+// where there is one, or else from the first record in the tiles that names it.
+func (v *verifier) openTiled(firsts []uint64, end uint64) error {
+	vkey := v.o.Key
+	if len(firsts) > 0 {
+		f, err := v.fsys.Open(segmentName(firsts[0]))
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if _, data, err := newFrameReader(f).next(); err == nil {
+			if h, _, err := parseSegmentHeader(data); err == nil {
+				vkey = h.vkey
+			}
+		}
+	} else if vkey == "" {
+		vkey = v.tiles.namedKey(end)
+	}
+	verifier, err := note.NewVerifier(vkey)
+	if err != nil {
+		v.fail("no-key", nil, "nothing in this copy names the log's key", "no signature can be checked; give the key")
+		return nil
+	}
+	v.open(vkey, verifier)
+	return nil
+}
+
+func (c *tileChecker) namedKey(end uint64) (vkey string) {
+	for n := c.first; vkey == "" && uint64(n+1)*tileWidth <= end; n++ {
+		err := bundle(c.v.fsys, fullTile(entriesLevel, n), 0, func(_ uint64, raw []byte) error {
+			if !bytes.Contains(raw, []byte(`"event":"`+EventSegment+`"`)) {
+				return nil
+			}
+			if l, err := DecodeLeaf(raw); err == nil && l.Event == EventSegment && l.Log != nil {
+				vkey = l.Log.Key
+			}
+			return nil
+		})
+		if err != nil {
+			return ""
+		}
+	}
+	return vkey
+}
+
+// add appends a record to the verifier's tree, and compares what it completes.
+func (c *tileChecker) add(raw []byte, h tlog.Hash) error {
+	c.entries = appendBundled(c.entries, raw)
+	return c.v.set.add(h, func(t tlog.Tile, data []byte) error {
+		if t.L == 0 {
+			records := t
+			records.L = entriesLevel
+			if err := c.compare(records, c.entries); err != nil {
+				return err
+			}
+			c.entries = c.entries[:0]
+		}
+		return c.compare(t, data)
+	})
+}
+
+// compare holds a tile's files, the full one and those that stood in for it,
+// against the data they must have. A tile that is not full has no full file.
+func (c *tileChecker) compare(t tlog.Tile, data []byte) error {
+	whole := fullTile(t.L, t.N)
+	if t.W == tileWidth {
+		if err := c.compareFile(t, data); err != nil {
+			return err
+		}
+	}
+	entries, err := fs.ReadDir(c.v.fsys, tilePath(whole)+".p")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		part, err := parseTilePath(path.Join(tilePath(whole)+".p", e.Name()))
+		if err != nil || part.W > t.W {
+			continue // the walk at the end tells of it
+		}
+		prefix, err := tilePrefix(part, data)
+		if err != nil {
+			return err
+		}
+		if err := c.compareFile(part, prefix); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tilePrefix cuts a tile's data to a narrower width.
+func tilePrefix(t tlog.Tile, data []byte) ([]byte, error) {
+	if t.L != entriesLevel {
+		return data[:t.W*tlog.HashSize], nil
+	}
+	rest := data
+	for range t.W {
+		var err error
+		if _, rest, err = splitBundle(rest); err != nil {
+			return nil, err
+		}
+	}
+	return data[:len(data)-len(rest)], nil
+}
+
+func (c *tileChecker) compareFile(t tlog.Tile, want []byte) error {
+	name := tilePath(t)
+	got, err := readBounded(c.v.fsys, name, int64(len(want)))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if t.W == tileWidth && tileEnd(t) <= c.size {
+			c.fail("tile-missing", name, "the tile is missing", "the daemon makes it anew from the segments as long as those are there; until then the tiles prove nothing about it")
+		}
+	case err != nil && len(got) <= len(want):
+		return err
+	case !bytes.Equal(got, want):
+		c.fail("tile-mismatch", name, "the tile does not hold the log's records", "the file was changed, or the disk damaged it")
+	}
+	return nil
+}
+
+// end compares the tiles that are not full, and looks for files that should not
+// be there.
+func (c *tileChecker) end(ctx context.Context) error {
+	v := c.v
+	if c.off && c.bundles > 0 {
+		v.rep.add(Finding{Severity: Note, Name: "tiles-not-checked", Message: "the tiles were not held against the records", Meaning: "the hashes before the first segment are not in this copy"})
+	}
+	if !c.off {
+		for level := range v.set.levels {
+			t, data := v.set.partial(level)
+			if level == 0 {
+				records := t
+				records.L = entriesLevel
+				if err := c.compare(records, c.entries); err != nil {
+					return err
+				}
+			}
+			if err := c.compare(t, data); err != nil {
+				return err
+			}
+		}
+	}
+	return fs.WalkDir(v.fsys, ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if d.IsDir() {
+			return nil
+		}
+		return c.file(name)
+	})
+}
+
+// file judges one file by its name; tiles before the copy's first record by the
+// tiles above them.
+func (c *tileChecker) file(name string) error {
+	v := c.v
+	switch {
+	case strings.HasSuffix(name, tempSuffix):
+		return nil // what a crash, or a daemon at work, leaves
+	case name == checkpointName, path.Dir(name) == walDir:
+		return nil
+	case !strings.HasPrefix(name, tileDir+"/"):
+		v.rep.add(Finding{Severity: Note, Name: "unknown-file", Place: name, Message: "the file is none of the log's", Meaning: "it was not looked at"})
+		return nil
+	}
+	t, err := parseTilePath(name)
+	if err != nil {
+		c.fail("unknown-tile", name, "no tile has this name", "somebody put the file here")
+		return nil
+	}
+	if tileEnd(t) > v.size() {
+		c.fail("tile-beyond", name, fmt.Sprintf("the tile is of %d records, and the log has %d", tileEnd(t), v.size()),
+			"records at the end were removed, or this is an older copy")
+		return nil
+	}
+	if tileEnd(t) > v.rep.First || t.L == entriesLevel {
+		return nil // compared on the way
+	}
+	return c.compareUp(t, name)
+}
+
+// compareUp holds a full tile against its hash in the level above.
+func (c *tileChecker) compareUp(t tlog.Tile, name string) error {
+	if t.W < tileWidth {
+		return nil
+	}
+	data, err := readBounded(c.v.fsys, name, tileWidth*tlog.HashSize)
+	if err != nil {
+		return err
+	}
+	above := tlog.Tile{H: tileHeight, L: t.L + 1, N: t.N / tileWidth, W: int(t.N%tileWidth) + 1}
+	want, err := readTilePrefix(c.v.fsys, above)
+	if err != nil {
+		c.fail("tile-missing", tilePath(above), err.Error(), "a tile below it can't be checked")
+		return nil
+	}
+	if len(data) != tileWidth*tlog.HashSize || !bytes.Equal(tileRoot(t, data), want[len(want)-tlog.HashSize:]) {
+		c.fail("tile-mismatch", name, "the tile does not have the hash that the level above has for it", "the file was changed, or the disk damaged it")
+	}
+	return nil
+}
+
+// tileRoot returns the hash that stands for a full tile in the level above.
+func tileRoot(t tlog.Tile, data []byte) []byte {
+	level := tileHeight*t.L + tileHeight - 1
+	left, errL := tlog.HashFromTile(t, data, tlog.StoredHashIndex(level, 2*t.N))
+	right, errR := tlog.HashFromTile(t, data, tlog.StoredHashIndex(level, 2*t.N+1))
+	if errL != nil || errR != nil {
+		return nil
+	}
+	h := tlog.NodeHash(left, right)
+	return h[:]
+}
+
+func (c *tileChecker) fail(name, place, message, meaning string) {
+	c.v.rep.add(Finding{Severity: Failure, Name: name, Place: place, Message: message, Meaning: meaning})
+}

@@ -1,0 +1,108 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/vouchd/vouchd/config"
+	"github.com/vouchd/vouchd/identity"
+)
+
+// A checkView is what a check found to be in order.
+type checkView struct {
+	Dir         string `json:"dir"`
+	TrustDomain string `json:"trust_domain,omitempty"`
+	Entries     int    `json:"entries"`
+}
+
+func newCheck(o *options) *cobra.Command {
+	var td string
+	cmd := &cobra.Command{
+		Use:   "check [DIR]",
+		Short: "Check configuration before it is put in force",
+		Long: `Check reads a configuration as the daemon would and reports every problem with
+its file and line. DIR is a copy of /etc/vouchd, or a directory of entries
+alone; without it, the configuration in use is checked. Nothing is contacted.`,
+		Example: `  vouch check
+  vouch check ./etc/vouchd
+  vouch check --trust-domain example.org ./entries.d`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			view, err := o.check(args, td)
+			if err != nil {
+				return err
+			}
+			return o.print(cmd, view, func(w io.Writer) {
+				fmt.Fprintf(w, "%s is in order: %d entries\n", view.Dir, view.Entries)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&td, "trust-domain", "", "the `trust domain` that entries are to be of, where DIR has no vouchd.yaml")
+	return cmd
+}
+
+func (o *options) check(args []string, td string) (checkView, error) {
+	if len(args) == 0 {
+		c, err := config.Load(o.config)
+		if err != nil {
+			return checkView{}, err
+		}
+		return checkEntries(c.EntriesDir, c.TrustDomain, identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL()})
+	}
+	dir := args[0]
+	if info, err := os.Stat(dir); err != nil {
+		return checkView{}, err
+	} else if !info.IsDir() {
+		return checkView{}, usageError{fmt.Errorf("%s is not a directory", dir)}
+	}
+	file := filepath.Join(dir, "vouchd.yaml")
+	data, err := config.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return o.checkEntriesAlone(dir, td)
+	}
+	if err != nil {
+		return checkView{}, err
+	}
+	c, err := config.Parse(file, data)
+	if err != nil {
+		return checkView{}, err
+	}
+	limits := identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL(), AnyOwner: true}
+	return checkEntries(filepath.Join(dir, "entries.d"), c.TrustDomain, limits)
+}
+
+// checkEntriesAlone checks entries without the configuration they are for: of
+// the trust domain named, or else all of one, and with the default limits.
+func (o *options) checkEntriesAlone(dir, td string) (checkView, error) {
+	domain := spiffeid.RequireTrustDomainFromString("any")
+	if td != "" {
+		var err error
+		if domain, err = spiffeid.TrustDomainFromString(td); err != nil {
+			return checkView{}, usageError{fmt.Errorf("--trust-domain %q: %w", td, err)}
+		}
+	}
+	c, err := config.Parse("defaults", []byte("trust_domain: "+domain.Name()))
+	if err != nil {
+		return checkView{}, err
+	}
+	limits := identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL(), AnyOwner: true}
+	if td == "" {
+		limits.AnyTrustDomain, domain = true, spiffeid.TrustDomain{}
+	}
+	return checkEntries(dir, domain, limits)
+}
+
+func checkEntries(dir string, td spiffeid.TrustDomain, limits identity.Limits) (checkView, error) {
+	es, err := identity.LoadEntries(dir, td, limits)
+	if err != nil {
+		return checkView{}, err
+	}
+	return checkView{Dir: dir, TrustDomain: td.Name(), Entries: es.Len()}, nil
+}

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vouchd/vouchd/workloadapi"
+)
+
+func newEntry(o *options) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "entry",
+		Short: "List registration entries, and explain what a process is entitled to",
+	}
+	cmd.AddCommand(newEntryList(o), newEntryExplain(o))
+	return cmd
+}
+
+func newEntryList(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List the registration entries in force",
+		Example: `  vouch entry list
+  vouch entry list --output json | jq -r '.[].spiffe_id'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := o.admin()
+			if err != nil {
+				return err
+			}
+			entries, err := client.Entries(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return o.print(cmd, entries, func(w io.Writer) {
+				for _, e := range entries {
+					printEntry(w, e)
+				}
+			})
+		},
+	}
+}
+
+func printEntry(w io.Writer, e workloadapi.EntryView) {
+	fmt.Fprintf(w, "%s  (%s)\n", e.SPIFFEID, e.Position)
+	for _, s := range e.Selectors {
+		fmt.Fprintf(w, "    %s\n", s)
+	}
+}
+
+func newEntryExplain(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "explain PID",
+		Short: "Say what a process is, which entries it matches and what it lacks for others",
+		Long: `Explain attests a process as if it had called and prints every selector it has
+with who vouches for it, the entries it matches, and for the entries nearest to
+matching, which selectors are missing. It exits 1 if no entry matches.`,
+		Example: `  vouch entry explain $$
+  vouch entry explain $(systemctl show -p MainPID --value agent.service)`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			pid, err := strconv.Atoi(args[0])
+			if err != nil || pid <= 0 {
+				return usageError{fmt.Errorf("%q is not a process ID", args[0])}
+			}
+			client, err := o.admin()
+			if err != nil {
+				return err
+			}
+			x, err := client.Explain(cmd.Context(), pid)
+			if err != nil {
+				return err
+			}
+			if err := o.print(cmd, x, func(w io.Writer) { printExplanation(w, x) }); err != nil {
+				return err
+			}
+			if len(x.Matches) == 0 {
+				return errSaid
+			}
+			return nil
+		},
+	}
+}
+
+func printExplanation(w io.Writer, x workloadapi.Explanation) {
+	fmt.Fprintf(w, "process %d runs %s\n\nselectors:\n", x.PID, x.Path)
+	for _, s := range x.Selectors {
+		fmt.Fprintf(w, "  %-17s %s\n", s.Trust, s.Selector)
+	}
+	if len(x.Matches) == 0 {
+		fmt.Fprint(w, "\nmatches no entry\n")
+	} else {
+		fmt.Fprint(w, "\nmatches:\n")
+	}
+	for _, e := range x.Matches {
+		fmt.Fprintf(w, "  %s  (%s)\n", e.SPIFFEID, e.Position)
+	}
+	for _, m := range x.Nearest {
+		fmt.Fprintf(w, "\nalmost %s  (%s), but it has no\n  %s\n", m.SPIFFEID, m.Position, strings.Join(m.Missing, "\n  "))
+	}
+}

@@ -1,0 +1,244 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vouchd/vouchd/attest/node"
+	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/config"
+)
+
+func newLog(o *options) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "log",
+		Short: "Read and verify the attestation log",
+		Long: `The log commands need no daemon, no TPM and no network: they work on the log's
+directory, a copy of it or an archive. Without DIR they read this host's log.`,
+	}
+	cmd.AddCommand(
+		newLogShow(o), newLogExplain(o), newLogReport(o), newLogVerify(o), newLogArchive(o),
+		newLogProve(o), newLogCheckProof(o), newLogConsistency(o), newLogCheckConsistency(o),
+	)
+	return cmd
+}
+
+// logFS opens the log named by the arguments, a directory or an archive, else
+// this host's. The caller calls done when it has read it.
+func (o *options) logFS(args []string) (fsys fs.FS, name string, done func() error, err error) {
+	if len(args) > 0 {
+		name = args[0]
+	} else {
+		c, err := config.Load(o.config)
+		if err != nil {
+			return nil, "", nil, fmt.Errorf("%w; name the log's directory, or the configuration with --config", err)
+		}
+		name = filepath.Join(c.StateDir, "log")
+	}
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	if info.IsDir() {
+		return os.DirFS(name), name, func() error { return nil }, nil
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	fsys, err = audit.ReadArchive(f, info.Size())
+	if err != nil {
+		f.Close()
+		return nil, "", nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return fsys, name, f.Close, nil
+}
+
+// A recordFilter says which records to show.
+type recordFilter struct {
+	since      time.Duration
+	spiffeID   string
+	event      string
+	request    string
+	credential string
+}
+
+func (f recordFilter) wants(l *audit.Leaf) bool {
+	return (f.since == 0 || time.Since(l.Time) <= f.since) &&
+		(f.spiffeID == "" || l.SPIFFEID == f.spiffeID) &&
+		(f.event == "" || strings.HasPrefix(string(l.Event), f.event)) &&
+		(f.request == "" || l.RequestID == f.request) &&
+		(f.credential == "" || l.Credential != nil && l.Credential.Name == f.credential)
+}
+
+func newLogShow(o *options) *cobra.Command {
+	var filter recordFilter
+	var follow bool
+	cmd := &cobra.Command{
+		Use:   "show [DIR]",
+		Short: "Print records",
+		Long: `Show prints the log's records, one a line, or with --output json as they stand
+in the log. It checks their form, not their proof: that is for vouch log verify.`,
+		Example: `  vouch log show --since 1h
+  vouch log show --event x509_svid --spiffe-id spiffe://example.org/agent
+  vouch log show --follow --output json | jq .`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			fsys, _, done, err := o.logFS(args)
+			if err != nil {
+				return err
+			}
+			defer done()
+			records := audit.Records(cmd.Context(), fsys, 0)
+			if follow {
+				records = audit.Follow(cmd.Context(), fsys, 0, time.Second/4)
+			}
+			w := cmd.OutOrStdout()
+			for e, err := range records {
+				if err != nil {
+					return stopped(cmd.Context(), err)
+				}
+				if !filter.wants(&e.Leaf) {
+					continue
+				}
+				if o.output == "json" {
+					_, err = fmt.Fprintf(w, "%s\n", e.Raw)
+				} else {
+					_, err = fmt.Fprintln(w, line(&e.Leaf))
+				}
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().DurationVar(&filter.since, "since", 0, "only records of this last `duration`, such as 1h")
+	cmd.Flags().StringVar(&filter.spiffeID, "spiffe-id", "", "only records about this `identity`")
+	cmd.Flags().StringVar(&filter.event, "event", "", "only events that begin with this, such as jwt_svid")
+	cmd.Flags().StringVar(&filter.credential, "credential", "", "only records about this `credential`")
+	cmd.Flags().StringVar(&filter.request, "request", "", "only the records of this request `ID`, which a refused caller is told")
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with new records until interrupted")
+	return cmd
+}
+
+// stopped is nil if it was the user who ended the command.
+func stopped(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return nil
+	}
+	return err
+}
+
+// line is one record for people: when, what, how it went, about whom, and who
+// asked. The leaf's texts are escaped already.
+func line(l *audit.Leaf) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d  %s  %-7s  %s", l.Index, l.Time.Local().Format("2006-01-02 15:04:05.000"), l.Outcome, l.Event)
+	if l.SPIFFEID != "" {
+		fmt.Fprintf(&b, "  %s", l.SPIFFEID)
+	}
+	if s := l.SVID; s != nil && s.ID != "" {
+		fmt.Fprintf(&b, "  %s until %s", s.ID, s.NotAfter.Local().Format("15:04:05"))
+	}
+	if k := l.Key; k != nil {
+		fmt.Fprintf(&b, "  key %s", k.KeyID)
+	}
+	if w := l.Workload; w != nil {
+		fmt.Fprintf(&b, "  pid %d uid %d %s", w.PID, w.UID, w.Path)
+	}
+	if l.Log != nil && l.Event == audit.EventAnchor {
+		fmt.Fprintf(&b, "  covers %d records", l.Log.Size)
+	}
+	if l.Reason != "" {
+		fmt.Fprintf(&b, "  (%s)", l.Reason)
+	}
+	return b.String()
+}
+
+func newLogVerify(o *options) *cobra.Command {
+	var live, traced bool
+	cmd := &cobra.Command{
+		Use:   "verify [DIR|ARCHIVE]",
+		Short: "Verify a log, back to the TPM",
+		Long: `Verify checks a whole log or a copy of one: every record, the tree over them, each
+signature, each anchor's counter, that each issued SVID was signed by a key the
+log has seen certified, and that the machine's keys lie in one TPM. It exits 0
+only if everything holds, and otherwise says what was found in which record and
+what it means. It needs no TPM and no network.`,
+		Example: `  vouch log verify
+  vouch log verify --trace ./copy-of/var/lib/vouchd/log
+  vouch log verify log-2026-11.tar
+  vouch log verify --live --output json`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			fsys, name, done, err := o.logFS(args)
+			if err != nil {
+				return err
+			}
+			defer done()
+			report, err := audit.Verify(cmd.Context(), fsys, audit.VerifyOptions{TPM: new(tpmVerifier), Live: live})
+			if err != nil {
+				return fmt.Errorf("reading the log in %s: %w", name, err)
+			}
+			if err := o.print(cmd, report, func(w io.Writer) { report.WriteText(w) }); err != nil {
+				return err
+			}
+			if !report.OK {
+				return errSaid
+			}
+			if traced && o.output == "text" {
+				return trace(cmd, fsys, report)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&live, "live", false, "the log is still being written: its end may not be anchored yet")
+	cmd.Flags().BoolVar(&traced, "trace", false, "print how each SVID leads back to the TPM")
+	return cmd
+}
+
+// A tpmVerifier gives the log's verification what attest/node can tell of a
+// statement and its anchors.
+type tpmVerifier struct{ machine *node.Verified }
+
+// Statement checks the machine's keys.
+func (v *tpmVerifier) Statement(statement []byte, logKey ed25519.PublicKey) (audit.NodeFacts, error) {
+	machine, err := node.VerifyStatement(statement, logKey)
+	if err != nil {
+		return audit.NodeFacts{}, err
+	}
+	v.machine = machine
+	return audit.NodeFacts{EKSHA256: machine.EKSHA256, AKName: machine.AKName, NodeKey: machine.NodeKey}, nil
+}
+
+// Anchor checks an anchor of the machine whose statement was checked last.
+func (v *tpmVerifier) Anchor(anchor []byte, digest [32]byte) (audit.AnchorFacts, error) {
+	if v.machine == nil {
+		return audit.AnchorFacts{}, errors.New("no statement says which machine made it")
+	}
+	facts, err := v.machine.Anchor(anchor, digest)
+	if err != nil {
+		return audit.AnchorFacts{}, err
+	}
+	return audit.AnchorFacts{Counter: facts.Counter, Resets: facts.Resets}, nil
+}
+
+// Quote checks a quote of that machine over the digest of an authority key.
+func (v *tpmVerifier) Quote(quote []byte, digest [32]byte) error {
+	if v.machine == nil {
+		return errors.New("no statement says which machine made it")
+	}
+	_, _, err := v.machine.Quote(quote, digest)
+	return err
+}

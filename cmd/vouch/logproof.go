@@ -1,0 +1,176 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vouchd/vouchd/audit"
+)
+
+// keyFlag is the log's key, which whoever checks a proof must have from
+// elsewhere.
+func keyFlag(cmd *cobra.Command, key *string, usage string) {
+	cmd.Flags().StringVar(key, "key", "", usage)
+}
+
+func newLogProve(o *options) *cobra.Command {
+	var key string
+	cmd := &cobra.Command{
+		Use:   "prove RECORD [DIR]",
+		Short: "Make a proof that a record is in the log",
+		Long: `Prove writes a text that holds one record and proves that it is in the log. Whoever
+has the log's key checks it with vouch log check-proof and needs nothing else.`,
+		Example: `  vouch log prove 4211 > proof.txt
+  vouch log check-proof --key "$KEY" proof.txt`,
+		Args: cobra.RangeArgs(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			index, err := recordNumber(args[0])
+			if err != nil {
+				return err
+			}
+			fsys, _, done, err := o.logFS(args[1:])
+			if err != nil {
+				return err
+			}
+			defer done()
+			if key, err = keyOr(cmd, key, fsys); err != nil {
+				return err
+			}
+			proof, err := audit.Prove(cmd.Context(), fsys, index, key)
+			if err != nil {
+				return err
+			}
+			_, err = cmd.OutOrStdout().Write(proof)
+			return err
+		},
+	}
+	keyFlag(cmd, &key, "the log's `key`; without it, the one that the log names")
+	return cmd
+}
+
+// keyOr returns the key, or the one that the log names of itself.
+func keyOr(cmd *cobra.Command, key string, fsys fs.FS) (string, error) {
+	if key != "" {
+		return key, nil
+	}
+	for e, err := range audit.Records(cmd.Context(), fsys, 0) {
+		if err != nil {
+			return "", err
+		}
+		if e.Leaf.Event == audit.EventSegment && e.Leaf.Log != nil {
+			return e.Leaf.Log.Key, nil
+		}
+	}
+	return "", errors.New("the log names no key; name it with --key")
+}
+
+func newLogCheckProof(o *options) *cobra.Command {
+	var key string
+	cmd := &cobra.Command{
+		Use:   "check-proof --key KEY FILE",
+		Short: "Check a proof that a record is in a log",
+		Long: `Check-proof checks what vouch log prove wrote, with the log's key alone, and prints
+the record. The key must come from somewhere you trust, such as an earlier
+vouch log verify.`,
+		Example: `  vouch log check-proof --key "$KEY" proof.txt`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if key == "" {
+				return usageError{errors.New("which log? name its key with --key; vouch log verify prints it")}
+			}
+			proof, err := os.ReadFile(args[0])
+			if err != nil {
+				return err
+			}
+			e, c, err := audit.CheckProof(proof, key)
+			if err != nil {
+				return err
+			}
+			if o.output == "json" {
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s\n", e.Raw)
+				return err
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "record %d is in the log %s of %d records:\n%s\n", e.Index, c.Origin, c.Size, line(&e.Leaf))
+			return err
+		},
+	}
+	keyFlag(cmd, &key, "the log's `key`, as vouch log verify prints it")
+	return cmd
+}
+
+func newLogConsistency(o *options) *cobra.Command {
+	var key string
+	cmd := &cobra.Command{
+		Use:   "consistency OLDER NEWER [DIR]",
+		Short: "Prove that one state of the log continues another",
+		Long: `Consistency proves that the log as it was with NEWER records continues the log as it
+was with OLDER ones: that nothing was changed or removed between two checkpoints
+that you hold.`,
+		Example: `  vouch log consistency 1000 4212 > consistency.txt`,
+		Args:    cobra.RangeArgs(2, 3),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			older, err := recordNumber(args[0])
+			if err != nil {
+				return err
+			}
+			newer, err := recordNumber(args[1])
+			if err != nil {
+				return err
+			}
+			fsys, _, done, err := o.logFS(args[2:])
+			if err != nil {
+				return err
+			}
+			defer done()
+			if key, err = keyOr(cmd, key, fsys); err != nil {
+				return err
+			}
+			proof, err := audit.ProveConsistency(fsys, older, newer, key)
+			if err != nil {
+				return err
+			}
+			_, err = cmd.OutOrStdout().Write(proof)
+			return err
+		},
+	}
+	keyFlag(cmd, &key, "the log's `key`; without it, the one that the log names")
+	return cmd
+}
+
+func newLogCheckConsistency(o *options) *cobra.Command {
+	var key string
+	cmd := &cobra.Command{
+		Use:   "check-consistency --key KEY PROOF OLDER NEWER",
+		Short: "Check that one checkpoint continues another",
+		Long: `Check-consistency checks what vouch log consistency wrote against two checkpoints
+of the log, which lie in files: that the newer continues the older.`,
+		Example: `  vouch log check-consistency --key "$KEY" consistency.txt checkpoint.old checkpoint.new`,
+		Args:    cobra.ExactArgs(3),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if key == "" {
+				return usageError{errors.New("which log? name its key with --key; vouch log verify prints it")}
+			}
+			var files [3][]byte
+			for i, name := range args {
+				data, err := os.ReadFile(name)
+				if err != nil {
+					return err
+				}
+				files[i] = data
+			}
+			if err := audit.CheckConsistency(files[0], files[1], files[2], key); err != nil {
+				return err
+			}
+			return o.print(cmd, map[string]bool{"consistent": true}, func(w io.Writer) {
+				fmt.Fprintf(w, "%s continues %s\n", args[2], args[1])
+			})
+		},
+	}
+	keyFlag(cmd, &key, "the log's `key`, as vouch log verify prints it")
+	return cmd
+}

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vouchd/vouchd/workloadapi"
+)
+
+func newStatus(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Say what the running daemon is doing and what is wrong",
+		Long: `Status asks the running daemon. It exits 1 if the daemon cannot be reached or
+reports a problem, each of which is one sentence with the way to mend it.`,
+		Example: `  vouch status
+  vouch status --output json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := o.admin()
+			if err != nil {
+				return err
+			}
+			st, err := client.Status(cmd.Context())
+			if err != nil {
+				return fmt.Errorf("%w; is it running? try: vouch doctor", err)
+			}
+			if err := o.print(cmd, st, func(w io.Writer) { printStatus(w, st) }); err != nil {
+				return err
+			}
+			if len(st.Problems) > 0 {
+				return errSaid
+			}
+			return nil
+		},
+	}
+}
+
+func printStatus(out io.Writer, st workloadapi.Status) {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+	}
+	row("trust domain", "%s", st.TrustDomain)
+	row("version", "%s, up %s", st.Version, ago(st.Started))
+	row("TPM", "%s, EK %s", st.TPM.Address, st.TPM.EKSHA256)
+	row("issuing CA", "%s, until %s", st.Authority.IssuingCAKeyID, at(st.Authority.IssuingCANotAfter))
+	if st.Authority.JWTKeyUntil.IsZero() {
+		row("JWT key", "%s, in the TPM", st.Authority.JWTKeyID)
+	} else {
+		row("JWT key", "%s, signs until %s", st.Authority.JWTKeyID, at(st.Authority.JWTKeyUntil))
+	}
+	row("entries", "%d from %s, loaded %s ago", st.Entries.Count, st.Entries.Dir, ago(st.Entries.Loaded))
+	row("streams", "%d open", st.Streams)
+	row("log", "%d records in %s, %d of them anchored in the TPM, last %s ago", st.Log.Records, st.Log.Dir, st.Log.Anchored, ago(st.Log.LastAnchor))
+	w.Flush()
+	for _, p := range st.Problems {
+		fmt.Fprintf(out, "problem: %s\n", strings.ReplaceAll(p, "\n", "\n         "))
+	}
+}
+
+func ago(t time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return time.Since(t).Round(time.Second).String()
+}
+
+func at(t time.Time) string { return t.Local().Format(time.RFC3339) }

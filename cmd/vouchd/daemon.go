@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/vouchd/vouchd/attest/node"
+	"github.com/vouchd/vouchd/attest/process"
+	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/config"
+	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/state"
+	"github.com/vouchd/vouchd/systemd"
+	"github.com/vouchd/vouchd/workloadapi"
+)
+
+// stopTimeout bounds what happens after the signal to stop: answering calls in
+// progress, the last record and its anchor.
+const stopTimeout = 10 * time.Second
+
+// A daemon is everything that runs, in the order it is started.
+type daemon struct {
+	config  *config.Config
+	started time.Time
+	slog    *slog.Logger
+
+	state     *state.Dir
+	tpm       *node.TPM
+	node      *node.Node
+	log       *audit.Log
+	authority *identity.Authority
+	units     *systemd.Units
+	attester  *process.Attester
+	watcher   *process.Watcher
+	server    *workloadapi.Server
+	exports   []*exported
+
+	mu      sync.Mutex // guards what follows
+	digest  [32]byte   // of the entries in force
+	count   int        // of them
+	loaded  time.Time  // when they were loaded; zero: none are yet
+	refused error      // why what is on disk now is not in force
+}
+
+// run serves until the context ends.
+func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
+	d := &daemon{config: c, started: time.Now(), slog: log}
+	agent, admin, err := workloadapi.Listen(c.AgentSocket, c.AdminSocket)
+	if err != nil {
+		return err
+	}
+	defer agent.Close()
+	defer admin.Close()
+	if err := d.openNode(ctx); err != nil {
+		return errors.Join(err, d.close())
+	}
+	defer func() { err = errors.Join(err, d.close()) }()
+	if err := d.openLog(ctx); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.closeLog(ctx, err)) }()
+	if err := d.openExports(ctx); err != nil {
+		return err
+	}
+	defer d.closeExports()
+	if err := d.openIdentity(ctx); err != nil {
+		return err
+	}
+	if err := d.selfCheck(ctx); err != nil {
+		return fmt.Errorf("self-check: %w", err)
+	}
+	return d.serve(ctx, agent, admin)
+}
+
+// serve runs until the context ends or a part fails.
+func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return d.server.Serve(ctx, agent) })
+	group.Go(func() error {
+		return (&workloadapi.Admin{Server: d.server, Status: d.status, Logger: d.slog}).Serve(ctx, admin)
+	})
+	group.Go(func() error { d.authority.Run(ctx); return nil })
+	group.Go(func() error { return d.watch(ctx) })
+	for _, x := range d.exports {
+		group.Go(func() error { x.Run(ctx); return nil })
+	}
+	group.Go(func() error { return systemd.Watchdog(ctx, d.selfCheck) })
+	d.slog.Info("serving", "socket", d.config.AgentSocket, "trust_domain", d.config.TrustDomain,
+		"after", time.Since(d.started).Round(time.Millisecond))
+	if err := systemd.Ready(d.summary()); err != nil {
+		return err
+	}
+	err := group.Wait()
+	systemd.Stopping()
+	return err
+}
+
+// openNode takes the state directory and the TPM.
+func (d *daemon) openNode(ctx context.Context) (err error) {
+	if d.state, err = state.Open(d.config.StateDir); err != nil {
+		return err
+	}
+	if d.tpm, err = node.Open(ctx, d.config.TPM); err != nil {
+		return err
+	}
+	d.node, err = node.Load(ctx, d.tpm, d.state)
+	return err
+}
+
+func (d *daemon) close() error {
+	var errs []error
+	if d.watcher != nil {
+		errs = append(errs, d.watcher.Close())
+	}
+	if d.units != nil {
+		errs = append(errs, d.units.Close())
+	}
+	if d.tpm != nil {
+		errs = append(errs, d.tpm.Close())
+	}
+	if d.state != nil {
+		errs = append(errs, d.state.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// openIdentity makes the authority and the server, and loads the entries.
+// Entries that are not in order do not keep the daemon from starting: nobody is
+// issued anything until they are mended.
+func (d *daemon) openIdentity(ctx context.Context) error {
+	d.units = new(systemd.Units)
+	o := process.Options{Trees: func() bool { return d.server.Wants("script:tree_sha256") }}
+	if systemd.IsManager() {
+		o.Manager = d.units
+	}
+	d.attester = process.NewAttester(o)
+	var err error
+	if d.watcher, err = process.NewWatcher(); err != nil {
+		return err
+	}
+	if d.authority, err = d.openAuthority(ctx); err != nil {
+		return err
+	}
+	d.server = workloadapi.New(workloadapi.Options{
+		Attester: d.attester, Watcher: d.watcher, Authority: d.authority, Log: d.log, Logger: d.slog,
+	})
+	d.reload(ctx)
+	return nil
+}
+
+func (d *daemon) openAuthority(ctx context.Context) (*identity.Authority, error) {
+	a := d.config.Authority
+	o := identity.Options{
+		TrustDomain:  d.config.TrustDomain,
+		NodeKey:      d.node.Signer(),
+		Store:        d.state,
+		Sealer:       d.node,
+		IssuingCATTL: a.IssuingCATTL,
+		Overlap:      a.RotationOverlap,
+		JWTKeyTTL:    a.JWTKeyTTL,
+		JWTIssuer:    a.JWTIssuer,
+		Announce:     d.announce,
+		Logger:       d.slog,
+	}
+	if a.JWTKey == config.JWTKeyTPM {
+		key, err := d.node.Key(ctx, "jwt")
+		if err != nil {
+			return nil, err
+		}
+		o.JWTKey = key
+	}
+	return identity.NewAuthority(ctx, o)
+}
+
+// selfCheck attests this process and issues what a workload would get, and
+// throws it away.
+func (d *daemon) selfCheck(ctx context.Context) error {
+	if _, err := d.attester.AttestPID(ctx, os.Getpid()); err != nil {
+		return err
+	}
+	return d.authority.SelfCheck(ctx)
+}

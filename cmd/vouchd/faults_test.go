@@ -1,0 +1,320 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
+	spiffe "github.com/spiffe/go-spiffe/v2/workloadapi"
+)
+
+// fetch fetches as this process.
+func (h *host) fetch() (id string, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	svid, err := spiffe.FetchX509SVID(ctx, spiffe.WithAddr("unix://"+h.path("agent.sock")))
+	if err != nil {
+		return "", err
+	}
+	return svid.ID.String(), nil
+}
+
+func (h *host) problems() []string {
+	h.t.Helper()
+	st, err := h.admin().Status(context.Background())
+	must(h.t, err)
+	return st.Problems
+}
+
+// verifyLog has vouch verify the log of a stopped daemon.
+func (h *host) verifyLog() {
+	h.t.Helper()
+	if out, stderr, code := h.vouch("log", "verify"); code != 0 {
+		h.t.Fatalf("vouch log verify exits %d:\n%s%s", code, out, stderr)
+	}
+}
+
+func TestBrokenEntriesLeaveTheLastGoodOnesInForce(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.write("entries.d/a.yaml", entriesFor(1))
+	h.start()
+	id, err := h.fetch()
+	must(t, err)
+
+	h.write("entries.d/a.yaml", "entries:\n  - spiffe_id: spiffe://example.org/agent/0\n    selector: [unix:uid:0]\n")
+	eventually(t, "status names the broken file", func() bool {
+		p := h.problems()
+		return len(p) == 1 && strings.Contains(p[0], "a.yaml:3") && strings.Contains(p[0], "selectors")
+	})
+	if again, err := h.fetch(); err != nil || again != id {
+		t.Errorf("with broken entries on disk: %q, %v, want %q still", again, err, id)
+	}
+	if _, stderr, code := h.vouch("doctor"); code != 1 {
+		t.Errorf("vouch doctor exits %d and says %s, want 1", code, stderr)
+	}
+
+	h.write("entries.d/a.yaml", strings.ReplaceAll(entriesFor(1), "agent/0", "agent/mended"))
+	eventually(t, "the mended file is in force", func() bool {
+		id, err := h.fetch()
+		return err == nil && id == "spiffe://example.org/agent/mended"
+	})
+	if p := h.problems(); len(p) != 0 {
+		t.Errorf("problems after mending: %q", p)
+	}
+	h.stop()
+	h.verifyLog()
+}
+
+func TestDaemonStartsWithBrokenEntriesAndServesNobodyUntilTheyAreMended(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.write("entries.d/a.yaml", "entries: [")
+	h.start()
+	if id, err := h.fetch(); err == nil {
+		t.Errorf("handed out %s", id)
+	}
+	h.write("entries.d/a.yaml", entriesFor(1))
+	eventually(t, "the mended file is in force", func() bool { _, err := h.fetch(); return err == nil })
+}
+
+func TestHangupReloads(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.start()
+	must(t, h.cmd.Process.Signal(syscall.SIGHUP))
+	h.write("entries.d/a.yaml", entriesFor(1))
+	must(t, h.cmd.Process.Signal(syscall.SIGHUP))
+	eventually(t, "the new file is in force", func() bool { _, err := h.fetch(); return err == nil })
+}
+
+func TestSecondDaemonOnTheSameStateIsRefused(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.start()
+	second := &host{t: t, dir: h.dir, tpm: h.tpm}
+	second.launch("--set", "agent_socket="+h.path("agent2.sock"), "--set", "admin_socket="+h.path("admin2.sock"))
+	if err := second.wait(); err == nil {
+		t.Fatal("the second daemon started")
+	}
+	if said := second.stderr.String(); !strings.Contains(said, "another vouchd uses this state directory") {
+		t.Errorf("the second daemon said %s", said)
+	}
+	if _, err := h.fetch(); err == nil {
+		t.Error("entries appeared from nowhere")
+	}
+	if p := h.problems(); len(p) != 0 {
+		t.Errorf("the first daemon has problems: %q", p)
+	}
+}
+
+func TestDaemonWithoutTPMSaysHowToGetOne(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.launch("--set", "tpm=unix:"+h.path("no-tpm"))
+	if err := h.wait(); err == nil {
+		t.Fatal("it started without a TPM")
+	}
+	said := h.stderr.String()
+	for _, want := range []string{"no-tpm", "swtpm"} {
+		if !strings.Contains(said, want) {
+			t.Errorf("it said %s, without %q", said, want)
+		}
+	}
+}
+
+func TestKeysAndLogOutliveARestartAndACrash(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.write("entries.d/a.yaml", entriesFor(1))
+	h.start()
+	ctx := t.Context()
+	addr := spiffe.WithAddr("unix://" + h.path("agent.sock"))
+	_, err := h.fetch()
+	must(t, err)
+	token, err := spiffe.FetchJWTSVID(ctx, jwtsvid.Params{Audience: "api"}, addr)
+	must(t, err)
+	bundles, err := spiffe.FetchX509Bundles(ctx, addr)
+	must(t, err)
+
+	h.stop()
+	h.verifyLog()
+	h.start()
+	if _, err := spiffe.ValidateJWTSVID(ctx, token.Marshal(), "api", addr); err != nil {
+		t.Errorf("a token from before the restart: %v", err)
+	}
+	after, err := spiffe.FetchX509Bundles(ctx, addr)
+	must(t, err)
+	if !bundles.Bundles()[0].Equal(after.Bundles()[0]) {
+		t.Error("the root changed with a restart")
+	}
+
+	must(t, h.cmd.Process.Kill())
+	h.wait()
+	h.start() // over the socket that the crash left
+	if _, err := spiffe.ValidateJWTSVID(ctx, token.Marshal(), "api", addr); err != nil {
+		t.Errorf("a token from before the crash: %v", err)
+	}
+	h.stop()
+	h.verifyLog()
+}
+
+func TestSourceGoesOnAcrossARestart(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.write("entries.d/a.yaml", entriesFor(1))
+	h.start()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	source, err := spiffe.NewX509Source(ctx, spiffe.WithClientOptions(spiffe.WithAddr("unix://"+h.path("agent.sock"))))
+	must(t, err)
+	defer source.Close()
+	h.stop()
+	if _, err := source.GetX509SVID(); err != nil {
+		t.Errorf("the source forgot its SVID while the daemon was away: %v", err)
+	}
+	h.start()
+	must(t, source.WaitUntilUpdated(ctx))
+}
+
+func TestTPMThatDiesLeavesWhatIsValidServed(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.write("entries.d/a.yaml", entriesFor(1))
+	h.start()
+	h.tpm.Kill()
+	for range 3 {
+		if _, err := h.fetch(); err != nil {
+			t.Errorf("with the TPM gone: %v", err)
+		}
+	}
+	h.tpm.Restart()
+	h.stop()
+	h.verifyLog()
+}
+
+// TestFullDiskRefusesAndRecovers puts the state on a small file system of its
+// own.
+func TestFullDiskRefusesAndRecovers(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("mounting a small file system needs root")
+	}
+	h := newHost(t)
+	must(t, os.Mkdir(h.path("state"), 0o700))
+	if err := syscall.Mount("tmpfs", h.path("state"), "tmpfs", 0, "size=1m,mode=0700"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Unmount(h.path("state"), syscall.MNT_DETACH) })
+	h.write("entries.d/a.yaml", entriesFor(1))
+	h.start()
+	_, err := h.fetch()
+	must(t, err)
+
+	fill := fillDisk(t, h.path("state/ballast"))
+	eventually(t, "the daemon refuses for want of a record", func() bool {
+		_, err := h.fetch()
+		return err != nil && strings.Contains(err.Error(), "attestation log")
+	})
+	if p := h.problems(); len(p) == 0 || !strings.Contains(strings.Join(p, "\n"), "log") {
+		t.Errorf("problems with a full disk: %q", p)
+	}
+	must(t, os.Remove(fill))
+	eventually(t, "the daemon serves again", func() bool { _, err := h.fetch(); return err == nil })
+	h.stop()
+	h.verifyLog()
+}
+
+func fillDisk(t *testing.T, name string) string {
+	t.Helper()
+	f, err := os.Create(name)
+	must(t, err)
+	defer f.Close()
+	for size := 64 << 10; size > 0; size /= 2 {
+		for {
+			if _, err := f.Write(make([]byte, size)); errors.Is(err, syscall.ENOSPC) {
+				break
+			} else if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return name
+}
+
+// TestNoSecretIsInTheLogOrOnStandardError looks for what was handed out.
+func TestNoSecretIsInTheLogOrOnStandardError(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.write("entries.d/a.yaml", entriesFor(1))
+	h.start()
+	addr := spiffe.WithAddr("unix://" + h.path("agent.sock"))
+	token, err := spiffe.FetchJWTSVID(t.Context(), jwtsvid.Params{Audience: "api"}, addr)
+	must(t, err)
+	if _, err := spiffe.ValidateJWTSVID(t.Context(), token.Marshal()+"x", "api", addr); err == nil {
+		t.Error("a token with a character more is valid")
+	}
+	signature := token.Marshal()[strings.LastIndexByte(token.Marshal(), '.')+1:]
+	h.stop()
+	out, err := exec.Command("grep", "-rlaF", "--", signature, h.dir).CombinedOutput()
+	if err == nil {
+		t.Errorf("the token's signature is in %s", out)
+	}
+	if strings.Contains(h.stderr.String(), signature) {
+		t.Error("the token's signature is on standard error")
+	}
+}
+
+func TestWrongUsageExitsWithTwo(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.launch("--no-such-flag")
+	var exit *exec.ExitError
+	if err := h.wait(); !errors.As(err, &exit) || exit.ExitCode() != 2 {
+		t.Errorf("ended with %v, want exit code 2", err)
+	}
+	fmt.Fprintln(t.Output(), h.stderr)
+}
+
+func TestLogIsHandedOnAndGoesOnWhereItStopped(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.write("entries.d/a.yaml", entriesFor(1))
+	lines := func() (n int) {
+		data, err := os.ReadFile(h.path("state/ocsf.jsonl"))
+		if err != nil {
+			return 0
+		}
+		for line := range strings.Lines(string(data)) {
+			if !json.Valid([]byte(line)) {
+				t.Fatalf("a line is not JSON: %s", line)
+			}
+			n++
+		}
+		return n
+	}
+	h.start("--set", "log.ocsf=true")
+	_, err := h.fetch()
+	must(t, err)
+	records := func() int {
+		st, err := h.admin().Status(t.Context())
+		must(t, err)
+		return int(st.Log.Records)
+	}
+	eventually(t, "every record is handed on", func() bool { return lines() == records() })
+	h.stop()
+	stopped := lines()
+	h.start("--set", "log.ocsf=true")
+	eventually(t, "every record is handed on, once", func() bool { return lines() == records() })
+	if lines() <= stopped {
+		t.Errorf("%d lines before and %d after the restart", stopped, lines())
+	}
+}

@@ -1,0 +1,65 @@
+// Command vouchd is the daemon: it proves the machine with its TPM and local
+// processes with the kernel, and issues them SPIFFE identities over a Unix
+// socket.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vouchd/vouchd/config"
+	"github.com/vouchd/vouchd/packaging/version"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := command().ExecuteContext(ctx); err != nil {
+		os.Exit(1)
+	}
+}
+
+func command() *cobra.Command {
+	var file string
+	var overrides []string
+	cmd := &cobra.Command{
+		Use:   "vouchd",
+		Short: "Serve short-lived identities to the processes of this host",
+		Long: `vouchd proves with the machine's TPM 2.0 which host this is, asks the kernel what
+each local process is, and serves SPIFFE identities over a Unix socket to those
+that a registration entry names. It runs in the foreground and logs to standard
+error. SIGHUP reloads the entries, which also happens whenever they change.`,
+		Example: `  vouchd
+  vouchd --config ./vouchd.yaml
+  vouchd --set tpm=unix:/run/swtpm.sock --set state_dir=/tmp/vouchd`,
+		Args:          cobra.NoArgs,
+		Version:       version.String(),
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+			c, err := config.Load(file, overrides...)
+			if err == nil {
+				err = run(cmd.Context(), log, c)
+			}
+			if err != nil {
+				log.Error("vouchd stopped", "err", err)
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&file, "config", "/etc/vouchd/vouchd.yaml", "configuration `file`")
+	cmd.Flags().StringArrayVar(&overrides, "set", nil, "override one configuration key, as `key=value`; may be repeated")
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		fmt.Fprintf(os.Stderr, "vouchd: %v; see vouchd --help\n", err)
+		os.Exit(2)
+		return nil
+	})
+	return cmd
+}

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/vouchd/vouchd/packaging/version"
+	"github.com/vouchd/vouchd/workloadapi"
+)
+
+// status is what the daemon knows of itself.
+func (d *daemon) status() workloadapi.Status {
+	a := d.authority.Status()
+	l := d.log.Status()
+	st := workloadapi.Status{
+		Version:     version.String(),
+		TrustDomain: d.config.TrustDomain.Name(),
+		Started:     d.started,
+		TPM: workloadapi.TPMStatus{
+			Address:  d.tpm.Address(),
+			EKSHA256: d.node.EKSHA256(),
+			AKName:   d.node.AKName(),
+		},
+		Authority: workloadapi.AuthorityStatus{
+			RootNotAfter:      a.RootNotAfter,
+			IssuingCAKeyID:    a.IssuingCAKeyID,
+			IssuingCANotAfter: a.IssuingCANotAfter,
+			JWTKeyID:          a.JWTKeyID,
+			JWTKeyUntil:       a.JWTKeyUntil,
+			BundleSequence:    a.BundleSequence,
+		},
+		Entries: workloadapi.EntriesStatus{Dir: d.config.EntriesDir},
+		Log: workloadapi.LogStatus{
+			Dir:        d.state.Path("log"),
+			Records:    l.Size,
+			RootSHA256: fmt.Sprintf("%x", l.Root),
+			LastAnchor: l.LastAnchor,
+			Anchored:   l.Anchored,
+		},
+		Problems: []string{},
+	}
+	problem := func(format string, args ...any) {
+		st.Problems = append(st.Problems, fmt.Sprintf(format, args...))
+	}
+	d.mu.Lock()
+	st.Entries.Loaded = d.loaded
+	if d.refused != nil {
+		st.Entries.Error = d.refused.Error()
+		problem("the entries on disk are not in force, the last good ones are: %v", d.refused)
+	}
+	d.mu.Unlock()
+	if l.Err != nil {
+		st.Log.Error = l.Err.Error()
+		problem("the attestation log cannot be written, so nothing is issued: %v; free space in %s, or see the daemon's messages", l.Err, st.Log.Dir)
+	}
+	if l.AnchorErr != nil {
+		problem("the log is not anchored in the TPM: %v; what was recorded since %s could be dropped unseen", l.AnchorErr, l.LastAnchor.Format(time.RFC3339))
+	}
+	for _, x := range d.exports {
+		if err := x.Stats().Err; err != nil {
+			problem("the log is not handed on to %s: %v; records wait, from %d on", x.name, err, x.Stats().Next)
+		}
+	}
+	if left := time.Until(a.IssuingCANotAfter); left < d.config.Authority.RotationOverlap/2 {
+		problem("the issuing CA ends in %s and could not be renewed; see the daemon's messages, and whether the TPM answers", left.Round(time.Second))
+	}
+	return st
+}

@@ -1,0 +1,11 @@
+# An older vouchd cannot read what a newer one has written. The installed
+# package says which format of the state it writes, and this one knows up to
+# @STATE_FORMAT@.
+if [ -r /usr/share/vouchd/state-format ]; then
+	installed=$(cat /usr/share/vouchd/state-format)
+	if [ "$installed" -gt @STATE_FORMAT@ ]; then
+		echo "vouchd: the installed version keeps its state in format $installed, and this one (@VERSION@) knows up to @STATE_FORMAT@." >&2
+		echo "vouchd: stay with the installed version, or start over: purge it first, which ends this host's identities." >&2
+		exit 1
+	fi
+fi

@@ -1,0 +1,108 @@
+package vouchd
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// mayImport is which of our packages a package may import (DESIGN: arrows
+// point down only). A package that is not here may import none of ours.
+var mayImport = map[string][]string{
+	"state":               nil,
+	"secret":              nil,
+	"config":              nil,
+	"attest":              nil,
+	"audit":               nil,
+	"audit/export":        {"audit"},
+	"systemd":             nil,
+	"packaging/version":   nil,
+	"packaging/inventory": nil,
+	"packaging/manual":    nil,
+	"attest/node":         {"attest", "secret", "config"},
+	"attest/node/tpmtest": nil,
+	"attest/process":      {"attest", "systemd"},
+	"identity":            {"attest", "config", "secret"},
+	"workloadapi":         {"attest", "attest/process", "audit", "config", "identity", "secret", "systemd"},
+	"examples/agent":      nil,
+}
+
+// mayUse is which packages may import a module that belongs in one place.
+var mayUse = map[string][]string{
+	"google.golang.org/grpc":           {"workloadapi"},
+	"github.com/google/go-tpm":         {"attest/node", "attest/node/tpmtest"},
+	"github.com/google/go-attestation": {"attest/node"},
+}
+
+const module = "github.com/vouchd/vouchd/"
+
+type listed struct {
+	ImportPath string
+	Imports    []string
+}
+
+func TestPackagesImportOnlyWhatLiesBelowThem(t *testing.T) {
+	for _, p := range packages(t) {
+		name := strings.TrimPrefix(p.ImportPath, module)
+		if strings.HasPrefix(name, "cmd/") {
+			continue // wires everything
+		}
+		for _, imported := range p.Imports {
+			ours, ok := strings.CutPrefix(imported, module)
+			if ok && !slices.Contains(mayImport[name], ours) {
+				t.Errorf("%s imports %s, which the rules do not allow", name, ours)
+			}
+		}
+	}
+}
+
+func TestAModuleOfOnePlaceIsUsedThereAlone(t *testing.T) {
+	for _, p := range packages(t) {
+		name := strings.TrimPrefix(p.ImportPath, module)
+		for _, imported := range p.Imports {
+			for m, users := range mayUse {
+				if (imported == m || strings.HasPrefix(imported, m+"/")) && !slices.Contains(users, name) {
+					t.Errorf("%s imports %s, which belongs in %s", name, imported, strings.Join(users, ", "))
+				}
+			}
+		}
+	}
+}
+
+func TestEveryPackageIsInTheRules(t *testing.T) {
+	for _, p := range packages(t) {
+		name := strings.TrimPrefix(p.ImportPath, module)
+		if _, ok := mayImport[name]; !ok && !strings.HasPrefix(name, "cmd/") && name+"/" != module {
+			t.Errorf("%s is a package that rules_test.go does not know", name)
+		}
+	}
+}
+
+func packages(t *testing.T) []listed {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports", "./...")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var ps []listed
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p listed
+		err := dec.Decode(&p)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		ps = append(ps, p)
+	}
+	if len(ps) == 0 {
+		t.Fatal("go list names no package")
+	}
+	return ps
+}

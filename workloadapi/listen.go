@@ -1,0 +1,39 @@
+package workloadapi
+
+import (
+	"fmt"
+	"io/fs"
+	"net"
+
+	"github.com/vouchd/vouchd/systemd"
+)
+
+// Listen returns the daemon's sockets: those that systemd opened under the
+// names "agent" and "admin", else ones made at the given paths. To the agent
+// socket everybody may connect, to the admin socket the daemon's user alone.
+func Listen(agentPath, adminPath string) (agent, admin *net.UnixListener, err error) {
+	passed, err := systemd.Listeners()
+	if err != nil {
+		return nil, nil, err
+	}
+	for name := range passed {
+		if name != "agent" && name != "admin" {
+			return nil, nil, fmt.Errorf("systemd passes a socket named %q; the unit's FileDescriptorName must be agent or admin", name)
+		}
+	}
+	if agent, err = listenOr(passed["agent"], agentPath, 0o666); err != nil {
+		return nil, nil, err
+	}
+	if admin, err = listenOr(passed["admin"], adminPath, 0o600); err != nil {
+		agent.Close()
+		return nil, nil, err
+	}
+	return agent, admin, nil
+}
+
+func listenOr(passed *net.UnixListener, path string, mode fs.FileMode) (*net.UnixListener, error) {
+	if passed == nil {
+		return listen(path, mode)
+	}
+	return passed, adopt(passed)
+}
