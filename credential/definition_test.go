@@ -13,12 +13,9 @@ import (
 	"github.com/rogpeppe/go-internal/txtar"
 
 	"github.com/vouchd/vouchd/credential"
-	"github.com/vouchd/vouchd/credential/postgres"
 )
 
 var update = flag.Bool("update", false, "write what the tests get into their golden files")
-
-var brokers = credential.Brokers{"postgres": postgres.Open}
 
 // Each file of testdata/refused is a directory of definitions and, as "want",
 // the whole message about it.
@@ -43,7 +40,7 @@ func TestLoadDefinitionsRefuses(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = credential.LoadDefinitions(filepath.Join(root, "credentials.d"), brokers, true)
+			_, err = credential.LoadDefinitions(filepath.Join(root, "credentials.d"), every, true)
 			got := strings.ReplaceAll(fmt.Sprintln(err), root+"/", "")
 			if *update {
 				for i := range archive.Files {
@@ -91,7 +88,7 @@ credentials:
 	if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	defs, err := credential.LoadDefinitions(dir, brokers, true)
+	defs, err := credential.LoadDefinitions(dir, every, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +113,7 @@ credentials:
 
 func TestMissingDirectoryDefinesNothing(t *testing.T) {
 	t.Parallel()
-	defs, err := credential.LoadDefinitions(filepath.Join(t.TempDir(), "credentials.d"), brokers, true)
+	defs, err := credential.LoadDefinitions(filepath.Join(t.TempDir(), "credentials.d"), every, true)
 	if err != nil || len(defs.All()) != 0 {
 		t.Errorf("%v, %v", defs.All(), err)
 	}
@@ -133,7 +130,7 @@ func TestDigestTellsDefinitionsApart(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte("#"+comment), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		defs, err := credential.LoadDefinitions(dir, brokers, true)
+		defs, err := credential.LoadDefinitions(dir, every, true)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -66,7 +66,11 @@ func (t Template) Check(d *Definition, own []string, verbs ...string) error {
 			continue
 		}
 		if !slices.Contains(known, p.name) {
-			return fmt.Errorf("uses {{%s}}, which is no parameter; declare it, or use %s", p.name, strings.Join(known, ", "))
+			mend := "declare it"
+			if len(known) > 0 {
+				mend += ", or use " + strings.Join(known, ", ")
+			}
+			return fmt.Errorf("uses {{%s}}, which is no parameter; %s", p.name, mend)
 		}
 		if p.verb != "" && !slices.Contains(verbs, p.verb) {
 			return fmt.Errorf("uses {{%s %s}}, and %q is not known here", p.verb, p.name, p.verb)
