@@ -112,8 +112,22 @@ func (s *Server) give(path string, data []byte, mode os.FileMode) error {
 
 func (s *Server) data() string { return filepath.Join(s.dir, "data") }
 
+// program finds a program of the server: on the PATH, or where Debian and Red Hat
+// keep several versions.
+func program(name string) string {
+	if path, err := exec.LookPath(name); err == nil {
+		return path
+	}
+	for _, pattern := range []string{"/usr/lib/postgresql/*/bin/", "/usr/pgsql-*/bin/"} {
+		if found, _ := filepath.Glob(pattern + name); len(found) > 0 {
+			return found[len(found)-1]
+		}
+	}
+	return name
+}
+
 func (s *Server) command(name string, args ...string) *exec.Cmd {
-	cmd := exec.Command(name, args...)
+	cmd := exec.Command(program(name), args...)
 	cmd.Dir = s.SocketDir
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C", "TZ=UTC"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
