@@ -34,8 +34,8 @@ type lease struct {
 	gone   chan struct{} // closed when nothing is left of it; made on demand
 }
 
-// state is a lease in the journal.
-type state struct {
+// kept is a lease in the journal.
+type kept struct {
 	Credential string     `json:"credential"`
 	Broker     string     `json:"broker"`
 	Upstream   string     `json:"upstream"`
@@ -65,7 +65,7 @@ type process struct {
 
 // encode returns the lease as the journal holds it.
 func (l *lease) encode() []byte {
-	b, err := json.Marshal(state{
+	b, err := json.Marshal(kept{
 		Credential: l.Credential,
 		Broker:     l.Broker,
 		Upstream:   l.Upstream,
@@ -92,7 +92,7 @@ func (l *lease) encode() []byte {
 
 // decodeLease reads what encode wrote.
 func decodeLease(id string, b []byte) (*lease, error) {
-	var s state
+	var s kept
 	if err := json.Unmarshal(b, &s); err != nil {
 		return nil, fmt.Errorf("%w: lease %s: %w", ErrDamaged, id, err)
 	}
