@@ -20,13 +20,13 @@ func TestProcessExitRevokesItsLeasesAtOnce(t *testing.T) {
 	kept := h.grant(b)
 	began := time.Now()
 	close(exit)
-	for h.up.left() > 1 && time.Since(began) < 10*time.Second {
+	for len(h.m.Leases()) > 1 && time.Since(began) < 10*time.Second {
 		time.Sleep(time.Millisecond)
 	}
 	if took := time.Since(began); took > time.Second || h.up.left() != 1 {
 		t.Errorf("%d are left after %v", h.up.left(), took)
 	}
-	if got := h.m.Leases(); len(got) != 1 && got[0].ID != kept.Lease.ID {
+	if got := h.m.Leases(); len(got) != 1 || got[0].ID != kept.Lease.ID {
 		t.Errorf("leases %v, want that of the other process", got)
 	}
 }
