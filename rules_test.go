@@ -26,6 +26,7 @@ var mayImport = map[string][]string{
 	"attest/node":         {"attest", "secret", "config"},
 	"attest/node/tpmtest": nil,
 	"attest/process":      {"attest", "systemd"},
+	"programs":            {"attest/process", "config", "systemd"},
 	"identity":            {"attest", "config", "secret"},
 	"workloadapi":         {"attest", "attest/process", "audit", "config", "identity", "secret", "systemd"},
 	"examples/agent":      nil,
