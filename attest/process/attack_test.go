@@ -156,7 +156,7 @@ func helperAttest(args []string) error {
 	}
 	units := &systemd.Units{}
 	defer units.Close()
-	at, err := NewAttester(Options{Manager: units, Trees: func() bool { return true }}).AttestPID(context.Background(), pid)
+	at, err := NewAttester(Options{Manager: units}).AttestPID(context.Background(), pid)
 	if err != nil {
 		return err
 	}
