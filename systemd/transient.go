@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/godbus/dbus/v5"
 )
@@ -21,7 +22,8 @@ type Transient struct {
 	Files       [3]*os.File // standard input, output and error
 }
 
-// Start starts the service, which has no privileges to gain. It returns once
+// Start starts the service, which has no privileges to gain. systemd lets root
+// do that, and others only by a rule of polkit's. It returns once
 // systemd has taken it on; [Units.Run] tells how it goes. The unit stays
 // known until [Units.Remove].
 func (u *Units) Start(ctx context.Context, t Transient) error {
@@ -62,10 +64,10 @@ func (u *Units) Start(ctx context.Context, t Transient) error {
 		return fmt.Errorf("starting unit %s: %w", t.Name, err)
 	}
 	defer conn.Close()
-	if err := conn.Hello(); err != nil {
-		return fmt.Errorf("starting unit %s: %w", t.Name, err)
-	}
 	err = conn.Object(service, managerPath).CallWithContext(ctx, managerIface+".StartTransientUnit", 0, t.Name, "fail", p, []aux{}).Err
+	if e, ok := errors.AsType[dbus.Error](err); ok && strings.Contains(e.Name, "Authorization") || ok && strings.HasSuffix(e.Name, ".AccessDenied") {
+		return fmt.Errorf("starting unit %s: systemd does not let user %d start units (%w); run the daemon as root, or give its user the right by a rule of polkit's", t.Name, os.Geteuid(), err)
+	}
 	if err != nil {
 		return fmt.Errorf("starting unit %s: %w", t.Name, err)
 	}

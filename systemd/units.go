@@ -57,9 +57,10 @@ func IsManager() bool {
 // ErrNoUnit means that systemd has no unit of that name loaded.
 var ErrNoUnit = errors.New("systemd has no such unit")
 
-// Units asks systemd about units, over its private socket, which is there
-// without a message bus and for root only. Its methods are safe for concurrent
-// use. The zero value is ready.
+// Units asks systemd about units: as root over its private socket, which is
+// there without a message bus, and as another user over the bus, where systemd's
+// name belongs to root by the bus's own policy. Its methods are safe for
+// concurrent use. The zero value is ready.
 type Units struct {
 	mu   sync.Mutex // guards conn
 	conn *dbus.Conn // nil until needed, and after an error
@@ -220,7 +221,11 @@ func (u *Units) connect() (*dbus.Conn, error) {
 	if u.conn != nil {
 		return u.conn, nil
 	}
-	conn, err := dial(privateSocket)
+	address := privateSocket
+	if os.Geteuid() != 0 {
+		address = busSocket
+	}
+	conn, err := dial(address)
 	u.conn = conn
 	return conn, err
 }
@@ -230,7 +235,11 @@ func dial(address string) (*dbus.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Geteuid()))}); err != nil {
+	err = conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Geteuid()))})
+	if err == nil && address == busSocket {
+		err = conn.Hello()
+	}
+	if err != nil {
 		conn.Close()
 		return nil, err
 	}

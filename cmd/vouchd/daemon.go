@@ -45,6 +45,7 @@ type daemon struct {
 	server    *workloadapi.Server
 	programs  atomic.Pointer[map[string]*programs.Program] // in force; never nil
 	exports   []*exported
+	run       *net.UnixListener // for vouch run, if systemd has passed one
 	appraiser *appraiser
 
 	mu      sync.Mutex // guards what follows
@@ -63,7 +64,12 @@ type daemon struct {
 func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
 	d := &daemon{config: c, started: time.Now(), slog: log}
 	d.programs.Store(new(map[string]*programs.Program))
-	agent, admin, err := workloadapi.Listen(c.AgentSocket, c.AdminSocket)
+	passed, err := passedSockets()
+	if err != nil {
+		return err
+	}
+	d.run = passed["run"]
+	agent, admin, err := workloadapi.Listen(passed, c.AgentSocket, c.AdminSocket)
 	if err != nil {
 		return err
 	}
@@ -88,6 +94,17 @@ func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
 		return fmt.Errorf("self-check: %w", err)
 	}
 	return d.serve(ctx, agent, admin)
+}
+
+// passedSockets returns the sockets that systemd has opened, by their names.
+func passedSockets() (map[string]*net.UnixListener, error) {
+	passed, err := systemd.Listeners()
+	for name := range passed {
+		if name != "agent" && name != "admin" && name != "run" {
+			return nil, fmt.Errorf("systemd passes a socket named %q; the unit's FileDescriptorName must be agent, admin or run", name)
+		}
+	}
+	return passed, err
 }
 
 // serve runs until the context ends or a part fails.
