@@ -5,7 +5,7 @@ SHELL := bash
 GO       ?= go
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS  := -s -w -X github.com/vouchd/vouchd/packaging/version.release=$(VERSION)
-TOOLS    := swtpm swtpm-tools tpm2-tools
+TOOLS    := swtpm swtpm-tools tpm2-tools postgresql-15
 FUZZTIME ?= 30s
 
 help: ## list what can be made
@@ -22,6 +22,9 @@ test: test-tools ## run all tests, with the race detector
 
 test-tools: ## install from Debian what the tests need
 	@packaging/install-missing $(TOOLS)
+
+test-vault: ## check the vault broker against the Vault or OpenBao at VAULT_ADDR, with VAULT_TOKEN
+	$(GO) test -tags vaultsuite -count 1 -v -run TestRealServer ./credential/vault
 
 check: ## what must hold before a commit: formatting, vet, staticcheck, a tidy go.mod
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }
@@ -42,8 +45,9 @@ package-check: package ## hold the packages to lintian, rpmlint, reproducibility
 	@packaging/install-missing lintian rpmlint man-db
 	@packaging/check
 
-system-test: ## install, use, upgrade and remove the package under systemd, in a container
+system-test: ## what needs systemd as PID 1, in a container: tests of units, and the package from install to purge
 	@packaging/install-missing mmdebstrap systemd-container swtpm swtpm-tools
+	@packaging/test/units
 	@packaging/test/system
 
 vm-test: ## the same on a virtual machine with a TPM, with Secure Boot and without
@@ -62,4 +66,4 @@ repo: package ## make repositories for apt and dnf of the packages, signed with 
 vuln: ## look for known vulnerabilities; asks vuln.go.dev
 	@packaging/vuln
 
-.PHONY: help build demo test test-tools check bench fuzz package package-check system-test vm-test release repo vuln
+.PHONY: help build demo test test-vault test-tools check bench fuzz package package-check system-test vm-test release repo vuln

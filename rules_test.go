@@ -13,23 +13,30 @@ import (
 // mayImport is which of our packages a package may import (DESIGN: arrows
 // point down only). A package that is not here may import none of ours.
 var mayImport = map[string][]string{
-	"state":               nil,
-	"secret":              nil,
-	"config":              nil,
-	"attest":              nil,
-	"audit":               nil,
-	"audit/export":        {"audit"},
-	"systemd":             nil,
-	"packaging/version":   nil,
-	"packaging/inventory": nil,
-	"packaging/manual":    nil,
-	"attest/node":         {"attest", "secret", "config"},
-	"attest/node/tpmtest": nil,
-	"attest/process":      {"attest", "systemd"},
-	"programs":            {"attest/process", "config", "systemd"},
-	"identity":            {"attest", "config", "secret"},
-	"workloadapi":         {"attest", "attest/process", "audit", "config", "identity", "secret", "systemd"},
-	"examples/agent":      nil,
+	"state":                      nil,
+	"secret":                     nil,
+	"config":                     nil,
+	"attest":                     nil,
+	"audit":                      nil,
+	"audit/export":               {"audit"},
+	"systemd":                    nil,
+	"packaging/version":          nil,
+	"packaging/inventory":        nil,
+	"packaging/manual":           nil,
+	"attest/node":                {"attest", "secret", "config"},
+	"attest/node/tpmtest":        nil,
+	"attest/process":             {"attest", "systemd"},
+	"programs":                   {"attest/process", "config", "systemd"},
+	"identity":                   {"attest", "config", "secret"},
+	"workloadapi":                {"attest", "attest/process", "audit", "config", "identity", "secret", "systemd"},
+	"examples/agent":             nil,
+	"credential":                 {"config", "secret"},
+	"credential/endpoint":        {"credential", "secret"},
+	"credential/federation":      {"config", "credential", "credential/endpoint", "secret"},
+	"credential/oauth2":          {"config", "credential", "credential/endpoint", "secret"},
+	"credential/postgres":        {"config", "credential", "secret"},
+	"credential/postgres/pgtest": nil,
+	"credential/vault":           {"config", "credential", "secret"},
 }
 
 // mayUse is which packages may import a module that belongs in one place.
@@ -37,6 +44,9 @@ var mayUse = map[string][]string{
 	"google.golang.org/grpc":           {"workloadapi"},
 	"github.com/google/go-tpm":         {"attest/node", "attest/node/tpmtest"},
 	"github.com/google/go-attestation": {"attest/node"},
+	"github.com/jackc/pgx":             {"credential/postgres", "credential/postgres/pgtest"},
+	"github.com/openbao/openbao/api":   {"credential/vault"},
+	"github.com/zitadel/oidc":          nil, // tests alone
 }
 
 const module = "github.com/vouchd/vouchd/"

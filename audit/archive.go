@@ -77,7 +77,7 @@ func (a *archiver) open() error {
 		if len(firsts) == 0 {
 			return fmt.Errorf("there is no segment in %s: %w", walDir, fs.ErrNotExist)
 		}
-		a.firsts = firsts
+		a.firsts, a.from = firsts, min(a.from, firsts[0]&^(tileWidth-1))
 		for _, first := range firsts {
 			var s *still
 			if s, err = openStill(a.fsys, segmentName(first)); err != nil {

@@ -191,6 +191,7 @@ func (v *verifier) header(data []byte, first uint64) error {
 	if !v.begun {
 		v.open(h.vkey, verifier)
 		v.startAt(h.tree)
+		v.tiles.resume()
 		return nil
 	}
 	switch {

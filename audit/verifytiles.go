@@ -87,6 +87,18 @@ func (v *verifier) bundles(ctx context.Context, firsts []uint64) error {
 	return nil
 }
 
+// resume takes up the tiles where the copy begins with a segment, and that with
+// a bundle.
+func (c *tileChecker) resume() {
+	if c.v.size()%tileWidth != 0 {
+		return
+	}
+	set, err := tileSetAt(c.v.fsys, c.v.size())
+	if err == nil && set.tree.root() == c.v.root() {
+		c.v.set, c.off = set, false
+	}
+}
+
 func (c *tileChecker) exists(t tlog.Tile) bool {
 	_, err := fs.Stat(c.v.fsys, tilePath(t))
 	return err == nil

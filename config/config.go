@@ -29,7 +29,7 @@ type Config struct {
 
 // Authority is how the trust domain's keys are kept and how long they live.
 type Authority struct {
-	Mode            string        `yaml:"mode" default:"standalone" oneof:"standalone"`
+	Mode            string        `yaml:"mode" default:"standalone" oneof:"standalone enrolled"`
 	IssuingCATTL    time.Duration `yaml:"issuing_ca_ttl" default:"4h" min:"2m" max:"168h"`
 	RotationOverlap time.Duration `yaml:"rotation_overlap" min:"1m" max:"84h"` // left out: half of IssuingCATTL
 	JWTIssuer       string        `yaml:"jwt_issuer" like:"https://example.org"`
@@ -53,6 +53,10 @@ type Node struct {
 	AppraiseEvery time.Duration `yaml:"appraise_every" default:"1h" min:"1m" max:"24h"`
 	EKChainDir    string        `yaml:"ek_chain_dir" default:"/etc/vouchd/ek-chain.d"`
 }
+
+// ModeEnrolled is the value of Mode where an organisation's root is that of the
+// trust domain.
+const ModeEnrolled = "enrolled"
 
 // JWTKeyTPM is the value of JWTKey for a key that never leaves the TPM.
 const JWTKeyTPM = "tpm"

@@ -104,7 +104,7 @@ vouchd.yaml:3: entries_dir "/etc/../x" is not a plain absolute path; write it fr
 		{"one directory for entries and credentials", "trust_domain: a\nentries_dir: /etc/vouchd/credentials.d", nil,
 			"vouchd.yaml: credentials_dir is the entries_dir too; give each its own directory"},
 		{"a mode that this version does not have", "trust_domain: a\nauthority: {mode: spire, jwt_key: file}", nil,
-			`vouchd.yaml:2: authority.mode "spire" is not known; give standalone
+			`vouchd.yaml:2: authority.mode "spire" is not known; give standalone or enrolled
 vouchd.yaml:2: authority.jwt_key "file" is not known; give sealed or tpm`},
 		{"lifetimes out of range", "trust_domain: a\nauthority:\n  issuing_ca_ttl: 1m\n  jwt_key_ttl: 1h\n", nil,
 			`vouchd.yaml:3: authority.issuing_ca_ttl "1m" is out of range; give it 2m to 168h

@@ -85,9 +85,13 @@ type (
 	}
 )
 
-// Listen returns a listener for [Server.Serve]. The socket has mode 0666: the
-// kernel says who calls. A socket that a crashed daemon left is replaced.
-func Listen(path string) (*net.UnixListener, error) {
+// Listen returns a listener for [Server.Serve]: the one that systemd has passed,
+// else, if that is nil, one made at the path, with mode 0666: the kernel says
+// who calls. A socket that a crashed daemon left is replaced.
+func Listen(passed *net.UnixListener, path string) (*net.UnixListener, error) {
+	if passed != nil {
+		return adopt(passed, path)
+	}
 	if conn, err := net.Dial("unixpacket", path); err == nil {
 		conn.Close()
 		return nil, fmt.Errorf("socket %s: another daemon answers on it; stop that one first", path)
@@ -97,11 +101,7 @@ func Listen(path string) (*net.UnixListener, error) {
 		}
 	}
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
-		var optErr error
-		err := raw.Control(func(fd uintptr) {
-			optErr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
-		})
-		return errors.Join(err, optErr)
+		return passCredentials(raw)
 	}}
 	l, err := config.Listen(context.Background(), "unixpacket", path)
 	if err != nil {
@@ -112,6 +112,30 @@ func Listen(path string) (*net.UnixListener, error) {
 		return nil, err
 	}
 	return l.(*net.UnixListener), nil
+}
+
+// adopt prepares a socket that systemd has opened.
+func adopt(l *net.UnixListener, path string) (*net.UnixListener, error) {
+	raw, err := l.SyscallConn()
+	if err == nil {
+		err = passCredentials(raw)
+	}
+	if a := l.Addr(); err == nil && (a.Network() != "unixpacket" || a.String() != path) {
+		err = fmt.Errorf("systemd passes a socket of type %s at %s and run_socket is %s; give the socket unit ListenSequentialPacket with that path", a.Network(), a, path)
+	}
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func passCredentials(raw syscall.RawConn) error {
+	var optErr error
+	err := raw.Control(func(fd uintptr) {
+		optErr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
+	})
+	return errors.Join(err, optErr)
 }
 
 // Serve starts programs until ctx ends, and then ends those that run. It closes

@@ -93,7 +93,7 @@ func serve(t *testing.T, units Units, text string, change func(p *Program)) *gro
 		change(g.program)
 	}
 	g.socket = filepath.Join(t.TempDir(), "run.sock")
-	l, err := Listen(g.socket)
+	l, err := Listen(nil, g.socket)
 	must(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)

@@ -90,7 +90,8 @@ Exit codes: 0 success, 1 failed, 2 wrong usage.`,
 		return usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
 	root.AddCommand(
-		newRun(&o), newHash(&o), newStatus(&o), newDoctor(&o), newCheck(&o), newEntry(&o), newFetch(&o), newLog(&o), newNode(&o),
+		newRun(&o), newHash(&o), newStatus(&o), newDoctor(&o), newCheck(&o), newEntry(&o), newFetch(&o), newLog(&o),
+		newNode(&o), newAuthority(&o),
 	)
 	for _, cmd := range root.Commands() {
 		strict(cmd)

@@ -27,6 +27,7 @@ challenge, verify and appraise work on the files that the other one made.`,
 		newNodeNonce(o), newNodeEvidence(o),
 		newNodeChallenge(o), newNodeActivate(o), newNodeVerify(o),
 		newNodeAppraise(o), newNodePolicy(o), newNodeAttest(o),
+		newNodeRequest(o), newNodeInstall(o), newNodeReseal(o), newNodeReset(o),
 	)
 	return cmd
 }

@@ -45,6 +45,7 @@ type daemon struct {
 	server    *workloadapi.Server
 	programs  atomic.Pointer[map[string]*programs.Program] // in force; never nil
 	exports   []*exported
+	run       *net.UnixListener // for vouch run, if systemd has passed one
 	appraiser *appraiser
 
 	mu      sync.Mutex // guards what follows
@@ -54,13 +55,21 @@ type daemon struct {
 	refused error      // why what is on disk now is not in force
 
 	programsRefused error // the same of programs
+
+	enrolment *workloadapi.EnrolmentView // that was installed; nil: none
+	enrolErr  error                      // why it is of no use
 }
 
 // run serves until the context ends.
 func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
 	d := &daemon{config: c, started: time.Now(), slog: log}
 	d.programs.Store(new(map[string]*programs.Program))
-	agent, admin, err := workloadapi.Listen(c.AgentSocket, c.AdminSocket)
+	passed, err := passedSockets()
+	if err != nil {
+		return err
+	}
+	d.run = passed["run"]
+	agent, admin, err := workloadapi.Listen(passed, c.AgentSocket, c.AdminSocket)
 	if err != nil {
 		return err
 	}
@@ -87,6 +96,17 @@ func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
 	return d.serve(ctx, agent, admin)
 }
 
+// passedSockets returns the sockets that systemd has opened, by their names.
+func passedSockets() (map[string]*net.UnixListener, error) {
+	passed, err := systemd.Listeners()
+	for name := range passed {
+		if name != "agent" && name != "admin" && name != "run" {
+			return nil, fmt.Errorf("systemd passes a socket named %q; the unit's FileDescriptorName must be agent, admin or run", name)
+		}
+	}
+	return passed, err
+}
+
 // serve runs until the context ends or a part fails.
 func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) error {
 	group, ctx := errgroup.WithContext(ctx)
@@ -97,6 +117,7 @@ func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) erro
 	group.Go(func() error { d.authority.Run(ctx); return nil })
 	group.Go(func() error { return d.watch(ctx) })
 	group.Go(func() error { return d.servePrograms(ctx) })
+	group.Go(func() error { d.remindOfEnrolment(ctx); return nil })
 	for _, x := range d.exports {
 		group.Go(func() error { x.Run(ctx); return nil })
 	}
@@ -182,6 +203,9 @@ func (d *daemon) openAuthority(ctx context.Context) (*identity.Authority, error)
 		Announce:     d.announce,
 		Logger:       d.slog,
 	}
+	if a.Mode == config.ModeEnrolled {
+		o.Upstream = d.loadEnrolment()
+	}
 	if a.JWTKey == config.JWTKeyTPM {
 		key, err := d.node.Key(ctx, "jwt")
 		if err != nil {
@@ -198,5 +222,9 @@ func (d *daemon) selfCheck(ctx context.Context) error {
 	if _, err := d.attester.AttestPID(ctx, os.Getpid()); err != nil {
 		return err
 	}
-	return d.authority.SelfCheck(ctx)
+	err := d.authority.SelfCheck(ctx)
+	if errors.Is(err, identity.ErrNotEnrolled) {
+		return nil // nothing is issued, which status says, until that is mended
+	}
+	return err
 }

@@ -54,9 +54,10 @@ func TestMain(m *testing.M) {
 // A host is a machine with a TPM and a configuration, on which the daemon is
 // started and stopped as a real process.
 type host struct {
-	t   testing.TB
-	dir string
-	tpm *tpmtest.TPM
+	t    testing.TB
+	dir  string
+	name string // the host's name; empty: the test machine's
+	tpm  *tpmtest.TPM
 
 	cmd    *exec.Cmd
 	stderr *lines
@@ -116,6 +117,9 @@ func (h *host) launch(args ...string) {
 	must(h.t, err)
 	h.stderr = newLines()
 	h.cmd = exec.Command(filepath.Join(dir, "vouchd"), append([]string{"--config", h.path("vouchd.yaml")}, args...)...)
+	if h.name != "" {
+		h.cmd = exec.Command("unshare", append([]string{"--uts", "sh", "-c", `hostname "$0" && exec "$@"`, h.name}, h.cmd.Args...)...)
+	}
 	h.cmd.Stderr = h.stderr
 	must(h.t, h.cmd.Start())
 	cmd, stderr, waited := h.cmd, h.stderr, make(chan error, 1)

@@ -19,6 +19,8 @@ func (d *daemon) nodeAdmin() *workloadapi.NodeAdmin {
 		Activate: d.activate,
 		Attest:   d.attest,
 		Request:  d.request,
+		Install:  d.install,
+		Reseal:   d.reseal,
 	}
 }
 
@@ -67,6 +69,14 @@ func (d *daemon) request(ctx context.Context, by workloadapi.Asker, nonce []byte
 		return nil, err
 	}
 	return d.node.Request(ctx, d.config.TrustDomain, nonce, from)
+}
+
+// reseal adds an approved boot state for the keys that are bound to them.
+func (d *daemon) reseal(ctx context.Context, by workloadapi.Asker, approval []byte) error {
+	if err := d.asked(ctx, by, "an approved boot state added"); err != nil {
+		return err
+	}
+	return d.node.Reseal(approval)
 }
 
 // readCertificates reads the certificates in a directory's *.pem files; a

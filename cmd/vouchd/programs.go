@@ -17,7 +17,7 @@ func (d *daemon) servePrograms(ctx context.Context) error {
 	if !systemd.IsManager() {
 		return nil
 	}
-	l, err := programs.Listen(d.config.RunSocket)
+	l, err := programs.Listen(d.run, d.config.RunSocket)
 	if err != nil {
 		return err
 	}

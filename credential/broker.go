@@ -1,0 +1,105 @@
+package credential
+
+import (
+	"context"
+	"time"
+
+	"github.com/vouchd/vouchd/config"
+	"github.com/vouchd/vouchd/secret"
+)
+
+// Brokers are the kinds of source there are, by the name that definitions use.
+type Brokers map[string]Opener
+
+// An Opener checks a definition's settings, given as the section of the broker's
+// name, and returns the broker for that definition. It must not ask anything
+// of the upstream: definitions are checked where it cannot be reached.
+// Problems with the settings come as [config.Errors].
+type Opener func(d *Definition, settings config.Section) (Broker, error)
+
+// A Broker obtains and ends the credentials of one definition. Its methods are
+// safe for concurrent use. Errors wrap [ErrUpstream] or [ErrRefused], and hold
+// no secret.
+type Broker interface {
+	Traits() Traits
+
+	// Plan chooses the handle by which the credential can be found upstream
+	// later. It is made durable before Issue. Plan may ask the upstream only
+	// for what ends by itself within a minute if the plan is lost.
+	Plan(ctx context.Context, r Request) (Plan, error)
+
+	// Issue obtains the credential. After an error, or none because the daemon
+	// died, Recover is called with the plan's handle.
+	Issue(ctx context.Context, r Request, p Plan) (Issued, error)
+
+	// Renew lets the credential live for ttl from now, and returns when the
+	// upstream ends it by itself; zero if it never does.
+	Renew(ctx context.Context, h Handle, ttl time.Duration) (notAfter time.Time, err error)
+
+	// Revoke ends an issued credential, and returns nil once the upstream has
+	// confirmed it. It is called again after an error, and possibly after
+	// success.
+	Revoke(ctx context.Context, h Handle) (Use, error)
+
+	// Recover finds out what became of a plan whose Issue gave no answer, and
+	// ends it. It returns nil once the upstream holds nothing under the handle
+	// and never will, though the request may still be on its way there.
+	Recover(ctx context.Context, h Handle) error
+}
+
+// Traits are what a broker is and can do. They do not change.
+type Traits struct {
+	Upstream   string // where its credentials are for, without secrets
+	Revocation Revocation
+	Renews     bool
+	// ChoosesTTL is true if the upstream, and not the caller, may choose the
+	// lifetime. Expires is then what the upstream said.
+	ChoosesTTL bool
+}
+
+// A Request is what one lease is asked for.
+type Request struct {
+	LeaseID string
+	Holder  Holder
+	Params  map[string]string // every declared parameter
+	TTL     time.Duration
+}
+
+// A Handle finds a credential upstream.
+type Handle struct {
+	Name string       // printable; recorded in the log
+	Data secret.Bytes // what else the broker needs; kept encrypted, at most 32 KiB
+}
+
+// A Plan is a handle, and what happens if it is forgotten.
+type Plan struct {
+	Handle Handle
+	// NotAfter is when whatever Issue obtains has ended by itself, should its
+	// answer be lost; zero if it never does.
+	NotAfter time.Time
+}
+
+// Issued is a credential as the upstream gave it.
+type Issued struct {
+	Fields   []Field
+	Handle   *Handle   // replaces the plan's; nil keeps it
+	NotAfter time.Time // when the upstream itself ends it, sessions and all; zero if it never does
+	Scope    []string  // what it entitles to, in the upstream's words
+	Audience []string
+}
+
+// A Field is one named value of a credential, such as its password.
+type Field struct {
+	Name  string
+	Value secret.Bytes
+	// Public is true for what is no secret by itself, such as a user name.
+	Public bool
+}
+
+// Use is what an upstream could tell about the use of a credential. The zero
+// value means that it is unknown.
+type Use struct {
+	First, Last time.Time // as far as is known
+	Count       int       // uses, such as sessions, at least
+	Known       bool      // the upstream could say; then a Count of 0 means none
+}

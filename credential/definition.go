@@ -1,0 +1,284 @@
+package credential
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/vouchd/vouchd/config"
+)
+
+const (
+	maxDefinitions    = 10_000
+	maxNameLen        = 128 // bytes of a credential's name, as entries have it
+	maxDescriptionLen = 512 // bytes
+)
+
+// A Definition is a credential that entries can grant: which broker gets it
+// how, and what a lease of it may be.
+type Definition struct {
+	Name        string
+	Description string // for whoever lists what is granted; may be empty
+	Broker      string // the kind of source
+	TTL         time.Duration
+	MaxTTL      time.Duration // no lease lives longer, renewed or not
+	Renewable   bool
+	Bind        Bind
+	Limits      Limits
+	Parameters  []Parameter
+	Traits      Traits
+	Pos         config.Pos
+
+	broker Broker
+	leases int // that it is to end; guarded by the manager's mu
+}
+
+// Definitions is every credential of the host. It does not change once loaded,
+// and is safe for concurrent use. The zero value has none.
+type Definitions struct {
+	byName map[string]*Definition
+	digest [32]byte
+}
+
+// A document is one file of credentials.d.
+type document struct {
+	Credentials []written `yaml:"credentials"`
+}
+
+// written is a definition as a file has it.
+type written struct {
+	Name        config.At[string]        `yaml:"name" required:"true" like:"warehouse-readonly"`
+	Description config.At[string]        `yaml:"description"`
+	Broker      config.At[string]        `yaml:"broker" required:"true" oneof:"federation oauth2 postgres vault"`
+	TTL         config.At[time.Duration] `yaml:"ttl" default:"5m" min:"10s" max:"24h"`
+	MaxTTL      config.At[time.Duration] `yaml:"max_ttl" min:"10s" max:"168h"` // left out, TTL
+	Renewable   config.At[bool]          `yaml:"renewable" default:"false"`
+	Bind        string                   `yaml:"bind" default:"process" oneof:"process unit lease"`
+	Limits      writtenLimits            `yaml:"limits"`
+	Parameters  []writtenParameter       `yaml:"parameters"`
+	Federation  config.Section           `yaml:"federation"`
+	OAuth2      config.Section           `yaml:"oauth2"`
+	Postgres    config.Section           `yaml:"postgres"`
+	Vault       config.Section           `yaml:"vault"`
+
+	Pos config.Pos
+}
+
+// section returns the settings of one broker.
+func (w *written) section(broker string) config.Section {
+	switch broker {
+	case "federation":
+		return w.Federation
+	case "oauth2":
+		return w.OAuth2
+	case "postgres":
+		return w.Postgres
+	case "vault":
+		return w.Vault
+	}
+	return config.Section{}
+}
+
+var brokerNames = []string{"federation", "oauth2", "postgres", "vault"}
+
+// LoadDefinitions reads the *.yaml files of dir in the order of their names,
+// and opens each definition's broker. A missing directory has no definitions.
+// The error reports every problem found, and is of type [config.Errors] where
+// definitions are at fault; nothing is loaded then. AnyOwner accepts files that
+// other users may write to, for checking a working copy.
+func LoadDefinitions(dir string, brokers Brokers, anyOwner bool) (*Definitions, error) {
+	files, err := config.ReadDir(dir, anyOwner)
+	problems, ok := errors.AsType[config.Errors](err)
+	if err != nil && !ok {
+		return nil, err
+	}
+	l := loader{brokers: brokers, problems: problems, defs: &Definitions{byName: make(map[string]*Definition), digest: digest(files)}}
+	for _, f := range files {
+		var doc document
+		if found, ok := errors.AsType[config.Errors](config.Decode(f.Path, f.Data, &doc)); ok {
+			l.problems = append(l.problems, found...)
+		}
+		for i := range doc.Credentials {
+			if w := &doc.Credentials[i]; w.Pos.Line > 0 {
+				l.definition(w)
+			}
+		}
+		if len(l.defs.byName) > maxDefinitions {
+			l.problems.Add(config.Pos{File: f.Path}, "with this file there are more than %d credentials; remove some", maxDefinitions)
+			break
+		}
+	}
+	if err := l.problems.Err(); err != nil {
+		l.defs.close()
+		return nil, err
+	}
+	return l.defs, nil
+}
+
+// digest covers names and contents, each with its length before it.
+func digest(files []config.File) [32]byte {
+	h := sha256.New()
+	for _, f := range files {
+		for _, part := range [][]byte{[]byte(filepath.Base(f.Path)), f.Data} {
+			h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(part))))
+			h.Write(part)
+		}
+	}
+	return [32]byte(h.Sum(nil))
+}
+
+type loader struct {
+	brokers  Brokers
+	problems config.Errors
+	defs     *Definitions
+}
+
+// definition checks one definition and opens its broker.
+func (l *loader) definition(w *written) {
+	before := len(l.problems)
+	d := &Definition{
+		Name:        w.Name.Value,
+		Description: w.Description.Value,
+		Broker:      w.Broker.Value,
+		TTL:         w.TTL.Value,
+		MaxTTL:      cmp.Or(w.MaxTTL.Value, w.TTL.Value),
+		Renewable:   w.Renewable.Value,
+		Bind:        Bind(w.Bind),
+		Limits:      Limits{Rate: w.Limits.Rate, Concurrent: w.Limits.Concurrent},
+		Pos:         w.Pos,
+	}
+	d.Pos.Column = 0
+	l.text(w)
+	if d.TTL > d.MaxTTL {
+		l.problems.Add(w.MaxTTL.Pos, "max_ttl %s is shorter than ttl %s; raise it or shorten ttl", config.FormatDuration(d.MaxTTL), config.FormatDuration(d.TTL))
+	}
+	if hours := w.Limits.Hours; hours.Pos.Line > 0 && len(hours.Value) == 0 {
+		l.problems.Add(hours.Pos, "hours is empty, which could mean never or always; list the hours, or remove the key for always")
+	}
+	for _, h := range w.Limits.Hours.Value {
+		d.Limits.Hours = append(d.Limits.Hours, h.Value)
+	}
+	l.parameters(d, w)
+	if len(l.problems) > before {
+		return // the broker is not asked about what is wrong already
+	}
+	l.open(d, w)
+	if len(l.problems) == before {
+		l.defs.byName[d.Name] = d
+	}
+}
+
+var credentialName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
+
+func (l *loader) text(w *written) {
+	name := w.Name.Value
+	switch first, again := l.defs.byName[name]; {
+	case name == "": // a problem already
+	case !credentialName.MatchString(name) || len(name) > maxNameLen:
+		l.problems.Add(w.Name.Pos, "name %.80q is not a name; use letters, digits, dots, dashes and underscores, at most %d", name, maxNameLen)
+	case again:
+		l.problems.Add(w.Name.Pos, "credential %s is defined at %v already; rename or remove one", name, first.Pos)
+	}
+	if d := w.Description; len(d.Value) > maxDescriptionLen {
+		l.problems.Add(d.Pos, "description has %d bytes and may have %d; shorten it", len(d.Value), maxDescriptionLen)
+	} else if strings.ContainsFunc(d.Value, unicode.IsControl) {
+		l.problems.Add(d.Pos, "description holds a control character; write it in one line")
+	}
+}
+
+func (l *loader) parameters(d *Definition, w *written) {
+	if len(w.Parameters) > maxParameters {
+		l.problems.Add(w.Parameters[maxParameters].Pos, "credential %s has %d parameters and may have %d; remove some", d.Name, len(w.Parameters), maxParameters)
+		return
+	}
+	for i := range w.Parameters {
+		p := w.Parameters[i].parameter(&l.problems)
+		if slices.ContainsFunc(d.Parameters, func(q Parameter) bool { return q.Name == p.Name }) {
+			l.problems.Add(w.Parameters[i].Name.Pos, "parameter %s is given again; remove one", p.Name)
+		}
+		d.Parameters = append(d.Parameters, p)
+	}
+}
+
+// open opens the broker and holds the definition to what it can do.
+func (l *loader) open(d *Definition, w *written) {
+	if d.Broker == "" {
+		return // a problem already
+	}
+	for _, name := range brokerNames {
+		if s := w.section(name); name != d.Broker && s.Given() {
+			l.problems.Add(s.Pos, "credential %s has broker %s and settings for %s; remove one", d.Name, d.Broker, name)
+			return
+		}
+	}
+	settings := w.section(d.Broker)
+	if !settings.Given() {
+		l.problems.Add(w.Pos, "credential %s has no settings; add the key %s with those of its broker", d.Name, d.Broker)
+		return
+	}
+	open, ok := l.brokers[d.Broker]
+	if !ok {
+		l.problems.Add(w.Broker.Pos, "broker %s is not part of this program", d.Broker)
+		return
+	}
+	broker, err := open(d, settings)
+	if found, ok := errors.AsType[config.Errors](err); ok {
+		l.problems = append(l.problems, found...)
+		return
+	}
+	if err != nil {
+		l.problems.Add(settings.Pos, "%s: %v", d.Broker, err)
+		return
+	}
+	d.broker, d.Traits = broker, broker.Traits()
+	if d.Renewable && !d.Traits.Renews {
+		l.problems.Add(w.Renewable.Pos, "credential %s is renewable, which %s cannot do; remove the key, and let the caller ask for the next one", d.Name, d.Traits.Upstream)
+	}
+}
+
+// Get returns a definition by its name.
+func (ds *Definitions) Get(name string) (*Definition, bool) {
+	if ds == nil {
+		return nil, false
+	}
+	d, ok := ds.byName[name]
+	return d, ok
+}
+
+// All returns every definition by name.
+func (ds *Definitions) All() []*Definition {
+	if ds == nil {
+		return nil
+	}
+	all := make([]*Definition, 0, len(ds.byName))
+	for _, d := range ds.byName {
+		all = append(all, d)
+	}
+	slices.SortFunc(all, func(a, b *Definition) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+// Digest returns a SHA-256 over the names and contents of the files, for the
+// record of what was loaded.
+func (ds *Definitions) Digest() [32]byte { return ds.digest }
+
+// close lets go of what the brokers hold open.
+func (ds *Definitions) close() {
+	for _, d := range ds.All() {
+		d.close()
+	}
+}
+
+// close lets go of the broker's connections, if it keeps any.
+func (d *Definition) close() {
+	if c, ok := d.broker.(interface{ Close() }); ok {
+		c.Close()
+	}
+}

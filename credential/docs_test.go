@@ -1,0 +1,71 @@
+package credential_test
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/federation"
+	"github.com/vouchd/vouchd/credential/oauth2"
+	"github.com/vouchd/vouchd/credential/postgres"
+	"github.com/vouchd/vouchd/credential/vault"
+)
+
+// every is all the brokers there are.
+var every = credential.Brokers{
+	"federation": federation.Open,
+	"oauth2":     oauth2.Opener(nil),
+	"postgres":   postgres.Open,
+	"vault":      vault.Open,
+}
+
+func TestExamplesOfTheDocumentLoad(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../docs/credentials.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := make(map[string]bool)
+	for _, block := range regexp.MustCompile("(?s)```yaml\n# (credentials.d/[a-z]+.yaml)\n(.*?)```").FindAllSubmatch(text, -1) {
+		for _, d := range loads(t, string(block[1]), block[2]) {
+			used[d.Broker] = true
+		}
+	}
+	if len(used) != len(every) {
+		t.Errorf("examples of %v, want one of each broker", used)
+	}
+}
+
+func TestExamplesOfThePackageLoad(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("../packaging/etc/credentials.d/*")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no examples: %v", err)
+	}
+	for _, path := range files {
+		if !strings.HasSuffix(path, ".yaml.disabled") {
+			t.Errorf("%s is in force where it is installed", path)
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		loads(t, path, text)
+	}
+}
+
+func loads(t *testing.T, name string, text []byte) []*credential.Definition {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "x.yaml"), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	defs, err := credential.LoadDefinitions(dir, every, true)
+	if err != nil {
+		t.Errorf("%s: %v", name, err)
+	}
+	return defs.All()
+}

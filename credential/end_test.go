@@ -1,0 +1,631 @@
+package credential
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestProcessExitRevokesItsLeasesAtOnce(t *testing.T) {
+	h := newHost(t, plainDefinition)
+	a, exit, _ := agent("one", 1)
+	b, _, _ := agent("one", 2)
+	h.grant(a)
+	h.grant(a)
+	kept := h.grant(b)
+	began := time.Now()
+	close(exit)
+	for len(h.m.Leases()) > 1 && time.Since(began) < 10*time.Second {
+		time.Sleep(time.Millisecond)
+	}
+	if took := time.Since(began); took > time.Second || h.up.left() != 1 {
+		t.Errorf("%d are left after %v", h.up.left(), took)
+	}
+	if got := h.m.Leases(); len(got) != 1 || got[0].ID != kept.Lease.ID {
+		t.Errorf("leases %v, want that of the other process", got)
+	}
+}
+
+func TestProcessThatExitsWhileTheUpstreamIsAskedLeavesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := make(chan struct{})
+		h := newHost(t, plainDefinition, func(u *upstream) {
+			u.issue = func(ctx context.Context) error { close(asked); <-ctx.Done(); return ctx.Err() }
+		})
+		a, exit, _ := agent("one", 1)
+		done := make(chan error)
+		go func() {
+			_, err := h.m.Grant(context.Background(), a, askAPI)
+			done <- err
+		}()
+		<-asked
+		began := time.Now()
+		close(exit)
+		if err := <-done; !errors.Is(err, ErrHolderGone) {
+			t.Errorf("got %v", err)
+		}
+		synctest.Wait()
+		if h.up.left() != 0 || len(h.m.Leases()) != 0 || time.Since(began) != 0 {
+			t.Errorf("%d left upstream after %v", h.up.left(), time.Since(began))
+		}
+	})
+}
+
+func TestLeaseEndsWithWhatItIsBoundTo(t *testing.T) {
+	for _, bind := range []Bind{BindProcess, BindUnit, BindLease} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newHost(t, plainDefinition+"    bind: "+string(bind))
+			a, exit, stop := agent("one", 1)
+			h.grant(a)
+			close(exit)
+			synctest.Wait()
+			if ended := h.up.left() == 0; ended != (bind == BindProcess) {
+				t.Errorf("bind %s: ended with the process: %v", bind, ended)
+			}
+			close(stop)
+			synctest.Wait()
+			if ended := h.up.left() == 0; ended != (bind != BindLease) {
+				t.Errorf("bind %s: ended with the unit: %v", bind, ended)
+			}
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			if h.up.left() != 0 {
+				t.Errorf("bind %s: outlived its expiry", bind)
+			}
+			h.wantStates(map[State]int{})
+		})
+	}
+}
+
+func TestLeaseIsItsHoldersAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, plainDefinition+"    renewable: true")
+		a, _, _ := agent("one", 1)
+		g := h.grant(a)
+		other, _, _ := agent("other", 1)
+		sibling, _, _ := agent("one", 2)
+		recycled, _, _ := agent("one", 1)
+		recycled.Process.StartTime++
+		for _, stranger := range []Holder{other, sibling, recycled} {
+			if err := h.m.Revoke(t.Context(), stranger, g.Lease.ID); !errors.Is(err, ErrNoLease) {
+				t.Errorf("revoked by %v: %v", stranger.Process, err)
+			}
+			if _, err := h.m.Renew(t.Context(), stranger, g.Lease.ID, 0, ""); !errors.Is(err, ErrNoLease) {
+				t.Errorf("renewed by %v: %v", stranger.Process, err)
+			}
+		}
+		if err := h.m.Revoke(t.Context(), a, "x"); !errors.Is(err, ErrNoLease) {
+			t.Errorf("revoked what there is not: %v", err)
+		}
+		if h.up.left() != 1 {
+			t.Error("somebody else ended it")
+		}
+		if err := h.m.Revoke(t.Context(), a, g.Lease.ID); err != nil || h.up.left() != 0 {
+			t.Errorf("revoked by its holder: %v", err)
+		}
+	})
+}
+
+func TestRenewMovesExpiryUpToTheLatest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, plainDefinition+"    renewable: true")
+		a, _, _ := agent("one", 1)
+		g := h.grant(a)
+		for range 10 {
+			time.Sleep(50 * time.Second)
+			l, err := h.m.Renew(t.Context(), a, g.Lease.ID, 0, "r")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := earlier(time.Now().Add(time.Minute), g.Lease.Latest); !l.Expires.Equal(want) {
+				t.Fatalf("expires %v, want %v", l.Expires, want)
+			}
+		}
+		time.Sleep(50 * time.Second) // 9m10s of 10m
+		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, 0, ""); err != nil {
+			t.Errorf("up to the latest: %v", err)
+		}
+		if h.up.renewed != 50*time.Second {
+			t.Errorf("the upstream was asked for %v, want the 50s that are left", h.up.renewed)
+		}
+		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, 0, ""); !errors.Is(err, ErrNotRenewable) {
+			t.Errorf("beyond the latest: %v", err)
+		}
+		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, time.Hour, ""); !errors.Is(err, ErrTTL) {
+			t.Errorf("for too long: %v", err)
+		}
+		time.Sleep(50 * time.Second)
+		synctest.Wait()
+		if h.up.left() != 0 {
+			t.Error("it outlived its latest end")
+		}
+		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, 0, ""); !errors.Is(err, ErrNoLease) {
+			t.Errorf("after its end: %v", err)
+		}
+	})
+}
+
+func TestRenewalThatFailsChangesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, plainDefinition+"    renewable: true")
+		a, _, _ := agent("one", 1)
+		g := h.grant(a)
+		h.up.renew = func() error { return ErrRefused }
+		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, 5*time.Minute, ""); !errors.Is(err, ErrRefused) {
+			t.Errorf("refused upstream: %v", err)
+		}
+		h.up.renew = nil
+		h.log.refuse = func(e Event) error {
+			if e.Kind == EventRenew {
+				return errors.New("disk full")
+			}
+			return nil
+		}
+		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, 5*time.Minute, ""); !errors.Is(err, ErrUnrecorded) {
+			t.Errorf("that cannot be recorded: %v", err)
+		}
+		if l := h.m.Leases(); len(l) != 1 || !l[0].Expires.Equal(g.Lease.Expires) {
+			t.Errorf("leases %v", l)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if h.up.left() != 0 {
+			t.Error("it outlived the expiry it was granted with")
+		}
+	})
+}
+
+func TestLeaseThatIsNotRenewable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, plainDefinition)
+		a, _, _ := agent("one", 1)
+		g := h.grant(a)
+		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, 0, ""); !errors.Is(err, ErrNotRenewable) {
+			t.Error(err)
+		}
+	})
+}
+
+func TestRevocationIsRetriedUntilItIsConfirmed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, plainDefinition)
+		a, exit, _ := agent("one", 1)
+		h.grant(a)
+		h.up.onRevoke(func() error { return ErrUpstream })
+		close(exit)
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		h.wantStates(map[State]int{Stuck: 1})
+		h.wantStory("credential.intent intent", "credential.grant success", "credential.revoke error")
+		if l := h.m.Leases()[0]; l.Attempts < stuckAfter || l.Reason != "process ended" {
+			t.Errorf("stuck lease %+v", l)
+		}
+		tried := h.up.attempts()
+		for i, at := range tried[1:] {
+			gap := at.Sub(tried[i])
+			if least := min(lastRetry, firstRetry<<(i+1)); gap < least || gap > least*5/4+time.Second {
+				t.Errorf("attempt %d came after %v, want at least %v", i+2, gap, least)
+			}
+		}
+		h.up.onRevoke(nil)
+		time.Sleep(lastRetry * 5 / 4)
+		synctest.Wait()
+		h.wantStates(map[State]int{})
+		h.wantStory("credential.intent intent", "credential.grant success", "credential.revoke error", "credential.revoke success")
+	})
+}
+
+func TestAdministratorNeedNotWaitForTheNextAttempt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, plainDefinition)
+		a, exit, _ := agent("one", 1)
+		h.grant(a)
+		h.up.onRevoke(func() error { return ErrUpstream })
+		close(exit)
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		h.up.onRevoke(nil)
+		began := time.Now()
+		if n, err := h.m.RevokeWhere(t.Context(), Where{Credential: "api"}, "incident"); n != 1 || err != nil || time.Since(began) != 0 {
+			t.Errorf("%d, %v after %v", n, err, time.Since(began))
+		}
+		h.wantStates(map[State]int{})
+	})
+}
+
+func TestLeaseIsProvablyExpiredWhenTheUpstreamEndsItItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, plainDefinition, func(u *upstream) {
+			u.notAfter = func(ttl time.Duration) time.Time { return time.Now().Add(ttl) }
+		})
+		a, exit, _ := agent("one", 1)
+		h.grant(a)
+		h.up.onRevoke(func() error { return ErrUpstream })
+		close(exit)
+		time.Sleep(time.Minute)
+		if n := len(h.m.Leases()); n != 1 {
+			t.Fatalf("%d leases at the upstream's own end, want 1: clocks differ", n)
+		}
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		h.wantStates(map[State]int{})
+		if s := h.log.story(); s[len(s)-1] != "credential.revoke expired" {
+			t.Errorf("the log tells %q", s)
+		}
+	})
+}
+
+func TestExpiryOnlyLeaseIsNotSaidToBeRevoked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, plainDefinition, func(u *upstream) {
+			u.traits.Revocation, u.traits.ChoosesTTL = ExpiryOnly, true
+			u.notAfter = func(time.Duration) time.Time { return time.Now().Add(5 * time.Minute) }
+		})
+		a, exit, _ := agent("one", 1)
+		if g := h.grant(a); !g.Lease.Expires.Equal(time.Now().Add(5 * time.Minute)) {
+			t.Errorf("expires %v, want what the upstream said", g.Lease.Expires)
+		}
+		close(exit)
+		time.Sleep(4 * time.Minute)
+		synctest.Wait()
+		h.wantStates(map[State]int{Revoking: 1})
+		time.Sleep(time.Minute + time.Second)
+		synctest.Wait()
+		h.wantStates(map[State]int{})
+		h.wantStory("credential.intent intent", "credential.grant success", "credential.revoke expired")
+		if len(h.up.attempts()) != 0 {
+			t.Error("the upstream was asked for what it cannot do")
+		}
+	})
+}
+
+func TestClockJumps(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		jump time.Duration
+		ends time.Duration
+	}{
+		{"a day forward ends what has expired by it", 24 * time.Hour, 2 * time.Second},
+		{"a day back prolongs nothing", -24 * time.Hour, time.Minute},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHost(t, plainDefinition)
+				a, _, _ := agent("one", 1)
+				h.grant(a)
+				synctest.Wait()
+				h.skew.Store(int64(tt.jump))
+				began := time.Now()
+				for h.up.left() > 0 && time.Since(began) < time.Hour {
+					time.Sleep(time.Second)
+					synctest.Wait()
+				}
+				if took := time.Since(began); took > tt.ends {
+					t.Errorf("ended after %v, want %v at most", took, tt.ends)
+				}
+				h.skew.Add(int64(time.Hour))
+				h.grant(a)
+			})
+		})
+	}
+}
+
+func TestRevokeWhereChoosesByWhatIsSet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, plainDefinition+strings.ReplaceAll(strings.TrimPrefix(plainDefinition, "\ncredentials:"), "api", "second"))
+		one, _, _ := agent("one", 1)
+		two, _, _ := agent("two", 2)
+		both := []string{"api", "second"}
+		ask := func(holder Holder, name string) string {
+			g, err := h.m.Grant(t.Context(), holder, Ask{Name: name, Granted: both})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return g.Lease.ID
+		}
+		for _, tt := range []struct {
+			where Where
+			want  int
+		}{
+			{Where{}, 0},
+			{Where{Credential: "third"}, 0},
+			{Where{Credential: "second", Identity: one.ID}, 1},
+			{Where{Credential: "second"}, 2},
+			{Where{Identity: two.ID}, 2},
+			{Where{All: true}, 4},
+		} {
+			for _, holder := range []Holder{one, two} {
+				for _, name := range both {
+					ask(holder, name)
+				}
+			}
+			if n, err := h.m.RevokeWhere(t.Context(), tt.where, "incident"); n != tt.want || err != nil {
+				t.Errorf("%+v ended %d, %v; want %d", tt.where, n, err, tt.want)
+			}
+			if _, err := h.m.RevokeWhere(t.Context(), Where{All: true}, "tidy"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		id := ask(one, "api")
+		ask(one, "api")
+		if n, err := h.m.RevokeWhere(t.Context(), Where{Lease: id}, "incident"); n != 1 || err != nil {
+			t.Errorf("by its ID ended %d, %v", n, err)
+		}
+	})
+}
+
+func TestOneSlowUpstreamHoldsNoOtherUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, plainDefinition)
+		slow, exit, _ := agent("slow", 1)
+		for range 3 * workers {
+			h.grant(slow)
+		}
+		release := make(chan struct{})
+		h.up.onRevoke(func() error { <-release; return nil })
+		close(exit)
+		synctest.Wait()
+		fast := &upstream{traits: h.up.traits, live: make(map[string]bool)}
+		h.up = fast
+		h.m.SetDefinitions(h.definitions())
+		a, leaves, _ := agent("one", 2)
+		h.grant(a)
+		close(leaves)
+		synctest.Wait()
+		if fast.left() != 0 {
+			t.Error("a lease of another upstream was not ended")
+		}
+		close(release)
+	})
+}
+
+func TestRemovedDefinitionEndsItsLeases(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, plainDefinition)
+		a, _, _ := agent("one", 1)
+		h.grant(a)
+		h.define(plainDefinition + "    description: changed\n")
+		h.m.SetDefinitions(h.definitions())
+		synctest.Wait()
+		h.wantStates(map[State]int{Active: 1})
+		h.define("")
+		h.m.SetDefinitions(h.definitions())
+		synctest.Wait()
+		h.wantStates(map[State]int{})
+		if h.up.left() != 0 {
+			t.Error("it is left upstream")
+		}
+		if _, err := h.m.Grant(t.Context(), a, askAPI); !errors.Is(err, ErrUndefined) {
+			t.Error(err)
+		}
+	})
+}
+
+func TestRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, plainDefinition+"    renewable: true")
+		var holders []Holder
+		for pid := 11; pid <= 13; pid++ { // 13 cannot be looked for
+			a, _, _ := agent("one", pid)
+			holders = append(holders, a)
+			h.grant(a)
+		}
+		exit := make(chan struct{})
+		h.processes[11] = exit
+		time.Sleep(10 * time.Second)
+		h.restart()
+		synctest.Wait()
+		leases := h.m.Leases()
+		if len(leases) != 1 || leases[0].Process.PID != 11 || h.up.left() != 1 {
+			t.Fatalf("after the restart there are %v, want that of the process that lives", leases)
+		}
+		if _, err := h.m.Renew(t.Context(), holders[0], leases[0].ID, 0, ""); err != nil {
+			t.Errorf("renewing a lease from before: %v", err)
+		}
+		close(exit)
+		synctest.Wait()
+		if h.up.left() != 0 {
+			t.Error("a process's exit went unseen after the restart")
+		}
+
+		h.processes[11] = make(chan struct{})
+		h.grant(holders[0])
+		h.m.Close()
+		time.Sleep(time.Hour)
+		h.start()
+		synctest.Wait()
+		if h.up.left() != 0 {
+			t.Error("what expired while the daemon was down is left")
+		}
+
+		h.grant(holders[0])
+		h.m.Close()
+		h.skew.Store(-int64(24 * time.Hour))
+		h.start()
+		time.Sleep(10*time.Minute + time.Second)
+		synctest.Wait()
+		if h.up.left() != 0 {
+			t.Error("setting the clock back over a restart prolonged a lease")
+		}
+	})
+}
+
+func TestRestartGoesOnWithAnEndThatWasNotConfirmed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, plainDefinition)
+		a, exit, _ := agent("one", 1)
+		h.grant(a)
+		h.processes[1] = exit
+		h.up.onRevoke(func() error { return ErrUpstream })
+		close(exit)
+		synctest.Wait()
+		h.m.Close()
+		h.up.onRevoke(nil)
+		h.start()
+		synctest.Wait()
+		if h.up.left() != 0 || len(h.m.Leases()) != 0 {
+			t.Errorf("%d left upstream", h.up.left())
+		}
+		if e := h.log.events[len(h.log.events)-1]; e.Reason != "process ended" || e.Outcome != Success {
+			t.Errorf("recorded %+v", e)
+		}
+	})
+}
+
+func TestLeaseOfADefinitionThatIsGoneIsStuckUntilItIsBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, plainDefinition)
+		a, _, _ := agent("one", 1)
+		h.grant(a)
+		h.m.Close()
+		h.define("")
+		h.start()
+		synctest.Wait()
+		h.wantStates(map[State]int{Stuck: 1})
+		if e := h.log.events[len(h.log.events)-1]; e.Outcome != Failed || !strings.Contains(e.Reason, "define it again") {
+			t.Errorf("recorded %+v", e)
+		}
+		h.up.traits.Upstream = "https://elsewhere"
+		h.define(plainDefinition)
+		h.m.SetDefinitions(h.definitions())
+		synctest.Wait()
+		h.wantStates(map[State]int{Stuck: 1}) // the same name for another upstream
+		h.up.traits.Upstream = "https://api"
+		h.m.SetDefinitions(h.definitions())
+		synctest.Wait()
+		h.wantStates(map[State]int{})
+		if h.up.left() != 0 {
+			t.Error("it is left upstream")
+		}
+	})
+}
+
+func TestWatchGrantsTheNextBeforeTheLastExpires(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, plainDefinition)
+		a, _, _ := agent("one", 1)
+		ctx, cancel := context.WithCancel(t.Context())
+		var got []*Grant
+		began := time.Now()
+		var at []time.Duration
+		err := h.m.Watch(ctx, a, askAPI, func(g *Grant) error {
+			got, at = append(got, g), append(at, time.Since(began))
+			if len(got) == 4 {
+				cancel()
+			}
+			return nil
+		})
+		if !errors.Is(err, context.Canceled) || !slices.Equal(at, []time.Duration{0, 40 * time.Second, 80 * time.Second, 120 * time.Second}) {
+			t.Errorf("%v; sent after %v", err, at)
+		}
+		time.Sleep(time.Second)
+		h.wantStates(map[State]int{Active: 2}) // the last two; the earlier ones have expired
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if h.up.left() != 0 {
+			t.Error("leases outlived their expiry")
+		}
+	})
+}
+
+func TestWatchGoesOnThroughAnOutageThatIsShorterThanALease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, plainDefinition)
+		a, _, _ := agent("one", 1)
+		sent := 0
+		began := time.Now()
+		h.up.issue = func(context.Context) error {
+			if since := time.Since(began); since > 30*time.Second && since < 50*time.Second || since > 80*time.Second {
+				return ErrUpstream
+			}
+			return nil
+		}
+		err := h.m.Watch(t.Context(), a, askAPI, func(*Grant) error { sent++; return nil })
+		if !errors.Is(err, ErrUpstream) || sent != 2 {
+			t.Errorf("%v after %d, want the second to come late, and the third never", err, sent)
+		}
+	})
+}
+
+func TestWatchThatIsCutRevokesWhatDidNotArrive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, plainDefinition)
+		a, _, _ := agent("one", 1)
+		cut := errors.New("stream is cut")
+		if err := h.m.Watch(t.Context(), a, askAPI, func(*Grant) error { return cut }); !errors.Is(err, cut) {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if h.up.left() != 0 {
+			t.Error("a credential that did not arrive is left")
+		}
+	})
+}
+
+func TestWatchEndsWhenItsLeaseIsRevoked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, plainDefinition)
+		a, _, _ := agent("one", 1)
+		done := make(chan error)
+		go func() { done <- h.m.Watch(context.Background(), a, askAPI, func(*Grant) error { return nil }) }()
+		synctest.Wait()
+		if n, err := h.m.RevokeWhere(t.Context(), Where{All: true}, "incident"); n != 1 || err != nil {
+			t.Error(n, err)
+		}
+		if err := <-done; !errors.Is(err, ErrHolderGone) {
+			t.Error(err)
+		}
+	})
+}
+
+func TestTenThousandLeasesEndAtOnceAndSurviveARestart(t *testing.T) {
+	t.Parallel()
+	const n = 10_000
+	h := newHost(t, plainDefinition+"    bind: lease")
+	work := make(chan int)
+	errs := make(chan error)
+	for range 64 {
+		go func() {
+			for i := range work {
+				a, _, _ := agent(fmt.Sprint("agent", i%100), i)
+				_, err := h.m.Grant(context.Background(), a, askAPI)
+				errs <- err
+			}
+		}()
+	}
+	go func() {
+		for i := range n {
+			work <- i
+		}
+		close(work)
+	}()
+	for range n {
+		if err := <-errs; err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.restart()
+	if got := len(h.m.Leases()); got != n {
+		t.Fatalf("%d leases after the restart", got)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	if ended, err := h.m.RevokeWhere(ctx, Where{All: true}, "incident"); ended != n || err != nil || h.up.left() != 0 {
+		t.Errorf("ended %d, %v; %d left", ended, err, h.up.left())
+	}
+}
+
+func TestClosedManagerGrantsNothing(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, plainDefinition)
+	h.m.Close()
+	a, _, _ := agent("one", 1)
+	if _, err := h.m.Grant(t.Context(), a, askAPI); !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
+}

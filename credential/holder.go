@@ -1,0 +1,75 @@
+package credential
+
+import (
+	"context"
+	"crypto/tls"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/vouchd/vouchd/secret"
+)
+
+// A Holder is the attested process that leases, for the time of one request.
+type Holder struct {
+	ID      spiffeid.ID
+	Process Process
+	// Exit is closed when the process ends, and Stop when its unit does; nil
+	// for a process in no unit. Both must be from what was attested (a pidfd),
+	// since a number may have come to stand for another process by now.
+	Exit, Stop <-chan struct{}
+	Identity   Identity
+}
+
+// An Identity authenticates to an upstream as the workload.
+type Identity interface {
+	// JWT returns a JWT-SVID of the holder for one audience.
+	JWT(ctx context.Context, audience string) (secret.Bytes, error)
+	// X509 returns an X509-SVID of the holder with its key.
+	X509(ctx context.Context) (tls.Certificate, error)
+}
+
+// A Process says which process a lease is bound to, so that it is known again
+// after the daemon restarts. It is comparable.
+type Process struct {
+	PID        int
+	StartTime  uint64 // clock ticks since boot, /proc/PID/stat field 22
+	BootID     string // /proc/sys/kernel/random/boot_id
+	Unit       string // system unit, if any
+	Invocation string // of the unit: systemd's InvocationID, if any
+}
+
+// Processes finds what leases are bound to again after a restart.
+type Processes interface {
+	// Find returns a channel that is closed when the process (or for
+	// [BindUnit] the unit's invocation) ends. It returns false only if that is
+	// known to have ended already, as after a reboot.
+	Find(p Process, b Bind) (end <-chan struct{}, alive bool, err error)
+}
+
+// end returns what the lease is bound to ends with; nil for nothing.
+func (h Holder) end(b Bind) <-chan struct{} {
+	switch b {
+	case BindProcess:
+		return h.Exit
+	case BindUnit:
+		return h.Stop
+	}
+	return nil
+}
+
+// holds reports whether a lease is the holder's to renew and revoke: the same
+// identity, and the very process or unit that it is bound to.
+func (h Holder) holds(l *Lease) bool {
+	if h.ID != l.Identity {
+		return false
+	}
+	switch l.Bind {
+	case BindProcess:
+		p, q := h.Process, l.Process
+		return p.PID == q.PID && p.StartTime == q.StartTime && p.BootID == q.BootID
+	case BindUnit:
+		p, q := h.Process, l.Process
+		return p.Unit == q.Unit && p.Invocation == q.Invocation && p.BootID == q.BootID
+	}
+	return true
+}

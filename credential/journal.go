@@ -1,0 +1,273 @@
+package credential
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+)
+
+// A Sealer keeps secrets that only this machine can open, as a TPM does.
+type Sealer interface {
+	// Seal returns a blob from which Unseal, with the same label, gives the
+	// secret back on this machine and on no other.
+	Seal(ctx context.Context, label string, secret []byte) ([]byte, error)
+	Unseal(ctx context.Context, label string, blob []byte) ([]byte, error)
+}
+
+const (
+	// journalLabel binds the sealed key to its use.
+	journalLabel = "vouchd lease journal"
+	// compactAbove is how large the journal grows before it is looked at
+	// whether it is mostly of leases that have ended, in bytes.
+	compactAbove = 1 << 20
+	// batchMost bounds the changes that share one write.
+	batchMost = 512
+)
+
+// A journal is the write-ahead file of leases. It holds each lease's latest
+// state from before the upstream is asked until the end is confirmed.
+//
+// A write or sync that fails is final: what is on the disk is unknown then, and
+// every later change is refused until the daemon starts again.
+type journal struct {
+	path   string
+	key    [32]byte // of the machine; each file has a key derived from it
+	sealed []byte   // key, as the file carries it
+
+	queue chan *change
+	done  chan struct{} // closed when run has returned
+
+	mu     sync.Mutex // guards closed and sends on queue
+	closed bool
+
+	// The rest belongs to run.
+	file   *frameFile
+	live   map[string][]byte // the latest state of each lease, encoded
+	bytes  int               // in live
+	broken error
+}
+
+// A change is the new state of one lease, or its end.
+type change struct {
+	id    string
+	state []byte // nil for the end
+	err   chan error
+}
+
+// openJournal opens the journal at path and returns the states that it holds,
+// by lease. It makes a new one, with a key sealed to the machine, where there is
+// none. It always goes on in a new file: a torn tail is left behind with the
+// old one, and no key ever encrypts two things under one number.
+func openJournal(ctx context.Context, path string, sealer Sealer) (*journal, map[string][]byte, error) {
+	j := &journal{path: path, live: make(map[string][]byte), queue: make(chan *change, batchMost), done: make(chan struct{})}
+	err := j.load(ctx, sealer)
+	if errors.Is(err, fs.ErrNotExist) {
+		j.key = newKey()
+		j.sealed, err = sealer.Seal(ctx, journalLabel, j.key[:])
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("opening lease journal %s: %w", path, err)
+	}
+	if err := j.rewrite(); err != nil {
+		return nil, nil, fmt.Errorf("writing lease journal %s: %w", path, err)
+	}
+	states := make(map[string][]byte, len(j.live))
+	for id, state := range j.live {
+		states[id] = state
+	}
+	go j.run()
+	return j, states, nil
+}
+
+// load replays the file into live.
+func (j *journal) load(ctx context.Context, sealer Sealer) error {
+	f, err := os.Open(j.path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	head, err := readHead(f)
+	if err != nil {
+		return err
+	}
+	key, err := sealer.Unseal(ctx, journalLabel, head.sealed)
+	if err != nil {
+		return fmt.Errorf("its key does not open on this TPM, which was cleared or is another machine's; move the file away to start without it, and end its leases upstream by hand: %w", err)
+	}
+	if len(key) != len(j.key) {
+		return fmt.Errorf("its key has %d bytes, want %d", len(key), len(j.key))
+	}
+	j.key, j.sealed = [32]byte(key), head.sealed
+	return readFrames(f, head, j.key, func(plain []byte) error {
+		var changes []journalChange
+		if err := json.Unmarshal(plain, &changes); err != nil {
+			return err
+		}
+		for _, c := range changes {
+			j.apply(c.ID, c.State)
+		}
+		return nil
+	})
+}
+
+// journalChange is a change as it is written; without a state it is the end.
+type journalChange struct {
+	ID    string          `json:"id"`
+	State json.RawMessage `json:"state,omitempty"`
+}
+
+func (j *journal) apply(id string, state []byte) {
+	j.bytes += len(state) - len(j.live[id])
+	if state == nil {
+		delete(j.live, id)
+		return
+	}
+	j.live[id] = state
+}
+
+// put makes the state of a lease durable.
+func (j *journal) put(id string, state []byte) error { return j.change(id, state) }
+
+// end makes durable that nothing is left of a lease.
+func (j *journal) end(id string) error { return j.change(id, nil) }
+
+func (j *journal) change(id string, state []byte) error {
+	c := &change{id: id, state: state, err: make(chan error, 1)}
+	j.mu.Lock()
+	if j.closed {
+		j.mu.Unlock()
+		return ErrClosed
+	}
+	j.queue <- c
+	j.mu.Unlock()
+	return <-c.err
+}
+
+// close ends the journal after what is queued.
+func (j *journal) close() {
+	j.mu.Lock()
+	if !j.closed {
+		j.closed = true
+		close(j.queue)
+	}
+	j.mu.Unlock()
+	<-j.done
+}
+
+// run writes changes: those that wait while one write is under way share the
+// next.
+func (j *journal) run() {
+	defer close(j.done)
+	for c := range j.queue {
+		batch := []*change{c}
+		for len(batch) < batchMost {
+			select {
+			case c, ok := <-j.queue:
+				if ok {
+					batch = append(batch, c)
+					continue
+				}
+			default:
+			}
+			break
+		}
+		err := j.write(batch)
+		for _, c := range batch {
+			c.err <- err
+		}
+	}
+	j.file.close()
+}
+
+func (j *journal) write(batch []*change) error {
+	if j.broken != nil {
+		return fmt.Errorf("lease journal %s stopped after an earlier error; mend the disk and start vouchd again: %w", j.path, j.broken)
+	}
+	j.broken = j.append(batch)
+	return j.broken
+}
+
+func (j *journal) append(batch []*change) error {
+	changes := make([]journalChange, len(batch))
+	for i, c := range batch {
+		changes[i] = journalChange{c.id, c.state}
+	}
+	if err := j.file.write(changes); err != nil {
+		return fmt.Errorf("writing lease journal %s: %w", j.path, err)
+	}
+	for _, c := range batch {
+		j.apply(c.id, c.state)
+	}
+	if j.file.size < compactAbove || j.file.size < 4*int64(j.bytes) {
+		return nil
+	}
+	if err := j.rewrite(); err != nil {
+		return fmt.Errorf("rewriting lease journal %s: %w", j.path, err)
+	}
+	return nil
+}
+
+// rewrite replaces the file by one that holds the live leases only, and goes on
+// in that.
+func (j *journal) rewrite() error {
+	temporary := filepath.Join(filepath.Dir(j.path), "."+filepath.Base(j.path)+".new")
+	if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	file, err := j.fill(f)
+	if err == nil {
+		err = os.Rename(temporary, j.path)
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(j.path))
+	}
+	if err != nil {
+		f.Close()
+		os.Remove(temporary)
+		return err
+	}
+	if j.file != nil {
+		j.file.close()
+	}
+	j.file = file
+	return nil
+}
+
+func (j *journal) fill(f *os.File) (*frameFile, error) {
+	file, err := newFrameFile(f, j.sealed, j.key)
+	if err != nil {
+		return nil, err
+	}
+	var changes []journalChange
+	for id, state := range j.live {
+		changes = append(changes, journalChange{id, state})
+		if len(changes) == batchMost {
+			if err := file.add(changes); err != nil {
+				return nil, err
+			}
+			changes = changes[:0]
+		}
+	}
+	if err := file.add(changes); err != nil {
+		return nil, err
+	}
+	return file, file.f.Sync()
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

@@ -1,0 +1,98 @@
+package credential
+
+import (
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+
+	"github.com/vouchd/vouchd/secret"
+)
+
+// Files keeps small files durably, as the daemon's state directory does.
+type Files interface {
+	// Load returns an error that satisfies [fs.ErrNotExist] for a missing file.
+	Load(name string, version int) (data []byte, savedVersion int, err error)
+	// Save replaces a file; when it returns nil, that survives a crash.
+	Save(name string, version int, data []byte) error
+}
+
+// Secrets keeps what brokers must not lose and nobody else may read, such as
+// refresh tokens. Each is encrypted under a key of its own that is sealed to the
+// machine, since a TPM seals no more than a key.
+type Secrets struct {
+	files  Files
+	sealer Sealer
+}
+
+// NewSecrets returns secrets kept in files under names that begin with
+// "credential-".
+func NewSecrets(files Files, sealer Sealer) *Secrets { return &Secrets{files, sealer} }
+
+const (
+	secretsVersion = 1
+	secretsPrefix  = "credential-"
+)
+
+type sealedSecret struct {
+	Key  []byte `json:"key"`  // sealed
+	Data []byte `json:"data"` // AES-256-GCM under the key, which encrypts this once
+}
+
+// Load returns a secret. The error satisfies [fs.ErrNotExist] if none is kept
+// under the name.
+func (s *Secrets) Load(ctx context.Context, name string) (secret.Bytes, error) {
+	b, _, err := s.files.Load(secretsPrefix+name, secretsVersion)
+	if err != nil {
+		return secret.Bytes{}, err
+	}
+	var kept sealedSecret
+	if err := json.Unmarshal(b, &kept); err != nil {
+		return secret.Bytes{}, fmt.Errorf("reading secret %s: %w", name, err)
+	}
+	key, err := s.sealer.Unseal(ctx, secretsPrefix+name, kept.Key)
+	if err != nil {
+		return secret.Bytes{}, fmt.Errorf("secret %s does not open on this TPM: %w", name, err)
+	}
+	defer clear(key)
+	aead, err := secretCipher(key)
+	if err != nil {
+		return secret.Bytes{}, fmt.Errorf("reading secret %s: %w", name, err)
+	}
+	plain, err := aead.Open(nil, make([]byte, aead.NonceSize()), kept.Data, []byte(name))
+	if err != nil {
+		return secret.Bytes{}, fmt.Errorf("secret %s is not what was kept under that name", name)
+	}
+	return secret.Of(plain), nil
+}
+
+// Save keeps a secret durably in the place of the last one.
+func (s *Secrets) Save(ctx context.Context, name string, value secret.Bytes) error {
+	key := make([]byte, 32)
+	rand.Read(key)
+	defer clear(key)
+	sealed, err := s.sealer.Seal(ctx, secretsPrefix+name, key)
+	if err != nil {
+		return fmt.Errorf("sealing secret %s: %w", name, err)
+	}
+	aead, err := secretCipher(key)
+	if err != nil {
+		return err
+	}
+	// The key is used once, so that the nonce may be constant.
+	b, err := json.Marshal(sealedSecret{Key: sealed, Data: aead.Seal(nil, make([]byte, aead.NonceSize()), value.Reveal(), []byte(name))})
+	if err != nil {
+		return err
+	}
+	return s.files.Save(secretsPrefix+name, secretsVersion, b)
+}
+
+func secretCipher(key []byte) (cipher.AEAD, error) {
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCM(block)
+}

@@ -1,0 +1,226 @@
+package vault
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/openbao/openbao/api/v2"
+
+	"github.com/vouchd/vouchd/credential"
+)
+
+const (
+	timeout = 15 * time.Second
+	maxBody = 4 << 20 // bytes of an answer
+)
+
+// logIn authenticates as the workload.
+func (b *Broker) logIn(ctx context.Context, identity credential.Identity) (*api.SecretAuth, error) {
+	s := b.settings
+	mount := s.Mount.Value
+	if mount == "" {
+		mount = s.Auth.Value
+	}
+	var answer *api.Secret
+	var err error
+	if s.Auth.Value == "cert" {
+		answer, err = b.logInByCert(ctx, identity, mount)
+	} else {
+		answer, err = b.logInByJWT(ctx, identity, mount)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if answer == nil || answer.Auth == nil {
+		return nil, fmt.Errorf("%w: logging in gave no token", credential.ErrUpstream)
+	}
+	return answer.Auth, nil
+}
+
+func (b *Broker) logInByJWT(ctx context.Context, identity credential.Identity, mount string) (*api.Secret, error) {
+	audience := b.settings.Audience.Value
+	if audience == "" {
+		audience = b.settings.Address.Value
+	}
+	svid, err := identity.JWT(ctx, audience)
+	if err != nil {
+		return nil, fmt.Errorf("getting a JWT-SVID for %s: %w", audience, err)
+	}
+	c, err := b.client("")
+	if err != nil {
+		return nil, err
+	}
+	answer, err := c.Logical().WriteWithContext(ctx, "auth/"+mount+"/login", map[string]any{"role": b.settings.Role, "jwt": string(svid.Reveal())})
+	if err != nil {
+		return nil, failure("logging in by JWT-SVID", err)
+	}
+	return answer, nil
+}
+
+// logInByCert uses a connection of its own: one that is kept would log the next
+// workload in as this one.
+func (b *Broker) logInByCert(ctx context.Context, identity credential.Identity, mount string) (*api.Secret, error) {
+	svid, err := identity.X509(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("getting an X509-SVID: %w", err)
+	}
+	once := httpClient(b.settings.CAFile.Value, &svid)
+	defer once.CloseIdleConnections()
+	c, err := b.clientOver(once, "")
+	if err != nil {
+		return nil, err
+	}
+	answer, err := c.Logical().WriteWithContext(ctx, "auth/"+mount+"/login", map[string]any{"name": b.settings.Role})
+	if err != nil {
+		return nil, failure("logging in by X509-SVID", err)
+	}
+	return answer, nil
+}
+
+func (b *Broker) client(token string) (*api.Client, error) { return b.clientOver(b.base, token) }
+
+func (b *Broker) clientOver(h *http.Client, token string) (*api.Client, error) {
+	c, err := api.NewClient(&api.Config{
+		Address:            b.settings.Address.Value,
+		HttpClient:         h,
+		MaxRetries:         0,
+		Timeout:            timeout,
+		DisableRedirects:   true,
+		DisableEnvironment: true,
+	})
+	if err != nil {
+		return nil, err
+	}
+	c.SetToken(token)
+	if b.settings.Namespace != "" {
+		c.SetNamespace(b.settings.Namespace)
+	}
+	return c, nil
+}
+
+// httpClient trusts the machine's roots, or only those in caFile, and presents
+// svid if there is one. The file is read at each connection.
+func httpClient(caFile string, svid *tls.Certificate) *http.Client {
+	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+		t := &tls.Config{MinVersion: tls.VersionTLS12}
+		if svid != nil {
+			t.Certificates = []tls.Certificate{*svid}
+		}
+		if caFile != "" {
+			pem, err := os.ReadFile(caFile)
+			if err != nil {
+				return nil, err
+			}
+			t.RootCAs = x509.NewCertPool()
+			if !t.RootCAs.AppendCertsFromPEM(pem) {
+				return nil, fmt.Errorf("%s holds no certificate", caFile)
+			}
+		}
+		return (&tls.Dialer{Config: t}).DialContext(ctx, network, addr)
+	}
+	return &http.Client{
+		Transport:     bounded{&http.Transport{DialTLSContext: dial, MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute, ResponseHeaderTimeout: timeout, MaxResponseHeaderBytes: 64 << 10}},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// bounded ends an answer that goes on for too long, and refuses a redirect: the
+// client would take it for success, and a revocation for confirmed.
+type bounded struct{ *http.Transport }
+
+func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := b.Transport.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode >= 300 && resp.StatusCode < 400 {
+		resp.Body.Close()
+		return nil, fmt.Errorf("the server redirects (status %d), and secrets do not follow; name the active server, or let standbys forward", resp.StatusCode)
+	}
+	resp.Body = struct {
+		io.Reader
+		io.Closer
+	}{&limited{resp.Body, maxBody}, resp.Body}
+	return resp, nil
+}
+
+type limited struct {
+	r    io.Reader
+	left int
+}
+
+func (l *limited) Read(p []byte) (int, error) {
+	if l.left <= 0 {
+		return 0, errors.New("the answer is too long")
+	}
+	n, err := l.r.Read(p[:min(len(p), l.left)])
+	l.left -= n
+	return n, err
+}
+
+// withoutURL drops the URL that net/http puts before its errors.
+func withoutURL(err error) error {
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		return e.Err
+	}
+	return err
+}
+
+// sshExpiration reads valid_before from an OpenSSH certificate
+// (PROTOCOL.certkeys). Kinds of key differ only in how many parts the public key
+// has. Zero if it is not one, or if it never ends.
+func sshExpiration(line string) time.Time {
+	parts := strings.Fields(line)
+	if len(parts) < 2 {
+		return time.Time{}
+	}
+	b, err := base64.StdEncoding.DecodeString(parts[1])
+	if err != nil {
+		return time.Time{}
+	}
+	// Strings before serial: the type, the nonce and the key's own parts.
+	keyParts := map[string]int{"ssh-ed25519-cert-v01@openssh.com": 1, "ssh-rsa-cert-v01@openssh.com": 2}
+	n, ok := keyParts[parts[0]]
+	if !ok && strings.HasPrefix(parts[0], "ecdsa-sha2-nistp") {
+		n, ok = 2, true
+	}
+	if !ok || !skipStrings(&b, 2+n) || len(b) < 8+4 {
+		return time.Time{}
+	}
+	b = b[8+4:] // serial, type of certificate
+	if !skipStrings(&b, 2) || len(b) < 16 {
+		return time.Time{} // key ID, principals
+	}
+	before := binary.BigEndian.Uint64(b[8:])
+	if before == math.MaxUint64 || before > math.MaxInt64 {
+		return time.Time{} // forever
+	}
+	return time.Unix(int64(before), 0)
+}
+
+func skipStrings(b *[]byte, n int) bool {
+	for range n {
+		if len(*b) < 4 {
+			return false
+		}
+		length := binary.BigEndian.Uint32(*b)
+		if uint64(len(*b)) < 4+uint64(length) {
+			return false
+		}
+		*b = (*b)[4+length:]
+	}
+	return true
+}

@@ -1,0 +1,325 @@
+package vault_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/vouchd/vouchd/config"
+	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/vault"
+	"github.com/vouchd/vouchd/secret"
+)
+
+const canary = "canary-4f1b"
+
+var id = spiffeid.RequireFromString("spiffe://example.org/agent/research")
+
+// workload is an identity of a trust domain.
+type workload struct{ key *ecdsa.PrivateKey }
+
+func newWorkload(t *testing.T) workload {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return workload{key}
+}
+
+func (w workload) JWT(_ context.Context, audience string) (secret.Bytes, error) {
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: w.key}, nil)
+	if err != nil {
+		return secret.Bytes{}, err
+	}
+	token, err := jwt.Signed(signer).Claims(jwt.Claims{
+		Issuer: "https://example.org", Subject: id.String(), Audience: jwt.Audience{audience},
+		IssuedAt: jwt.NewNumericDate(time.Now()), Expiry: jwt.NewNumericDate(time.Now().Add(time.Minute)),
+	}).Serialize()
+	return secret.Of([]byte(token)), err
+}
+
+func (w workload) X509(context.Context) (tls.Certificate, error) {
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "research"}, URIs: []*url.URL{id.URL()},
+		NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, w.key.Public(), w.key)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: w.key}, err
+}
+
+func open(t *testing.T, f *fake, more string) credential.Broker {
+	t.Helper()
+	dir := t.TempDir()
+	text := fmt.Sprintf(`
+credentials:
+  - name: api
+    broker: vault
+    parameters: [{name: host, pattern: "[a-z0-9./]+", default: db1}]
+    vault: {address: %q, ca_file: %s, role: research, %s}
+`, f.URL, f.caFile, more)
+	if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var b credential.Broker
+	_, err := credential.LoadDefinitions(dir, credential.Brokers{"vault": func(d *credential.Definition, s config.Section) (credential.Broker, error) {
+		opened, err := vault.Open(d, s)
+		b = opened
+		return opened, err
+	}}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.(interface{ Close() }).Close)
+	return b
+}
+
+const readonly = "path: database/creds/readonly"
+
+func plan(t *testing.T, b credential.Broker, w workload, host string) (credential.Request, credential.Plan, error) {
+	t.Helper()
+	r := credential.Request{LeaseID: "LEASEIDLONGER", Holder: credential.Holder{ID: id, Identity: w}, Params: map[string]string{"host": host}, TTL: 5 * time.Minute}
+	p, err := b.Plan(t.Context(), r)
+	return r, p, err
+}
+
+func issue(t *testing.T, b credential.Broker, w workload) (credential.Plan, credential.Issued) {
+	t.Helper()
+	r, p, err := plan(t, b, w, "db1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	i, err := b.Issue(t.Context(), r, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p, i
+}
+
+func TestWorkloadLogsInAsItselfAndItsLeaseEndsWithItsToken(t *testing.T) {
+	t.Parallel()
+	for _, auth := range []string{"jwt", "cert"} {
+		t.Run(auth, func(t *testing.T) {
+			t.Parallel()
+			w := newWorkload(t)
+			f := newFake(t, w.key.Public())
+			b := open(t, f, readonly+", auth: "+auth)
+			p, i := issue(t, b, w)
+			if !slices.Equal(f.logins, []string{auth}) {
+				t.Errorf("logins %q", f.logins)
+			}
+			if len(i.Fields) != 2 || i.Fields[0].Name != "password" || string(i.Fields[0].Value.Reveal()) != canary || i.Fields[0].Public || !i.Fields[1].Public {
+				t.Errorf("fields %v", i.Fields)
+			}
+			if left := time.Until(i.NotAfter); left < 5*time.Minute || left > 7*time.Minute {
+				t.Errorf("ends in %v, want with the token", left)
+			}
+			if p.Handle.Name != i.Handle.Name || strings.Contains(p.Handle.Name, canary) || !slices.Equal(i.Scope, []string{"database/creds/readonly"}) {
+				t.Errorf("handle %q, then %q; scope %q", p.Handle.Name, i.Handle.Name, i.Scope)
+			}
+			for range 2 {
+				if _, err := b.Revoke(t.Context(), *i.Handle); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if tokens, leases := f.left(); tokens != 0 || leases != 0 {
+				t.Errorf("%d tokens and %d leases are left", tokens, leases)
+			}
+		})
+	}
+}
+
+func TestAnswerThatIsLostLeaksNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorkload(t)
+	f := newFake(t, w.key.Public())
+	b := open(t, f, readonly)
+	p, _ := issue(t, b, w) // the daemon died before the answer: the plan is all there is
+	if _, leases := f.left(); leases != 1 {
+		t.Fatal("no lease was made")
+	}
+	if err := open(t, f, readonly).Recover(t.Context(), p.Handle); err != nil {
+		t.Fatal(err)
+	}
+	if tokens, leases := f.left(); tokens != 0 || leases != 0 {
+		t.Errorf("%d tokens and %d leases are left", tokens, leases)
+	}
+	r, p, err := plan(t, b, w, "db1") // it died before it asked
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Recover(t.Context(), p.Handle); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Issue(t.Context(), r, p); !errors.Is(err, credential.ErrRefused) {
+		t.Errorf("a recovered plan was issued: %v", err)
+	}
+}
+
+func TestRevokeWaitsForTheEngineWhereThePolicyAllows(t *testing.T) {
+	t.Parallel()
+	w := newWorkload(t)
+	f := newFake(t, w.key.Public())
+	f.maySync = true
+	b := open(t, f, readonly)
+	_, i := issue(t, b, w)
+	f.set(func(f *fake) { f.mayRevoke = false })
+	_, err := b.Revoke(t.Context(), *i.Handle)
+	if !errors.Is(err, credential.ErrRefused) || !strings.Contains(err.Error(), "auth/token/revoke-self") {
+		t.Errorf("a token that may not end itself: %v", err)
+	}
+	if _, leases := f.left(); leases != 0 {
+		t.Error("the lease was not revoked by itself")
+	}
+}
+
+func TestRenewRenewsTheLeaseAndWhatItHangsOn(t *testing.T) {
+	t.Parallel()
+	w := newWorkload(t)
+	f := newFake(t, w.key.Public())
+	b := open(t, f, readonly)
+	_, i := issue(t, b, w)
+	notAfter, err := b.Renew(t.Context(), *i.Handle, 30*time.Minute)
+	if left := time.Until(notAfter); err != nil || left < 29*time.Minute || left > 31*time.Minute {
+		t.Errorf("renewed for %v, %v", left, err)
+	}
+	for _, until := range f.tokens {
+		if time.Until(until) < 30*time.Minute {
+			t.Error("the token ends before its lease")
+		}
+	}
+	f.set(func(f *fake) { f.unrenewable = true })
+	if _, err := b.Renew(t.Context(), *i.Handle, 30*time.Minute); !errors.Is(err, credential.ErrRefused) {
+		t.Errorf("a lease that cannot be renewed: %v", err)
+	}
+}
+
+func TestSecretWithoutALeaseOnlyExpires(t *testing.T) {
+	t.Parallel()
+	w := newWorkload(t)
+	f := newFake(t, w.key.Public())
+	b := open(t, f, `path: pki/issue/agent, leased: false, data: [{name: common_name, value: "{{host}}.example.org"}]`)
+	if tr := b.Traits(); tr.Revocation != credential.ExpiryOnly || tr.Renews || !tr.ChoosesTTL {
+		t.Errorf("traits %+v claim too much", tr)
+	}
+	_, i := issue(t, b, w)
+	if left := time.Until(i.NotAfter); left < 29*time.Minute || left > 31*time.Minute {
+		t.Errorf("ends in %v, want with the certificate", left)
+	}
+	if tokens, _ := f.left(); tokens != 0 {
+		t.Error("a token that nothing hangs on is left")
+	}
+	leased := open(t, f, "path: database/creds/leaseless")
+	r, p, err := plan(t, leased, w, "db1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := leased.Issue(t.Context(), r, p); !errors.Is(err, credential.ErrUpstream) || !strings.Contains(err.Error(), "leased: false") {
+		t.Errorf("a secret that claims no lease: %v", err)
+	}
+}
+
+func TestServerRefusesAnotherTrustDomainsWorkload(t *testing.T) {
+	t.Parallel()
+	w := newWorkload(t)
+	f := newFake(t, w.key.Public())
+	if _, _, err := plan(t, open(t, f, readonly), newWorkload(t), "db1"); !errors.Is(err, credential.ErrRefused) || strings.Contains(err.Error(), canary) {
+		t.Errorf("logged in: %v", err)
+	}
+}
+
+func TestTokenThatCannotBeRevokedIsNotUsed(t *testing.T) {
+	t.Parallel()
+	w := newWorkload(t)
+	f := newFake(t, w.key.Public())
+	f.noAccessor = true
+	if _, _, err := plan(t, open(t, f, readonly), w, "db1"); err == nil || !strings.Contains(err.Error(), "token_type") {
+		t.Errorf("a batch token: %v", err)
+	}
+}
+
+func TestCallersValueIsOneStepOfThePath(t *testing.T) {
+	t.Parallel()
+	w := newWorkload(t)
+	f := newFake(t, w.key.Public())
+	b := open(t, f, "path: \"database/creds/{{host}}\"")
+	for _, host := range []string{"..", "a/b", "../../sys/seal", ".a"} {
+		r, p, err := plan(t, b, w, host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Issue(t.Context(), r, p); !errors.Is(err, credential.ErrParameter) {
+			t.Errorf("%q: %v", host, err)
+		}
+	}
+}
+
+func TestServerFaults(t *testing.T) {
+	t.Parallel()
+	w := newWorkload(t)
+	f := newFake(t, w.key.Public())
+	b := open(t, f, readonly)
+	_, i := issue(t, b, w)
+	for name, fault := range map[string]func(http.ResponseWriter, *http.Request) bool{
+		"sealed":  func(w http.ResponseWriter, _ *http.Request) bool { refuse(w, 503); return true },
+		"broken":  func(w http.ResponseWriter, _ *http.Request) bool { refuse(w, 500); return true },
+		"garbage": func(w http.ResponseWriter, _ *http.Request) bool { io.WriteString(w, "<html>\xff"); return true },
+		"an answer without end": func(w http.ResponseWriter, _ *http.Request) bool {
+			io.WriteString(w, strings.Repeat(" ", 5<<20))
+			return true
+		},
+		"a cut connection": func(http.ResponseWriter, *http.Request) bool { panic(http.ErrAbortHandler) },
+		"a redirect": func(w http.ResponseWriter, r *http.Request) bool {
+			w.Header().Set("Location", "https://elsewhere.invalid"+r.URL.Path)
+			w.WriteHeader(307)
+			return true
+		},
+	} {
+		f.set(func(f *fake) { f.fault = fault })
+		if _, _, err := plan(t, b, w, "db1"); !errors.Is(err, credential.ErrUpstream) || strings.Contains(err.Error(), canary) {
+			t.Errorf("logging in, %s: %v", name, err)
+		}
+		if name == "garbage" || name == "an answer without end" {
+			continue // of a revocation, only the status is read
+		}
+		if _, err := b.Revoke(t.Context(), *i.Handle); !errors.Is(err, credential.ErrUpstream) || strings.Contains(err.Error(), canary) {
+			t.Errorf("revoking, %s: %v", name, err)
+		}
+	}
+	f.set(func(f *fake) { f.fault = nil })
+	if _, err := b.Revoke(t.Context(), *i.Handle); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestServerWithTheWrongCertificateGetsNoJWTSVID(t *testing.T) {
+	t.Parallel()
+	w := newWorkload(t)
+	f := newFake(t, w.key.Public())
+	f.caFile = filepath.Join(t.TempDir(), "none.pem")
+	if _, _, err := plan(t, open(t, f, readonly), w, "db1"); !errors.Is(err, credential.ErrUpstream) {
+		t.Errorf("without a certificate to trust: %v", err)
+	}
+	if len(f.logins) != 0 {
+		t.Error("the JWT-SVID was sent all the same")
+	}
+}
