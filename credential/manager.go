@@ -127,6 +127,15 @@ func (m *Manager) Close() {
 	}
 }
 
+// Err returns why nothing can be granted any more, if the journal has failed.
+// What is there is still ended.
+func (m *Manager) Err() error {
+	if err := m.journal.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
 // Definitions returns the definitions in force.
 func (m *Manager) Definitions() *Definitions {
 	m.mu.Lock()
