@@ -32,6 +32,7 @@ var mayImport = map[string][]string{
 	"examples/agent":             nil,
 	"credential":                 {"config", "secret"},
 	"credential/endpoint":        {"credential", "secret"},
+	"credential/credentialtest":  {"config", "credential", "secret"},
 	"credential/federation":      {"config", "credential", "credential/endpoint", "secret"},
 	"credential/oauth2":          {"config", "credential", "credential/endpoint", "secret"},
 	"credential/postgres":        {"config", "credential", "secret"},

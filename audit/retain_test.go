@@ -200,6 +200,33 @@ func TestArchiveOfALogInUseVerifies(t *testing.T) {
 	t.Logf("%d archives", archives)
 }
 
+func TestLogInUseVerifies(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.opt.SegmentBytes = 50 << 10
+	l := h.start()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for l.Status().Size < 4000 {
+			h.append(l, attested(1), attested(2))
+		}
+	}()
+	for running := true; running; {
+		select {
+		case <-done:
+			running = false
+		default:
+		}
+		o := withTPM()
+		o.Live = true
+		if r := h.verify(o); !r.OK {
+			t.Fatalf("%s %+v", r.Verdict, r.Findings)
+		}
+	}
+	h.stop(l)
+}
+
 func TestHostileArchiveIsRefused(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

@@ -6,12 +6,16 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/federation"
 	"github.com/vouchd/vouchd/credential/oauth2"
 	"github.com/vouchd/vouchd/credential/postgres"
 	"github.com/vouchd/vouchd/credential/vault"
+	"github.com/vouchd/vouchd/identity"
 )
 
 // every is all the brokers there are.
@@ -28,15 +32,40 @@ func TestExamplesOfTheDocumentLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	used := make(map[string]bool)
+	used, defined := make(map[string]bool), make(map[string]bool)
 	for _, block := range regexp.MustCompile("(?s)```yaml\n# (credentials.d/[a-z]+.yaml)\n(.*?)```").FindAllSubmatch(text, -1) {
 		for _, d := range loads(t, string(block[1]), block[2]) {
-			used[d.Broker] = true
+			used[d.Broker], defined[d.Name] = true, true
 		}
 	}
 	if len(used) != len(every) {
 		t.Errorf("examples of %v, want one of each broker", used)
 	}
+	for _, e := range entries(t, text) {
+		for _, name := range e.Credentials {
+			if !defined[name] {
+				t.Errorf("the example of %s grants %s, which no example defines", e.ID, name)
+			}
+		}
+	}
+}
+
+// entries returns those of the document's example.
+func entries(t *testing.T, text []byte) []identity.Entry {
+	t.Helper()
+	block := regexp.MustCompile("(?s)```yaml\n# entries.d/[a-z]+.yaml\n(.*?)```").FindSubmatch(text)
+	if block == nil {
+		t.Fatal("no example of entries")
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "x.yaml"), block[1], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	es, err := identity.LoadEntries(dir, spiffeid.RequireTrustDomainFromString("example.org"), identity.Limits{MaxX509TTL: 2 * time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return es.All()
 }
 
 func TestExamplesOfThePackageLoad(t *testing.T) {

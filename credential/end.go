@@ -217,7 +217,7 @@ func (m *Manager) retry(l *lease, err error) {
 	delay += time.Duration(rand.Int64N(int64(delay)/4 + 1))
 	state := l.encode()
 	e := m.event(EventRevoke, l)
-	e.Outcome, e.Reason = Failed, clip(err.Error(), 512)
+	e.Outcome, e.Reason = Failed, clip(err.Error(), maxReason)
 	attempts := l.Attempts
 	m.mu.Unlock()
 	m.log.Warn("revoking a lease", "lease", e.Lease, "credential", l.Credential, "handle", l.Handle, "upstream", l.Upstream, "attempts", attempts, "retry_in", delay, "err", err)

@@ -2,6 +2,10 @@ package credential
 
 import (
 	"context"
+	"crypto/sha256"
+	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -65,6 +69,25 @@ const (
 	RanOut    Outcome = "expired"
 	Undecided Outcome = "intent" // of an intent that goes on to the upstream
 )
+
+const (
+	maxReason = 512  // bytes of a reason, as it is recorded
+	maxScope  = 3072 // bytes of what was asked for, or granted, in one event
+)
+
+// bound keeps a list short enough for a record. What is left out is counted, and
+// the digest is over the whole list.
+func bound(list []string) []string {
+	left := maxScope
+	for i, s := range list {
+		if left -= len(s); left >= 0 {
+			continue
+		}
+		sum := sha256.Sum256([]byte(strings.Join(list, "\n")))
+		return append(slices.Clone(list[:i]), fmt.Sprintf("and %d more, sha256:%x of all", len(list)-i, sum))
+	}
+	return list
+}
 
 // Exposure is where a value will be once it is delivered, as the caller says.
 type Exposure string

@@ -335,7 +335,7 @@ func (m *Manager) release(l *lease, err error) error {
 	defer m.mu.Unlock()
 	l.busy, l.cancel = false, nil
 	if err != nil {
-		m.end(l, clip(err.Error(), 512))
+		m.end(l, clip(err.Error(), maxReason))
 		return err
 	}
 	if l.ending {

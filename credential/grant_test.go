@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -217,6 +218,9 @@ func TestNothingIsHandedOutThatIsNotInTheJournal(t *testing.T) {
 	}
 	if h.up.asked != 1 {
 		t.Error("the upstream was asked for what could not be written down")
+	}
+	if err := h.m.Err(); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("the manager's state is %v", err)
 	}
 	// What there is can still be ended.
 	if _, err := h.m.RevokeWhere(t.Context(), Where{All: true}, "incident"); err != nil || h.up.left() != 0 {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 )
 
 // A Sealer keeps secrets that only this machine can open, as a TPM does.
@@ -44,6 +45,8 @@ type journal struct {
 
 	mu     sync.Mutex // guards closed and sends on queue
 	closed bool
+
+	failed atomic.Pointer[error] // broken, for others to see
 
 	// The rest belongs to run.
 	file   *frameFile
@@ -189,6 +192,9 @@ func (j *journal) write(batch []*change) error {
 		return fmt.Errorf("lease journal %s stopped after an earlier error; mend the disk and start vouchd again: %w", j.path, j.broken)
 	}
 	j.broken = j.append(batch)
+	if j.broken != nil {
+		j.failed.Store(&j.broken)
+	}
 	return j.broken
 }
 

@@ -127,6 +127,15 @@ func (m *Manager) Close() {
 	}
 }
 
+// Err returns why nothing can be granted any more, if the journal has failed.
+// What is there is still ended.
+func (m *Manager) Err() error {
+	if err := m.journal.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
 // Definitions returns the definitions in force.
 func (m *Manager) Definitions() *Definitions {
 	m.mu.Lock()
@@ -210,7 +219,7 @@ func (m *Manager) RevokeWhere(ctx context.Context, w Where, reason string) (int,
 	var gone []<-chan struct{}
 	for _, l := range m.leases {
 		if w.chooses(&l.Lease) {
-			m.end(l, reason)
+			m.end(l, clip(reason, maxReason))
 			chosen, gone = append(chosen, l), append(gone, l.goneChannel())
 		}
 	}
@@ -249,6 +258,8 @@ func (m *Manager) record(ctx context.Context, e Event) error {
 	// The caller's leaving must not leave a step out of the log.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
 	defer cancel()
+	e.Reason = clip(e.Reason, maxReason)
+	e.ScopeAsked, e.ScopeGranted = bound(e.ScopeAsked), bound(e.ScopeGranted)
 	if err := m.recorder.Record(ctx, e); err != nil {
 		return fmt.Errorf("%w: %s of %s for %s: %w", ErrUnrecorded, e.Kind, e.Credential, e.Identity, err)
 	}

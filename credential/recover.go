@@ -63,7 +63,7 @@ func (m *Manager) rewatch(l *lease) bool {
 	end, alive, err := m.processes.Find(l.Process, l.Bind)
 	switch {
 	case err != nil:
-		m.end(l, clip(fmt.Sprintf("looking for its %s: %v", l.Bind, err), 512))
+		m.end(l, clip(fmt.Sprintf("looking for its %s: %v", l.Bind, err), maxReason))
 		return false
 	case !alive:
 		m.end(l, fmt.Sprintf("%s ended while vouchd was not running", l.Bind))

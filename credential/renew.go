@@ -104,7 +104,7 @@ func (m *Manager) endRenewal(ctx context.Context, r *renewal, notAfter time.Time
 	if err == nil {
 		err = m.both(ctx, l.ID, state, e)
 	} else {
-		e.Outcome, e.Reason = Failed, clip(err.Error(), 512)
+		e.Outcome, e.Reason = Failed, clip(err.Error(), maxReason)
 		err = errors.Join(err, m.record(ctx, e))
 	}
 	m.mu.Lock()

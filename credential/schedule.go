@@ -103,6 +103,9 @@ func (m *Manager) takeDue() time.Duration {
 		heap.Pop(&m.schedule)
 		m.end(l, "expired")
 	}
+	if len(m.leases) == 0 {
+		return time.Hour // the first lease wakes it
+	}
 	return lookEvery
 }
 

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"sync"
 
 	"github.com/vouchd/vouchd/secret"
 )
@@ -21,15 +22,35 @@ type Files interface {
 
 // Secrets keeps what brokers must not lose and nobody else may read, such as
 // refresh tokens. Each is encrypted under a key of its own that is sealed to the
-// machine, since a TPM seals no more than a key.
+// machine, since a TPM seals no more than a key. It is safe for concurrent use.
 type Secrets struct {
 	files  Files
 	sealer Sealer
+
+	mu      sync.Mutex              // guards the maps
+	locks   map[string]*sync.Mutex  // by name
+	unsaved map[string]secret.Bytes // what could not be saved yet, and is nowhere else
 }
 
 // NewSecrets returns secrets kept in files under names that begin with
 // "credential-".
-func NewSecrets(files Files, sealer Sealer) *Secrets { return &Secrets{files, sealer} }
+func NewSecrets(files Files, sealer Sealer) *Secrets {
+	return &Secrets{files: files, sealer: sealer, locks: make(map[string]*sync.Mutex), unsaved: make(map[string]secret.Bytes)}
+}
+
+// Lock keeps everybody else who locks the name out until unlock, so that what is
+// loaded is what the next save replaces.
+func (s *Secrets) Lock(name string) (unlock func()) {
+	s.mu.Lock()
+	l := s.locks[name]
+	if l == nil {
+		l = new(sync.Mutex)
+		s.locks[name] = l
+	}
+	s.mu.Unlock()
+	l.Lock()
+	return l.Unlock
+}
 
 const (
 	secretsVersion = 1
@@ -42,8 +63,17 @@ type sealedSecret struct {
 }
 
 // Load returns a secret. The error satisfies [fs.ErrNotExist] if none is kept
-// under the name.
+// under the name. One that could not be saved is saved first: no secret is
+// returned that is not durable.
 func (s *Secrets) Load(ctx context.Context, name string) (secret.Bytes, error) {
+	s.mu.Lock()
+	unsaved, ok := s.unsaved[name]
+	s.mu.Unlock()
+	if ok {
+		if err := s.Save(ctx, name, unsaved); err != nil {
+			return secret.Bytes{}, err
+		}
+	}
 	b, _, err := s.files.Load(secretsPrefix+name, secretsVersion)
 	if err != nil {
 		return secret.Bytes{}, err
@@ -68,14 +98,28 @@ func (s *Secrets) Load(ctx context.Context, name string) (secret.Bytes, error) {
 	return secret.Of(plain), nil
 }
 
-// Save keeps a secret durably in the place of the last one.
+// Save keeps a secret durably in the place of the last one. After an error it
+// stays in memory, and the next Load or Save tries again.
 func (s *Secrets) Save(ctx context.Context, name string, value secret.Bytes) error {
+	s.mu.Lock()
+	s.unsaved[name] = value
+	s.mu.Unlock()
+	if err := s.save(ctx, name, value); err != nil {
+		return fmt.Errorf("%w: secret %s: %w", ErrUnrecorded, name, err)
+	}
+	s.mu.Lock()
+	delete(s.unsaved, name)
+	s.mu.Unlock()
+	return nil
+}
+
+func (s *Secrets) save(ctx context.Context, name string, value secret.Bytes) error {
 	key := make([]byte, 32)
 	rand.Read(key)
 	defer clear(key)
 	sealed, err := s.sealer.Seal(ctx, secretsPrefix+name, key)
 	if err != nil {
-		return fmt.Errorf("sealing secret %s: %w", name, err)
+		return fmt.Errorf("sealing: %w", err)
 	}
 	aead, err := secretCipher(key)
 	if err != nil {

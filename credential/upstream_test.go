@@ -61,9 +61,10 @@ func (u *upstream) Issue(ctx context.Context, r Request, p Plan) (Issued, error)
 	u.mu.Lock()
 	u.asked++
 	u.live[p.Handle.Name] = true // it may have taken effect, whatever the answer
+	issue := u.issue
 	u.mu.Unlock()
-	if u.issue != nil {
-		if err := u.issue(ctx); err != nil {
+	if issue != nil {
+		if err := issue(ctx); err != nil {
 			return Issued{}, err
 		}
 	}
@@ -122,6 +123,13 @@ func (u *upstream) onRevoke(f func() error) {
 	u.revoke = f
 }
 
+// set changes it between two requests.
+func (u *upstream) set(change func()) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	change()
+}
+
 // attempts is when it was asked to revoke.
 func (u *upstream) attempts() []time.Time {
 	u.mu.Lock()
@@ -152,6 +160,13 @@ func (l *log) Record(_ context.Context, e Event) error {
 	}
 	l.events = append(l.events, e)
 	return nil
+}
+
+// set changes what the log refuses.
+func (l *log) set(refuse func(Event) error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refuse = refuse
 }
 
 // story is what the log tells, in short.

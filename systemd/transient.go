@@ -59,11 +59,14 @@ func (u *Units) Start(ctx context.Context, t Transient) error {
 		Properties []property
 	}
 	// systemd takes no descriptors on its private socket.
-	conn, err := dial(busSocket)
+	conn, err := dbus.Dial("unix:path=" + busSocket)
 	if err != nil {
 		return fmt.Errorf("starting unit %s: %w", t.Name, err)
 	}
 	defer conn.Close()
+	if err := authenticate(conn, true); err != nil {
+		return fmt.Errorf("starting unit %s: %w", t.Name, err)
+	}
 	err = conn.Object(service, managerPath).CallWithContext(ctx, managerIface+".StartTransientUnit", 0, t.Name, "fail", p, []aux{}).Err
 	if e, ok := errors.AsType[dbus.Error](err); ok && strings.Contains(e.Name, "Authorization") || ok && strings.HasSuffix(e.Name, ".AccessDenied") {
 		return fmt.Errorf("starting unit %s: systemd does not let user %d start units (%w); run the daemon as root, or give its user the right by a rule of polkit's", t.Name, os.Geteuid(), err)

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -67,8 +68,8 @@ type Units struct {
 }
 
 const (
-	privateSocket = "unix:path=/run/systemd/private"        // where systemd itself answers
-	busSocket     = "unix:path=/run/dbus/system_bus_socket" // where descriptors can be passed, too
+	privateSocket = "/run/systemd/private"        // where systemd itself answers
+	busSocket     = "/run/dbus/system_bus_socket" // where descriptors can be passed, too
 )
 
 const (
@@ -203,7 +204,7 @@ func (u *Units) retry(ctx context.Context, do func(*dbus.Conn) error) error {
 	var err error
 	for range 2 {
 		var conn *dbus.Conn
-		if conn, err = u.connect(); err != nil {
+		if conn, err = u.connect(ctx); err != nil {
 			return err
 		}
 		err = do(conn)
@@ -215,35 +216,59 @@ func (u *Units) retry(ctx context.Context, do func(*dbus.Conn) error) error {
 	return err
 }
 
-func (u *Units) connect() (*dbus.Conn, error) {
+func (u *Units) connect(ctx context.Context) (*dbus.Conn, error) {
+	u.mu.Lock()
+	conn := u.conn
+	u.mu.Unlock()
+	if conn != nil {
+		return conn, nil
+	}
+	path := privateSocket
+	if os.Geteuid() != 0 {
+		path = busSocket
+	}
+	// Not under the lock: whoever waits does so by their own time limit.
+	conn, err := dial(ctx, path)
+	if err != nil {
+		return nil, err
+	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.conn != nil {
+	if u.conn != nil { // another was faster
+		conn.Close()
 		return u.conn, nil
 	}
-	address := privateSocket
-	if os.Geteuid() != 0 {
-		address = busSocket
-	}
-	conn, err := dial(address)
 	u.conn = conn
-	return conn, err
+	return conn, nil
 }
 
-func dial(address string) (*dbus.Conn, error) {
-	conn, err := dbus.Dial(address)
+// dial connects to systemd or the bus, over which no descriptors can be passed.
+func dial(ctx context.Context, path string) (*dbus.Conn, error) {
+	socket, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if err != nil {
 		return nil, err
 	}
-	err = conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Geteuid()))})
-	if err == nil && address == busSocket {
-		err = conn.Hello()
+	stop := context.AfterFunc(ctx, func() { socket.SetDeadline(time.Unix(1, 0)) })
+	conn, err := dbus.NewConn(socket)
+	if err == nil {
+		err = authenticate(conn, path == busSocket)
+	}
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
 	}
 	if err != nil {
-		conn.Close()
-		return nil, err
+		socket.Close()
+		return nil, fmt.Errorf("connecting to %s: %w", path, err)
 	}
 	return conn, nil
+}
+
+func authenticate(conn *dbus.Conn, bus bool) error {
+	err := conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Geteuid()))})
+	if err == nil && bus {
+		err = conn.Hello()
+	}
+	return err
 }
 
 func (u *Units) drop(conn *dbus.Conn) {

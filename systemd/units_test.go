@@ -3,8 +3,10 @@ package systemd
 import (
 	"context"
 	"errors"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -81,6 +83,23 @@ func TestAskingEndsWithItsContext(t *testing.T) {
 	cancel()
 	if _, err := u.Unit(ctx, "dbus.service"); err == nil {
 		t.Error("asked all the same")
+	}
+}
+
+func TestManagerThatTakesConnectionsAndSaysNothingIsNotWaitedFor(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	must(t, err)
+	defer l.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	began := time.Now()
+	if conn, err := dial(ctx, path); err == nil {
+		conn.Close()
+		t.Error("connected to nobody")
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("waited for %v", took)
 	}
 }
 

@@ -43,10 +43,9 @@ type Client struct {
 
 // New returns a client that trusts the machine's roots, or only the
 // certificates in caFile if it is not empty. The file is read at each
-// connection.
+// connection, and connections are then made without a proxy.
 func New(caFile string) *Client {
 	transport := &http.Transport{
-		Proxy:                  http.ProxyFromEnvironment,
 		MaxIdleConnsPerHost:    4,
 		IdleConnTimeout:        time.Minute,
 		ResponseHeaderTimeout:  timeout,
@@ -54,6 +53,7 @@ func New(caFile string) *Client {
 		ForceAttemptHTTP2:      true,
 	}
 	if caFile == "" {
+		transport.Proxy = http.ProxyFromEnvironment
 		transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
 	} else {
 		transport.DialTLSContext = func(ctx context.Context, network, addr string) (net.Conn, error) {

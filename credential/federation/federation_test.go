@@ -1,11 +1,6 @@
 package federation_test
 
 import (
-	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -20,67 +15,33 @@ import (
 	"testing"
 	"time"
 
-	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/credentialtest"
 	"github.com/vouchd/vouchd/credential/federation"
-	"github.com/vouchd/vouchd/secret"
 )
 
-const canary = "canary-4f1b"
+const canary = credentialtest.Canary
 
 var id = spiffeid.RequireFromString("spiffe://example.org/agent/research")
 
-// domain is a trust domain that issues JWT-SVIDs.
-type domain struct {
-	key    *ecdsa.PrivateKey
-	change func(*jwt.Claims)
-}
-
-func newDomain(t *testing.T) *domain {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &domain{key: key}
-}
-
-func (d *domain) JWT(_ context.Context, audience string) (secret.Bytes, error) {
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: d.key, KeyID: "k1"}}, nil)
-	if err != nil {
-		return secret.Bytes{}, err
-	}
-	c := jwt.Claims{
-		Issuer: "https://example.org", Subject: id.String(), Audience: jwt.Audience{audience},
-		IssuedAt: jwt.NewNumericDate(time.Now()), Expiry: jwt.NewNumericDate(time.Now().Add(5 * time.Minute)),
-	}
-	if d.change != nil {
-		d.change(&c)
-	}
-	token, err := jwt.Signed(signer).Claims(c).Serialize()
-	return secret.Of([]byte(token)), err
-}
-
-func (d *domain) X509(context.Context) (tls.Certificate, error) {
-	return tls.Certificate{}, errors.New("not asked for here")
-}
+func newDomain(t *testing.T) *credentialtest.Workload { return credentialtest.NewWorkload(t, id) }
 
 // vendor is a protocol fake: it verifies what it is sent as the vendor's
 // documents say it does, and answers in the vendor's form.
 type vendor struct {
 	*httptest.Server
 	t        *testing.T
-	domain   *domain
+	domain   *credentialtest.Workload
 	audience string
 	caFile   string
 	override func(w http.ResponseWriter, r *http.Request) bool // a fault
 	seen     []string                                          // paths asked for
 }
 
-func newVendor(t *testing.T, d *domain, audience string, answer func(v *vendor, w http.ResponseWriter, r *http.Request)) *vendor {
+func newVendor(t *testing.T, d *credentialtest.Workload, audience string, answer func(v *vendor, w http.ResponseWriter, r *http.Request)) *vendor {
 	v := &vendor{t: t, domain: d, audience: audience}
 	v.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		v.seen = append(v.seen, r.URL.Path)
@@ -98,19 +59,8 @@ func newVendor(t *testing.T, d *domain, audience string, answer func(v *vendor, 
 	return v
 }
 
-// verified reports whether a token is what the vendor was told to trust: the
-// signature, kid, iss, sub, aud, iat and exp.
-func (v *vendor) verified(token string) bool {
-	parsed, err := jwt.ParseSigned(token, []jose.SignatureAlgorithm{jose.ES256})
-	if err != nil || parsed.Headers[0].KeyID != "k1" {
-		return false
-	}
-	var c jwt.Claims
-	if err := parsed.Claims(v.domain.key.Public(), &c); err != nil || c.IssuedAt == nil || c.Expiry == nil {
-		return false
-	}
-	return c.Validate(jwt.Expected{Issuer: "https://example.org", Subject: id.String(), AnyAudience: jwt.Audience{v.audience}, Time: time.Now()}) == nil
-}
+// verified reports whether a token is what the vendor was told to trust.
+func (v *vendor) verified(token string) bool { return v.domain.Verify(token, v.audience) }
 
 func send(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
@@ -244,7 +194,6 @@ var vendors = []struct {
 
 func open(t *testing.T, v *vendor, profile, path, settings string) credential.Broker {
 	t.Helper()
-	dir := t.TempDir()
 	text := fmt.Sprintf(`
 credentials:
   - name: api
@@ -254,23 +203,10 @@ credentials:
     parameters: [{name: who, one_of: ["alice\"s", "*"]}]
     federation: {profile: %s, audience: %q, endpoint: %q, ca_file: %s, %s}
 `, profile, v.audience, v.URL+path, v.caFile, strings.Replace(settings, "IAM", v.URL+"/v1", 1))
-	if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var b credential.Broker
-	_, err := credential.LoadDefinitions(dir, credential.Brokers{"federation": func(d *credential.Definition, s config.Section) (credential.Broker, error) {
-		opened, err := federation.Open(d, s)
-		b = opened
-		return opened, err
-	}}, true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(b.(interface{ Close() }).Close)
-	return b
+	return credentialtest.Broker(t, "federation", federation.Open, text)
 }
 
-func issue(t *testing.T, b credential.Broker, d *domain, who string) (credential.Issued, error) {
+func issue(t *testing.T, b credential.Broker, d *credentialtest.Workload, who string) (credential.Issued, error) {
 	t.Helper()
 	r := credential.Request{
 		LeaseID: "LEASEIDLONGER", Holder: credential.Holder{ID: id, Identity: d},
@@ -330,18 +266,20 @@ func TestVendorRefusesWhatIsNotTheWorkloads(t *testing.T) {
 	for _, tt := range vendors {
 		t.Run(tt.profile, func(t *testing.T) {
 			t.Parallel()
-			for name, change := range map[string]func(*domain){
-				"another key":      func(d *domain) { d.key = newDomain(t).key },
-				"another identity": func(d *domain) { d.change = func(c *jwt.Claims) { c.Subject = "spiffe://example.org/other" } },
-				"another audience": func(d *domain) { d.change = func(c *jwt.Claims) { c.Audience = jwt.Audience{"x"} } },
-				"an old token": func(d *domain) {
-					d.change = func(c *jwt.Claims) { c.Expiry = jwt.NewNumericDate(time.Now().Add(-time.Hour)) }
+			for name, change := range map[string]func(*credentialtest.Workload){
+				"another key": func(d *credentialtest.Workload) { d.Key = newDomain(t).Key },
+				"another identity": func(d *credentialtest.Workload) {
+					d.Change = func(c *jwt.Claims) { c.Subject = "spiffe://example.org/other" }
 				},
-				"no issued-at": func(d *domain) { d.change = func(c *jwt.Claims) { c.IssuedAt = nil } },
+				"another audience": func(d *credentialtest.Workload) { d.Change = func(c *jwt.Claims) { c.Audience = jwt.Audience{"x"} } },
+				"an old token": func(d *credentialtest.Workload) {
+					d.Change = func(c *jwt.Claims) { c.Expiry = jwt.NewNumericDate(time.Now().Add(-time.Hour)) }
+				},
+				"no issued-at": func(d *credentialtest.Workload) { d.Change = func(c *jwt.Claims) { c.IssuedAt = nil } },
 			} {
 				trusted := newDomain(t)
 				v := newVendor(t, trusted, tt.audience, tt.answer)
-				d := &domain{key: trusted.key}
+				d := &credentialtest.Workload{ID: id, Key: trusted.Key}
 				change(d)
 				_, err := issue(t, open(t, v, tt.profile, tt.path, tt.settings), d, `alice"s`)
 				if !errors.Is(err, credential.ErrRefused) {
@@ -428,12 +366,12 @@ func TestVendorWithTheWrongCertificateGetsNoAssertion(t *testing.T) {
 
 func writeOtherCA(t *testing.T) string {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	der, err := newDomain(t).Authority()
 	if err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(path, selfSigned(t, key), 0o644); err != nil {
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return path

@@ -21,7 +21,6 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/vouchd/vouchd/config"
@@ -36,9 +35,6 @@ type Broker struct {
 	client   *endpoint.Client
 	secrets  *credential.Secrets
 	now      func() time.Time
-
-	refreshing sync.Mutex   // one refresh at a time, since each may use the token up
-	unsaved    secret.Bytes // a rotated refresh token that could not be kept yet; guarded by refreshing
 }
 
 // Opener returns the [credential.Opener] of this kind of source, which keeps

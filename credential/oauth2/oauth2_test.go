@@ -6,7 +6,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
@@ -26,43 +25,18 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
-	"github.com/go-jose/go-jose/v4/jwt"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/zitadel/oidc/v3/example/server/storage"
 	"github.com/zitadel/oidc/v3/pkg/oidc"
 	"github.com/zitadel/oidc/v3/pkg/op"
 
-	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/credentialtest"
 	"github.com/vouchd/vouchd/credential/oauth2"
-	"github.com/vouchd/vouchd/secret"
 	"github.com/vouchd/vouchd/state"
 )
 
 var id = spiffeid.RequireFromString("spiffe://example.org/agent/crm")
-
-// workload is an identity of a trust domain that issues JWT-SVIDs.
-type workload struct{ key *ecdsa.PrivateKey }
-
-func (w workload) JWT(_ context.Context, audience string) (secret.Bytes, error) {
-	token, err := sign(w.key, jwt.Claims{
-		Issuer: "https://example.org", Subject: id.String(), Audience: jwt.Audience{audience},
-		IssuedAt: jwt.NewNumericDate(time.Now()), Expiry: jwt.NewNumericDate(time.Now().Add(time.Minute)),
-	})
-	return secret.Of([]byte(token)), err
-}
-
-func (workload) X509(context.Context) (tls.Certificate, error) {
-	return tls.Certificate{}, errors.New("not asked for here")
-}
-
-func sign(key *ecdsa.PrivateKey, c jwt.Claims) (string, error) {
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: key, KeyID: "k1"}}, nil)
-	if err != nil {
-		return "", err
-	}
-	return jwt.Signed(signer).Claims(c).Serialize()
-}
 
 // provider is a real OpenID provider that was told to trust a trust domain.
 type provider struct {
@@ -79,7 +53,7 @@ type provider struct {
 // a trust domain whose JWT-SVIDs may be exchanged.
 type store struct {
 	*storage.Storage
-	domain crypto.PublicKey
+	domain *credentialtest.Workload
 	key    crypto.PublicKey // of the client that authenticates by one
 	url    string
 }
@@ -132,22 +106,11 @@ func (s *store) SetUserinfoFromToken(ctx context.Context, info *oidc.UserInfo, t
 	return nil
 }
 
-// verifySVID is what a server does that has the trust domain's bundle.
-func (s *store) verifySVID(token, audience string) (subject string, err error) {
-	parsed, err := jwt.ParseSigned(token, []jose.SignatureAlgorithm{jose.ES256})
-	if err != nil {
-		return "", err
-	}
-	var c jwt.Claims
-	if err := parsed.Claims(s.domain, &c); err != nil {
-		return "", err
-	}
-	return c.Subject, c.Validate(jwt.Expected{Issuer: "https://example.org", AnyAudience: jwt.Audience{audience}, Time: time.Now()})
-}
-
 func (s *store) VerifyExchangeSubjectToken(_ context.Context, token string, _ oidc.TokenType) (string, string, map[string]any, error) {
-	subject, err := s.verifySVID(token, s.url)
-	return token, subject, nil, err
+	if !s.domain.Verify(token, s.url) {
+		return "", "", nil, errors.New("not a JWT-SVID of the trust domain")
+	}
+	return token, s.domain.ID.String(), nil, nil
 }
 
 func (s *store) VerifyExchangeActorToken(context.Context, string, oidc.TokenType) (string, string, map[string]any, error) {
@@ -181,7 +144,7 @@ func (p *provider) VerifyClient(ctx context.Context, r *op.Request[op.ClientCred
 		}
 		return p.LegacyServer.VerifyClient(ctx, r)
 	}
-	if subject, err := p.store.verifySVID(r.Data.ClientAssertion, p.URL+"/oauth/token"); err == nil && subject == id.String() {
+	if p.store.domain.Verify(r.Data.ClientAssertion, p.URL+"/oauth/token") {
 		return p.store.GetClientByClientID(ctx, "workload")
 	}
 	c, err := op.AuthorizePrivateJWTKey(ctx, r.Data.ClientAssertion, p.Provider().(op.JWTAuthorizationGrantExchanger))
@@ -191,7 +154,7 @@ func (p *provider) VerifyClient(ctx context.Context, r *op.Request[op.ClientCred
 	return c, nil
 }
 
-func newProvider(t *testing.T, domain, key crypto.PublicKey) *provider {
+func newProvider(t *testing.T, domain *credentialtest.Workload, key crypto.PublicKey) *provider {
 	t.Helper()
 	s := &store{Storage: storage.NewStorage(storage.NewUserStore("http://x")), domain: domain, key: key}
 	p := &provider{store: s}
@@ -247,24 +210,10 @@ func (p *provider) works(t *testing.T, token string) (subject string) {
 	return user.Sub
 }
 
-// sealer stands for the TPM.
-type sealer struct{}
-
-func (sealer) Seal(_ context.Context, label string, secret []byte) ([]byte, error) {
-	return append([]byte(label), secret...), nil
-}
-func (sealer) Unseal(_ context.Context, label string, blob []byte) ([]byte, error) {
-	secret, ok := strings.CutPrefix(string(blob), label)
-	if !ok {
-		return nil, errors.New("another label")
-	}
-	return []byte(secret), nil
-}
-
 // env is a provider, a workload that it trusts, and the daemon's files.
 type env struct {
 	*provider
-	workload workload
+	workload *credentialtest.Workload
 	dir      string
 	secrets  *credential.Secrets
 	files    credential.Files
@@ -272,15 +221,12 @@ type env struct {
 
 func newEnv(t *testing.T) *env {
 	t.Helper()
-	domain, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	domain := credentialtest.NewWorkload(t, id)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &env{provider: newProvider(t, domain.Public(), key.Public()), workload: workload{domain}, dir: t.TempDir()}
+	e := &env{provider: newProvider(t, domain, key.Public()), workload: domain, dir: t.TempDir()}
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		t.Fatal(err)
@@ -293,7 +239,7 @@ func newEnv(t *testing.T) *env {
 	}
 	t.Cleanup(func() { dir.Close() })
 	e.files = dir
-	e.secrets = credential.NewSecrets(dir, sealer{})
+	e.secrets = credential.NewSecrets(dir, credentialtest.Machine(1))
 	return e
 }
 
@@ -306,7 +252,6 @@ func (e *env) write(t *testing.T, name string, data []byte) {
 
 func (e *env) open(t *testing.T, settings string) credential.Broker {
 	t.Helper()
-	dir := t.TempDir()
 	text := strings.NewReplacer("URL", e.URL, "CA", e.caFile, "DIR", e.dir).Replace(`
 credentials:
   - name: crm
@@ -315,20 +260,7 @@ credentials:
     parameters: [{name: object, pattern: "[a-z \"]+", default: contacts}]
     oauth2: {token_url: "URL/oauth/token", ca_file: CA, scopes: ["crm.{{object}}.read", admin], ` + settings + `}
 `)
-	if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var b credential.Broker
-	_, err := credential.LoadDefinitions(dir, credential.Brokers{"oauth2": func(d *credential.Definition, s config.Section) (credential.Broker, error) {
-		opened, err := oauth2.Opener(e.secrets)(d, s)
-		b = opened
-		return opened, err
-	}}, true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(b.(interface{ Close() }).Close)
-	return b
+	return credentialtest.Broker(t, "oauth2", oauth2.Opener(e.secrets), text)
 }
 
 func (e *env) issue(t *testing.T, b credential.Broker) (credential.Issued, error) {
@@ -396,11 +328,7 @@ func TestEachGrantAndClientGetsATokenThatTheServerAccepts(t *testing.T) {
 func TestServerRefusesAnotherTrustDomainsWorkload(t *testing.T) {
 	t.Parallel()
 	e := newEnv(t)
-	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	e.workload.key = other
+	e.workload = credentialtest.NewWorkload(t, id)
 	for _, settings := range []string{exchange + "client_auth: none, client_id: public", exchange + "client_auth: jwt-svid", "grant: client-credentials, client_auth: jwt-svid"} {
 		if _, err := e.issue(t, e.open(t, settings)); !errors.Is(err, credential.ErrRefused) || strings.Contains(err.Error(), "eyJ") {
 			t.Errorf("%s: %v", settings, err)
@@ -518,7 +446,7 @@ func TestAccessTokenIsNotUsedBeforeTheRotatedRefreshTokenIsDurable(t *testing.T)
 	e := newEnv(t)
 	e.write(t, "refresh", []byte(e.enrol(t)))
 	files := &full{Files: e.files}
-	e.secrets = credential.NewSecrets(files, sealer{})
+	e.secrets = credential.NewSecrets(files, credentialtest.Machine(1))
 	b := e.open(t, refreshing)
 	if _, err := e.issue(t, b); err != nil {
 		t.Fatal(err)

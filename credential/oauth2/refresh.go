@@ -23,11 +23,8 @@ type kept struct {
 
 // refresh asks for an access token with the refresh token.
 func (b *Broker) refresh(ctx context.Context, r credential.Request, form url.Values) (endpoint.Token, error) {
-	b.refreshing.Lock()
-	defer b.refreshing.Unlock()
-	if err := b.saveRotated(ctx); err != nil {
-		return endpoint.Token{}, err
-	}
+	// One refresh at a time, since each may use the token up.
+	defer b.secrets.Lock(b.secretName())()
 	current, err := b.current(ctx)
 	if err != nil {
 		return endpoint.Token{}, err
@@ -46,22 +43,9 @@ func (b *Broker) refresh(ctx context.Context, r credential.Request, form url.Val
 		return endpoint.Token{}, err
 	}
 	// From here on the old token may be worthless. Until the new one is on the
-	// disk, the only copy is this, and the access token is not handed out.
-	b.unsaved = secret.Of(text)
-	return t, b.saveRotated(ctx)
-}
-
-// saveRotated makes a rotated refresh token durable, if there is one that is not.
-func (b *Broker) saveRotated(ctx context.Context) error {
-	if b.unsaved.Len() == 0 {
-		return nil
-	}
-	// The caller's leaving must not lose it.
-	if err := b.secrets.Save(context.WithoutCancel(ctx), b.secretName(), b.unsaved); err != nil {
-		return fmt.Errorf("%w: keeping the rotated refresh token: %w", credential.ErrUnrecorded, err)
-	}
-	b.unsaved = secret.Bytes{}
-	return nil
+	// disk, the access token is not handed out. The caller's leaving must not
+	// lose it.
+	return t, b.secrets.Save(context.WithoutCancel(ctx), b.secretName(), secret.Of(text))
 }
 
 // current returns the refresh token that counts: the one that was kept, unless

@@ -3,8 +3,6 @@ package postgres_test
 import (
 	"bufio"
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
 	"fmt"
 	"io"
 	"log/slog"
@@ -21,6 +19,7 @@ import (
 
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/credentialtest"
 	"github.com/vouchd/vouchd/credential/postgres"
 )
 
@@ -123,9 +122,9 @@ func openManager(dir string, open credential.Opener, r credential.Recorder) (*cr
 	}
 	return credential.Open(context.Background(), credential.Config{
 		Journal:     filepath.Join(dir, "leases"),
-		Sealer:      sealer{},
+		Sealer:      credentialtest.Machine(1),
 		Recorder:    r,
-		Processes:   allGone{},
+		Processes:   credentialtest.NoProcess{},
 		Definitions: defs,
 		Log:         slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
@@ -226,34 +225,4 @@ func (r records) Record(_ context.Context, e credential.Event) error {
 	}[e.Kind]
 	die(r.point == at)
 	return nil
-}
-
-// allGone knows no process: those of a daemon that died with its test are gone.
-type allGone struct{}
-
-func (allGone) Find(credential.Process, credential.Bind) (<-chan struct{}, bool, error) {
-	return nil, false, nil
-}
-
-// sealer stands for the TPM of one machine.
-type sealer struct{}
-
-func (sealer) Seal(_ context.Context, label string, secret []byte) ([]byte, error) {
-	return gcm().Seal(nil, make([]byte, 12), secret, []byte(label)), nil
-}
-
-func (sealer) Unseal(_ context.Context, label string, blob []byte) ([]byte, error) {
-	return gcm().Open(nil, make([]byte, 12), blob, []byte(label))
-}
-
-func gcm() cipher.AEAD {
-	block, err := aes.NewCipher(make([]byte, 32))
-	if err != nil {
-		panic(err)
-	}
-	aead, err := cipher.NewGCM(block)
-	if err != nil {
-		panic(err)
-	}
-	return aead
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/credentialtest"
 	"github.com/vouchd/vouchd/credential/postgres"
 	"github.com/vouchd/vouchd/credential/postgres/pgtest"
 	"github.com/vouchd/vouchd/secret"
@@ -107,22 +107,9 @@ credentials:
 }
 
 // open returns the broker of the one definition in text.
-func open(t testing.TB, text string) (b credential.Broker) {
+func open(t testing.TB, text string) credential.Broker {
 	t.Helper()
-	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	_, err := credential.LoadDefinitions(dir, credential.Brokers{"postgres": func(d *credential.Definition, s config.Section) (credential.Broker, error) {
-		opened, err := postgres.Open(d, s)
-		b = opened
-		return opened, err
-	}}, true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(b.(interface{ Close() }).Close)
-	return b
+	return credentialtest.Broker(t, "postgres", postgres.Open, text)
 }
 
 func request(params map[string]string) credential.Request {

@@ -1,7 +1,6 @@
 package vault_test
 
 import (
-	"crypto"
 	"crypto/rand"
 	"crypto/tls"
 	"encoding/json"
@@ -16,8 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/go-jose/go-jose/v4"
-	"github.com/go-jose/go-jose/v4/jwt"
+	"github.com/vouchd/vouchd/credential/credentialtest"
 )
 
 // fake is a protocol fake of the parts of Vault's HTTP API that the broker
@@ -27,7 +25,7 @@ import (
 type fake struct {
 	*httptest.Server
 	t      *testing.T
-	domain crypto.PublicKey
+	domain *credentialtest.Workload
 	caFile string
 
 	mu          sync.Mutex
@@ -41,7 +39,7 @@ type fake struct {
 	fault       func(w http.ResponseWriter, r *http.Request) bool
 }
 
-func newFake(t *testing.T, domain crypto.PublicKey) *fake {
+func newFake(t *testing.T, domain *credentialtest.Workload) *fake {
 	f := &fake{t: t, domain: domain, tokens: make(map[string]time.Time), leases: make(map[string]string), mayRevoke: true}
 	f.Server = httptest.NewUnstartedServer(http.HandlerFunc(f.serve))
 	f.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
@@ -121,15 +119,7 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 
 func (f *fake) verifyJWT(body map[string]any) bool {
 	token, _ := body["jwt"].(string)
-	parsed, err := jwt.ParseSigned(token, []jose.SignatureAlgorithm{jose.ES256})
-	if err != nil || body["role"] != "research" {
-		return false
-	}
-	var c jwt.Claims
-	if parsed.Claims(f.domain, &c) != nil || c.Expiry == nil {
-		return false
-	}
-	return c.Validate(jwt.Expected{Issuer: "https://example.org", Subject: id.String(), AnyAudience: jwt.Audience{f.URL}, Time: time.Now()}) == nil
+	return body["role"] == "research" && f.domain.Verify(token, f.URL)
 }
 
 // verifyCert wants the workload's X509-SVID with a common name, which cert auth

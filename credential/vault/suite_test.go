@@ -4,22 +4,14 @@ package vault_test
 
 import (
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/pem"
 	"fmt"
 	"log/slog"
-	"math/big"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -30,6 +22,7 @@ import (
 	"github.com/openbao/openbao/api/v2"
 
 	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/credentialtest"
 	"github.com/vouchd/vouchd/credential/postgres/pgtest"
 	"github.com/vouchd/vouchd/credential/vault"
 )
@@ -44,9 +37,7 @@ type realServer struct {
 	t      *testing.T
 	admin  *api.Client
 	pg     *pgtest.Server
-	w      workload
-	caCert *x509.Certificate
-	caKey  *ecdsa.PrivateKey
+	w      *credentialtest.Workload
 	prefix string // of every mount and policy
 }
 
@@ -74,7 +65,6 @@ func setUp(t *testing.T) *realServer {
 	}
 	t.Cleanup(pg.Stop)
 	s := &realServer{t: t, admin: admin, pg: pg, w: newWorkload(t), prefix: "vouchd-" + strings.ToLower(rand.Text()[:8])}
-	s.authority()
 	s.database()
 	s.pki()
 	s.ssh()
@@ -113,49 +103,10 @@ func (s *realServer) mount(at, kind string) {
 	s.t.Cleanup(func() { s.admin.Logical().Delete("sys/" + at) })
 }
 
-func (s *realServer) authority() {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "example.org"}, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.caKey = key
-	if s.caCert, err = x509.ParseCertificate(der); err != nil {
-		s.t.Fatal(err)
-	}
-}
-
-// X509 issues the workload's X509-SVID, with the common name that cert auth
-// wants.
-func (s *realServer) X509(context.Context) (tls.Certificate, error) {
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "research"}, URIs: []*url.URL{id.URL()},
-		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, s.caCert, s.w.key.Public(), s.caKey)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: s.w.key}, err
-}
-
-// identity is the workload as the suite's authority vouches for it.
-type identity struct {
-	workload
-	s *realServer
-}
-
-func (i identity) X509(ctx context.Context) (tls.Certificate, error) { return i.s.X509(ctx) }
-
 func (s *realServer) jwtAuth() {
 	at := s.prefix + "-jwt"
 	s.mount("auth/"+at, "jwt")
-	public, err := x509.MarshalPKIXPublicKey(s.w.key.Public())
+	public, err := x509.MarshalPKIXPublicKey(s.w.Key.Public())
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -173,8 +124,12 @@ func (s *realServer) jwtAuth() {
 func (s *realServer) certAuth() {
 	at := s.prefix + "-cert"
 	s.mount("auth/"+at, "cert")
+	authority, err := s.w.Authority()
+	if err != nil {
+		s.t.Fatal(err)
+	}
 	s.write("auth/"+at+"/certs/research", map[string]any{
-		"certificate":      string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.caCert.Raw})),
+		"certificate":      string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: authority})),
 		"allowed_uri_sans": []string{id.String()},
 		"token_policies":   []string{s.prefix}, "token_ttl": "1m", "token_max_ttl": "1h", "token_type": "service",
 	})
@@ -257,7 +212,7 @@ credentials:
 		s.t.Fatal(err)
 	}
 	m, err := credential.Open(s.t.Context(), credential.Config{
-		Journal: filepath.Join(dir, "leases"), Sealer: suiteSealer{}, Recorder: discard{}, Processes: gone{}, Definitions: defs,
+		Journal: filepath.Join(dir, "leases"), Sealer: credentialtest.Machine(1), Recorder: discard{}, Processes: credentialtest.NoProcess{}, Definitions: defs,
 		Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -270,7 +225,7 @@ credentials:
 func (s *realServer) grant(m *credential.Manager, name string) (*credential.Grant, map[string]string, chan struct{}) {
 	s.t.Helper()
 	exit := make(chan struct{})
-	h := credential.Holder{ID: id, Process: credential.Process{PID: 1, BootID: rand.Text()}, Exit: exit, Identity: identity{s.w, s}}
+	h := credential.Holder{ID: id, Process: credential.Process{PID: 1, BootID: rand.Text()}, Exit: exit, Identity: s.w}
 	g, err := m.Grant(s.t.Context(), h, credential.Ask{Name: name, Granted: []string{name}})
 	if err != nil {
 		s.t.Fatalf("granting %s: %v", name, err)
@@ -339,7 +294,7 @@ func TestRealServer(t *testing.T) {
 		s := s.with(t)
 		m := s.manager(t.TempDir())
 		exit := make(chan struct{})
-		h := credential.Holder{ID: id, Process: credential.Process{PID: 1, BootID: "b"}, Exit: exit, Identity: identity{s.w, s}}
+		h := credential.Holder{ID: id, Process: credential.Process{PID: 1, BootID: "b"}, Exit: exit, Identity: s.w}
 		g, err := m.Grant(t.Context(), h, credential.Ask{Name: "db-jwt", Granted: []string{"db-jwt"}})
 		if err != nil {
 			t.Fatal(err)
@@ -367,32 +322,3 @@ func TestRealServer(t *testing.T) {
 type discard struct{}
 
 func (discard) Record(context.Context, credential.Event) error { return nil }
-
-type gone struct{}
-
-func (gone) Find(credential.Process, credential.Bind) (<-chan struct{}, bool, error) {
-	return nil, false, nil
-}
-
-// suiteSealer stands for the TPM.
-type suiteSealer struct{}
-
-func (suiteSealer) Seal(_ context.Context, label string, secret []byte) ([]byte, error) {
-	return suiteGCM().Seal(nil, make([]byte, 12), secret, []byte(label)), nil
-}
-
-func (suiteSealer) Unseal(_ context.Context, label string, blob []byte) ([]byte, error) {
-	return suiteGCM().Open(nil, make([]byte, 12), blob, []byte(label))
-}
-
-func suiteGCM() cipher.AEAD {
-	block, err := aes.NewCipher(make([]byte, 32))
-	if err != nil {
-		panic(err)
-	}
-	aead, err := cipher.NewGCM(block)
-	if err != nil {
-		panic(err)
-	}
-	return aead
-}

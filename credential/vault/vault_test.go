@@ -1,75 +1,31 @@
 package vault_test
 
 import (
-	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net/http"
-	"net/url"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/go-jose/go-jose/v4"
-	"github.com/go-jose/go-jose/v4/jwt"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/credentialtest"
 	"github.com/vouchd/vouchd/credential/vault"
-	"github.com/vouchd/vouchd/secret"
 )
 
-const canary = "canary-4f1b"
+const canary = credentialtest.Canary
 
 var id = spiffeid.RequireFromString("spiffe://example.org/agent/research")
 
-// workload is an identity of a trust domain.
-type workload struct{ key *ecdsa.PrivateKey }
-
-func newWorkload(t *testing.T) workload {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return workload{key}
-}
-
-func (w workload) JWT(_ context.Context, audience string) (secret.Bytes, error) {
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: w.key}, nil)
-	if err != nil {
-		return secret.Bytes{}, err
-	}
-	token, err := jwt.Signed(signer).Claims(jwt.Claims{
-		Issuer: "https://example.org", Subject: id.String(), Audience: jwt.Audience{audience},
-		IssuedAt: jwt.NewNumericDate(time.Now()), Expiry: jwt.NewNumericDate(time.Now().Add(time.Minute)),
-	}).Serialize()
-	return secret.Of([]byte(token)), err
-}
-
-func (w workload) X509(context.Context) (tls.Certificate, error) {
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "research"}, URIs: []*url.URL{id.URL()},
-		NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, w.key.Public(), w.key)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: w.key}, err
-}
+func newWorkload(t *testing.T) *credentialtest.Workload { return credentialtest.NewWorkload(t, id) }
 
 func open(t *testing.T, f *fake, more string) credential.Broker {
 	t.Helper()
-	dir := t.TempDir()
 	text := fmt.Sprintf(`
 credentials:
   - name: api
@@ -77,32 +33,19 @@ credentials:
     parameters: [{name: host, pattern: "[a-z0-9./]+", default: db1}]
     vault: {address: %q, ca_file: %s, role: research, %s}
 `, f.URL, f.caFile, more)
-	if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var b credential.Broker
-	_, err := credential.LoadDefinitions(dir, credential.Brokers{"vault": func(d *credential.Definition, s config.Section) (credential.Broker, error) {
-		opened, err := vault.Open(d, s)
-		b = opened
-		return opened, err
-	}}, true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(b.(interface{ Close() }).Close)
-	return b
+	return credentialtest.Broker(t, "vault", vault.Open, text)
 }
 
 const readonly = "path: database/creds/readonly"
 
-func plan(t *testing.T, b credential.Broker, w workload, host string) (credential.Request, credential.Plan, error) {
+func plan(t *testing.T, b credential.Broker, w *credentialtest.Workload, host string) (credential.Request, credential.Plan, error) {
 	t.Helper()
 	r := credential.Request{LeaseID: "LEASEIDLONGER", Holder: credential.Holder{ID: id, Identity: w}, Params: map[string]string{"host": host}, TTL: 5 * time.Minute}
 	p, err := b.Plan(t.Context(), r)
 	return r, p, err
 }
 
-func issue(t *testing.T, b credential.Broker, w workload) (credential.Plan, credential.Issued) {
+func issue(t *testing.T, b credential.Broker, w *credentialtest.Workload) (credential.Plan, credential.Issued) {
 	t.Helper()
 	r, p, err := plan(t, b, w, "db1")
 	if err != nil {
@@ -121,7 +64,7 @@ func TestWorkloadLogsInAsItselfAndItsLeaseEndsWithItsToken(t *testing.T) {
 		t.Run(auth, func(t *testing.T) {
 			t.Parallel()
 			w := newWorkload(t)
-			f := newFake(t, w.key.Public())
+			f := newFake(t, w)
 			b := open(t, f, readonly+", auth: "+auth)
 			p, i := issue(t, b, w)
 			if !slices.Equal(f.logins, []string{auth}) {
@@ -151,7 +94,7 @@ func TestWorkloadLogsInAsItselfAndItsLeaseEndsWithItsToken(t *testing.T) {
 func TestAnswerThatIsLostLeaksNothing(t *testing.T) {
 	t.Parallel()
 	w := newWorkload(t)
-	f := newFake(t, w.key.Public())
+	f := newFake(t, w)
 	b := open(t, f, readonly)
 	p, _ := issue(t, b, w) // the daemon died before the answer: the plan is all there is
 	if _, leases := f.left(); leases != 1 {
@@ -178,7 +121,7 @@ func TestAnswerThatIsLostLeaksNothing(t *testing.T) {
 func TestRevokeWaitsForTheEngineWhereThePolicyAllows(t *testing.T) {
 	t.Parallel()
 	w := newWorkload(t)
-	f := newFake(t, w.key.Public())
+	f := newFake(t, w)
 	f.maySync = true
 	b := open(t, f, readonly)
 	_, i := issue(t, b, w)
@@ -195,7 +138,7 @@ func TestRevokeWaitsForTheEngineWhereThePolicyAllows(t *testing.T) {
 func TestRenewRenewsTheLeaseAndWhatItHangsOn(t *testing.T) {
 	t.Parallel()
 	w := newWorkload(t)
-	f := newFake(t, w.key.Public())
+	f := newFake(t, w)
 	b := open(t, f, readonly)
 	_, i := issue(t, b, w)
 	notAfter, err := b.Renew(t.Context(), *i.Handle, 30*time.Minute)
@@ -216,7 +159,7 @@ func TestRenewRenewsTheLeaseAndWhatItHangsOn(t *testing.T) {
 func TestSecretWithoutALeaseOnlyExpires(t *testing.T) {
 	t.Parallel()
 	w := newWorkload(t)
-	f := newFake(t, w.key.Public())
+	f := newFake(t, w)
 	b := open(t, f, `path: pki/issue/agent, leased: false, data: [{name: common_name, value: "{{host}}.example.org"}]`)
 	if tr := b.Traits(); tr.Revocation != credential.ExpiryOnly || tr.Renews || !tr.ChoosesTTL {
 		t.Errorf("traits %+v claim too much", tr)
@@ -241,7 +184,7 @@ func TestSecretWithoutALeaseOnlyExpires(t *testing.T) {
 func TestServerRefusesAnotherTrustDomainsWorkload(t *testing.T) {
 	t.Parallel()
 	w := newWorkload(t)
-	f := newFake(t, w.key.Public())
+	f := newFake(t, w)
 	if _, _, err := plan(t, open(t, f, readonly), newWorkload(t), "db1"); !errors.Is(err, credential.ErrRefused) || strings.Contains(err.Error(), canary) {
 		t.Errorf("logged in: %v", err)
 	}
@@ -250,7 +193,7 @@ func TestServerRefusesAnotherTrustDomainsWorkload(t *testing.T) {
 func TestTokenThatCannotBeRevokedIsNotUsed(t *testing.T) {
 	t.Parallel()
 	w := newWorkload(t)
-	f := newFake(t, w.key.Public())
+	f := newFake(t, w)
 	f.noAccessor = true
 	if _, _, err := plan(t, open(t, f, readonly), w, "db1"); err == nil || !strings.Contains(err.Error(), "token_type") {
 		t.Errorf("a batch token: %v", err)
@@ -260,7 +203,7 @@ func TestTokenThatCannotBeRevokedIsNotUsed(t *testing.T) {
 func TestCallersValueIsOneStepOfThePath(t *testing.T) {
 	t.Parallel()
 	w := newWorkload(t)
-	f := newFake(t, w.key.Public())
+	f := newFake(t, w)
 	b := open(t, f, "path: \"database/creds/{{host}}\"")
 	for _, host := range []string{"..", "a/b", "../../sys/seal", ".a"} {
 		r, p, err := plan(t, b, w, host)
@@ -276,7 +219,7 @@ func TestCallersValueIsOneStepOfThePath(t *testing.T) {
 func TestServerFaults(t *testing.T) {
 	t.Parallel()
 	w := newWorkload(t)
-	f := newFake(t, w.key.Public())
+	f := newFake(t, w)
 	b := open(t, f, readonly)
 	_, i := issue(t, b, w)
 	for name, fault := range map[string]func(http.ResponseWriter, *http.Request) bool{
@@ -314,7 +257,7 @@ func TestServerFaults(t *testing.T) {
 func TestServerWithTheWrongCertificateGetsNoJWTSVID(t *testing.T) {
 	t.Parallel()
 	w := newWorkload(t)
-	f := newFake(t, w.key.Public())
+	f := newFake(t, w)
 	f.caFile = filepath.Join(t.TempDir(), "none.pem")
 	if _, _, err := plan(t, open(t, f, readonly), w, "db1"); !errors.Is(err, credential.ErrUpstream) {
 		t.Errorf("without a certificate to trust: %v", err)

@@ -1,0 +1,172 @@
+// Package credentialtest has what the tests of brokers need: a workload that
+// authenticates, a machine that seals, and a broker from a definition.
+package credentialtest
+
+import (
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"math/big"
+	"net/url"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/vouchd/vouchd/config"
+	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/secret"
+)
+
+// Canary is a secret to look for where none may be.
+const Canary = "canary-4f1b"
+
+// Issuer is the iss claim of JWT-SVIDs, and KeyID their kid.
+const (
+	Issuer = "https://example.org"
+	KeyID  = "k1"
+)
+
+// A Workload is an identity whose trust domain has one key. It is a
+// [credential.Identity].
+type Workload struct {
+	ID     spiffeid.ID
+	Key    *ecdsa.PrivateKey // of the trust domain
+	Change func(*jwt.Claims) // what is wrong with its JWT-SVIDs; nil for nothing
+}
+
+// NewWorkload returns a workload of a trust domain with a key of its own.
+func NewWorkload(t testing.TB, id spiffeid.ID) *Workload {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &Workload{ID: id, Key: key}
+}
+
+// JWT returns a JWT-SVID.
+func (w *Workload) JWT(_ context.Context, audience string) (secret.Bytes, error) {
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: w.Key, KeyID: KeyID}}, nil)
+	if err != nil {
+		return secret.Bytes{}, err
+	}
+	c := jwt.Claims{
+		Issuer: Issuer, Subject: w.ID.String(), Audience: jwt.Audience{audience},
+		IssuedAt: jwt.NewNumericDate(time.Now()), Expiry: jwt.NewNumericDate(time.Now().Add(5 * time.Minute)),
+	}
+	if w.Change != nil {
+		w.Change(&c)
+	}
+	token, err := jwt.Signed(signer).Claims(c).Serialize()
+	return secret.Of([]byte(token)), err
+}
+
+// X509 returns an X509-SVID that the trust domain's key has signed, with a
+// common name.
+func (w *Workload) X509(context.Context) (tls.Certificate, error) {
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "workload"}, URIs: []*url.URL{w.ID.URL()},
+		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, w.authority(), w.Key.Public(), w.Key)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: w.Key}, err
+}
+
+// Authority returns the certificate, in DER, that certifies X509-SVIDs.
+func (w *Workload) Authority() ([]byte, error) {
+	template := w.authority()
+	return x509.CreateCertificate(rand.Reader, template, template, w.Key.Public(), w.Key)
+}
+
+func (w *Workload) authority() *x509.Certificate {
+	return &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"},
+		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(2 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+}
+
+// Verify reports whether a token is what somebody accepts who was told to trust
+// the trust domain: its signature and kid, iss, sub, aud, iat and exp.
+func (w *Workload) Verify(token, audience string) bool {
+	parsed, err := jwt.ParseSigned(token, []jose.SignatureAlgorithm{jose.ES256})
+	if err != nil || parsed.Headers[0].KeyID != KeyID {
+		return false
+	}
+	var c jwt.Claims
+	if err := parsed.Claims(w.Key.Public(), &c); err != nil || c.IssuedAt == nil || c.Expiry == nil {
+		return false
+	}
+	return c.Validate(jwt.Expected{Issuer: Issuer, Subject: w.ID.String(), AnyAudience: jwt.Audience{audience}, Time: time.Now()}) == nil
+}
+
+// Broker returns the broker of the first definition in text, for the time of
+// the test.
+func Broker(t testing.TB, kind string, open credential.Opener, text string) (b credential.Broker) {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := credential.LoadDefinitions(dir, credential.Brokers{kind: func(d *credential.Definition, s config.Section) (credential.Broker, error) {
+		opened, err := open(d, s)
+		if b == nil {
+			b = opened
+		}
+		return opened, err
+	}}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.(interface{ Close() }).Close)
+	return b
+}
+
+// A Machine is a sealer that stands for the TPM of one machine. It keeps
+// nothing secret.
+type Machine byte
+
+// Seal encrypts.
+func (m Machine) Seal(_ context.Context, label string, secret []byte) ([]byte, error) {
+	return m.gcm().Seal(nil, make([]byte, 12), secret, []byte(label)), nil
+}
+
+// Unseal decrypts what the same machine has sealed under the same label.
+func (m Machine) Unseal(_ context.Context, label string, blob []byte) ([]byte, error) {
+	return m.gcm().Open(nil, make([]byte, 12), blob, []byte(label))
+}
+
+func (m Machine) gcm() cipher.AEAD {
+	key := make([]byte, 32)
+	key[0] = byte(m)
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		panic(err)
+	}
+	aead, err := cipher.NewGCM(block)
+	if err != nil {
+		panic(err)
+	}
+	return aead
+}
+
+// NoProcess finds none: every process of before is gone. It is a
+// [credential.Processes].
+type NoProcess struct{}
+
+// Find reports that it is gone.
+func (NoProcess) Find(credential.Process, credential.Bind) (<-chan struct{}, bool, error) {
+	return nil, false, nil
+}
