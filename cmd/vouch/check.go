@@ -36,7 +36,7 @@ alone; without it, the configuration in use is checked. Nothing is contacted.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			view, err := o.check(args, td)
-			if err != nil {
+			if err := errors.Join(err, o.checkNodePolicy(args)); err != nil {
 				return err
 			}
 			return o.print(cmd, view, func(w io.Writer) {

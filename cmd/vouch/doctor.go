@@ -171,10 +171,14 @@ func examineDaemon(ctx context.Context, c *config.Config) []finding {
 	if err != nil {
 		return []finding{{"daemon", levelProblem, fmt.Sprintf("%v; it answers root and its own user, see its log with: journalctl -u vouchd", err)}}
 	}
-	if len(st.Problems) == 0 {
-		return []finding{{"daemon", levelOK, fmt.Sprintf("serves %d entries of %s", st.Entries.Count, st.TrustDomain)}}
+	level := levelOK
+	if st.Node.State == workloadapi.NodeNotAppraised {
+		level = levelNote
 	}
-	var fs []finding
+	fs := []finding{{"node", level, nodeLine(st.Node)}}
+	if len(st.Problems) == 0 {
+		return append(fs, finding{"daemon", levelOK, fmt.Sprintf("serves %d entries of %s", st.Entries.Count, st.TrustDomain)})
+	}
 	for _, p := range st.Problems {
 		fs = append(fs, finding{"daemon", levelProblem, p})
 	}

@@ -6,6 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -125,6 +129,32 @@ func readPolicy(cmd *cobra.Command, file string) (node.Policy, error) {
 		return node.Policy{}, err
 	}
 	return node.ParsePolicy(file, data)
+}
+
+// checkNodePolicy checks the policy that belongs to a configuration, if there
+// is one.
+func (o *options) checkNodePolicy(args []string) error {
+	if len(args) > 0 {
+		file := filepath.Join(args[0], "node-policy.yaml")
+		data, err := os.ReadFile(file)
+		return parsedPolicy(file, data, err)
+	}
+	c, err := config.Load(o.config)
+	if err != nil {
+		return nil // which is told already
+	}
+	data, err := config.ReadFile(c.Node.Policy)
+	return parsedPolicy(c.Node.Policy, data, err)
+}
+
+func parsedPolicy(file string, data []byte, err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return nil
+	}
+	if err == nil {
+		_, err = node.ParsePolicy(file, data)
+	}
+	return err
 }
 
 // readResult reads an attestation result that the user has from an earlier

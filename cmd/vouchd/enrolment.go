@@ -61,22 +61,32 @@ func (d *daemon) install(ctx context.Context, by workloadapi.Asker, approval []b
 	if err := d.asked(ctx, by, "the installation of an enrolment by root "+root); err != nil {
 		return workloadapi.EnrolmentView{}, err
 	}
-	e, err := d.node.Install(ctx, approval, root)
-	if err != nil {
+	if _, err := d.node.Install(ctx, approval, root); err != nil {
 		return workloadapi.EnrolmentView{}, err
 	}
-	view := enrolmentView(e)
-	d.setEnrolment(view, nil)
-	if view.InForce {
-		if e.TrustDomain != d.config.TrustDomain {
-			return *view, fmt.Errorf("the enrolment is in trust domain %s and vouchd.yaml says %s", e.TrustDomain, d.config.TrustDomain)
-		}
-		if err := d.authority.SetUpstream(ctx, identity.Upstream{Chain: e.Chain, Root: e.Root}); err != nil {
-			return *view, fmt.Errorf("putting the enrolment in force: %w", err)
-		}
-		d.slog.Info("enrolled", "trust_domain", view.TrustDomain, "root_sha256", view.RootSHA256, "until", view.NotAfter)
+	upstream := d.loadEnrolment()
+	view, err := d.installed()
+	if err != nil {
+		return workloadapi.EnrolmentView{}, fmt.Errorf("installing an enrolment: %w", err)
 	}
-	return *view, nil
+	if !view.InForce {
+		return view, nil
+	}
+	if err := d.authority.SetUpstream(ctx, *upstream); err != nil {
+		return view, fmt.Errorf("putting the enrolment in force: %w", err)
+	}
+	d.slog.Info("enrolled", "trust_domain", view.TrustDomain, "root_sha256", view.RootSHA256, "until", view.NotAfter)
+	return view, nil
+}
+
+// installed returns what loadEnrolment found.
+func (d *daemon) installed() (workloadapi.EnrolmentView, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.enrolErr != nil || d.enrolment == nil {
+		return workloadapi.EnrolmentView{}, d.enrolErr
+	}
+	return *d.enrolment, nil
 }
 
 // enrolmentProblem says what is wrong with the enrolment, or is about to be: a

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -216,5 +217,33 @@ func TestEvidenceWithAnotherMachinesCertificateIsRefusedByName(t *testing.T) {
 	out, _, code = d.vouch("node", "appraise", "evidence.json", "--policy", "policy.yaml", "--nonce", nonce, "--kept", "kept.json", "--answer", "answer.json")
 	if code != 1 || !matches("failed  activation: .*about other keys", out) {
 		t.Errorf("with the answer to another challenge: exits %d:\n%s", code, out)
+	}
+}
+
+func TestTheAdminSocketBoundsWhatItIsSent(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.start()
+	ctx, c := t.Context(), h.admin()
+	for name, call := range map[string]func() error{
+		"a nonce too short":         func() error { _, err := c.NodeEvidence(ctx, make([]byte, node.MinNonceLen-1)); return err },
+		"a nonce too long":          func() error { _, err := c.NodeEvidence(ctx, make([]byte, node.MaxNonceLen+1)); return err },
+		"no nonce":                  func() error { _, err := c.NodeEvidence(ctx, nil); return err },
+		"a challenge of a megabyte": func() error { _, err := c.NodeActivate(ctx, make([]byte, 1<<20)); return err },
+		"a challenge of nothing":    func() error { _, err := c.NodeActivate(ctx, nil); return err },
+		"an approval of nothing":    func() error { _, err := c.NodeInstall(ctx, nil, ""); return err },
+		"a boot state of nothing":   func() error { return c.NodeReseal(ctx, nil) },
+	} {
+		if err := call(); err == nil {
+			t.Errorf("%s is taken", name)
+		}
+	}
+	if p := h.problems(); len(p) != 0 {
+		t.Errorf("problems afterwards: %q", p)
+	}
+	h.stop()
+	h.verifyLog()
+	if out := h.ok("log", "show", "--event", "admin.request"); !matches(fmt.Sprintf(`success  admin\.request  pid \d+ uid %d `, os.Getuid()), out) {
+		t.Errorf("who asked is not in the log:\n%s", out)
 	}
 }

@@ -82,7 +82,7 @@ func files(t *testing.T, dir string) []string {
 func TestBoundKeysWorkInApprovedBootStatesAlone(t *testing.T) {
 	t.Parallel()
 	d := newDesk(t)
-	d.found("--passphrase-file", "passphrase")
+	d.found("--tpm", tpmtest.Start(t).Address)
 	h := newHost(t)
 	h.write("entries.d/a.yaml", entriesFor(1))
 	h.start()
