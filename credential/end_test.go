@@ -201,7 +201,7 @@ func TestRevocationIsRetriedUntilItIsConfirmed(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
 		h.wantStates(map[State]int{Stuck: 1})
-		h.wantStory("credential.intent intent", "credential.grant success", "credential.revoke error")
+		h.wantStory("credential.intent success", "credential.grant success", "credential.revoke error")
 		if l := h.m.Leases()[0]; l.Attempts < stuckAfter || l.Reason != "process ended" {
 			t.Errorf("stuck lease %+v", l)
 		}
@@ -216,7 +216,7 @@ func TestRevocationIsRetriedUntilItIsConfirmed(t *testing.T) {
 		time.Sleep(lastRetry * 5 / 4)
 		synctest.Wait()
 		h.wantStates(map[State]int{})
-		h.wantStory("credential.intent intent", "credential.grant success", "credential.revoke error", "credential.revoke success")
+		h.wantStory("credential.intent success", "credential.grant success", "credential.revoke error", "credential.revoke success")
 	})
 }
 
@@ -277,7 +277,7 @@ func TestExpiryOnlyLeaseIsNotSaidToBeRevoked(t *testing.T) {
 		time.Sleep(time.Minute + time.Second)
 		synctest.Wait()
 		h.wantStates(map[State]int{})
-		h.wantStory("credential.intent intent", "credential.grant success", "credential.revoke expired")
+		h.wantStory("credential.intent success", "credential.grant success", "credential.revoke expired")
 		if len(h.up.attempts()) != 0 {
 			t.Error("the upstream was asked for what it cannot do")
 		}
