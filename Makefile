@@ -5,7 +5,7 @@ SHELL := bash
 GO       ?= go
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS  := -s -w -X github.com/vouchd/vouchd/packaging/version.release=$(VERSION)
-TOOLS    := swtpm swtpm-tools tpm2-tools postgresql
+TOOLS    := swtpm swtpm-tools tpm2-tools postgresql-15
 FUZZTIME ?= 30s
 
 help: ## list what can be made
@@ -45,8 +45,25 @@ package-check: package ## hold the packages to lintian, rpmlint, reproducibility
 	@packaging/install-missing lintian rpmlint man-db
 	@packaging/check
 
-system-test: ## install, use, upgrade and remove the package under systemd, in a container
+system-test: ## what needs systemd as PID 1, in a container: tests of units, and the package from install to purge
 	@packaging/install-missing mmdebstrap systemd-container swtpm swtpm-tools
+	@packaging/test/units
 	@packaging/test/system
 
-.PHONY: help build demo test test-vault test-tools check bench fuzz package package-check system-test
+vm-test: ## the same on a virtual machine with a TPM, with Secure Boot and without
+	@packaging/install-missing mmdebstrap swtpm swtpm-tools qemu-system-x86 qemu-utils ovmf \
+		systemd-boot-efi sbsigntool binutils mtools fdisk openssh-client
+	@packaging/test/vm
+
+release: ## build, check and sign the packages of a tag with MINISIGN_KEY
+	@packaging/install-missing lintian rpmlint man-db minisign
+	@packaging/release
+
+repo: package ## make repositories for apt and dnf of the packages, signed with REPO_KEY
+	@packaging/install-missing reprepro createrepo-c
+	@packaging/repo
+
+vuln: ## look for known vulnerabilities; asks vuln.go.dev
+	@packaging/vuln
+
+.PHONY: help build demo test test-vault test-tools check bench fuzz package package-check system-test vm-test release repo vuln

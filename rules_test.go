@@ -26,7 +26,10 @@ var mayImport = map[string][]string{
 	"attest/node":                {"attest", "secret", "config"},
 	"attest/node/tpmtest":        nil,
 	"attest/process":             {"attest", "systemd"},
+	"programs":                   {"attest/process", "config", "systemd"},
 	"identity":                   {"attest", "config", "secret"},
+	"workloadapi":                {"attest", "attest/process", "audit", "config", "identity", "secret", "systemd"},
+	"examples/agent":             nil,
 	"credential":                 {"config", "secret"},
 	"credential/endpoint":        {"credential", "secret"},
 	"credential/credentialtest":  {"config", "credential", "secret"},
@@ -35,8 +38,6 @@ var mayImport = map[string][]string{
 	"credential/postgres":        {"config", "credential", "secret"},
 	"credential/postgres/pgtest": nil,
 	"credential/vault":           {"config", "credential", "secret"},
-	"workloadapi":                {"attest", "attest/process", "audit", "config", "identity", "secret", "systemd"},
-	"examples/agent":             nil,
 }
 
 // mayUse is which packages may import a module that belongs in one place.

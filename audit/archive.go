@@ -18,7 +18,6 @@ import (
 // may be in use meanwhile. What is in the archive ends behind a checkpoint.
 func Archive(ctx context.Context, fsys fs.FS, w io.Writer, from uint64) error {
 	a := archiver{ctx: ctx, fsys: fsys, w: tar.NewWriter(w), from: from &^ (tileWidth - 1)}
-	defer a.close()
 	err := a.run()
 	if err == nil {
 		err = a.w.Close()
@@ -35,15 +34,7 @@ type archiver struct {
 	w    *tar.Writer
 	from uint64
 
-	firsts []uint64
-	stills []*still // of the segments: held open, a daemon may remove them
-	size   uint64   // records in the archive
-}
-
-func (a *archiver) close() {
-	for _, s := range a.stills {
-		s.Close()
-	}
+	size uint64 // records in the archive
 }
 
 func (a *archiver) run() error {
@@ -53,10 +44,16 @@ func (a *archiver) run() error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := a.open(); err != nil {
+	segs, err := openSegments(a.fsys, true)
+	if err != nil {
 		return err
 	}
-	if err := a.segments(); err != nil {
+	defer segs.close()
+	if len(segs.firsts) == 0 {
+		return fmt.Errorf("there is no segment in %s: %w", walDir, fs.ErrNotExist)
+	}
+	a.from = min(a.from, segs.firsts[0]&^(tileWidth-1))
+	if err := a.segments(segs); err != nil {
 		return err
 	}
 	if len(checkpoint) > 0 {
@@ -67,46 +64,24 @@ func (a *archiver) run() error {
 	return a.tiles()
 }
 
-// open opens all segments at once, or tries again where one went meanwhile.
-func (a *archiver) open() error {
-	for tries := 0; ; tries++ {
-		firsts, err := segmentsOf(a.fsys)
+func (a *archiver) segments(segs *openedSegments) error {
+	for i, first := range segs.firsts {
+		s, err := segs.open(i)
 		if err != nil {
 			return err
 		}
-		if len(firsts) == 0 {
-			return fmt.Errorf("there is no segment in %s: %w", walDir, fs.ErrNotExist)
-		}
-		a.firsts = firsts
-		for _, first := range firsts {
-			var s *still
-			if s, err = openStill(a.fsys, segmentName(first)); err != nil {
-				break
-			}
-			a.stills = append(a.stills, s)
-		}
-		if err == nil || !errors.Is(err, fs.ErrNotExist) || tries == 3 {
-			return err
-		}
-		a.close()
-		a.stills = nil
-	}
-}
-
-func (a *archiver) segments() error {
-	for i, s := range a.stills {
 		size := s.Size()
-		if i == len(a.stills)-1 {
+		if i == len(segs.firsts)-1 {
 			end, err := scanSegment(s)
 			if err != nil {
-				return fmt.Errorf("%s: %w", segmentName(a.firsts[i]), err)
+				return fmt.Errorf("%s: %w", segmentName(first), err)
 			}
 			if _, err := s.Seek(0, io.SeekStart); err != nil {
 				return err
 			}
 			size, a.size = end.end, uint64(end.tree.size)
 		}
-		if err := a.put(segmentName(a.firsts[i]), size, s); err != nil {
+		if err := a.put(segmentName(first), size, s); err != nil {
 			return err
 		}
 	}

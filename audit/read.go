@@ -315,3 +315,52 @@ func LogID(vkey string) string {
 	id := logID(vkey)
 	return hex.EncodeToString(id[:])
 }
+
+// openedSegments are a log's segments as they were at one moment.
+type openedSegments struct {
+	fsys   fs.FS
+	firsts []uint64
+	stills []*still // nil: opened when wanted
+}
+
+// openSegments lists the segments. Of a log in use it opens them all at once,
+// since a daemon may turn them into tiles meanwhile.
+func openSegments(fsys fs.FS, inUse bool) (*openedSegments, error) {
+	for tries := 0; ; tries++ {
+		firsts, err := segmentsOf(fsys)
+		if err != nil {
+			return nil, err
+		}
+		s := &openedSegments{fsys: fsys, firsts: firsts}
+		if !inUse {
+			return s, nil
+		}
+		for i := 0; i < len(firsts) && err == nil; i++ {
+			var f *still
+			if f, err = openStill(fsys, segmentName(firsts[i])); err == nil {
+				s.stills = append(s.stills, f)
+			}
+		}
+		if err == nil {
+			return s, nil
+		}
+		s.close()
+		if !errors.Is(err, fs.ErrNotExist) || tries == 10 {
+			return nil, err
+		}
+	}
+}
+
+// open returns a segment; closing it twice does no harm.
+func (s *openedSegments) open(i int) (*still, error) {
+	if s.stills != nil {
+		return s.stills[i], nil
+	}
+	return openStill(s.fsys, segmentName(s.firsts[i]))
+}
+
+func (s *openedSegments) close() {
+	for _, f := range s.stills {
+		f.Close()
+	}
+}

@@ -43,6 +43,7 @@ const (
 	EventJWTSVID      Event = "jwt_svid.issue"       // Workload, SVID
 	EventBundle       Event = "bundle.fetch"         // Workload
 	EventJWTValidated Event = "jwt_svid.validate"    // Workload, SVID
+	EventRun          Event = "program.start"        // Workload: who had which program started (vouch run)
 	EventStreamEnd    Event = "stream.end"           // Workload: a stream cut off, and why
 	EventAdmin        Event = "admin.request"        // Workload: what an administrator asked the daemon to do
 )

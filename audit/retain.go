@@ -46,7 +46,12 @@ func (l *Log) prune(ctx context.Context, want int64) (freed int64, err error) {
 	if err != nil || count == 0 {
 		return 0, err
 	}
-	upTo, err := l.prunable(first, first+count, want)
+	firsts, err := segmentsOf(l.disk)
+	if err != nil || len(firsts) == 0 {
+		return 0, err
+	}
+	// The bundle that the first segment begins in is needed to go on from there.
+	upTo, err := l.prunable(first, min(first+count, int64(firsts[0]/tileWidth)), want)
 	if err != nil || upTo == first {
 		return 0, err
 	}
@@ -69,14 +74,14 @@ func (l *Log) prune(ctx context.Context, want int64) (freed int64, err error) {
 	return before - l.tiler.bytes, nil
 }
 
-// prunable returns the number of the bundle to remove up to: one that has the
-// start of a segment in it, so that what stays can be understood, and that is
-// old enough.
+// prunable returns the number of the bundle to remove up to, end at most: one
+// that has the start of a segment in it, so that what stays can be understood,
+// and that is old enough.
 func (l *Log) prunable(first, end int64, want int64) (upTo int64, err error) {
 	upTo = first
 	oldest := l.opt.Now().Add(-l.opt.KeepFor)
 	var freed, freedBefore int64 // by removing up to n, and up to upTo
-	for n := first; n < end && freedBefore < want; n++ {
+	for n := first; n <= end && freedBefore < want; n++ {
 		begins, young := false, false
 		err := bundle(l.disk, fullTile(entriesLevel, n), 0, func(_ uint64, raw []byte) error {
 			if !bytes.Contains(raw, []byte(`"event":"`+EventSegment+`"`)) {
@@ -90,6 +95,9 @@ func (l *Log) prunable(first, end int64, want int64) (upTo int64, err error) {
 			young = leaf.Time.After(oldest) // what is before it may be no older
 			return nil
 		})
+		if errors.Is(err, fs.ErrNotExist) {
+			break // not full yet
+		}
 		if err != nil {
 			return 0, err
 		}

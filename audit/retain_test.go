@@ -53,6 +53,47 @@ func TestOldestRecordsGoWhenTheLogIsLarge(t *testing.T) {
 	}
 }
 
+// Retention goes as far as the segments and no further: the log goes on after it.
+func TestRetentionLeavesWhatTheSegmentsNeed(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.opt.SegmentBytes = 50 << 10
+	for range 3 {
+		l := h.start()
+		h.fill(l, l.Status().Size+700)
+		h.stop(l)
+	}
+	h.opt.MaxBytes = 1 // all that may go
+	l, err := Open(h.dir, h.opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "retention", func() bool { return l.Status().DiskBytes > 0 })
+	if err := l.Status().TileErr; err != nil {
+		t.Error(err)
+	}
+	h.append(l, Record{Event: EventStop, Outcome: Success})
+	if err := l.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	first, _, err := bundles(os.DirFS(h.dir))
+	firsts, segErr := segmentsOf(os.DirFS(h.dir))
+	if err != nil || segErr != nil || first == 0 || uint64(first)*tileWidth > firsts[0] {
+		t.Errorf("bundles begin with %d, segments with record %d", first, firsts[0])
+	}
+	h.opt.MaxBytes = 0
+	l = h.start()
+	h.fill(l, l.Status().Size+300)
+	h.stop(l)
+	if err := l.Status().TileErr; err != nil {
+		t.Error(err)
+	}
+	r := h.verify(withTPM())
+	if !r.OK || slices.Contains(r.found(Note), "tiles-not-checked") {
+		t.Errorf("%s %+v", r.Verdict, r.Findings)
+	}
+}
+
 func TestRecordsRemovedByHandAreMissed(t *testing.T) {
 	t.Parallel()
 	m := longLog(t, 2000).image()
@@ -92,7 +133,11 @@ func TestFullLogRefusesYoungRecordsRoom(t *testing.T) {
 func TestArchiveVerifiesAlone(t *testing.T) {
 	t.Parallel()
 	h := longLog(t, 3000)
-	for _, from := range []uint64{0, 700} {
+	firsts, err := segmentsOf(os.DirFS(h.dir))
+	if err != nil || firsts[0] < 700 {
+		t.Fatalf("segments %v, %v", firsts, err)
+	}
+	for _, from := range []uint64{0, 700, 1 << 40} {
 		var b bytes.Buffer
 		if err := Archive(context.Background(), os.DirFS(h.dir), &b, from); err != nil {
 			t.Fatal(err)
@@ -104,9 +149,13 @@ func TestArchiveVerifiesAlone(t *testing.T) {
 		if err := fstest.TestFS(fsys, "checkpoint"); err != nil {
 			t.Error(err)
 		}
+		from = min(from, firsts[0]) // segments are never left out
 		o := withTPM()
 		o.From = from
 		r := verifyImage(t, fsys, o)
+		if slices.Contains(r.found(Note), "tiles-not-checked") {
+			t.Errorf("from %d: %+v", from, r.Findings)
+		}
 		if !r.OK || r.First != from&^255 || r.Size != h.verify(withTPM()).Size {
 			t.Errorf("from %d: %s, first %d %+v", from, r.Verdict, r.First, r.Findings)
 		}
@@ -149,6 +198,33 @@ func TestArchiveOfALogInUseVerifies(t *testing.T) {
 	}
 	h.stop(l)
 	t.Logf("%d archives", archives)
+}
+
+func TestLogInUseVerifies(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.opt.SegmentBytes = 50 << 10
+	l := h.start()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for l.Status().Size < 4000 {
+			h.append(l, attested(1), attested(2))
+		}
+	}()
+	for running := true; running; {
+		select {
+		case <-done:
+			running = false
+		default:
+		}
+		o := withTPM()
+		o.Live = true
+		if r := h.verify(o); !r.OK {
+			t.Fatalf("%s %+v", r.Verdict, r.Findings)
+		}
+	}
+	h.stop(l)
 }
 
 func TestHostileArchiveIsRefused(t *testing.T) {

@@ -119,10 +119,16 @@ type leafAt struct {
 
 // run reads the tiles as far as they are all there is, and then the segments.
 func (v *verifier) run(ctx context.Context) error {
-	firsts, err := segmentsOf(v.fsys)
+	// The checkpoint first: so the segments have all that it covers.
+	if err := v.tiles.readCheckpoint(); err != nil {
+		return err
+	}
+	segs, err := openSegments(v.fsys, v.o.Live)
 	if err != nil {
 		return err
 	}
+	defer segs.close()
+	firsts := segs.firsts
 	if err := v.tiles.survey(); err != nil {
 		return err
 	}
@@ -130,12 +136,18 @@ func (v *verifier) run(ctx context.Context) error {
 		return fmt.Errorf("there is no log here, neither %s nor %s: %w", walDir, tileDir, fs.ErrNotExist)
 	}
 	if v.tiles.bundles > 0 && (len(firsts) == 0 || v.tiles.from() < firsts[0]) {
-		if err := v.bundles(ctx, firsts); err != nil {
+		if err := v.bundles(ctx, segs); err != nil {
 			return err
 		}
 	}
 	for i, first := range firsts {
-		if err := v.segment(ctx, first, i == len(firsts)-1); err != nil {
+		f, err := segs.open(i)
+		if err != nil {
+			return err
+		}
+		err = v.segment(ctx, f, first, i == len(firsts)-1)
+		f.Close()
+		if err != nil {
 			return err
 		}
 	}
@@ -145,13 +157,8 @@ func (v *verifier) run(ctx context.Context) error {
 	return v.tiles.end(ctx)
 }
 
-func (v *verifier) segment(ctx context.Context, first uint64, last bool) error {
+func (v *verifier) segment(ctx context.Context, f *still, first uint64, last bool) error {
 	v.name = segmentName(first)
-	f, err := openStill(v.fsys, v.name)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
 	v.rep.Segments++
 	frames := newFrameReader(f)
 	kind, data, err := frames.next()
@@ -191,6 +198,7 @@ func (v *verifier) header(data []byte, first uint64) error {
 	if !v.begun {
 		v.open(h.vkey, verifier)
 		v.startAt(h.tree)
+		v.tiles.resume()
 		return nil
 	}
 	switch {

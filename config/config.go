@@ -20,13 +20,16 @@ type Config struct {
 	AdminSocket    string               `yaml:"admin_socket" default:"/run/vouchd/admin.sock"`
 	EntriesDir     string               `yaml:"entries_dir" default:"/etc/vouchd/entries.d"`
 	CredentialsDir string               `yaml:"credentials_dir" default:"/etc/vouchd/credentials.d"`
+	ProgramsDir    string               `yaml:"programs_dir" default:"/etc/vouchd/programs.d"`
+	RunSocket      string               `yaml:"run_socket" default:"/run/vouchd/run.sock"`
 	Authority      Authority            `yaml:"authority"`
 	Log            Log                  `yaml:"log"`
+	Node           Node                 `yaml:"node"`
 }
 
 // Authority is how the trust domain's keys are kept and how long they live.
 type Authority struct {
-	Mode            string        `yaml:"mode" default:"standalone" oneof:"standalone"`
+	Mode            string        `yaml:"mode" default:"standalone" oneof:"standalone enrolled"`
 	IssuingCATTL    time.Duration `yaml:"issuing_ca_ttl" default:"4h" min:"2m" max:"168h"`
 	RotationOverlap time.Duration `yaml:"rotation_overlap" min:"1m" max:"84h"` // left out: half of IssuingCATTL
 	JWTIssuer       string        `yaml:"jwt_issuer" like:"https://example.org"`
@@ -43,6 +46,17 @@ type Log struct {
 	Journal     bool          `yaml:"journal" default:"false"`
 	OTLP        bool          `yaml:"otlp" default:"false"`
 }
+
+// Node is what this machine is held to.
+type Node struct {
+	Policy        string        `yaml:"policy" default:"/etc/vouchd/node-policy.yaml"` // missing: the machine is not appraised
+	AppraiseEvery time.Duration `yaml:"appraise_every" default:"1h" min:"1m" max:"24h"`
+	EKChainDir    string        `yaml:"ek_chain_dir" default:"/etc/vouchd/ek-chain.d"`
+}
+
+// ModeEnrolled is the value of Mode where an organisation's root is that of the
+// trust domain.
+const ModeEnrolled = "enrolled"
 
 // JWTKeyTPM is the value of JWTKey for a key that never leaves the TPM.
 const JWTKeyTPM = "tpm"
@@ -124,8 +138,12 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 		{"state_dir", c.StateDir, maxPath},
 		{"agent_socket", c.AgentSocket, maxSocketPath},
 		{"admin_socket", c.AdminSocket, maxSocketPath},
+		{"run_socket", c.RunSocket, maxSocketPath},
 		{"entries_dir", c.EntriesDir, maxPath},
+		{"programs_dir", c.ProgramsDir, maxPath},
 		{"credentials_dir", c.CredentialsDir, maxPath},
+		{"node.policy", c.Node.Policy, maxPath},
+		{"node.ek_chain_dir", c.Node.EKChainDir, maxPath},
 	} {
 		if p.path == "" {
 			continue

@@ -27,6 +27,8 @@ func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
 		AdminSocket:    "/run/vouchd/admin.sock",
 		EntriesDir:     "/etc/vouchd/entries.d",
 		CredentialsDir: "/etc/vouchd/credentials.d",
+		ProgramsDir:    "/etc/vouchd/programs.d",
+		RunSocket:      "/run/vouchd/run.sock",
 		Authority: Authority{
 			Mode:            "standalone",
 			IssuingCATTL:    4 * time.Hour,
@@ -36,6 +38,11 @@ func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
 			JWTKeyTTL:       24 * time.Hour,
 		},
 		Log: Log{AnchorEvery: time.Minute, MaxMiB: 4096, KeepFor: 2160 * time.Hour},
+		Node: Node{
+			Policy:        "/etc/vouchd/node-policy.yaml",
+			AppraiseEvery: time.Hour,
+			EKChainDir:    "/etc/vouchd/ek-chain.d",
+		},
 	}
 	if diff := cmp.Diff(want, c, cmp.Comparer(func(a, b spiffeid.TrustDomain) bool { return a == b })); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
@@ -85,7 +92,7 @@ vouchd.yaml:4: unknown key "ttl"; the nearest known is mode`},
 vouchd.yaml:1: trust_domain is missing; add it, like example.org
 vouchd.yaml:1: agent_socket "x" is not a plain absolute path; write it from / without . and .. and without / at its end
 vouchd.yaml:2: tpm must be text; put 5 in quotes
-vouchd.yaml:3: unknown key "mode"; the nearest known is log
+vouchd.yaml:3: unknown key "mode"; the nearest known is node
 vouchd.yaml:5: authority.rotation_overlap 3h is more than half of authority.issuing_ca_ttl; give it 2h or less`},
 		{"a socket path that Linux does not take", "trust_domain: a\nagent_socket: " + long, nil,
 			"vouchd.yaml:2: agent_socket has 108 bytes and may have 107; choose a shorter path"},
@@ -97,7 +104,7 @@ vouchd.yaml:3: entries_dir "/etc/../x" is not a plain absolute path; write it fr
 		{"one directory for entries and credentials", "trust_domain: a\nentries_dir: /etc/vouchd/credentials.d", nil,
 			"vouchd.yaml: credentials_dir is the entries_dir too; give each its own directory"},
 		{"a mode that this version does not have", "trust_domain: a\nauthority: {mode: spire, jwt_key: file}", nil,
-			`vouchd.yaml:2: authority.mode "spire" is not known; give standalone
+			`vouchd.yaml:2: authority.mode "spire" is not known; give standalone or enrolled
 vouchd.yaml:2: authority.jwt_key "file" is not known; give sealed or tpm`},
 		{"lifetimes out of range", "trust_domain: a\nauthority:\n  issuing_ca_ttl: 1m\n  jwt_key_ttl: 1h\n", nil,
 			`vouchd.yaml:3: authority.issuing_ca_ttl "1m" is out of range; give it 2m to 168h

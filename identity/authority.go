@@ -66,7 +66,7 @@ type Key struct {
 // named.
 type Options struct {
 	TrustDomain spiffeid.TrustDomain
-	NodeKey     crypto.Signer // ECDSA P-256; the root
+	NodeKey     crypto.Signer // ECDSA P-256; the root, unless there is an Upstream
 	Store       Store
 	Sealer      Sealer
 
@@ -75,6 +75,10 @@ type Options struct {
 	JWTKeyTTL    time.Duration // how long a JWT key signs
 	JWTKey       crypto.Signer // signs all JWT-SVIDs, for ever, in place of keys that rotate; nil: they rotate
 	JWTIssuer    string        // the iss claim; empty: none
+
+	// Upstream is an organisation's root that signed the node key. The zero
+	// Upstream is one that did not yet; nil: the node key is the root.
+	Upstream *Upstream
 
 	// Announce is called before a key is taken into use, which its error
 	// prevents.
@@ -90,9 +94,11 @@ type Authority struct {
 	o Options
 
 	rotating  sync.Mutex          // held while keys are made; guards the fields to the blank line
-	roots     []*x509.Certificate // self-signed by the node key, oldest first
+	roots     []*x509.Certificate // self-signed by the node key, oldest first; or the organisation's one
 	announced map[string]bool     // IDs of keys that Announce accepted
 	sequence  uint64
+
+	upstream atomic.Pointer[Upstream] // nil: the node key is the root
 
 	ca     atomic.Pointer[issuingCA]
 	jwt    atomic.Pointer[jwtKeys]
@@ -118,6 +124,12 @@ func NewAuthority(ctx context.Context, o Options) (*Authority, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	a := &Authority{o: o, announced: make(map[string]bool), changed: make(chan struct{})}
+	if o.Upstream != nil {
+		if err := o.Upstream.check(o.NodeKey.Public()); err != nil {
+			return nil, fmt.Errorf("authority: %w", err)
+		}
+		a.upstream.Store(o.Upstream)
+	}
 	if err := a.loadSequence(); err != nil {
 		return nil, err
 	}
@@ -126,7 +138,7 @@ func NewAuthority(ctx context.Context, o Options) (*Authority, error) {
 		return nil, err
 	}
 	a.jwt.Store(jwt)
-	if err := a.Rotate(ctx); err != nil {
+	if err := a.Rotate(ctx); err != nil && !errors.Is(err, ErrNotEnrolled) {
 		return nil, err
 	}
 	return a, nil
@@ -144,7 +156,7 @@ func (a *Authority) Run(ctx context.Context) {
 			return
 		case <-timer.C:
 		}
-		if err := a.Rotate(ctx); err != nil && ctx.Err() == nil {
+		if err := a.Rotate(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, ErrNotEnrolled) {
 			a.o.Logger.Error("rotating authority keys; those in use stay until they expire", "err", err)
 		}
 		timer.Reset(look)

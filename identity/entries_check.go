@@ -81,8 +81,17 @@ func (c *checker) selectors(w *written) {
 		lines[s.Value] = s.Pos.Line
 		kinds[kind] = s.Value
 	}
+	if len(lines) > 0 && !slices.ContainsFunc(w.Selectors, func(s config.At[attest.Selector]) bool {
+		return s.Value != (attest.Selector{}) && !ofNode(s.Value)
+	}) {
+		c.problems.Add(w.Pos, "entry %s asks for the machine only, so every process on it would match; add a fact about the process, such as unix:uid:1000", w.ID.Value)
+	}
 	c.interpreter(w)
 }
+
+// ofNode reports whether a selector is about the machine: all its processes
+// have it.
+func ofNode(s attest.Selector) bool { return s.Type == "tpm" || s.Type == "node" }
 
 // kindOf returns the selector's text without its last part: unix:uid.
 func kindOf(s attest.Selector) string {

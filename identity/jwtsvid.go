@@ -43,13 +43,13 @@ type claims struct {
 // audience must name somebody (JWT-SVID §3.2). It returns [ErrNoAuthority] if
 // there is no key to sign with and none could be made.
 func (a *Authority) IssueJWT(ctx context.Context, id spiffeid.ID, ttl time.Duration, audience []string) (*JWTSVID, error) {
-	if err := a.mayIssue(id, ttl); err != nil {
+	now := a.o.Now()
+	if err := a.mayIssue(id, ttl, now); err != nil {
 		return nil, err
 	}
 	if len(audience) == 0 {
 		return nil, errors.New("a JWT-SVID needs an audience")
 	}
-	now := a.o.Now()
 	key, err := a.jwtKey(ctx, now)
 	if err != nil {
 		return nil, err

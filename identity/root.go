@@ -25,7 +25,15 @@ const (
 // life. Any of them verifies whatever the key has signed. Certificates of
 // another key, as after a TPM was replaced and its state reset, are dropped:
 // nothing they signed is to be trusted any more.
+//
+// An organisation's root is the only one where there is one.
 func (a *Authority) rotateRoots(now time.Time) error {
+	if u := a.upstream.Load(); u != nil {
+		if a.roots = nil; u.Root != nil {
+			a.roots = []*x509.Certificate{u.Root}
+		}
+		return nil
+	}
 	if a.roots == nil {
 		stored, err := a.loadRoots()
 		if err != nil {

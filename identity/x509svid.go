@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"net/url"
 	"time"
@@ -27,7 +26,7 @@ type issuingCA struct {
 // An X509SVID is a workload's certificate with its key (X509-SVID §2).
 type X509SVID struct {
 	ID         spiffeid.ID
-	Chain      []byte       // DER, leaf first, then the issuing CA (Workload API §5.2.1)
+	Chain      []byte       // DER, leaf first, then the issuing CA and what lies between it and the bundle (Workload API §5.2.1)
 	Leaf       []byte       // DER, the beginning of Chain
 	PrivateKey secret.Bytes // PKCS#8 DER
 	Serial     string       // hexadecimal
@@ -40,10 +39,11 @@ type X509SVID struct {
 // until the issuing CA expires if that is sooner. It returns [ErrNoAuthority]
 // if there is no valid issuing CA and none could be made.
 func (a *Authority) IssueX509(ctx context.Context, id spiffeid.ID, ttl time.Duration) (*X509SVID, error) {
-	if err := a.mayIssue(id, ttl); err != nil {
+	now := a.o.Now()
+	if err := a.mayIssue(id, ttl, now); err != nil {
 		return nil, err
 	}
-	now := a.o.Now()
+	upstream := a.upstream.Load()
 	ca, err := a.issuingCA(ctx, now)
 	if err != nil {
 		return nil, err
@@ -52,7 +52,11 @@ func (a *Authority) IssueX509(ctx context.Context, id spiffeid.ID, ttl time.Dura
 	if err != nil {
 		return nil, err
 	}
-	t := leafTemplate(id, now, earlier(now.Add(ttl), ca.cert.NotAfter))
+	notAfter := earlier(now.Add(ttl), ca.cert.NotAfter)
+	if upstream != nil {
+		notAfter = earlier(notAfter, upstream.notAfter())
+	}
+	t := leafTemplate(id, now, notAfter)
 	leaf, err := x509.CreateCertificate(rand.Reader, t, ca.cert, &key.PublicKey, ca.key)
 	if err != nil {
 		return nil, fmt.Errorf("signing X509-SVID for %s: %w", id, err)
@@ -61,7 +65,7 @@ func (a *Authority) IssueX509(ctx context.Context, id spiffeid.ID, ttl time.Dura
 	if err != nil {
 		return nil, err
 	}
-	chain := append(leaf[:len(leaf):len(leaf)], ca.cert.Raw...)
+	chain := append(append(leaf[:len(leaf):len(leaf)], ca.cert.Raw...), upstream.between()...)
 	return &X509SVID{
 		ID:         id,
 		Chain:      chain,
@@ -90,8 +94,9 @@ func leafTemplate(id spiffeid.ID, now, notAfter time.Time) *x509.Certificate {
 }
 
 // mayIssue keeps foreign IDs, the trust domain's own ID (X509-SVID §3.1: a
-// leaf has a path) and empty lifetimes out of every SVID.
-func (a *Authority) mayIssue(id spiffeid.ID, ttl time.Duration) error {
+// leaf has a path) and empty lifetimes out of every SVID, and issues nothing
+// for an organisation that does not stand behind this host now.
+func (a *Authority) mayIssue(id spiffeid.ID, ttl time.Duration, now time.Time) error {
 	switch {
 	case !id.MemberOf(a.o.TrustDomain):
 		return fmt.Errorf("%s is not in trust domain %s", id, a.o.TrustDomain.Name())
@@ -100,7 +105,7 @@ func (a *Authority) mayIssue(id spiffeid.ID, ttl time.Duration) error {
 	case ttl <= 0:
 		return fmt.Errorf("lifetime %v of an SVID for %s is not positive", ttl, id)
 	}
-	return nil
+	return a.enrolled(now)
 }
 
 // issuingCA returns the CA to sign with now. Usually Run has made it in time;
@@ -123,11 +128,11 @@ func (ca *issuingCA) valid(now time.Time) bool {
 // rotateIssuingCA makes a CA when there is none, or one overlap before the
 // present one ends.
 func (a *Authority) rotateIssuingCA(ctx context.Context, now time.Time) error {
-	if ca := a.ca.Load(); ca.valid(now) && now.Before(ca.cert.NotAfter.Add(-a.o.Overlap)) {
-		return nil
+	if err := a.enrolled(now); err != nil {
+		return fmt.Errorf("making an issuing CA: %w", err)
 	}
-	if len(a.roots) == 0 {
-		return errors.New("making an issuing CA: there is no root")
+	if ca := a.ca.Load(); ca.valid(now) && (now.Before(ca.cert.NotAfter.Add(-a.o.Overlap)) || a.endsWithEnrolment(ca)) {
+		return nil
 	}
 	ca, err := a.makeIssuingCA(now)
 	if err != nil {
@@ -156,8 +161,15 @@ func (a *Authority) makeIssuingCA(now time.Time) (*issuingCA, error) {
 	if err != nil {
 		return nil, err
 	}
-	parent := a.roots[len(a.roots)-1]
-	t := a.caTemplate("issuing CA", keyID, now, earlier(now.Add(a.o.IssuingCATTL), parent.NotAfter))
+	parent, err := a.parent()
+	if err != nil {
+		return nil, err
+	}
+	notAfter := earlier(now.Add(a.o.IssuingCATTL), parent.NotAfter)
+	if u := a.upstream.Load(); u != nil {
+		notAfter = earlier(notAfter, u.notAfter())
+	}
+	t := a.caTemplate("issuing CA", keyID, now, notAfter)
 	t.MaxPathLenZero = true
 	der, err := x509.CreateCertificate(rand.Reader, t, parent, &key.PublicKey, a.o.NodeKey)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -57,22 +58,25 @@ func IsManager() bool {
 // ErrNoUnit means that systemd has no unit of that name loaded.
 var ErrNoUnit = errors.New("systemd has no such unit")
 
-// Units asks systemd about units, over its private socket, which is there
-// without a message bus and for root only. Its methods are safe for concurrent
-// use. The zero value is ready.
+// Units asks systemd about units: as root over its private socket, which is
+// there without a message bus, and as another user over the bus, where systemd's
+// name belongs to root by the bus's own policy. Its methods are safe for
+// concurrent use. The zero value is ready.
 type Units struct {
 	mu   sync.Mutex // guards conn
 	conn *dbus.Conn // nil until needed, and after an error
 }
 
-// privateSocket is where systemd itself answers.
-const privateSocket = "unix:path=/run/systemd/private"
+const (
+	privateSocket = "/run/systemd/private"        // where systemd itself answers
+	busSocket     = "/run/dbus/system_bus_socket" // where descriptors can be passed, too
+)
 
 const (
 	service      = "org.freedesktop.systemd1"
 	unitsPath    = "/org/freedesktop/systemd1/unit/"
-	getAll       = "org.freedesktop.DBus.Properties.GetAll"
 	getOne       = "org.freedesktop.DBus.Properties.Get"
+	getAll       = "org.freedesktop.DBus.Properties.GetAll"
 	managerPath  = "/org/freedesktop/systemd1"
 	managerIface = "org.freedesktop.systemd1.Manager"
 	unitIface    = "org.freedesktop.systemd1.Unit"
@@ -101,80 +105,109 @@ func (u *Units) Close() error {
 }
 
 func (u *Units) unit(ctx context.Context, name string) (*Unit, error) {
-	p, err := u.properties(ctx, name, unitIface)
+	ask := []query{
+		{managerPath, managerIface, "UnitsLoadTimestamp"},
+		{objectOf(name), unitIface, ""},
+	}
+	isService := strings.HasSuffix(name, ".service")
+	if isService {
+		ask = append(ask, query{objectOf(name), serviceIface, ""})
+	}
+	p, err := u.properties(ctx, ask...)
 	if err != nil {
 		return nil, err
 	}
 	if state := p.text("LoadState"); state != "loaded" {
 		return nil, fmt.Errorf("%w: it is %s", ErrNoUnit, state)
 	}
-	loaded, err := u.loaded(ctx)
-	if err != nil {
-		return nil, err
-	}
 	unit := &Unit{
 		Name:         p.text("Id"),
 		InvocationID: hex.EncodeToString(p.bytes("InvocationID")),
 		Started:      time.UnixMicro(int64(p.number("InactiveExitTimestamp"))),
-		Loaded:       loaded,
+		Loaded:       time.UnixMicro(int64(p.number("UnitsLoadTimestamp"))),
 		NeedsReload:  p.truth("NeedDaemonReload"),
 		FragmentPath: p.text("FragmentPath"),
 		DropInPaths:  p.list("DropInPaths"),
 	}
-	if strings.HasSuffix(name, ".service") {
-		s, err := u.properties(ctx, name, serviceIface)
-		if err != nil {
-			return nil, err
-		}
+	if isService {
 		unit.Service = &Service{
-			Type:             s.text("Type"),
-			NotifyAccess:     s.text("NotifyAccess"),
-			MainPID:          int(s.number("MainPID")),
-			ExecStart:        s.commands("ExecStart"),
-			EnvironmentFiles: s.paths("EnvironmentFiles"),
-			WorkingDirectory: s.text("WorkingDirectory"),
-			RootDirectory:    s.text("RootDirectory"),
-			RootImage:        s.text("RootImage"),
-			PAMName:          s.text("PAMName"),
-		}
-		if s.err != nil {
-			return nil, s.err
+			Type:             p.text("Type"),
+			NotifyAccess:     p.text("NotifyAccess"),
+			MainPID:          int(p.number("MainPID")),
+			ExecStart:        p.commands("ExecStart"),
+			EnvironmentFiles: p.paths("EnvironmentFiles"),
+			WorkingDirectory: p.text("WorkingDirectory"),
+			RootDirectory:    p.text("RootDirectory"),
+			RootImage:        p.text("RootImage"),
+			PAMName:          p.text("PAMName"),
 		}
 	}
 	return unit, p.err
 }
 
-// loaded returns when systemd began to read all units last, at start or at a
-// daemon-reload.
-func (u *Units) loaded(ctx context.Context) (time.Time, error) {
+func objectOf(unit string) dbus.ObjectPath {
+	return dbus.ObjectPath(unitsPath + unitpath.PathBusEscape(unit))
+}
+
+// A query asks for a property of one object's interface, or for all of them if
+// it names none.
+type query struct {
+	path     dbus.ObjectPath
+	iface    string
+	property string
+}
+
+// properties asks all that is wanted without waiting in between. What costs
+// systemd time is each message more than each property.
+func (u *Units) properties(ctx context.Context, ask ...query) (*properties, error) {
+	p := &properties{values: make(map[string]dbus.Variant)}
+	return p, u.retry(ctx, func(conn *dbus.Conn) error {
+		calls := make([]*dbus.Call, len(ask))
+		for i, q := range ask {
+			object := conn.Object(service, q.path)
+			if q.property == "" {
+				calls[i] = object.GoWithContext(ctx, getAll, 0, nil, q.iface)
+			} else {
+				calls[i] = object.GoWithContext(ctx, getOne, 0, nil, q.iface, q.property)
+			}
+		}
+		for i, call := range calls {
+			<-call.Done
+			if err := p.add(call, ask[i].property); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (p *properties) add(call *dbus.Call, property string) error {
+	if property == "" {
+		return call.Store(&p.values) // adds to the map
+	}
 	var v dbus.Variant
-	if err := u.call(ctx, managerPath, getOne, []any{managerIface, "UnitsLoadTimestamp"}, &v); err != nil {
-		return time.Time{}, err
-	}
-	usec, ok := v.Value().(uint64)
-	if !ok {
-		return time.Time{}, errors.New("property UnitsLoadTimestamp is no number")
-	}
-	return time.UnixMicro(int64(usec)), nil
+	err := call.Store(&v)
+	p.values[property] = v
+	return err
 }
 
-func (u *Units) properties(ctx context.Context, name, iface string) (*properties, error) {
-	path := dbus.ObjectPath(unitsPath + unitpath.PathBusEscape(name))
-	p := &properties{}
-	err := u.call(ctx, path, getAll, []any{iface}, &p.values)
-	return p, err
-}
-
-// call calls a method of systemd's. After an error of the connection it tries
-// once more with a new one: systemd may have re-executed itself.
+// call calls a method of systemd's.
 func (u *Units) call(ctx context.Context, path dbus.ObjectPath, method string, args []any, result ...any) error {
+	return u.retry(ctx, func(conn *dbus.Conn) error {
+		return conn.Object(service, path).CallWithContext(ctx, method, 0, args...).Store(result...)
+	})
+}
+
+// retry does something with the connection. After an error of the connection
+// it tries once more with a new one: systemd may have re-executed itself.
+func (u *Units) retry(ctx context.Context, do func(*dbus.Conn) error) error {
 	var err error
 	for range 2 {
 		var conn *dbus.Conn
-		if conn, err = u.connect(); err != nil {
+		if conn, err = u.connect(ctx); err != nil {
 			return err
 		}
-		err = conn.Object(service, path).CallWithContext(ctx, method, 0, args...).Store(result...)
+		err = do(conn)
 		if _, answered := errors.AsType[dbus.Error](err); err == nil || answered || ctx.Err() != nil {
 			return err
 		}
@@ -183,22 +216,59 @@ func (u *Units) call(ctx context.Context, path dbus.ObjectPath, method string, a
 	return err
 }
 
-func (u *Units) connect() (*dbus.Conn, error) {
+func (u *Units) connect(ctx context.Context) (*dbus.Conn, error) {
 	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.conn != nil {
-		return u.conn, nil
+	conn := u.conn
+	u.mu.Unlock()
+	if conn != nil {
+		return conn, nil
 	}
-	conn, err := dbus.Dial(privateSocket)
+	path := privateSocket
+	if os.Geteuid() != 0 {
+		path = busSocket
+	}
+	// Not under the lock: whoever waits does so by their own time limit.
+	conn, err := dial(ctx, path)
 	if err != nil {
 		return nil, err
 	}
-	if err := conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Geteuid()))}); err != nil {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.conn != nil { // another was faster
 		conn.Close()
-		return nil, err
+		return u.conn, nil
 	}
 	u.conn = conn
 	return conn, nil
+}
+
+// dial connects to systemd or the bus, over which no descriptors can be passed.
+func dial(ctx context.Context, path string) (*dbus.Conn, error) {
+	socket, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { socket.SetDeadline(time.Unix(1, 0)) })
+	conn, err := dbus.NewConn(socket)
+	if err == nil {
+		err = authenticate(conn, path == busSocket)
+	}
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		socket.Close()
+		return nil, fmt.Errorf("connecting to %s: %w", path, err)
+	}
+	return conn, nil
+}
+
+func authenticate(conn *dbus.Conn, bus bool) error {
+	err := conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Geteuid()))})
+	if err == nil && bus {
+		err = conn.Hello()
+	}
+	return err
 }
 
 func (u *Units) drop(conn *dbus.Conn) {

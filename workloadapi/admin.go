@@ -24,6 +24,7 @@ type Status struct {
 	TrustDomain string          `json:"trust_domain"`
 	Started     time.Time       `json:"started"`
 	TPM         TPMStatus       `json:"tpm"`
+	Node        NodeStatus      `json:"node"`
 	Authority   AuthorityStatus `json:"authority"`
 	Entries     EntriesStatus   `json:"entries"`
 	Log         LogStatus       `json:"log"`
@@ -83,6 +84,7 @@ type Explanation struct {
 	Selectors []SelectorView `json:"selectors"`
 	Matches   []EntryView    `json:"matches"`
 	Nearest   []NearMissView `json:"nearest"` // entries that do not match, those that lack least first
+	Gaps      []string       `json:"gaps"`    // facts that could not be established, and why
 }
 
 // A SelectorView is a selector and who vouches for it.
@@ -103,6 +105,7 @@ type NearMissView struct {
 type Admin struct {
 	Server *Server
 	Status func() Status // of all but the server's own part
+	Node   *NodeAdmin
 	Logger *slog.Logger
 }
 
@@ -112,8 +115,10 @@ func (a *Admin) Serve(ctx context.Context, l *net.UnixListener) error {
 	mux.HandleFunc("GET /v1/status", a.status)
 	mux.HandleFunc("GET /v1/entries", a.entries)
 	mux.HandleFunc("GET /v1/explain", a.explain)
+	a.Node.routes(mux)
 	h := &http.Server{
 		Handler:           mux,
+		ConnContext:       rememberAsker,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      30 * time.Second,
@@ -141,28 +146,38 @@ func (l adminListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if uid, err := peerUID(c); err == nil && (uid == 0 || int(uid) == os.Geteuid()) {
-			return c, nil
+		if by, err := askerOf(c); err == nil && (by.UID == 0 || int(by.UID) == os.Geteuid()) {
+			return askerConn{c, by}, nil
 		}
 		c.Close()
 	}
 }
 
-func peerUID(c *net.UnixConn) (uid uint32, err error) {
+// An askerConn is a connection with who made it.
+type askerConn struct {
+	*net.UnixConn
+	by Asker
+}
+
+func rememberAsker(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, askerKey{}, c.(askerConn).by)
+}
+
+func askerOf(c *net.UnixConn) (by Asker, err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return 0, err
+		return Asker{}, err
 	}
 	var cred *unix.Ucred
 	if ctlErr := raw.Control(func(fd uintptr) {
 		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	}); ctlErr != nil {
-		return 0, ctlErr
+		return Asker{}, ctlErr
 	}
 	if err != nil {
-		return 0, err
+		return Asker{}, err
 	}
-	return cred.Uid, nil
+	return Asker{PID: int(cred.Pid), UID: cred.Uid, GID: cred.Gid}, nil
 }
 
 func (a *Admin) status(w http.ResponseWriter, _ *http.Request) {
@@ -197,14 +212,17 @@ func (a *Admin) explain(w http.ResponseWriter, r *http.Request) {
 const nearestShown = 5
 
 func (s *Server) explanation(p *process.Attested) Explanation {
-	x := Explanation{PID: p.PID, Path: p.Path, Selectors: []SelectorView{}, Matches: []EntryView{}, Nearest: []NearMissView{}}
-	for _, sel := range p.Selectors {
+	x := Explanation{PID: p.PID, Path: p.Path, Selectors: []SelectorView{}, Matches: []EntryView{}, Nearest: []NearMissView{}, Gaps: []string{}}
+	for _, sel := range s.selectors(p) {
 		x.Selectors = append(x.Selectors, SelectorView{sel.String(), sel.Trust().String()})
+	}
+	for _, gap := range p.Gaps {
+		x.Gaps = append(x.Gaps, gap.Error())
 	}
 	for _, e := range s.match(p) {
 		x.Matches = append(x.Matches, entryView(e))
 	}
-	for _, m := range s.entries.Load().NearMisses(p.Selectors, nearestShown) {
+	for _, m := range s.entries.Load().NearMisses(s.selectors(p), nearestShown) {
 		x.Nearest = append(x.Nearest, NearMissView{entryView(m.Entry), m.Missing.Strings()})
 	}
 	return x

@@ -1,6 +1,7 @@
 package workloadapi
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -29,7 +30,6 @@ func NewAdminClient(socket string) *AdminClient {
 	}
 	return &AdminClient{socket: socket, http: http.Client{
 		Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true},
-		Timeout:   30 * time.Second,
 	}}
 }
 
@@ -51,9 +51,22 @@ func (c *AdminClient) Explain(ctx context.Context, pid int) (Explanation, error)
 const maxReplyLen = 64 << 20
 
 func get[T any](ctx context.Context, c *AdminClient, path string, query url.Values) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	return ask[T](ctx, c, http.MethodGet, path, query, nil)
+}
+
+// post asks for something that the TPM may take its time for.
+func post[T any](ctx context.Context, c *AdminClient, path string, query url.Values, body []byte) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, nodeTimeout+15*time.Second)
+	defer cancel()
+	return ask[T](ctx, c, http.MethodPost, path, query, body)
+}
+
+func ask[T any](ctx context.Context, c *AdminClient, method, path string, query url.Values, body []byte) (T, error) {
 	var v T
 	u := url.URL{Scheme: "http", Host: "vouchd", Path: path, RawQuery: query.Encode()}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), bytes.NewReader(body))
 	if err != nil {
 		return v, err
 	}
@@ -65,12 +78,12 @@ func get[T any](ctx context.Context, c *AdminClient, path string, query url.Valu
 		return v, fmt.Errorf("asking the daemon on %s: %w", c.socket, err)
 	}
 	defer resp.Body.Close()
-	body := io.LimitReader(resp.Body, maxReplyLen)
+	answer := io.LimitReader(resp.Body, maxReplyLen)
 	if resp.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(body, 4096))
+		text, _ := io.ReadAll(io.LimitReader(answer, 16<<10))
 		return v, errors.New(strings.TrimSpace(string(text)))
 	}
-	if err := json.NewDecoder(body).Decode(&v); err != nil {
+	if err := json.NewDecoder(answer).Decode(&v); err != nil {
 		return v, fmt.Errorf("reading the daemon's answer: %w", err)
 	}
 	return v, nil

@@ -40,12 +40,15 @@ func newCaller(ctx context.Context) (*caller, error) {
 }
 
 // attest establishes what the caller is and what it is entitled to. On success
-// a challenge to the process is under way, whose answer [caller.prove] awaits:
+// a challenge to the process is under way, whose answer [Server.prove] awaits:
 // the SVIDs are signed meanwhile.
 func (s *Server) attest(ctx context.Context, c *caller) error {
 	var err error
 	if c.process, err = s.o.Attester.Attest(ctx, c.conn.peer()); err != nil {
 		return fmt.Errorf("%w: %w", errAttestation, err)
+	}
+	if err := s.refusal(); err != nil {
+		return err
 	}
 	if c.entries = s.match(c.process); len(c.entries) == 0 {
 		return errNoIdentity
@@ -63,7 +66,7 @@ func (s *Server) attest(ctx context.Context, c *caller) error {
 // identity first (Workload API §8).
 func (s *Server) match(p *process.Attested) []identity.Entry {
 	seen := make(map[spiffeid.ID]bool)
-	return slices.DeleteFunc(s.entries.Load().Match(p.Selectors), func(e identity.Entry) bool {
+	return slices.DeleteFunc(s.entries.Load().Match(s.selectors(p)), func(e identity.Entry) bool {
 		again := seen[e.ID]
 		seen[e.ID] = true
 		return again
@@ -74,14 +77,15 @@ func (s *Server) match(p *process.Attested) []identity.Entry {
 const maxIdentities = 1500
 
 // prove returns once the process that was attested has shown, after it was
-// attested, that it is the one which speaks on the connection.
-func (c *caller) prove(ctx context.Context) error {
+// attested, that it is the one which speaks on the connection. It is the last
+// check before the record and the answer, so the node is looked at again.
+func (s *Server) prove(ctx context.Context, c *caller) error {
 	ctx, cancel := context.WithTimeout(ctx, proofTimeout)
 	defer cancel()
 	if err := c.present(ctx); err != nil {
 		return fmt.Errorf("%w: proving its presence: %w", errAttestation, err)
 	}
-	return nil
+	return s.refusal()
 }
 
 // refuse records why the caller gets nothing and returns what to tell it.
@@ -95,6 +99,9 @@ func (s *Server) refuse(ctx context.Context, c *caller, event audit.Event, cause
 		r.Outcome = audit.Failed
 	}
 	suppressed, ok := s.refusals.allow(c.conn.peer().UID())
+	if !ok && errors.Is(cause, errNode) {
+		return s.toStatus(cause, c.requestID) // of a thousand streams that end at once all are told why
+	}
 	if !ok {
 		return s.toStatus(errTooManyRefusals, c.requestID)
 	}

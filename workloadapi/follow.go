@@ -62,7 +62,7 @@ func aside[T any](f func() (T, error)) (v T, err error) {
 // not what it is entitled to any more.
 func advance[M any](s *Server, stream grpc.ServerStreamingServer[M], event audit.Event, held *holding, build func(context.Context, *caller) (*answer[M], error)) (*holding, error) {
 	ctx := stream.Context()
-	next := &holding{entriesChanged: s.entriesChanged(), bundleChanged: s.o.Authority.Changed()}
+	next := &holding{grantsChanged: s.grantsChanged(), bundleChanged: s.o.Authority.Changed()}
 	c, err := newCaller(ctx)
 	if err != nil {
 		return nil, s.toStatus(err, "")
@@ -77,7 +77,7 @@ func advance[M any](s *Server, stream grpc.ServerStreamingServer[M], event audit
 	}
 	a, err := build(ctx, c)
 	if err == nil {
-		err = c.prove(ctx)
+		err = s.prove(ctx, c)
 	}
 	if err != nil {
 		return nil, s.refuse(ctx, c, refusalEvent(event, held), err)
@@ -100,11 +100,11 @@ func refusalEvent(event audit.Event, held *holding) audit.Event {
 
 // A holding is what a stream was last sent, and what would make it old.
 type holding struct {
-	caller         *caller
-	sequence       uint64 // of the bundle
-	renew          time.Time
-	entriesChanged <-chan struct{}
-	bundleChanged  <-chan struct{}
+	caller        *caller
+	sequence      uint64 // of the bundle
+	renew         time.Time
+	grantsChanged <-chan struct{}
+	bundleChanged <-chan struct{}
 }
 
 // stillHolds reports whether a stream that was sent h need not be sent
@@ -156,12 +156,12 @@ func (s *Server) wait(ctx context.Context, h *holding, files *fileWatch) error {
 		case <-timer.C:
 			s.watchFiles(files, h.caller.process)
 			return nil
-		case <-h.entriesChanged:
+		case <-h.grantsChanged:
 			// Of a thousand streams a change usually concerns one. For the
 			// others the facts they were last attested with decide that
 			// there is no hurry; they are attested again at the next look.
-			h.entriesChanged = s.entriesChanged()
-			if !sameGrants(h.caller.entries, s.match(h.caller.process)) {
+			h.grantsChanged = s.grantsChanged()
+			if s.changesGrants(h.caller) {
 				return nil
 			}
 		}

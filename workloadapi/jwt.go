@@ -75,7 +75,7 @@ func (s *Server) jwtSVIDs(ctx context.Context, c *caller, audience []string, wan
 		r.SVID = jwtRecord(svid)
 		records = append(records, r)
 	}
-	return resp, records, c.prove(ctx)
+	return resp, records, s.prove(ctx, c)
 }
 
 func jwtRecord(svid *identity.JWTSVID) *audit.SVID {
@@ -112,7 +112,7 @@ func (s *Server) ValidateJWTSVID(ctx context.Context, req *workload.ValidateJWTS
 	if err := s.attest(ctx, c); err != nil {
 		return nil, s.refuse(ctx, c, audit.EventJWTValidated, err)
 	}
-	if err := c.prove(ctx); err != nil {
+	if err := s.prove(ctx, c); err != nil {
 		return nil, s.refuse(ctx, c, audit.EventJWTValidated, err)
 	}
 	return s.validateJWT(ctx, c, req)

@@ -4,36 +4,35 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-
-	"github.com/vouchd/vouchd/systemd"
 )
 
-// Listen returns the daemon's sockets: those that systemd opened under the
+// Listen returns the daemon's sockets: those that systemd has passed under the
 // names "agent" and "admin", else ones made at the given paths. To the agent
 // socket everybody may connect, to the admin socket the daemon's user alone.
-func Listen(agentPath, adminPath string) (agent, admin *net.UnixListener, err error) {
-	passed, err := systemd.Listeners()
-	if err != nil {
+// A socket that systemd opened elsewhere than at its path is an error, since
+// whoever reads the configuration would look for it there.
+func Listen(passed map[string]*net.UnixListener, agentPath, adminPath string) (agent, admin *net.UnixListener, err error) {
+	if agent, err = listenOr(passed["agent"], "agent_socket", agentPath, 0o666); err != nil {
 		return nil, nil, err
 	}
-	for name := range passed {
-		if name != "agent" && name != "admin" {
-			return nil, nil, fmt.Errorf("systemd passes a socket named %q; the unit's FileDescriptorName must be agent or admin", name)
-		}
-	}
-	if agent, err = listenOr(passed["agent"], agentPath, 0o666); err != nil {
-		return nil, nil, err
-	}
-	if admin, err = listenOr(passed["admin"], adminPath, 0o600); err != nil {
+	if admin, err = listenOr(passed["admin"], "admin_socket", adminPath, 0o600); err != nil {
 		agent.Close()
 		return nil, nil, err
 	}
 	return agent, admin, nil
 }
 
-func listenOr(passed *net.UnixListener, path string, mode fs.FileMode) (*net.UnixListener, error) {
+func listenOr(passed *net.UnixListener, key, path string, mode fs.FileMode) (*net.UnixListener, error) {
 	if passed == nil {
 		return listen(path, mode)
+	}
+	if network := passed.Addr().Network(); network != "unix" {
+		passed.Close()
+		return nil, fmt.Errorf("systemd passes a socket for %s of type %s; use ListenStream", key, network)
+	}
+	if at := passed.Addr().String(); at != path {
+		passed.Close()
+		return nil, fmt.Errorf("systemd passes a socket at %s and %s is %s; give the socket unit's ListenStream and the configuration the same path", at, key, path)
 	}
 	return passed, adopt(passed)
 }

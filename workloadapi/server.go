@@ -57,11 +57,12 @@ type Server struct {
 	o        Options
 	refusals *refusals
 	entries  atomic.Pointer[identity.Entries]
+	node     atomic.Pointer[nodeState]
 	streams  atomic.Int64  // open
 	stopping chan struct{} // closed when Serve is to end
 
 	mu      sync.Mutex    // guards changed
-	changed chan struct{} // closed and replaced when entries change
+	changed chan struct{} // closed and replaced when entries or the node change
 }
 
 // New returns a server with no registration entries, which refuses everybody.
@@ -73,6 +74,7 @@ func New(o Options) *Server {
 		changed:  make(chan struct{}),
 	}
 	s.entries.Store(new(identity.Entries))
+	s.node.Store(new(nodeState))
 	return s
 }
 
@@ -80,6 +82,10 @@ func New(o Options) *Server {
 // identities they change are sent the new ones, or ended.
 func (s *Server) SetEntries(es *identity.Entries) {
 	s.entries.Store(es)
+	s.tellChanged()
+}
+
+func (s *Server) tellChanged() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	close(s.changed)
@@ -90,9 +96,9 @@ func (s *Server) SetEntries(es *identity.Entries) {
 // [identity.Entries.Wants] does.
 func (s *Server) Wants(kind string) bool { return s.entries.Load().Wants(kind) }
 
-// entriesChanged returns a channel that is closed at the next SetEntries.
-// Take it before reading entries, so as to miss nothing.
-func (s *Server) entriesChanged() <-chan struct{} {
+// grantsChanged returns a channel that is closed at the next SetEntries or
+// SetNode. Take it before reading either, so as to miss nothing.
+func (s *Server) grantsChanged() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.changed
@@ -180,6 +186,8 @@ func (s *Server) toStatus(err error, requestID string) error {
 		code, text = codes.Unavailable, "the daemon is stopping"
 	case errors.Is(err, errTooManyRefusals):
 		code, text = codes.Unavailable, "too many refused requests from this user; wait a moment"
+	case errors.Is(err, errNode):
+		code, text = codes.PermissionDenied, nodeRefusal(err)
 	case errors.Is(err, errNoIdentity):
 		code, text = codes.PermissionDenied, "no identity issued"
 	case errors.Is(err, errNotEntitled):
@@ -203,6 +211,7 @@ func (s *Server) toStatus(err error, requestID string) error {
 
 var (
 	errStopping        = errors.New("stopping")
+	errNode            = errors.New("this host may not issue")
 	errNoIdentity      = errors.New("no entry matches")
 	errNotEntitled     = errors.New("the requested SPIFFE ID is not the caller's")
 	errAttestation     = errors.New("attesting the caller")

@@ -85,7 +85,7 @@ func startStack(t testing.TB, entries string) *stack {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { watcher.Close() })
-	s.server = New(Options{Attester: process.NewAttester(process.Options{}), Watcher: watcher, Authority: authority, Log: s.log, Logger: quiet})
+	s.server = New(Options{Attester: process.NewAttester(process.Options{Wants: func(kind string) bool { return s.server.Wants(kind) }}), Watcher: watcher, Authority: authority, Log: s.log, Logger: quiet})
 	s.setEntries(entries)
 	l, err := listen(s.socket, 0o666)
 	if err != nil {

@@ -125,3 +125,27 @@ func TestAdoptedListenerKeepsItsSocket(t *testing.T) {
 		t.Errorf("the socket is systemd's to remove: %v", err)
 	}
 }
+
+func TestSocketFromSystemdIsWhereTheConfigurationSays(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "agent.sock")
+	for _, tt := range []struct {
+		name, path, want string
+	}{
+		{"at its path", path, ""},
+		{"elsewhere", path + "2", "agent_socket is " + path + "2"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			passed, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer os.Remove(path) // as systemd would
+			defer passed.Close()
+			_, err = listenOr(passed, "agent_socket", tt.path, 0o666)
+			if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+				t.Errorf("got %v, want %q", err, tt.want)
+			}
+		})
+	}
+}

@@ -66,6 +66,9 @@ func uniqueHint(seen map[string]bool, hint string) string {
 // FetchX509Bundles streams the trust bundle to who has an identity in it.
 func (s *Server) FetchX509Bundles(_ *workload.X509BundlesRequest, stream grpc.ServerStreamingServer[workload.X509BundlesResponse]) error {
 	return follow(s, stream, audit.EventBundle, func(_ context.Context, c *caller) (*answer[workload.X509BundlesResponse], error) {
+		if len(s.o.Authority.Bundle().X509) == 0 {
+			return nil, identity.ErrNoAuthority // an empty bundle would say that nobody is to be trusted
+		}
 		return &answer[workload.X509BundlesResponse]{
 			message: &workload.X509BundlesResponse{Bundles: s.bundles(s.o.Authority.Bundle().X509)},
 			records: []audit.Record{c.record(audit.EventBundle)},

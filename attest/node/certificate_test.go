@@ -2,16 +2,21 @@ package node
 
 import (
 	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"fmt"
 	"math/big"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
@@ -37,6 +42,92 @@ func TestEndorsementCertificates(t *testing.T) {
 	refused(t, Appraise(e, other, given), "endorsement", ErrCertificate)
 	given.Now = m.real.CA[0].NotAfter.AddDate(1, 0, 0)
 	refused(t, Appraise(e, p, given), "endorsement", ErrCertificate)
+}
+
+// A maker's certificates for each kind of key lie in the TPM.
+func TestCertificateOfEachKindOfEndorsementKey(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		kind   string
+		remove []tpm2.TPMHandle // certificates that come before it
+	}{
+		{"RSA-2048", nil},
+		{"P-384", []tpm2.TPMHandle{0x01c00002}},
+		{"P-256", []tpm2.TPMHandle{0x01c00002, 0x01c00016}},
+	} {
+		t.Run(tt.kind, func(t *testing.T) {
+			t.Parallel()
+			real := tpmtest.Start(t)
+			root, between := real.CA[0].Raw, [][]byte{real.CA[1].Raw}
+			for _, index := range tt.remove {
+				undefine(t, real, index)
+			}
+			if tt.kind == "P-256" { // which swtpm's maker does not certify
+				root, between = certifyP256(t, real), nil
+			}
+			m := booted(t, "uki-secureboot", real)
+			m.from.Chain = between
+			e, given := m.evidence(t)
+			r := Appraise(e, policy(t, "endorsement:\n  roots:\n"+yamlPEM(root)+"boot_state: any\n"), given)
+			if !r.Passed || r.EKSHA256 != m.EKSHA256() {
+				t.Errorf("%v", r)
+			}
+			k, err := m.keys.EK.key()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := kindOf(k); got != tt.kind {
+				t.Errorf("the endorsement key is %s, want %s", got, tt.kind)
+			}
+		})
+	}
+}
+
+func kindOf(k crypto.PublicKey) string {
+	switch k := k.(type) {
+	case *rsa.PublicKey:
+		return fmt.Sprintf("RSA-%d", k.N.BitLen())
+	case *ecdsa.PublicKey:
+		return k.Params().Name
+	}
+	return "unknown"
+}
+
+// certifyP256 puts a certificate for the TPM's P-256 endorsement key where
+// makers put it, and returns the root.
+func certifyP256(t *testing.T, real *tpmtest.TPM) (root []byte) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "maker"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<32, 0), KeyUsage: x509.KeyUsageCertSign,
+	}
+	if root, err = x509.CreateCertificate(rand.Reader, ca, ca, &key.PublicKey, key); err != nil {
+		t.Fatal(err)
+	}
+	real.Do(func(tr transport.TPM) error {
+		public, err := endorsementPublic(tr, ekTemplates()[1], nil)
+		if err != nil {
+			return err
+		}
+		ek, err := tpm2.Pub(*public)
+		if err != nil {
+			return err
+		}
+		der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+			SerialNumber: big.NewInt(2), NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<32, 0),
+			KeyUsage: x509.KeyUsageKeyAgreement, UnknownExtKeyUsage: []asn1.ObjectIdentifier{oidEKCertificate},
+			ExtraExtensions: []pkix.Extension{{Id: oidSubjectAltName, Critical: true, Value: tpmName(t, "id:49465800", "SLB9672", "id:0f17")}},
+		}, ca, ek, key)
+		if err != nil {
+			return err
+		}
+		return writeNV(tr, 0x01c0000a, append(der, make([]byte, 100)...)) // makers fill the index up
+	})
+	return root
 }
 
 // Certificates as makers issue them, and as they must not be.

@@ -2,9 +2,10 @@
 //
 // Its attester half ([Open], [Load] and the methods of [Node]) keeps the
 // node's keys in the TPM and makes what proves them: statements, quotes and
-// anchors, which the TPM signs with the attestation key (AK). Its verifier
-// half ([VerifyStatement] and the methods of [Verified]) checks them with
-// nothing but their bytes: no TPM, no network, on any machine.
+// anchors for the log, evidence for a verifier, requests for an [Authority].
+// Its verifier half ([VerifyStatement], [Appraise], [VerifyActivation],
+// [VerifyEnrolment]) judges them with nothing but their bytes: no TPM, no
+// network, on any machine.
 //
 // The AK is restricted: the TPM signs with it only structures that it made
 // itself. So one signature by a key of exactly the right attributes is what

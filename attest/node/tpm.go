@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -102,19 +103,19 @@ func (t *TPM) do(ctx context.Context, what string, limit time.Duration, op func(
 		return fmt.Errorf("%s: waiting for TPM %s: %w", what, t.address, ctx.Err())
 	}
 	giveUp := time.Now().Add(reconnectLimit)
+	var before error // what was wrong while there was time
 	for wait := firstBackOff; ; wait = min(2*wait, longestBackOff) {
 		again, err := t.attempt(ctx, op)
 		switch {
 		case err == nil:
 			return nil
 		case ctx.Err() != nil:
-			return fmt.Errorf("%s: %w: %w", what, ctx.Err(), t.explain(err))
+			return fmt.Errorf("%s: %w: %w", what, ctx.Err(), t.explain(cmp.Or(before, err)))
 		case !again || time.Now().After(giveUp):
 			return fmt.Errorf("%s: %w", what, t.explain(err))
 		}
-		if pause(ctx, wait) != nil {
-			return fmt.Errorf("%s: %w", what, t.explain(err))
-		}
+		before = err
+		pause(ctx, wait) // an attempt without time left fails at once
 	}
 }
 

@@ -18,6 +18,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+
+	"github.com/vouchd/vouchd/systemd"
 )
 
 func TestTracedProcessIsRefused(t *testing.T) {
@@ -152,8 +154,19 @@ func helperAttest(args []string) error {
 	if err != nil {
 		return err
 	}
-	_, err = NewAttester(Options{}).AttestPID(context.Background(), pid)
-	return err
+	units := &systemd.Units{}
+	defer units.Close()
+	at, err := NewAttester(Options{Manager: units}).AttestPID(context.Background(), pid)
+	if err != nil {
+		return err
+	}
+	for _, gap := range at.Gaps {
+		fmt.Println("gap:", gap)
+	}
+	for _, s := range at.Selectors {
+		fmt.Println(s)
+	}
+	return nil
 }
 
 // TestManyShortLivedPeers: thousands of processes of different users connect

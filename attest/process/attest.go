@@ -22,10 +22,10 @@ type Options struct {
 	// Manager answers for units; nil where systemd is not PID 1. Without it
 	// there are no selectors but those that follow from the control group.
 	Manager Manager
-	// Trees says whether any entry asks for script:tree_sha256. Trees are
-	// walked, for the script's directory and its virtual environment, only
-	// while it returns true; nil means never.
-	Trees func() bool
+	// Wants says whether any entry wants a selector of a type (ns), or of a type
+	// and key (script:tree_sha256). What takes a while to find out and nobody
+	// wants, Attest leaves out; nil means that everything is wanted.
+	Wants func(kind string) bool
 }
 
 // An Attester attests peers. It keeps the digests of files that it has hashed;
@@ -37,14 +37,19 @@ type Attester struct {
 	names    *names
 	measured *measurements // nil where the kernel keeps no list
 	manager  Manager       // nil where there is none
-	trees    func() bool   // nil for never
+	wants    func(kind string) bool
 
+	turns     turns
 	units     unitCache
 	treeCache treeCache
 }
 
 // NewAttester returns an Attester for the machine it runs on.
 func NewAttester(o Options) *Attester {
+	wants := o.Wants
+	if wants == nil {
+		wants = everything
+	}
 	return &Attester{
 		host:    thisHost(),
 		modules: theseModules(),
@@ -56,9 +61,11 @@ func NewAttester(o Options) *Attester {
 		names:    newNames(),
 		measured: theseMeasurements(),
 		manager:  o.Manager,
-		trees:    o.Trees,
+		wants:    wants,
 	}
 }
+
+func everything(string) bool { return true }
 
 // An Attested is what a process was at one moment.
 type Attested struct {
@@ -103,7 +110,19 @@ var ErrChanged = errors.New("it changed during attestation, by exec or by settin
 // process exited before everything was read, and otherwise an [*Error] that
 // names the process and the fact that could not be established; it wraps
 // [ErrChanged] if the process changed meanwhile.
+//
+// Attestations for one user wait for each other beyond a small number at a
+// time: what they touch belongs to that user, such as a file system that does
+// not answer, and must not keep others waiting.
 func (a *Attester) Attest(ctx context.Context, p *Peer) (*Attested, error) {
+	if err := a.turns.take(ctx, p.uid); err != nil {
+		return nil, &Error{PID: p.pid, Fact: "process, after the others of its user,", Err: err}
+	}
+	defer a.turns.give(p.uid)
+	return a.attest(ctx, p, a.wants)
+}
+
+func (a *Attester) attest(ctx context.Context, p *Peer, wants func(kind string) bool) (*Attested, error) {
 	dir, err := openDir(p.pid)
 	if err != nil {
 		return nil, p.explain("process directory", err)
@@ -130,7 +149,7 @@ func (a *Attester) Attest(ctx context.Context, p *Peer) (*Attested, error) {
 		Device:    before.program.dev,
 		Inode:     before.program.ino,
 	}
-	f := facts{observation: before}
+	f := facts{observation: before, wants: wants}
 	if err := a.read(ctx, p, dir, buf, at, &f); err != nil {
 		return nil, err
 	}
@@ -154,6 +173,7 @@ func (a *Attester) Attest(ctx context.Context, p *Peer) (*Attested, error) {
 // facts are what selectors are made of, beside what Attested holds.
 type facts struct {
 	observation
+	wants   func(kind string) bool
 	sandbox sandbox
 	verity  string // algorithm:digest of the program, "" for none
 	parent  parent
@@ -181,19 +201,24 @@ func (a *Attester) read(ctx context.Context, p *Peer, dir procDir, buf *buffer, 
 	if at.Cgroup, err = dir.cgroup(a.host.hierarchy, buf); err != nil {
 		return p.explain("control group", err)
 	}
-	if f.sandbox, err = dir.sandbox(a.modules, buf); err != nil {
-		return p.explain("sandbox", err)
+	if f.wants("ns") || f.wants("apparmor") || f.wants("selinux") {
+		if f.sandbox, err = dir.sandbox(a.modules, buf); err != nil {
+			return p.explain("sandbox", err)
+		}
+		f.sandbox.known = true
 	}
-	if f.status.parent > 1 { // PID 1 is everybody's
+	if f.wants("parent") && f.status.parent > 1 { // PID 1 is everybody's
 		if f.parent, err = a.parent(ctx, f.status.parent, buf); err != nil {
 			if err := at.gap(ctx, p, "parent", err); err != nil {
 				return err
 			}
 		}
 	}
-	if f.unit, err = a.unit(ctx, p, dir, at, f); err != nil {
-		if err := at.gap(ctx, p, "unit", err); err != nil {
-			return err
+	if slices.ContainsFunc(managerKinds, f.wants) {
+		if f.unit, err = a.unit(ctx, p, dir, at, f); err != nil {
+			if err := at.gap(ctx, p, "unit", err); err != nil {
+				return err
+			}
 		}
 	}
 	if f.unit != nil {
@@ -207,27 +232,31 @@ func (a *Attester) read(ctx context.Context, p *Peer, dir procDir, buf *buffer, 
 	return nil
 }
 
+// managerKinds are those that systemd is asked for; unit and slice follow from
+// the control group.
+var managerKinds = []string{"script", "systemd:exec_sha256", "systemd:fragment_path", "systemd:fragment_sha256", "systemd:invocation_id"}
+
 // restOn notes the files that the selectors rest on.
 func (at *Attested) restOn(f *facts) {
 	if at.Selectors.Has(attest.Selector{Type: "unix", Value: "path:" + at.Path}) {
 		at.Files = append(at.Files, at.Path)
 	}
 	if f.unit != nil {
-		at.Files = slices.AppendSeq(at.Files, maps.Keys(f.unit.files))
+		at.Files = append(at.Files, slices.Sorted(maps.Keys(f.unit.files))...)
 		if len(f.trees) > 0 {
 			at.Trees = f.unit.roots
 		}
 	}
 }
 
-// AttestPID attests the process that has the PID now.
+// AttestPID attests the process that has the PID now, and leaves nothing out.
 func (a *Attester) AttestPID(ctx context.Context, pid int) (*Attested, error) {
-	p, err := openPeer(pid)
+	p, err := Pin(pid)
 	if err != nil {
 		return nil, err
 	}
 	defer p.Close()
-	return a.Attest(ctx, p)
+	return a.attest(ctx, p, everything)
 }
 
 // gap notes a fact that could not be established. It returns an error if the

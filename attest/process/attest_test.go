@@ -367,3 +367,26 @@ func TestAttestStopsWithItsContext(t *testing.T) {
 		t.Errorf("got error %v, want %v", err, context.Canceled)
 	}
 }
+
+func TestWhatNobodyWantsIsLeftOut(t *testing.T) {
+	t.Parallel()
+	child := run(t, nil, "sleep", "600")
+	p := pin(t, child.Process.Pid)
+	a := NewAttester(Options{Wants: func(kind string) bool { return kind == "unix:uid" }})
+	at, err := a.Attest(t.Context(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range at.Selectors {
+		if s.Type == "ns" || s.Type == "parent" || s.Type == "ima" {
+			t.Errorf("%s was found out though nobody wants it", s)
+		}
+	}
+	all, err := a.AttestPID(t.Context(), child.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if missing := all.Selectors.Missing(at.Selectors); len(missing) > 0 || len(all.Selectors) <= len(at.Selectors) {
+		t.Errorf("by PID there are %v, of what is wanted %v", all.Selectors, at.Selectors)
+	}
+}

@@ -1,14 +1,33 @@
 package process
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 )
+
+// HashFile returns where the path leads and the SHA-256 of the file there, in
+// hexadecimal, if a process of the user can change neither the file nor what
+// the path leads to. For root there is no such file.
+func HashFile(ctx context.Context, path string, uid uint32) (real, sum string, err error) {
+	if uid == 0 {
+		return "", "", fmt.Errorf("%s: root can rewrite every file", path)
+	}
+	if real, err = resolve(path, notBy(uid)); err != nil {
+		return "", "", err
+	}
+	_, sum, err = NewAttester(Options{}).hashes.path(ctx, real)
+	if err != nil {
+		return "", "", fmt.Errorf("%s: %w", path, err)
+	}
+	return real, sum, nil
+}
 
 // maxLinks bounds the symbolic links that are followed on the way to one file.
 const maxLinks = 40
@@ -24,18 +43,32 @@ func onlyRoot(info os.FileInfo) error {
 	return notShared(info)
 }
 
-// notBy accepts what a process of the user can't write to. Whether it is in a
+// notBy accepts what a process of the users can't write to. Whether it is in a
 // group that may is not looked at: no group may.
-func notBy(uid uint32) writer {
+func notBy(uids ...uint32) writer {
 	return func(info os.FileInfo) error {
-		if info.Sys().(*syscall.Stat_t).Uid == uid {
+		if uid := info.Sys().(*syscall.Stat_t).Uid; slices.Contains(uids, uid) {
 			return fmt.Errorf("belongs to user %d, which the process runs as and which may rewrite it", uid)
-		}
-		if uid == 0 {
-			return errors.New("can be rewritten by the process, which runs as root")
 		}
 		return notShared(info)
 	}
+}
+
+// harmless are the capabilities (capabilities(7)) that do not help a process
+// to change another user's files, or the clock that changes are judged by:
+// KILL, NET_*, IPC_LOCK, SYS_NICE, WAKE_ALARM and BLOCK_SUSPEND.
+const harmless = 1<<5 | 1<<10 | 1<<11 | 1<<12 | 1<<13 | 1<<14 | 1<<23 | 1<<35 | 1<<36
+
+// confined returns an error if the process may write to files whoever they
+// belong to.
+func (s status) confined() error {
+	if slices.Contains(s.uids[:], 0) {
+		return errors.New("the process runs as root, or may become root, and can rewrite every file; give it a user of its own")
+	}
+	if more := s.permitted &^ harmless; more != 0 {
+		return fmt.Errorf("the process has capabilities (%#x) by which it may rewrite files; take them away", more)
+	}
+	return nil
 }
 
 // notShared accepts what only its owner can write to. Where there is an access

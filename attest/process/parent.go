@@ -13,7 +13,7 @@ type parent struct {
 // parent attests the process's parent. The caller checks afterwards that it is
 // still the parent: until then, its PID cannot have been reused.
 func (a *Attester) parent(ctx context.Context, pid int, buf *buffer) (parent, error) {
-	p, err := openPeer(pid)
+	p, err := Pin(pid)
 	if err != nil {
 		return parent{}, err
 	}

@@ -114,8 +114,9 @@ func (p *Peer) connectedBefore(t time.Duration) error {
 	return nil
 }
 
-// openPeer pins the process that has the PID now.
-func openPeer(pid int) (*Peer, error) {
+// Pin pins the process that has the PID now, for callers who know by other
+// means that it is the one they want. Its UID and GID are not known and 0.
+func Pin(pid int) (*Peer, error) {
 	if pid <= 0 {
 		return nil, fmt.Errorf("pinning process %d: no such PID", pid)
 	}

@@ -115,17 +115,19 @@ const maxGroups = 1024
 
 // A status is what /proc/PID/status says that is of use here.
 type status struct {
-	parent     int    // PID, 0 where it is not visible
-	uid, gid   uint32 // effective
+	parent     int       // PID, 0 where it is not visible
+	uid, gid   uint32    // effective
+	uids       [4]uint32 // real, effective, saved and for files
 	groups     []uint32
+	permitted  uint64 // capabilities
 	noNewPrivs bool
 	seccomp    bool // a seccomp filter is in force
 	tracer     int  // PID of the tracing process, or 0
 }
 
 func (s status) equal(t status) bool {
-	return s.parent == t.parent && s.uid == t.uid && s.gid == t.gid && slices.Equal(s.groups, t.groups) &&
-		s.noNewPrivs == t.noNewPrivs && s.seccomp == t.seccomp && s.tracer == t.tracer
+	return s.parent == t.parent && s.uids == t.uids && s.gid == t.gid && slices.Equal(s.groups, t.groups) &&
+		s.permitted == t.permitted && s.noNewPrivs == t.noNewPrivs && s.seccomp == t.seccomp && s.tracer == t.tracer
 }
 
 func (d procDir) status(buf *buffer) (status, error) {
@@ -149,16 +151,22 @@ func parseStatus(b []byte) (status, error) {
 		var err error
 		switch string(key) {
 		case "Uid":
-			s.uid, err = effective(value)
+			s.uids, err = four(value)
+			s.uid = s.uids[1]
 			seen++
 		case "Gid":
-			s.gid, err = effective(value)
+			var gids [4]uint32
+			gids, err = four(value)
+			s.gid = gids[1]
 			seen++
 		case "Groups":
 			s.groups, err = ids(value)
 			seen++
 		case "PPid":
 			s.parent, err = strconv.Atoi(string(bytes.TrimSpace(value)))
+		case "CapPrm":
+			s.permitted, err = strconv.ParseUint(string(bytes.TrimSpace(value)), 16, 64)
+			seen++
 		case "TracerPid":
 			s.tracer, err = strconv.Atoi(string(bytes.TrimSpace(value)))
 		case "NoNewPrivs":
@@ -170,23 +178,22 @@ func parseStatus(b []byte) (status, error) {
 			return status{}, fmt.Errorf("status line %s: %w", key, err)
 		}
 	}
-	if seen != 3 {
-		return status{}, errors.New("status does not have one line each of Uid, Gid and Groups")
+	if seen != 4 {
+		return status{}, errors.New("status does not have one line each of Uid, Gid, Groups and CapPrm")
 	}
 	return s, nil
 }
 
-// effective returns the second of the four IDs: real, effective, saved and
-// file system.
-func effective(value []byte) (uint32, error) {
+// four returns the four IDs of a line: real, effective, saved and for files.
+func four(value []byte) ([4]uint32, error) {
 	list, err := ids(value)
 	if err != nil {
-		return 0, err
+		return [4]uint32{}, err
 	}
 	if len(list) != 4 {
-		return 0, fmt.Errorf("want 4 IDs, got %d", len(list))
+		return [4]uint32{}, fmt.Errorf("want 4 IDs, got %d", len(list))
 	}
-	return list[1], nil
+	return [4]uint32(list), nil
 }
 
 func ids(value []byte) ([]uint32, error) {

@@ -9,12 +9,12 @@ import (
 	"testing"
 )
 
-const someStatus = "Name:\tx\\nUid:\t0\nState:\tS (sleeping)\nTracerPid:\t7\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nNoNewPrivs:\t1\nSeccomp:\t2\n"
+const someStatus = "Name:\tx\\nUid:\t0\nState:\tS (sleeping)\nTracerPid:\t7\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nCapPrm:\t0000000000000400\nNoNewPrivs:\t1\nSeccomp:\t2\n"
 
 func TestParseStatus(t *testing.T) {
 	t.Parallel()
 	got, err := parseStatus([]byte(someStatus))
-	want := status{uid: 2, gid: 6, groups: []uint32{9, 10}, noNewPrivs: true, seccomp: true, tracer: 7}
+	want := status{uid: 2, uids: [4]uint32{1, 2, 3, 4}, gid: 6, permitted: 0x400, groups: []uint32{9, 10}, noNewPrivs: true, seccomp: true, tracer: 7}
 	if err != nil || !got.equal(want) {
 		t.Errorf("got %+v, %v; want %+v", got, err, want)
 	}
@@ -22,6 +22,8 @@ func TestParseStatus(t *testing.T) {
 		{"no user", "Uid:\t1\t2\t3\t4\n", ""},
 		{"user listed twice", "Groups:", "Uid:\t0\t0\t0\t0\nGroups:"},
 		{"no groups", "Groups:\t9 10 \n", ""},
+		{"no capabilities", "CapPrm:\t0000000000000400\n", ""},
+		{"capabilities that are no number", "CapPrm:\t0", "CapPrm:\tx"},
 		{"an ID missing", "\t4\n", "\n"},
 		{"negative ID", "\t2\t", "\t-2\t"},
 		{"ID too large", "\t2\t", "\t4294967296\t"},

@@ -204,7 +204,7 @@ func run(t testing.TB, as *syscall.Credential, name string, args ...string) *exe
 
 func pin(t testing.TB, pid int) *Peer {
 	t.Helper()
-	p, err := openPeer(pid)
+	p, err := Pin(pid)
 	if err != nil {
 		t.Fatal(err)
 	}

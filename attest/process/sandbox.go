@@ -13,6 +13,7 @@ var namespaceKinds = [...]string{"mnt", "net", "pid", "user", "ipc"}
 
 // A sandbox is what confines a process beside its user and control group.
 type sandbox struct {
+	known      bool // it was looked at
 	namespaces [len(namespaceKinds)]nsID
 	apparmor   string // profile in force, "" for none
 	selinux    string // type, "" for none

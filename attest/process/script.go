@@ -8,6 +8,19 @@ import (
 	"strings"
 )
 
+// ScriptIn returns which argument of a command is the script that its program,
+// an interpreter, runs, and "" if the program is no interpreter that is known.
+// An error means that the command brings in code in another way.
+func ScriptIn(command []string) (string, error) {
+	if len(command) == 0 {
+		return "", errors.New("the command is empty")
+	}
+	if _, ok := optionsOf(command[0]); !ok {
+		return "", nil
+	}
+	return scriptIn(command[0], command)
+}
+
 // scriptIn returns which of the arguments of an interpreter, the first being
 // its name, is the script it runs. Only options that are known not to bring in
 // code of their own may stand before it: an option that isn't known might.

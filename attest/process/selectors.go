@@ -68,6 +68,9 @@ func (a *Attester) addProgram(s *statement, at *Attested, f *facts) {
 	}
 	s.add("unix", "sha256:", at.SHA256)
 	s.add("unix", "fsverity:", f.verity)
+	if !f.wants("ima") {
+		return
+	}
 	measured, err := a.measured.has(at.SHA256)
 	if err != nil {
 		at.Gaps = append(at.Gaps, &Error{at.PID, "program's measurement", err})
@@ -101,7 +104,7 @@ func (a *Attester) addGroup(s *statement, at *Attested) {
 func (a *Attester) addSandbox(s *statement, f *facts) {
 	for i, kind := range namespaceKinds {
 		switch host := a.host.namespaces[i]; {
-		case host == nsID{}: // not known
+		case !f.sandbox.known, host == nsID{}:
 		case f.sandbox.namespaces[i] == host:
 			s.add("ns", kind+":", "host")
 		default:

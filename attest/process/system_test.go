@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"text/template"
 	"time"
@@ -41,7 +42,8 @@ User=daemon
 {{.Lines}}
 `))
 
-const sleeper = "import time\ntime.sleep(600)\n"
+// sleeper is a script that shows when it runs.
+const sleeper = "import time\nopen('/proc/self/comm', 'w').write('ready')\ntime.sleep(600)\n"
 
 // startUnit makes a directory with a script, below one that only root can
 // write to, and a unit that runs it, as changed by prepare; then starts it.
@@ -95,6 +97,12 @@ func waitTicks(t testing.TB) {
 // main waits until the unit's main process runs the interpreter.
 func (u *unitTest) main(t testing.TB) (pid int) {
 	t.Helper()
+	t.Cleanup(func() {
+		if t.Failed() {
+			out, _ := exec.Command("systemctl", "status", "--full", u.Name).CombinedOutput()
+			t.Logf("%s: main process %d: %s", u.Name, pid, out)
+		}
+	})
 	eventually(t, u.Name+" runs", func() bool {
 		pid, _ = strconv.Atoi(systemctl(t, "show", "--value", "-p", "MainPID", u.Name))
 		exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
@@ -112,7 +120,7 @@ func withManager(t testing.TB) *Attester {
 	t.Helper()
 	units := &systemd.Units{}
 	t.Cleanup(func() { units.Close() })
-	return NewAttester(Options{Manager: units, Trees: func() bool { return true }})
+	return NewAttester(Options{Manager: units})
 }
 
 func TestSystemTwoScriptsOfOneInterpreterDiffer(t *testing.T) {
@@ -180,7 +188,9 @@ func TestSystemScripts(t *testing.T) {
 			t.Cleanup(func() { os.Remove("/tmp/agent.py") })
 			u.Exec = "/usr/bin/python3 /tmp/agent.py"
 		}, "others than its owner may write"},
-		{"of a workload that runs as root", func(t *testing.T, u *unitTest) { u.Lines = "User=root" }, "which the process runs as"},
+		{"of a workload that runs as root", func(t *testing.T, u *unitTest) { u.Lines = "User=root" }, "runs as root"},
+		{"of a workload with capabilities", func(t *testing.T, u *unitTest) { u.Lines = "AmbientCapabilities=CAP_DAC_OVERRIDE" }, "has capabilities"},
+		{"of a workload with a harmless capability", func(t *testing.T, u *unitTest) { u.Lines = "AmbientCapabilities=CAP_NET_BIND_SERVICE" }, ""},
 		{"in the program's text", func(t *testing.T, u *unitTest) {
 			u.Exec = `/usr/bin/python3 -c "import time; time.sleep(600)"`
 		}, "may bring in other code"},
@@ -276,6 +286,10 @@ func TestSystemChangeUnderARunningUnit(t *testing.T) {
 			if got := values(before.Selectors, "script:"); len(got) != 3 {
 				t.Fatalf("script selectors are %q before, gaps %v", got, before.Gaps)
 			}
+			eventually(t, "the interpreter has read the script", func() bool {
+				comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", before.PID))
+				return string(comm) == "ready\n"
+			})
 			tt.change(t, u)
 			after := u.attest(t, a)
 			for _, s := range before.Selectors {
@@ -338,8 +352,67 @@ func TestSystemOnlyTheMainProcessRunsTheScript(t *testing.T) {
 	}
 }
 
+// TestSystemTracingIsAllTheDaemonNeeds attests as a user that has no privilege
+// but CAP_SYS_PTRACE, as the package's daemon is.
+func TestSystemTracingIsAllTheDaemonNeeds(t *testing.T) {
+	needSystemd(t)
+	u := startUnit(t, nil)
+	want := u.attest(t, withManager(t))
+	cmd := exec.Command("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups",
+		"--inh-caps", "-all,+sys_ptrace", "--ambient-caps", "-all,+sys_ptrace", "--bounding-set", "-all,+sys_ptrace", "--no-new-privs",
+		readableSelf(t), "helper:attest", strconv.Itoa(want.PID))
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if got := strings.TrimSpace(string(out)); got != strings.Join(want.Selectors.Strings(), "\n") {
+		t.Errorf("root attests\n%s\nand the daemon's user\n%s", strings.Join(want.Selectors.Strings(), "\n"), got)
+	}
+}
+
+func TestSystemScriptIsForgottenAfterAnExec(t *testing.T) {
+	needSystemd(t)
+	u := startUnit(t, func(u *unitTest) {
+		must(t, os.WriteFile(u.Dir+"/evil.py", []byte(sleeper), 0o644))
+		must(t, os.WriteFile(u.Script, []byte(`import os, signal, sys
+def swap(*_):
+	os.execv(sys.executable, [sys.executable, '-u', os.path.dirname(__file__) + '/evil.py'])
+signal.signal(signal.SIGUSR1, swap)
+open('/proc/self/comm', 'w').write('ready')
+while True: signal.pause()
+`), 0o755))
+	})
+	pid := u.main(t)
+	ready := func() bool {
+		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		return string(comm) == "ready\n"
+	}
+	eventually(t, "the script runs", ready)
+	a := withManager(t)
+	before := u.attest(t, a)
+	if got := values(before.Selectors, "script:"); len(got) != 3 {
+		t.Fatalf("script selectors are %q, gaps %v", got, before.Gaps)
+	}
+	must(t, syscall.Kill(pid, syscall.SIGUSR1))
+	eventually(t, "the other script runs", func() bool {
+		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		return bytes.Contains(cmdline, []byte("evil.py")) && ready()
+	})
+	for range 2 {
+		at := u.attest(t, a)
+		wantOnly(t, at.Selectors, "script:")
+		wantOnly(t, at.Selectors, "unix:sha256:", sha256Of(t, "/usr/bin/python3"))
+		if !strings.Contains(fmt.Sprint(at.Gaps), "has called exec") {
+			t.Errorf("gaps are %v", at.Gaps)
+		}
+	}
+}
+
 func TestSystemUserUnitIsNoSystemUnit(t *testing.T) {
 	needSystemd(t)
+	if thisHierarchy() == namedHierarchy {
+		t.Skip("systemd delegates to users in version 2 only")
+	}
 	// Without a user session here, a delegated unit that makes the groups of a
 	// user's manager stands for it.
 	u := startUnit(t, func(u *unitTest) {

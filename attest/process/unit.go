@@ -35,9 +35,16 @@ type unitFacts struct {
 	scriptSHA256   string
 	gaps           []*Error
 
-	files map[string]fileID // that the facts rest on, by path
-	roots []string          // directories of the script and of its environment
+	files  map[string]fileID // that the facts rest on, by path
+	roots  []string          // directories of the script and of its environment
+	stack  uint64            // of the process, by which a later exec shows
+	execed bool              // there was one since the script was established
+	until  time.Time         // when to look again, if there are gaps
 }
+
+// gapLife is how long gaps are not looked into again: what is wrong may be
+// mended, and the manager should not be asked at the pace of refused requests.
+const gapLife = time.Second
 
 // A startKey names a process for as long as the machine runs: two processes of
 // one PID do not start in the same tick, in the same control group.
@@ -74,11 +81,12 @@ func (c *unitCache) put(k startKey, f *unitFacts) {
 // be established is among the gaps.
 func (a *Attester) unit(ctx context.Context, p *Peer, dir procDir, at *Attested, f *facts) (*unitFacts, error) {
 	name, _, ok := a.host.unit(at.Cgroup)
-	if !ok || a.manager == nil {
+	if !ok || a.manager == nil || isLogin(name) {
 		return nil, nil
 	}
 	key := startKey{p.pid, f.stat.start, at.Cgroup}
-	if known := a.units.get(key); known != nil && known.holds() {
+	known := a.units.get(key)
+	if known != nil && known.stack == f.stat.stack && known.holds() {
 		return known, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, unitTimeout)
@@ -88,23 +96,26 @@ func (a *Attester) unit(ctx context.Context, p *Peer, dir procDir, at *Attested,
 		return nil, err
 	}
 	e := unitEvidence{a: a, unit: u, peer: p, dir: dir, facts: f, started: startTime(f.stat.start)}
-	facts := e.establish(ctx)
+	established := e.establish(ctx)
+	if known != nil && (known.execed || known.script != "" && known.stack != f.stat.stack) {
+		established.forgetScript(p.pid) // what it runs now was its own choice
+	}
 	if err := p.Alive(); err != nil { // else its PID might not be the unit's main one
 		return nil, err
 	}
 	if ctx.Err() == nil {
-		a.units.put(key, facts)
+		a.units.put(key, established)
 	}
-	return facts, nil
+	return established, nil
 }
 
 // scriptTrees returns the digests of the script's trees, if any entry asks for
 // them. Every entry of a tree is looked at each time.
 func (a *Attester) scriptTrees(ctx context.Context, f *facts) ([]string, error) {
-	if f.unit == nil || a.trees == nil || !a.trees() {
+	if f.unit == nil || !f.wants("script:tree_sha256") {
 		return nil, nil
 	}
-	by := notBy(f.status.uid)
+	by := notBy(f.status.uids[:]...)
 	var sums []string
 	for _, root := range f.unit.roots {
 		real, err := resolve(root, by)
@@ -123,8 +134,29 @@ func (a *Attester) scriptTrees(ctx context.Context, f *facts) ([]string, error) 
 	return sums, nil
 }
 
+// isLogin reports whether a unit is one that users start by logging in, of
+// which there is nothing to say: unprivileged users cannot have the manager
+// asked.
+func isLogin(unit string) bool {
+	return strings.HasPrefix(unit, "user@") || strings.HasPrefix(unit, "session-")
+}
+
+// forgetScript takes back what was said about the script of a process that has
+// run another program since.
+func (f *unitFacts) forgetScript(pid int) {
+	f.execed = true
+	if f.script == "" {
+		return
+	}
+	f.script, f.scriptSHA256, f.roots = "", "", nil
+	f.gaps = append(f.gaps, &Error{pid, "script", errors.New("the process has called exec since it was attested first: restart the unit")})
+}
+
 // holds reports whether every file that the facts rest on is as it was.
 func (f *unitFacts) holds() bool {
+	if len(f.gaps) > 0 && time.Now().After(f.until) {
+		return false
+	}
 	for path, id := range f.files {
 		var st unix.Statx_t
 		if err := statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, &st); err != nil || identify(&st) != id {
@@ -151,7 +183,7 @@ type unitEvidence struct {
 }
 
 func (e *unitEvidence) establish(ctx context.Context) *unitFacts {
-	e.out = &unitFacts{files: make(map[string]fileID)}
+	e.out = &unitFacts{files: make(map[string]fileID), stack: e.facts.stat.stack, until: time.Now().Add(gapLife)}
 	if main := e.unit.Service != nil && e.unit.Service.MainPID == e.peer.pid; !main && e.unit.Started.After(e.started.Add(startDelay)) {
 		e.gap("unit", errors.New("the process is left over from an earlier start of its unit"))
 		return e.out
@@ -162,6 +194,10 @@ func (e *unitEvidence) establish(ctx context.Context) *unitFacts {
 		return e.out
 	}
 	if !e.definition(ctx) || e.unit.Service == nil {
+		return e.out
+	}
+	if err := e.facts.status.confined(); err != nil {
+		e.gap("script", err)
 		return e.out
 	}
 	e.execFiles(ctx)
@@ -216,12 +252,18 @@ func (e *unitEvidence) file(ctx context.Context, path string, by writer) (sum st
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", path, err)
 	}
-	if err := unchangedSince(id, e.started); err != nil {
-		return "", fmt.Errorf("%s %w", path, err)
+	if !strings.HasPrefix(real, transientUnits) {
+		if err := unchangedSince(id, e.started); err != nil {
+			return "", fmt.Errorf("%s %w", path, err)
+		}
 	}
 	e.out.files[real] = id
 	return sum, nil
 }
+
+// transientUnits is where systemd itself writes the files of transient units,
+// right before it starts them.
+const transientUnits = "/run/systemd/transient/"
 
 // execFiles hashes each file that is named in ExecStart.
 func (e *unitEvidence) execFiles(ctx context.Context) {
@@ -236,7 +278,7 @@ func (e *unitEvidence) execFiles(ctx context.Context) {
 			if info, err := os.Stat(arg); err != nil || !info.Mode().IsRegular() {
 				continue // an argument that only looks like a path
 			}
-			sum, err := e.file(ctx, arg, notBy(e.facts.status.uid))
+			sum, err := e.file(ctx, arg, notBy(e.facts.status.uids[:]...))
 			if err != nil {
 				e.gap("file in ExecStart", err)
 				continue
@@ -269,7 +311,7 @@ func (e *unitEvidence) script(ctx context.Context) error {
 	if err != nil || script == "" {
 		return err
 	}
-	sum, err := e.file(ctx, script, notBy(e.facts.status.uid))
+	sum, err := e.file(ctx, script, notBy(e.facts.status.uids[:]...))
 	if err != nil {
 		return err
 	}

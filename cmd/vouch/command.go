@@ -32,6 +32,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
+	if code := exitError(0); errors.As(err, &code) {
+		return int(code)
+	}
 	if !errors.Is(err, errSaid) {
 		for line := range strings.SplitSeq(strings.TrimSpace(err.Error()), "\n") {
 			fmt.Fprintf(stderr, "vouch: %s\n", line)
@@ -87,7 +90,8 @@ Exit codes: 0 success, 1 failed, 2 wrong usage.`,
 		return usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
 	root.AddCommand(
-		newStatus(&o), newDoctor(&o), newCheck(&o), newEntry(&o), newFetch(&o), newLog(&o),
+		newRun(&o), newHash(&o), newStatus(&o), newDoctor(&o), newCheck(&o), newEntry(&o), newFetch(&o), newLog(&o),
+		newNode(&o), newAuthority(&o),
 	)
 	for _, cmd := range root.Commands() {
 		strict(cmd)

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strconv"
 	"strings"
 
@@ -16,7 +18,7 @@ func newEntry(o *options) *cobra.Command {
 		Use:   "entry",
 		Short: "List registration entries, and explain what a process is entitled to",
 	}
-	cmd.AddCommand(newEntryList(o), newEntryExplain(o))
+	cmd.AddCommand(newEntryList(o), newEntryExplain(o), newEntryNew(o))
 	return cmd
 }
 
@@ -53,19 +55,27 @@ func printEntry(w io.Writer, e workloadapi.EntryView) {
 }
 
 func newEntryExplain(o *options) *cobra.Command {
-	return &cobra.Command{
-		Use:   "explain PID",
+	var self bool
+	cmd := &cobra.Command{
+		Use:   "explain PID|--self",
 		Short: "Say what a process is, which entries it matches and what it lacks for others",
 		Long: `Explain attests a process as if it had called and prints every selector it has
 with who vouches for it, the entries it matches, and for the entries nearest to
 matching, which selectors are missing. It exits 1 if no entry matches.`,
 		Example: `  vouch entry explain $$
+  vouch entry explain --self
   vouch entry explain $(systemctl show -p MainPID --value agent.service)`,
-		Args: cobra.ExactArgs(1),
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			pid, err := strconv.Atoi(args[0])
-			if err != nil || pid <= 0 {
-				return usageError{fmt.Errorf("%q is not a process ID", args[0])}
+			if self == (len(args) == 1) {
+				return usageError{errors.New("which process? name its PID, or say --self for this one")}
+			}
+			pid := os.Getpid()
+			if !self {
+				var err error
+				if pid, err = strconv.Atoi(args[0]); err != nil || pid <= 0 {
+					return usageError{fmt.Errorf("%q is not a process ID", args[0])}
+				}
 			}
 			client, err := o.admin()
 			if err != nil {
@@ -84,12 +94,17 @@ matching, which selectors are missing. It exits 1 if no entry matches.`,
 			return nil
 		},
 	}
+	cmd.Flags().BoolVar(&self, "self", false, "explain this very process")
+	return cmd
 }
 
 func printExplanation(w io.Writer, x workloadapi.Explanation) {
 	fmt.Fprintf(w, "process %d runs %s\n\nselectors:\n", x.PID, x.Path)
 	for _, s := range x.Selectors {
 		fmt.Fprintf(w, "  %-17s %s\n", s.Trust, s.Selector)
+	}
+	for _, gap := range x.Gaps {
+		fmt.Fprintf(w, "  not known: %s\n", gap)
 	}
 	if len(x.Matches) == 0 {
 		fmt.Fprint(w, "\nmatches no entry\n")

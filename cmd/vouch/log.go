@@ -168,6 +168,7 @@ func line(l *audit.Leaf) string {
 
 func newLogVerify(o *options) *cobra.Command {
 	var live, traced bool
+	var machine string
 	cmd := &cobra.Command{
 		Use:   "verify [DIR|ARCHIVE]",
 		Short: "Verify a log, back to the TPM",
@@ -175,9 +176,15 @@ func newLogVerify(o *options) *cobra.Command {
 signature, each anchor's counter, that each issued SVID was signed by a key the
 log has seen certified, and that the machine's keys lie in one TPM. It exits 0
 only if everything holds, and otherwise says what was found in which record and
-what it means. It needs no TPM and no network.`,
+what it means. It needs no TPM and no network.
+
+A log proves that one TPM stands behind it, and names it. Whether that is the TPM
+of a machine you know, --node tells: FILE is what vouch node appraise or vouch node
+verify printed with --output json when you checked that machine, and every
+statement in the log must then be by its keys.`,
 		Example: `  vouch log verify
   vouch log verify --trace ./copy-of/var/lib/vouchd/log
+  vouch log verify ./copy-of/var/lib/vouchd/log --node machine.json
   vouch log verify log-2026-11.tar
   vouch log verify --live --output json`,
 		Args: cobra.MaximumNArgs(1),
@@ -187,11 +194,17 @@ what it means. It needs no TPM and no network.`,
 				return err
 			}
 			defer done()
-			report, err := audit.Verify(cmd.Context(), fsys, audit.VerifyOptions{TPM: new(tpmVerifier), Live: live})
+			known, err := readKnownMachine(cmd, machine)
+			if err != nil {
+				return err
+			}
+			tpm := &tpmVerifier{known: known}
+			report, err := audit.Verify(cmd.Context(), fsys, audit.VerifyOptions{TPM: tpm, Live: live})
 			if err != nil {
 				return fmt.Errorf("reading the log in %s: %w", name, err)
 			}
-			if err := o.print(cmd, report, func(w io.Writer) { report.WriteText(w) }); err != nil {
+			view := verifyView{Report: report, MachineKnown: known != nil && tpm.machine != nil && report.OK}
+			if err := o.print(cmd, view, func(w io.Writer) { view.writeText(w, machine) }); err != nil {
 				return err
 			}
 			if !report.OK {
@@ -205,18 +218,27 @@ what it means. It needs no TPM and no network.`,
 	}
 	cmd.Flags().BoolVar(&live, "live", false, "the log is still being written: its end may not be anchored yet")
 	cmd.Flags().BoolVar(&traced, "trace", false, "print how each SVID leads back to the TPM")
+	cmd.Flags().StringVar(&machine, "node", "", "the machine whose log it must be: a result in JSON of vouch node appraise or vouch node verify, in this `file`")
 	return cmd
 }
 
 // A tpmVerifier gives the log's verification what attest/node can tell of a
 // statement and its anchors.
-type tpmVerifier struct{ machine *node.Verified }
+type tpmVerifier struct {
+	known   *knownMachine // whose log it must be; nil: anybody's
+	machine *node.Verified
+}
 
 // Statement checks the machine's keys.
 func (v *tpmVerifier) Statement(statement []byte, logKey ed25519.PublicKey) (audit.NodeFacts, error) {
 	machine, err := node.VerifyStatement(statement, logKey)
 	if err != nil {
 		return audit.NodeFacts{}, err
+	}
+	if v.known != nil {
+		if err := v.known.is(machine); err != nil {
+			return audit.NodeFacts{}, err
+		}
 	}
 	v.machine = machine
 	return audit.NodeFacts{EKSHA256: machine.EKSHA256, AKName: machine.AKName, NodeKey: machine.NodeKey}, nil

@@ -49,6 +49,10 @@ func printStatus(out io.Writer, st workloadapi.Status) {
 	row("trust domain", "%s", st.TrustDomain)
 	row("version", "%s, up %s", st.Version, ago(st.Started))
 	row("TPM", "%s, EK %s", st.TPM.Address, st.TPM.EKSHA256)
+	row("node", "%s", nodeLine(st.Node))
+	if e := st.Node.Enrolment; e != nil {
+		row("enrolled", "by root %s, until %s", e.RootSHA256, at(e.NotAfter))
+	}
 	row("issuing CA", "%s, until %s", st.Authority.IssuingCAKeyID, at(st.Authority.IssuingCANotAfter))
 	if st.Authority.JWTKeyUntil.IsZero() {
 		row("JWT key", "%s, in the TPM", st.Authority.JWTKeyID)
@@ -62,6 +66,21 @@ func printStatus(out io.Writer, st workloadapi.Status) {
 	for _, p := range st.Problems {
 		fmt.Fprintf(out, "problem: %s\n", strings.ReplaceAll(p, "\n", "\n         "))
 	}
+}
+
+// nodeLine says in one line whether the machine satisfies its policy.
+func nodeLine(n workloadapi.NodeStatus) string {
+	line := n.State
+	switch n.State {
+	case workloadapi.NodeNotAppraised:
+		line += ", there is no policy in " + n.Policy + "; see vouch node policy learn"
+	case workloadapi.NodePassed, workloadapi.NodeFailed:
+		line += fmt.Sprintf(" the policy %s %s ago", n.Policy, ago(n.Checked))
+	}
+	if n.Bound {
+		line += ", keys bound to approved boot states"
+	}
+	return line
 }
 
 func ago(t time.Time) string {

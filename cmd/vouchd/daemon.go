@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -17,6 +18,7 @@ import (
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/programs"
 	"github.com/vouchd/vouchd/state"
 	"github.com/vouchd/vouchd/systemd"
 	"github.com/vouchd/vouchd/workloadapi"
@@ -41,19 +43,33 @@ type daemon struct {
 	attester  *process.Attester
 	watcher   *process.Watcher
 	server    *workloadapi.Server
+	programs  atomic.Pointer[map[string]*programs.Program] // in force; never nil
 	exports   []*exported
+	run       *net.UnixListener // for vouch run, if systemd has passed one
+	appraiser *appraiser
 
 	mu      sync.Mutex // guards what follows
 	digest  [32]byte   // of the entries in force
 	count   int        // of them
 	loaded  time.Time  // when they were loaded; zero: none are yet
 	refused error      // why what is on disk now is not in force
+
+	programsRefused error // the same of programs
+
+	enrolment *workloadapi.EnrolmentView // that was installed; nil: none
+	enrolErr  error                      // why it is of no use
 }
 
 // run serves until the context ends.
 func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
 	d := &daemon{config: c, started: time.Now(), slog: log}
-	agent, admin, err := workloadapi.Listen(c.AgentSocket, c.AdminSocket)
+	d.programs.Store(new(map[string]*programs.Program))
+	passed, err := passedSockets()
+	if err != nil {
+		return err
+	}
+	d.run = passed["run"]
+	agent, admin, err := workloadapi.Listen(passed, c.AgentSocket, c.AdminSocket)
 	if err != nil {
 		return err
 	}
@@ -80,18 +96,32 @@ func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
 	return d.serve(ctx, agent, admin)
 }
 
+// passedSockets returns the sockets that systemd has opened, by their names.
+func passedSockets() (map[string]*net.UnixListener, error) {
+	passed, err := systemd.Listeners()
+	for name := range passed {
+		if name != "agent" && name != "admin" && name != "run" {
+			return nil, fmt.Errorf("systemd passes a socket named %q; the unit's FileDescriptorName must be agent, admin or run", name)
+		}
+	}
+	return passed, err
+}
+
 // serve runs until the context ends or a part fails.
 func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.server.Serve(ctx, agent) })
 	group.Go(func() error {
-		return (&workloadapi.Admin{Server: d.server, Status: d.status, Logger: d.slog}).Serve(ctx, admin)
+		return (&workloadapi.Admin{Server: d.server, Status: d.status, Node: d.nodeAdmin(), Logger: d.slog}).Serve(ctx, admin)
 	})
 	group.Go(func() error { d.authority.Run(ctx); return nil })
 	group.Go(func() error { return d.watch(ctx) })
+	group.Go(func() error { return d.servePrograms(ctx) })
+	group.Go(func() error { d.remindOfEnrolment(ctx); return nil })
 	for _, x := range d.exports {
 		group.Go(func() error { x.Run(ctx); return nil })
 	}
+	group.Go(func() error { return d.appraiser.run(ctx) })
 	group.Go(func() error { return systemd.Watchdog(ctx, d.selfCheck) })
 	d.slog.Info("serving", "socket", d.config.AgentSocket, "trust_domain", d.config.TrustDomain,
 		"after", time.Since(d.started).Round(time.Millisecond))
@@ -137,7 +167,7 @@ func (d *daemon) close() error {
 // issued anything until they are mended.
 func (d *daemon) openIdentity(ctx context.Context) error {
 	d.units = new(systemd.Units)
-	o := process.Options{Trees: func() bool { return d.server.Wants("script:tree_sha256") }}
+	o := process.Options{Wants: func(kind string) bool { return d.server.Wants(kind) }}
 	if systemd.IsManager() {
 		o.Manager = d.units
 	}
@@ -153,6 +183,9 @@ func (d *daemon) openIdentity(ctx context.Context) error {
 		Attester: d.attester, Watcher: d.watcher, Authority: d.authority, Log: d.log, Logger: d.slog,
 	})
 	d.reload(ctx)
+	d.reloadPrograms(ctx)
+	d.appraiser = newAppraiser(d)
+	d.appraiser.appraise(ctx, "the daemon starts") // what comes of it, status says
 	return nil
 }
 
@@ -170,6 +203,9 @@ func (d *daemon) openAuthority(ctx context.Context) (*identity.Authority, error)
 		Announce:     d.announce,
 		Logger:       d.slog,
 	}
+	if a.Mode == config.ModeEnrolled {
+		o.Upstream = d.loadEnrolment()
+	}
 	if a.JWTKey == config.JWTKeyTPM {
 		key, err := d.node.Key(ctx, "jwt")
 		if err != nil {
@@ -186,5 +222,9 @@ func (d *daemon) selfCheck(ctx context.Context) error {
 	if _, err := d.attester.AttestPID(ctx, os.Getpid()); err != nil {
 		return err
 	}
-	return d.authority.SelfCheck(ctx)
+	err := d.authority.SelfCheck(ctx)
+	if errors.Is(err, identity.ErrNotEnrolled) {
+		return nil // nothing is issued, which status says, until that is mended
+	}
+	return err
 }

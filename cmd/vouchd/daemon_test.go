@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -53,9 +54,10 @@ func TestMain(m *testing.M) {
 // A host is a machine with a TPM and a configuration, on which the daemon is
 // started and stopped as a real process.
 type host struct {
-	t   testing.TB
-	dir string
-	tpm *tpmtest.TPM
+	t    testing.TB
+	dir  string
+	name string // the host's name; empty: the test machine's
+	tpm  *tpmtest.TPM
 
 	cmd    *exec.Cmd
 	stderr *lines
@@ -72,14 +74,24 @@ func newHost(t testing.TB) *host {
 	h := &host{t: t, dir: dir, tpm: tpmtest.Start(t)}
 	must(t, os.Chmod(dir, 0o755))
 	must(t, os.Mkdir(h.path("entries.d"), 0o755))
+	h.configure("")
+	return h
+}
+
+// configure writes vouchd.yaml, with more at its end.
+func (h *host) configure(more string) {
+	h.t.Helper()
 	h.write("vouchd.yaml", fmt.Sprintf(`trust_domain: example.org
 tpm: %s
 state_dir: %s
 agent_socket: %s
 admin_socket: %s
 entries_dir: %s
-`, h.tpm.Address, h.path("state"), h.path("agent.sock"), h.path("admin.sock"), h.path("entries.d")))
-	return h
+node:
+  policy: %s
+  ek_chain_dir: %s
+`, h.tpm.Address, h.path("state"), h.path("agent.sock"), h.path("admin.sock"), h.path("entries.d"),
+		h.path("node-policy.yaml"), h.path("ek-chain.d"))+more)
 }
 
 func (h *host) path(name string) string { return filepath.Join(h.dir, name) }
@@ -105,6 +117,9 @@ func (h *host) launch(args ...string) {
 	must(h.t, err)
 	h.stderr = newLines()
 	h.cmd = exec.Command(filepath.Join(dir, "vouchd"), append([]string{"--config", h.path("vouchd.yaml")}, args...)...)
+	if h.name != "" {
+		h.cmd = exec.Command("unshare", append([]string{"--uts", "sh", "-c", `hostname "$0" && exec "$@"`, h.name}, h.cmd.Args...)...)
+	}
 	h.cmd.Stderr = h.stderr
 	must(h.t, h.cmd.Start())
 	cmd, stderr, waited := h.cmd, h.stderr, make(chan error, 1)
@@ -239,6 +254,8 @@ func eventually(t testing.TB, what string, holds func() bool) {
 		}
 	}
 }
+
+func matches(pattern, text string) bool { return regexp.MustCompile(pattern).MatchString(text) }
 
 func must(t testing.TB, err error) {
 	t.Helper()

@@ -20,7 +20,7 @@ func (d *daemon) loadEntries() (*identity.Entries, error) {
 	return identity.LoadEntries(d.config.EntriesDir, d.config.TrustDomain, limits)
 }
 
-// watch reloads the entries when they change on disk, and on SIGHUP.
+// watch reloads entries and programs when they change on disk, and on SIGHUP.
 func (d *daemon) watch(ctx context.Context) error {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
@@ -34,13 +34,15 @@ func (d *daemon) watch(ctx context.Context) error {
 			case <-hup:
 				systemd.Reloading()
 				d.reload(ctx)
+				d.reloadPrograms(ctx)
 				systemd.Ready(d.summary())
 			case <-changed:
 				d.reload(ctx)
+				d.reloadPrograms(ctx)
 			}
 		}
 	}()
-	return config.Watch(ctx, []string{d.config.EntriesDir}, func() {
+	return config.Watch(ctx, []string{d.config.EntriesDir, d.config.ProgramsDir}, func() {
 		select {
 		case changed <- struct{}{}:
 		default: // one is to come anyway

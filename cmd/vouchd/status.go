@@ -42,11 +42,17 @@ func (d *daemon) status() workloadapi.Status {
 	problem := func(format string, args ...any) {
 		st.Problems = append(st.Problems, fmt.Sprintf(format, args...))
 	}
+	d.appraiser.report(&st, problem)
+	d.reportEnrolment(&st, problem)
+	st.Node.Bound = d.node.Bound()
 	d.mu.Lock()
 	st.Entries.Loaded = d.loaded
 	if d.refused != nil {
 		st.Entries.Error = d.refused.Error()
 		problem("the entries on disk are not in force, the last good ones are: %v", d.refused)
+	}
+	if d.programsRefused != nil {
+		problem("the programs on disk are not in force, the last good ones are: %v", d.programsRefused)
 	}
 	d.mu.Unlock()
 	if l.Err != nil {
@@ -61,7 +67,7 @@ func (d *daemon) status() workloadapi.Status {
 			problem("the log is not handed on to %s: %v; records wait, from %d on", x.name, err, x.Stats().Next)
 		}
 	}
-	if left := time.Until(a.IssuingCANotAfter); left < d.config.Authority.RotationOverlap/2 {
+	if left := time.Until(a.IssuingCANotAfter); a.IssuingCAKeyID != "" && !d.enrolmentEnds(a.IssuingCANotAfter) && left < d.config.Authority.RotationOverlap/2 {
 		problem("the issuing CA ends in %s and could not be renewed; see the daemon's messages, and whether the TPM answers", left.Round(time.Second))
 	}
 	return st

@@ -24,16 +24,17 @@ func (l licence) expression() string { return strings.Join(l.ids, " AND ") }
 // marks are phrases that are in every copy of a licence. A module whose text
 // has none of them fails the build, for somebody to read it.
 var marks = []struct{ id, phrase string }{
+	{"MPL-2.0", "Mozilla Public License"},
 	{"Apache-2.0", "Apache License"},
 	{"MIT", "Permission is hereby granted, free of charge"},
 	{"ISC", "Permission to use, copy, modify, and/or distribute this software"},
 	{"BSD-3-Clause", "Neither the name of"},
-	{"MPL-2.0", "Mozilla Public License"},
+	{"BSD-2-Clause", "Redistribution and use in source and binary forms"},
 }
 
 // allowed is what may be linked into an Apache-2.0 program and passed on with
 // nothing but its text.
-var allowed = []string{"Apache-2.0", "MIT", "ISC", "BSD-3-Clause"}
+var allowed = []string{"Apache-2.0", "MIT", "ISC", "BSD-3-Clause", "BSD-2-Clause"}
 
 func licenceOf(m debug.Module) (licence, error) {
 	dir, err := sourceOf(m)
@@ -48,13 +49,7 @@ func licenceOf(m debug.Module) (licence, error) {
 			break
 		}
 	}
-	words := strings.Join(strings.Fields(l.text), " ")
-	for _, mark := range marks {
-		if strings.Contains(words, mark.phrase) {
-			l.ids = append(l.ids, mark.id)
-		}
-	}
-	if len(l.ids) == 0 {
+	if l.ids = identify(l.text); len(l.ids) == 0 {
 		return licence{}, fmt.Errorf("the licence of %s in %s is of no known kind", m.Path, dir)
 	}
 	for _, id := range l.ids {
@@ -67,6 +62,20 @@ func licenceOf(m debug.Module) (licence, error) {
 		l.notice = string(notice)
 	}
 	return l, nil
+}
+
+// identify returns the licences whose marks are in a text.
+func identify(text string) (ids []string) {
+	words := strings.Join(strings.Fields(text), " ")
+	for _, mark := range marks {
+		if strings.Contains(words, mark.phrase) {
+			ids = append(ids, mark.id)
+			if mark.id == "BSD-3-Clause" {
+				break // which has the words of BSD-2-Clause, too
+			}
+		}
+	}
+	return ids
 }
 
 func sourceOf(m debug.Module) (dir string, err error) {

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vouchd/vouchd/attest/node"
+)
+
+func newNodeChallenge(o *options) *cobra.Command {
+	var keep string
+	cmd := &cobra.Command{
+		Use:   "challenge EVIDENCE --keep FILE",
+		Short: "Challenge a machine to show that its keys are in one TPM",
+		Long: `Challenge reads the endorsement key and the attestation key from evidence and
+encrypts a secret that only the TPM with both of them can read. Send the
+challenge, on standard output, to the machine. What --keep writes stays with
+you, unread by others, until the answer comes: who reads it can answer.
+
+Evidence alone does not show that the attestation key, which signed it, is in
+the TPM whose endorsement key it names.`,
+		Example: `  vouch node challenge evidence.json --keep kept.json > challenge.json`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if keep == "" {
+				return usageError{errors.New("where to keep what only you may know? name a file with --keep")}
+			}
+			evidence, err := readDocument(cmd, args[0], maxLargeDocument)
+			if err != nil {
+				return err
+			}
+			challenge, kept, err := node.Challenge(evidence)
+			if err != nil {
+				return fmt.Errorf("%s: %w", args[0], err)
+			}
+			if err := replaceFile(keep, append(kept, '\n'), 0o600); err != nil {
+				return fmt.Errorf("writing %s: %w", keep, err)
+			}
+			return writeDocument(cmd, challenge)
+		},
+	}
+	cmd.Flags().StringVar(&keep, "keep", "", "write what only the verifier may know to this `file`")
+	return cmd
+}
+
+func newNodeActivate(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "activate CHALLENGE",
+		Short: "Answer a verifier's challenge with this machine's TPM",
+		Long: `Activate has the daemon answer a challenge (TPM2_ActivateCredential). Send the
+answer, on standard output, back to the verifier.`,
+		Example: `  vouch node activate challenge.json > answer.json`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			challenge, err := readDocument(cmd, args[0], maxSmallDocument)
+			if err != nil {
+				return err
+			}
+			client, err := o.admin()
+			if err != nil {
+				return err
+			}
+			answer, err := client.NodeActivate(cmd.Context(), challenge)
+			if err != nil {
+				return err
+			}
+			return writeDocument(cmd, answer)
+		},
+	}
+}
+
+func newNodeVerify(o *options) *cobra.Command {
+	var kept string
+	cmd := &cobra.Command{
+		Use:   "verify ANSWER --kept FILE",
+		Short: "Verify the answer to a challenge",
+		Long: `Verify checks a machine's answer against what vouch node challenge kept, and
+prints the keys that are in one TPM. With --output json the result can be given
+to vouch log verify --node. To judge the boot state too, give the same two files to
+vouch node appraise instead.`,
+		Example: `  vouch node verify answer.json --kept kept.json
+  vouch node verify answer.json --kept kept.json --output json > machine.json`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a, err := readActivation(cmd, kept, args[0])
+			if err != nil {
+				return err
+			}
+			m := knownMachine{Version: knownMachineVersion, EKSHA256: a.EKSHA256, AKName: a.AKName}
+			return o.print(cmd, m, func(w io.Writer) {
+				fmt.Fprintf(w, "One TPM has both:\n  endorsement key  sha256:%s\n  attestation key  %s\n", m.EKSHA256, m.AKName)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&kept, "kept", "", "the `file` that vouch node challenge --keep wrote")
+	return cmd
+}
+
+// readActivation verifies an answer against what was kept.
+func readActivation(cmd *cobra.Command, kept, answer string) (node.Activation, error) {
+	if kept == "" {
+		return node.Activation{}, usageError{errors.New("what was kept of the challenge? name the file with --kept")}
+	}
+	k, err := readDocument(cmd, kept, maxSmallDocument)
+	if err != nil {
+		return node.Activation{}, err
+	}
+	a, err := readDocument(cmd, answer, maxSmallDocument)
+	if err != nil {
+		return node.Activation{}, err
+	}
+	activation, err := node.VerifyActivation(k, a)
+	if err != nil {
+		return node.Activation{}, fmt.Errorf("%s: %w", answer, err)
+	}
+	return activation, nil
+}

@@ -1,0 +1,261 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	spiffe "github.com/spiffe/go-spiffe/v2/workloadapi"
+
+	"github.com/vouchd/vouchd/attest/node/tpmtest"
+	"github.com/vouchd/vouchd/config"
+	"github.com/vouchd/vouchd/workloadapi"
+)
+
+const enrolledMode = "authority:\n  mode: enrolled\n"
+
+// found makes an authority on the desk and returns its root's digest.
+func (d *desk) found(args ...string) (root string) {
+	d.t.Helper()
+	d.write("passphrase", "correct horse battery staple\n")
+	out := d.ok(append([]string{"authority", "init", "--trust-domain", "example.org", "--dir", "authority", "--output", "json"}, args...)...)
+	var view struct {
+		Root string `json:"root_sha256"`
+	}
+	must(d.t, json.Unmarshal([]byte(out), &view))
+	return view.Root
+}
+
+// approval has the desk approve a host for as long as life says, by a policy
+// learned from it, and leaves the approval where the host finds it.
+func (d *desk) approval(h *host, life string) (file string) {
+	d.t.Helper()
+	nonce := strings.TrimSpace(d.ok("node", "nonce"))
+	d.write("policy.yaml", h.ok("node", "policy", "learn"))
+	d.write("request.json", h.ok("node", "request", "--nonce", nonce))
+	d.ok("authority", "approve", "request.json", "--dir", "authority", "--passphrase-file", "passphrase",
+		"--policy", "policy.yaml", "--nonce", nonce, "--life", life, "--write", "approval.json")
+	h.write("approval.json", d.read("approval.json"))
+	return h.path("approval.json")
+}
+
+func newEnrolledHost(t *testing.T, name string) *host {
+	h := newHost(t)
+	h.name = name
+	h.tpm = tpmtest.StartManufactured(t)
+	h.configure(enrolledMode)
+	h.write("entries.d/a.yaml", entriesFor(1))
+	h.start()
+	return h
+}
+
+// x509Context fetches all that a workload gets.
+func (h *host) x509Context() *spiffe.X509Context {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(h.t.Context(), 10*time.Second)
+	defer cancel()
+	got, err := spiffe.FetchX509Context(ctx, spiffe.WithAddr("unix://"+h.path("agent.sock")))
+	must(h.t, err)
+	return got
+}
+
+func TestHostsEnrolledUnderOneRootVerifyEachOther(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t)
+	root := d.found("--passphrase-file", "passphrase")
+	one, two := newEnrolledHost(t, "one"), newEnrolledHost(t, "two")
+	for _, h := range []*host{one, two} {
+		if id, err := h.fetch(); err == nil {
+			t.Errorf("%s is issued %s before it is enrolled", h.name, id)
+		}
+		if p := h.problems(); len(p) != 1 || !strings.Contains(p[0], "vouch node request") {
+			t.Errorf("%s: problems before it is enrolled: %q", h.name, p)
+		}
+		if out := h.ok("node", "install", d.approval(h, "720h"), "--root", root); !strings.HasPrefix(out, "Enrolled in example.org until ") || strings.Contains(out, "Not in force") {
+			t.Errorf("%s: %s", h.name, out)
+		}
+		if p := h.problems(); len(p) != 0 {
+			t.Errorf("%s: problems once it is enrolled: %q", h.name, p)
+		}
+	}
+	domain := spiffeid.RequireTrustDomainFromString("example.org")
+	bundles := make(map[string]*x509bundle.Bundle)
+	for _, h := range []*host{one, two} {
+		bundle, err := h.x509Context().Bundles.GetX509BundleForTrustDomain(domain)
+		must(t, err)
+		bundles[h.name] = bundle
+	}
+	for _, h := range []*host{one, two} {
+		svid := h.x509Context().SVIDs[0]
+		for name, bundle := range bundles {
+			if id, _, err := x509svid.Verify(svid.Certificates, bundle); err != nil || id != svid.ID {
+				t.Errorf("by the bundle of %s the SVID of %s verifies as %v, %v", name, h.name, id, err)
+			}
+		}
+		if n := len(svid.Certificates); n != 3 {
+			t.Errorf("%s: chain of %d certificates, want leaf, issuing CA, node CA", h.name, n)
+		}
+		if out := h.ok("status"); !strings.Contains(out, "by root "+root) {
+			t.Errorf("%s: status\n%s", h.name, out)
+		}
+		h.stop()
+		h.verifyLog()
+		h.start()
+		if _, err := h.fetch(); err != nil {
+			t.Errorf("%s: after a restart: %v", h.name, err)
+		}
+	}
+	if out := d.ok("authority", "list", "--dir", "authority"); !matches(`(?s)sha256:`+root+`.* one .* until .* two .* until `, out) {
+		t.Errorf("the authority lists\n%s", out)
+	}
+}
+
+func TestAnApprovalIsOfUseToTheMachineThatAskedAlone(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t)
+	root := d.found("--passphrase-file", "passphrase")
+	one, two := newEnrolledHost(t, "one"), newEnrolledHost(t, "two")
+	approval := d.approval(one, "24h")
+	two.write("approval.json", one.read("approval.json"))
+	for name, tt := range map[string]struct {
+		h    *host
+		args []string
+		code int
+		says string
+	}{
+		"on another machine":    {two, []string{two.path("approval.json"), "--root", root}, 1, "for another machine"},
+		"of another root":       {one, []string{approval, "--root", strings.Repeat("00", 32)}, 1, "not of the root 0000"},
+		"without saying whose":  {one, []string{approval}, 2, "--root"},
+		"that is no approval":   {one, []string{one.path("vouchd.yaml"), "--root", root}, 1, "installing an enrolment"},
+		"that is not there":     {one, []string{one.path("none.json"), "--root", root}, 1, "none.json: no such file"},
+		"in place of two of it": {one, []string{approval, approval, "--root", root}, 2, "--help"},
+	} {
+		if _, stderr, code := tt.h.vouch(append([]string{"node", "install"}, tt.args...)...); code != tt.code || !strings.Contains(stderr, tt.says) {
+			t.Errorf("%s: exits %d, want %d and %q: %s", name, code, tt.code, tt.says, stderr)
+		}
+		if id, err := tt.h.fetch(); err == nil {
+			t.Errorf("%s: issued %s", name, id)
+		}
+	}
+}
+
+func TestTheAuthorityRefusesByName(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t)
+	d.found("--passphrase-file", "passphrase")
+	one, two := newEnrolledHost(t, "one"), newEnrolledHost(t, "one")
+	d.approval(one, "24h")
+	d.write("one.json", d.read("request.json"))
+	d.write("one.yaml", d.read("policy.yaml"))
+	d.write("two.json", two.ok("node", "request"))
+	d.write("two.yaml", two.ok("node", "policy", "learn"))
+	d.write("wrong", "another passphrase\n")
+	var lie, other map[string]json.RawMessage
+	must(t, json.Unmarshal([]byte(d.read("one.json")), &lie))
+	must(t, json.Unmarshal([]byte(d.read("two.json")), &other))
+	lie["csr"] = other["csr"]
+	b, err := json.Marshal(lie)
+	must(t, err)
+	d.write("lie.json", string(b))
+
+	approve := func(request, policy string, more ...string) (string, string, int) {
+		args := []string{"authority", "approve", request, "--dir", "authority", "--policy", policy, "--write", "out.json"}
+		return d.vouch(append(args, more...)...)
+	}
+	good := []string{"--any-nonce", "--passphrase-file", "passphrase"}
+	for name, tt := range map[string]struct {
+		request, policy string
+		more            []string
+		code            int
+		says            string
+	}{
+		"a machine that the policy does not name": {"one.json", "two.yaml", good, 1, "endorsement key .* is not among the policy's keys"},
+		"another machine of the same name":        {"two.json", "two.yaml", good, 1, "another machine is enrolled by that name .*vouch authority revoke"},
+		"another nonce":                           {"one.json", "one.yaml", []string{"--nonce", strings.Repeat("ab", 32), "--passphrase-file", "passphrase"}, 1, "not made for the verifier's nonce"},
+		"no nonce":                                {"one.json", "one.yaml", []string{"--passphrase-file", "passphrase"}, 2, "--any-nonce"},
+		"another passphrase":                      {"one.json", "one.yaml", []string{"--any-nonce", "--passphrase-file", "wrong"}, 1, "the passphrase is not the one"},
+		"another machine's certificate request":   {"lie.json", "one.yaml", good, 1, "certificate request"},
+		"too long a life":                         {"one.json", "one.yaml", append(good, "--life", "90000h"), 2, "--life"},
+		"no request":                              {"one.yaml", "one.yaml", good, 1, "request: "},
+	} {
+		out, stderr, code := approve(tt.request, tt.policy, tt.more...)
+		if code != tt.code || !matches(tt.says, stderr) {
+			t.Errorf("%s: exits %d, want %d and %q:\n%s%s", name, code, tt.code, tt.says, out, stderr)
+		}
+		if _, err := os.Stat(d.dir + "/out.json"); err == nil {
+			t.Fatalf("%s: there is an approval", name)
+		}
+	}
+
+	var list struct {
+		Nodes []struct {
+			Serial  string    `json:"serial"`
+			Revoked time.Time `json:"revoked"`
+		} `json:"nodes"`
+	}
+	must(t, json.Unmarshal([]byte(d.ok("authority", "list", "--dir", "authority", "--output", "json")), &list))
+	if len(list.Nodes) != 1 {
+		t.Fatalf("the authority lists %d hosts, want 1", len(list.Nodes))
+	}
+	if _, stderr, code := d.vouch("authority", "revoke", "00", "--dir", "authority"); code != 1 || !strings.Contains(stderr, "vouch authority list") {
+		t.Errorf("revoking an unknown one exits %d: %s", code, stderr)
+	}
+	d.ok("authority", "revoke", list.Nodes[0].Serial, "--dir", "authority", "--passphrase-file", "passphrase")
+	crl, err := x509.ParseRevocationList([]byte(d.read("authority/revoked.crl")))
+	must(t, err)
+	if len(crl.RevokedCertificateEntries) != 1 || crl.RevokedCertificateEntries[0].SerialNumber.Text(16) != list.Nodes[0].Serial {
+		t.Errorf("the revocation list has %v", crl.RevokedCertificateEntries)
+	}
+	if out, stderr, code := approve("two.json", "two.yaml", good...); code != 0 {
+		t.Errorf("once the other one is revoked: exits %d:\n%s%s", code, out, stderr)
+	}
+	if _, stderr, code := d.vouch("authority", "init", "--trust-domain", "example.org", "--dir", "authority", "--passphrase-file", "passphrase"); code != 1 || !strings.Contains(stderr, "holds an authority already") {
+		t.Errorf("a second authority in the same place exits %d: %s", code, stderr)
+	}
+}
+
+func TestARootKeyCanBeInTheAdministratorsTPM(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t)
+	root := d.found("--tpm", tpmtest.StartManufactured(t).Address)
+	h := newEnrolledHost(t, "")
+	h.ok("node", "install", d.approval(h, "24h"), "--root", root)
+	if _, err := h.fetch(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAnEnrolmentIsComplainedOfLongBeforeItsEnd(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	d := &daemon{config: &config.Config{Authority: config.Authority{Mode: config.ModeEnrolled}}}
+	d.setEnrolment(&workloadapi.EnrolmentView{NotBefore: now, NotAfter: now.Add(90 * 24 * time.Hour)}, nil)
+	for _, tt := range []struct {
+		name  string
+		after time.Duration
+		says  string
+	}{
+		{"at its beginning", 0, ""},
+		{"with a third left and a day", 59 * 24 * time.Hour, ""},
+		{"with less than a third left", 61 * 24 * time.Hour, "in 696h0m0s, and then nothing is issued; run vouch node request"},
+		{"at its end", 90 * 24 * time.Hour, "ended on "},
+	} {
+		if p := d.enrolmentProblem(now.Add(tt.after)); tt.says == "" && p != "" || !strings.Contains(p, tt.says) {
+			t.Errorf("%s: %q, want %q", tt.name, p, tt.says)
+		}
+	}
+}
+
+func (h *host) read(name string) string {
+	h.t.Helper()
+	b, err := os.ReadFile(h.path(name))
+	must(h.t, err)
+	return string(b)
+}

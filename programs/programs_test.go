@@ -1,0 +1,148 @@
+package programs
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vouchd/vouchd/config"
+)
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+const good = `programs:
+  - name: research-agent
+    command: [/usr/bin/python3, -I, /opt/agent.py, --mode, x]
+    sha256: abababababababababababababababababababababababababababababababab
+    user: nobody
+    directory: /opt
+    environment: [LANG=C.UTF-8]
+    pass_environment: [TERM]
+    allow_users: [root]
+    allow_groups: [users]
+`
+
+func TestDefinition(t *testing.T) {
+	t.Parallel()
+	programs, err := parse([]config.File{{Path: "p.yaml", Data: []byte(good)}}, nil)
+	must(t, err)
+	p := programs["research-agent"]
+	if p == nil || len(programs) != 1 {
+		t.Fatalf("got %v", programs)
+	}
+	if p.Script != "/opt/agent.py" || p.UID == 0 || p.Slice() != "vouch-research-agent.slice" || p.AllowedArguments || p.Pos.Line != 2 {
+		t.Errorf("got %+v", p)
+	}
+}
+
+func TestDefinitionsThatAreRefused(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ name, old, new, want string }{
+		{"unknown key", "directory:", "dir:", `unknown key "dir"`},
+		{"name with a slash", "research-agent", "../x", "must be small letters"},
+		{"name with a dash at its end", "research-agent", "x-", "must be small letters"},
+		{"no command", "[/usr/bin/python3, -I, /opt/agent.py, --mode, x]", "[]", "command is missing"},
+		{"relative program", "/usr/bin/python3,", "python3,", "absolute path"},
+		{"relative script", "/opt/agent.py", "agent.py", `script "agent.py" must be an absolute path`},
+		{"program in the text", "-I,", "-c,", "may bring in other code"},
+		{"module", "-I,", "-m,", "may bring in other code"},
+		{"variable", "x]", "$X]", "must not hold a $"},
+		{"no digest", "sha256: abababababababababababababababababababababababababababababababab", "directory: /", "add sha256"},
+		{"digest that is none", "sha256: ab", "sha256: zz", "64 small hexadecimal digits"},
+		{"root", "user: nobody", "user: root", "is root"},
+		{"user that is not there", "user: nobody", "user: nosuchuser", "is not known"},
+		{"directory with dots", "directory: /opt", "directory: /opt/../x", "without . and .."},
+		{"environment without a value", "LANG=C.UTF-8", "LANG", "NAME=value"},
+		{"environment with a bad name", "LANG=C.UTF-8", "A-B=c", "NAME=value"},
+		{"loader's variable", "[TERM]", "[LD_PRELOAD]", "can change which code"},
+		{"interpreter's variable", "[TERM]", "[PYTHONPATH]", "can change which code"},
+		{"path", "[TERM]", "[PATH]", "can change which code"},
+		{"home", "[TERM]", "[HOME]", "can change which code"},
+		{"nobody may start it", "    allow_users: [root]\n    allow_groups: [users]\n", "", "nobody may start"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			text := strings.Replace(good, tt.old, tt.new, 1)
+			if text == good {
+				t.Fatal("nothing replaced")
+			}
+			programs, err := parse([]config.File{{Path: "p.yaml", Data: []byte(text)}}, nil)
+			if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.HasPrefix(err.Error(), "p.yaml:") {
+				t.Errorf("got %v, %v; want error %q", programs, err, tt.want)
+			}
+		})
+	}
+	t.Run("two of one name", func(t *testing.T) {
+		_, err := parse([]config.File{{Path: "a.yaml", Data: []byte(good)}, {Path: "b.yaml", Data: []byte(good)}}, nil)
+		if err == nil || !strings.Contains(err.Error(), "b.yaml:2: program \"research-agent\" is defined at a.yaml:2") {
+			t.Errorf("got error %v", err)
+		}
+	})
+}
+
+func TestLoadReadsADirectory(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if programs, err := Load(filepath.Join(dir, "missing"), true); len(programs) != 0 || err != nil {
+		t.Errorf("a missing directory defines %v, %v", programs, err)
+	}
+	must(t, os.WriteFile(dir+"/a.yaml", []byte(good), 0o644))
+	if programs, err := Load(dir, true); len(programs) != 1 || err != nil {
+		t.Errorf("got %v, %v", programs, err)
+	}
+}
+
+func TestOnlyWhatIsAllowedPassesFromTheEnvironment(t *testing.T) {
+	t.Parallel()
+	p := &Program{Environment: []string{"A=1"}, PassEnvironment: []string{"TERM", "LD_PRELOAD"}}
+	got := p.environment([]string{"TERM=xterm", "LD_PRELOAD=/tmp/x.so", "HOME=/tmp", "TERMX=1", "TERM", "TERM=a\nB=c", "=", ""})
+	if want := []string{"A=1", "TERM=xterm"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestWhoMayStart(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name    string
+		program Program
+		uid     uint32
+		want    bool
+	}{
+		{"user", Program{AllowUsers: []string{"root"}}, 0, true},
+		{"group", Program{AllowGroups: []string{"root"}}, 0, true},
+		{"another user", Program{AllowUsers: []string{"root"}, AllowGroups: []string{"root"}}, 65534, false},
+		{"nobody", Program{}, 0, false},
+		{"user that is not known", Program{AllowUsers: []string{""}, AllowGroups: []string{""}}, 4_000_000_000, false},
+	} {
+		if got := tt.program.mayStart(tt.uid); got != tt.want {
+			t.Errorf("%s: got %t", tt.name, got)
+		}
+	}
+}
+
+func TestPassableNames(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"TERM", "LANG", "LC_ALL", "COLORTERM", "TZ", "NO_COLOR"} {
+		if err := passable(name); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, name := range []string{"", "A=B", "1A", "a b", "ld_preload", "LD_LIBRARY_PATH", "NODE_OPTIONS", "PERL5OPT", "RUBYOPT", "BASH_ENV", "PYTHONSTARTUP"} {
+		if passable(name) == nil {
+			t.Errorf("%q passes", name)
+		}
+	}
+}
+
+func ExampleExit_Code() {
+	fmt.Println(Exit{Status: 3}.Code(), Exit{Signal: 15}.Code())
+	// Output: 3 143
+}

@@ -1,0 +1,503 @@
+package programs
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vouchd/vouchd/attest/process"
+	"github.com/vouchd/vouchd/systemd"
+)
+
+// Units starts and ends transient units; [systemd.Units] does.
+type Units interface {
+	Start(ctx context.Context, t systemd.Transient) error
+	Run(ctx context.Context, name string) (systemd.Run, error)
+	Signal(ctx context.Context, name string, signal int32) error
+	Remove(ctx context.Context, name string) error
+}
+
+// A Recorder keeps a decision durably before it takes effect.
+type Recorder interface {
+	// RecordStart is called before a program is started, and for a refusal
+	// before the caller is told. An error keeps the program from starting.
+	RecordStart(ctx context.Context, s Start) error
+}
+
+// A Start is somebody's wish to start a program, and what became of it.
+type Start struct {
+	PID      int // of the caller
+	UID, GID uint32
+	Program  string // as the caller calls it: untrusted text if Refused is set
+	Unit     string // that it will run as
+	Defined  string // file:line
+	Refused  error  // nil if the program is started
+}
+
+// A Server starts programs for those who may start them.
+type Server struct {
+	Programs func() map[string]*Program // the definitions in force
+	Units    Units                      // nil where systemd is not PID 1: every start is refused
+	Recorder Recorder
+	Report   func(error) // takes what goes wrong beside the caller; may be nil
+}
+
+const (
+	maxMessage     = 128 << 10 // bytes
+	maxArguments   = 1000
+	maxRunning     = 256 // programs at a time
+	maxPerUser     = 32  // of those
+	requestTimeout = 10 * time.Second
+	startTimeout   = 30 * time.Second
+	removeTimeout  = 30 * time.Second
+)
+
+// The messages between vouch run and the daemon, one to a packet.
+type (
+	request struct { // the first from the caller, with three descriptors
+		Program   string   `json:"program"`
+		Arguments []string `json:"arguments,omitempty"`
+		// Environment is what the caller offers, NAME=value. What the
+		// definition does not let through is left out.
+		Environment []string `json:"environment,omitempty"`
+	}
+	passed struct { // all others from the caller
+		Signal int32 `json:"signal"`
+	}
+	reply struct { // one, at the end
+		Error    string `json:"error,omitempty"`
+		Status   int    `json:"status"`
+		Signaled bool   `json:"signaled,omitempty"` // Status is a signal
+	}
+)
+
+// Listen returns a listener for [Server.Serve]: the one that systemd has passed,
+// else, if that is nil, one made at the path, with mode 0666: the kernel says
+// who calls. A socket that a crashed daemon left is replaced.
+func Listen(passed *net.UnixListener, path string) (*net.UnixListener, error) {
+	if passed != nil {
+		return adopt(passed, path)
+	}
+	if conn, err := net.Dial("unixpacket", path); err == nil {
+		conn.Close()
+		return nil, fmt.Errorf("socket %s: another daemon answers on it; stop that one first", path)
+	} else if errors.Is(err, unix.ECONNREFUSED) {
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+	}
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		return passCredentials(raw)
+	}}
+	l, err := config.Listen(context.Background(), "unixpacket", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, 0o666); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l.(*net.UnixListener), nil
+}
+
+// adopt prepares a socket that systemd has opened.
+func adopt(l *net.UnixListener, path string) (*net.UnixListener, error) {
+	raw, err := l.SyscallConn()
+	if err == nil {
+		err = passCredentials(raw)
+	}
+	if a := l.Addr(); err == nil && (a.Network() != "unixpacket" || a.String() != path) {
+		err = fmt.Errorf("systemd passes a socket of type %s at %s and run_socket is %s; give the socket unit ListenSequentialPacket with that path", a.Network(), a, path)
+	}
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func passCredentials(raw syscall.RawConn) error {
+	var optErr error
+	err := raw.Control(func(fd uintptr) {
+		optErr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
+	})
+	return errors.Join(err, optErr)
+}
+
+// Serve starts programs until ctx ends, and then ends those that run. It closes
+// the listener.
+func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	defer l.Close()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	places := places{users: make(map[uint32]int)}
+	for {
+		conn, err := l.AcceptUnix()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("accepting callers of vouch run: %w", err)
+		}
+		wg.Go(func() {
+			defer conn.Close()
+			s.serve(ctx, conn, &places)
+		})
+	}
+}
+
+// places counts the callers.
+type places struct {
+	mu    sync.Mutex // guards the fields below
+	total int
+	users map[uint32]int
+}
+
+func (p *places) take(uid uint32) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.total >= maxRunning || p.users[uid] >= maxPerUser {
+		return fmt.Errorf("%d programs run, %d of them started by user %d: as many as are allowed", p.total, p.users[uid], uid)
+	}
+	p.total++
+	p.users[uid]++
+	return nil
+}
+
+func (p *places) free(uid uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.total--
+	if p.users[uid]--; p.users[uid] == 0 {
+		delete(p.users, uid)
+	}
+}
+
+// serve serves one caller.
+func (s *Server) serve(ctx context.Context, conn *net.UnixConn, places *places) {
+	peer, err := process.PeerOf(conn)
+	if err != nil {
+		return // it went away
+	}
+	defer peer.Close()
+	if err := places.take(peer.UID()); err != nil {
+		send(conn, reply{Error: err.Error()})
+		return
+	}
+	defer places.free(peer.UID())
+	r, err := s.start(ctx, conn, peer)
+	if err != nil {
+		send(conn, reply{Error: err.Error()})
+		return
+	}
+	send(conn, r)
+}
+
+// start starts what the caller asks for, and waits for its end.
+func (s *Server) start(ctx context.Context, conn *net.UnixConn, peer *process.Peer) (reply, error) {
+	conn.SetReadDeadline(time.Now().Add(requestTimeout))
+	var asked request
+	files, err := receive(conn, peer, &asked)
+	defer closeAll(files)
+	if err != nil {
+		return reply{}, err
+	}
+	conn.SetReadDeadline(time.Time{})
+
+	start := Start{PID: peer.PID(), UID: peer.UID(), GID: peer.GID(), Program: asked.Program}
+	t, err := s.prepare(ctx, asked, files, &start)
+	start.Refused = err
+	if recordErr := s.Recorder.RecordStart(ctx, start); recordErr != nil {
+		s.report(recordErr)
+		return reply{}, errors.New("the start could not be recorded, and so was not made")
+	}
+	if err != nil {
+		return reply{}, err
+	}
+	startCtx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	if err := s.Units.Start(startCtx, t); err != nil {
+		s.report(err)
+		return reply{}, fmt.Errorf("systemd did not start program %s", asked.Program)
+	}
+	defer s.remove(ctx, t.Name)
+	closeAll(files) // the program has them now
+	return s.follow(ctx, conn, peer, t.Name)
+}
+
+// prepare decides whether the caller may start the program, and how.
+func (s *Server) prepare(ctx context.Context, asked request, files []*os.File, start *Start) (systemd.Transient, error) {
+	var none systemd.Transient
+	if s.Units == nil {
+		return none, errors.New("vouch run needs systemd as PID 1; there is no weaker way")
+	}
+	if len(files) != 3 {
+		return none, fmt.Errorf("got %d descriptors, want 3", len(files))
+	}
+	// The same answer for a program that is not there and one that the caller
+	// may not start.
+	p := s.Programs()[asked.Program]
+	if p == nil || !p.mayStart(start.UID) {
+		return none, fmt.Errorf("there is no program %q that you may start", clip(asked.Program))
+	}
+	start.Defined = p.Pos.String()
+	if len(asked.Arguments) > 0 && !p.AllowedArguments {
+		return none, fmt.Errorf("program %s takes no arguments (allow_arguments in its definition)", p.Name)
+	}
+	if len(asked.Arguments) > maxArguments || slices.ContainsFunc(asked.Arguments, func(a string) bool { return strings.ContainsRune(a, 0) }) {
+		return none, fmt.Errorf("more than %d arguments, or one with a zero byte", maxArguments)
+	}
+	if err := p.check(ctx); err != nil {
+		return none, fmt.Errorf("program %s: %w", p.Name, err)
+	}
+	start.Unit = "vouch-run-" + p.Name + "-" + strings.ToLower(rand.Text()[:12]) + ".service"
+	return systemd.Transient{
+		Name:        start.Unit,
+		Description: fmt.Sprintf("%s, started by user %d with vouch run", p.Name, start.UID),
+		Slice:       p.Slice(),
+		Command:     append(slices.Clone(p.Command), asked.Arguments...),
+		User:        p.User,
+		Directory:   p.Directory,
+		Environment: p.environment(asked.Environment),
+		Files:       [3]*os.File(files),
+	}, nil
+}
+
+// mayStart reports whether the user, or one of the groups that the group
+// database has the user in, may start the program.
+func (p *Program) mayStart(uid uint32) bool {
+	u, err := user.LookupId(strconv.FormatUint(uint64(uid), 10))
+	if err != nil {
+		return false
+	}
+	if slices.Contains(p.AllowUsers, u.Username) {
+		return true
+	}
+	if len(p.AllowGroups) == 0 {
+		return false
+	}
+	ids, err := u.GroupIds()
+	if err != nil {
+		return false
+	}
+	for _, id := range ids {
+		if g, err := user.LookupGroupId(id); err == nil && slices.Contains(p.AllowGroups, g.Name) {
+			return true
+		}
+	}
+	return false
+}
+
+// check returns an error unless the program's files are those of its
+// definition and its user can't change them. Attestation looks again, once the
+// program runs.
+func (p *Program) check(ctx context.Context) error {
+	if _, _, err := process.HashFile(ctx, p.Command[0], p.UID); err != nil {
+		return err
+	}
+	path := p.Script
+	if path == "" {
+		path = p.Command[0]
+	}
+	real, sum, err := process.HashFile(ctx, path, p.UID)
+	if err != nil {
+		return err
+	}
+	if p.SHA256 != "" && sum != p.SHA256 {
+		return fmt.Errorf("%s has digest %s, and its definition at %s wants %s", path, sum, p.Pos, p.SHA256)
+	}
+	if p.TreeSHA256 == "" {
+		return nil
+	}
+	dir := filepath.Dir(real)
+	if _, sum, err = process.HashTree(ctx, dir); err != nil {
+		return err
+	}
+	if sum != p.TreeSHA256 {
+		return fmt.Errorf("directory %s has digest %s, and its definition at %s wants %s", dir, sum, p.Pos, p.TreeSHA256)
+	}
+	return nil
+}
+
+// environment returns what the administrator set, and of what the caller
+// offers what the definition lets through.
+func (p *Program) environment(offered []string) []string {
+	env := slices.Clone(p.Environment)
+	for _, e := range offered {
+		name, value, ok := strings.Cut(e, "=")
+		if ok && slices.Contains(p.PassEnvironment, name) && passable(name) == nil && !strings.ContainsAny(value, "\x00\n") {
+			env = append(env, e)
+		}
+	}
+	return env
+}
+
+// follow passes signals on until the program's main process has ended.
+func (s *Server) follow(ctx context.Context, conn *net.UnixConn, peer *process.Peer, unit string) (reply, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer conn.SetReadDeadline(time.Unix(1, 0)) // ends the goroutine
+	wg.Go(func() {
+		for {
+			var sent passed
+			files, err := receive(conn, peer, &sent)
+			closeAll(files)
+			if err != nil {
+				cancel(errors.New("the caller has gone"))
+				return
+			}
+			if !passedOn(syscall.Signal(sent.Signal)) {
+				continue
+			}
+			if err := s.Units.Signal(ctx, unit, sent.Signal); err != nil {
+				s.report(err)
+			}
+		}
+	})
+	return s.wait(ctx, unit)
+}
+
+// wait waits for the end of the unit's main process.
+func (s *Server) wait(ctx context.Context, unit string) (reply, error) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		run, err := s.Units.Run(ctx, unit)
+		if ctx.Err() != nil {
+			return reply{}, context.Cause(ctx)
+		}
+		if err != nil {
+			s.report(err)
+			return reply{}, errors.New("systemd could not start the program, or has lost it")
+		}
+		if run.Ended {
+			return reply{Status: run.Status, Signaled: run.Signal}, nil
+		}
+		if run.PID != 0 {
+			if err := waitForExit(ctx, run.PID); err != nil {
+				return reply{}, err
+			}
+		}
+		select { // systemd takes a moment to notice
+		case <-tick.C:
+		case <-ctx.Done():
+			return reply{}, context.Cause(ctx)
+		}
+	}
+}
+
+func waitForExit(ctx context.Context, pid int) error {
+	p, err := process.Pin(pid)
+	if errors.Is(err, process.ErrPeerGone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	select {
+	case <-p.Done():
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// remove ends the unit also if ctx has ended.
+func (s *Server) remove(ctx context.Context, unit string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
+	defer cancel()
+	if err := s.Units.Remove(ctx, unit); err != nil {
+		s.report(err)
+	}
+}
+
+func (s *Server) report(err error) {
+	if s.Report != nil {
+		s.Report(err)
+	}
+}
+
+// passedOn reports whether a caller's signal is passed on to the program.
+func passedOn(sig syscall.Signal) bool {
+	switch sig {
+	case syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2,
+		syscall.SIGWINCH, syscall.SIGCONT:
+		return true
+	}
+	return false
+}
+
+// receive receives one message and the descriptors with it, which the caller
+// closes also after an error. The sender has to be the peer.
+func receive(conn *net.UnixConn, peer *process.Peer, into any) ([]*os.File, error) {
+	b := make([]byte, maxMessage)
+	oob := make([]byte, unix.CmsgSpace(unix.SizeofUcred)+unix.CmsgSpace(3*4))
+	n, oobn, flags, _, err := conn.ReadMsgUnix(b, oob)
+	if err != nil {
+		return nil, err
+	}
+	var sender *unix.Ucred
+	var files []*os.File
+	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if err != nil {
+		return nil, err
+	}
+	for i := range messages {
+		if fds, err := unix.ParseUnixRights(&messages[i]); err == nil {
+			for _, fd := range fds {
+				unix.CloseOnExec(fd)
+				files = append(files, os.NewFile(uintptr(fd), "passed"))
+			}
+		} else if cred, err := unix.ParseUnixCredentials(&messages[i]); err == nil {
+			sender = cred
+		}
+	}
+	switch {
+	case n == 0:
+		return files, net.ErrClosed
+	case flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0, len(files) > 3:
+		return files, fmt.Errorf("the request is longer than %d bytes, or has more than 3 descriptors", maxMessage)
+	case sender == nil || int(sender.Pid) != peer.PID():
+		return files, errors.New("the request is not from the process that connected")
+	}
+	if err := json.Unmarshal(b[:n], into); err != nil {
+		return files, fmt.Errorf("the request is not understood: %w", err)
+	}
+	return files, nil
+}
+
+func send(conn *net.UnixConn, message any) {
+	b, err := json.Marshal(message)
+	if err != nil {
+		return // of strings and numbers, which there is always a way to write
+	}
+	conn.SetWriteDeadline(time.Now().Add(requestTimeout))
+	conn.Write(b) // the caller may have gone
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
+
+func clip(s string) string { return s[:min(len(s), maxNameLen)] }

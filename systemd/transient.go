@@ -1,0 +1,139 @@
+package systemd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/godbus/dbus/v5"
+)
+
+// A Transient is a service that systemd makes for one run of one program.
+type Transient struct {
+	Name        string // of the unit
+	Description string
+	Slice       string
+	Command     []string // the program's absolute path and its arguments, none of which is expanded
+	User        string
+	Directory   string
+	Environment []string    // NAME=value
+	Files       [3]*os.File // standard input, output and error
+}
+
+// Start starts the service, which has no privileges to gain. systemd lets root
+// do that, and others only by a rule of polkit's. It returns once
+// systemd has taken it on; [Units.Run] tells how it goes. The unit stays
+// known until [Units.Remove].
+func (u *Units) Start(ctx context.Context, t Transient) error {
+	if len(t.Command) == 0 {
+		return fmt.Errorf("starting unit %s: no command", t.Name)
+	}
+	type property struct {
+		Name  string
+		Value dbus.Variant
+	}
+	type command struct {
+		Path  string
+		Args  []string
+		Flags []string
+	}
+	p := []property{
+		{"Description", dbus.MakeVariant(t.Description)},
+		{"Slice", dbus.MakeVariant(t.Slice)},
+		{"Type", dbus.MakeVariant("exec")},
+		{"RemainAfterExit", dbus.MakeVariant(true)}, // to be asked for the exit status
+		{"NotifyAccess", dbus.MakeVariant("none")},
+		{"NoNewPrivileges", dbus.MakeVariant(true)},
+		{"ExecStartEx", dbus.MakeVariant([]command{{t.Command[0], t.Command, []string{"no-env-expand"}}})},
+		{"User", dbus.MakeVariant(t.User)},
+		{"WorkingDirectory", dbus.MakeVariant(t.Directory)},
+		{"Environment", dbus.MakeVariant(t.Environment)},
+	}
+	for i, name := range []string{"StandardInputFileDescriptor", "StandardOutputFileDescriptor", "StandardErrorFileDescriptor"} {
+		p = append(p, property{name, dbus.MakeVariant(dbus.UnixFD(t.Files[i].Fd()))})
+	}
+	type aux struct {
+		Name       string
+		Properties []property
+	}
+	// systemd takes no descriptors on its private socket.
+	conn, err := dbus.Dial("unix:path=" + busSocket)
+	if err != nil {
+		return fmt.Errorf("starting unit %s: %w", t.Name, err)
+	}
+	defer conn.Close()
+	if err := authenticate(conn, true); err != nil {
+		return fmt.Errorf("starting unit %s: %w", t.Name, err)
+	}
+	err = conn.Object(service, managerPath).CallWithContext(ctx, managerIface+".StartTransientUnit", 0, t.Name, "fail", p, []aux{}).Err
+	if e, ok := errors.AsType[dbus.Error](err); ok && strings.Contains(e.Name, "Authorization") || ok && strings.HasSuffix(e.Name, ".AccessDenied") {
+		return fmt.Errorf("starting unit %s: systemd does not let user %d start units (%w); run the daemon as root, or give its user the right by a rule of polkit's", t.Name, os.Geteuid(), err)
+	}
+	if err != nil {
+		return fmt.Errorf("starting unit %s: %w", t.Name, err)
+	}
+	return nil
+}
+
+// A Run is how far a service's main process has come.
+type Run struct {
+	PID    int  // of the main process while it runs, else 0
+	Ended  bool // it has, or could not be started
+	Status int  // its exit status; or the signal that ended it
+	Signal bool // Status is a signal
+}
+
+// Run returns how far the service has come.
+func (u *Units) Run(ctx context.Context, name string) (Run, error) {
+	p, err := u.properties(ctx, query{objectOf(name), unitIface, ""}, query{objectOf(name), serviceIface, ""})
+	if err != nil {
+		return Run{}, fmt.Errorf("asking systemd about unit %s: %w", name, err)
+	}
+	var code, status int32
+	p.get("ExecMainCode", &code)
+	p.get("ExecMainStatus", &status)
+	r := Run{PID: int(p.number("MainPID"))}
+	state, active, result := p.text("LoadState"), p.text("ActiveState"), p.text("Result")
+	if p.err != nil {
+		return Run{}, fmt.Errorf("asking systemd about unit %s: %w", name, p.err)
+	}
+	const exited, killed, dumped = 1, 2, 3 // CLD_EXITED and so on, waitid(2)
+	switch {
+	case code == exited:
+		r.Ended, r.Status = true, int(status)
+	case code == killed, code == dumped:
+		r.Ended, r.Status, r.Signal = true, int(status), true
+	case active == "failed" || state != "loaded":
+		return Run{}, fmt.Errorf("unit %s could not be started: %s", name, result)
+	}
+	return r, nil
+}
+
+// Signal sends a signal to the service's main process.
+func (u *Units) Signal(ctx context.Context, name string, signal int32) error {
+	err := u.call(ctx, managerPath, managerIface+".KillUnit", []any{name, "main", signal})
+	if err != nil {
+		return fmt.Errorf("sending signal %d to unit %s: %w", signal, name, err)
+	}
+	return nil
+}
+
+// Remove stops the service, with all of its processes, and forgets it.
+func (u *Units) Remove(ctx context.Context, name string) error {
+	var job dbus.ObjectPath
+	if err := u.call(ctx, managerPath, managerIface+".StopUnit", []any{name, "replace"}, &job); err != nil && !isNoUnit(err) {
+		return fmt.Errorf("stopping unit %s: %w", name, err)
+	}
+	// A unit that has failed stays until it is told not to have.
+	if err := u.call(ctx, managerPath, managerIface+".ResetFailedUnit", []any{name}); err != nil && !isNoUnit(err) {
+		return fmt.Errorf("removing unit %s: %w", name, err)
+	}
+	return nil
+}
+
+func isNoUnit(err error) bool {
+	e, ok := errors.AsType[dbus.Error](err)
+	return ok && e.Name == "org.freedesktop.systemd1.NoSuchUnit"
+}

@@ -1,0 +1,124 @@
+package systemd
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The tests of this file ask a real systemd: make system-test boots one.
+
+func needSystemd(t testing.TB) *Units {
+	t.Helper()
+	comm, _ := os.ReadFile("/proc/1/comm")
+	if string(comm) != "systemd\n" || os.Geteuid() != 0 {
+		t.Skip("systemd is not PID 1 here, or this is not root")
+	}
+	u := &Units{}
+	t.Cleanup(func() { u.Close() })
+	return u
+}
+
+func TestSystemUnitIsAsSystemctlShowsIt(t *testing.T) {
+	u := needSystemd(t)
+	for _, name := range []string{"init.scope", "system.slice", "dbus.service", "dbus.socket"} {
+		unit, err := u.Unit(t.Context(), name)
+		must(t, err)
+		show := func(property string) string {
+			out, err := exec.Command("systemctl", "show", "--value", "-p", property, name).Output()
+			must(t, err)
+			return strings.TrimSpace(string(out))
+		}
+		if unit.Name != show("Id") || unit.InvocationID != show("InvocationID") || unit.FragmentPath != show("FragmentPath") {
+			t.Errorf("%s: got %+v", name, unit)
+		}
+		if (unit.Service != nil) != strings.HasSuffix(name, ".service") {
+			t.Errorf("%s: service is %+v", name, unit.Service)
+		}
+		if s := unit.Service; s != nil {
+			if s.Type != show("Type") || s.NotifyAccess != show("NotifyAccess") || len(s.ExecStart) != 1 ||
+				!strings.Contains(show("ExecStart"), "argv[]="+strings.Join(s.ExecStart[0].Args, " ")) {
+				t.Errorf("%s: service is %+v", name, s)
+			}
+		}
+		if unit.Loaded.IsZero() || unit.Loaded.After(time.Now()) {
+			t.Errorf("%s: loaded at %v", name, unit.Loaded)
+		}
+	}
+}
+
+func TestSystemUnitThatIsNotThere(t *testing.T) {
+	u := needSystemd(t)
+	if unit, err := u.Unit(t.Context(), "no-such-unit.service"); !errors.Is(err, ErrNoUnit) {
+		t.Errorf("got %v, %v; want %v", unit, err, ErrNoUnit)
+	}
+	if _, err := u.Unit(t.Context(), "../x"); err == nil {
+		t.Error("a name that is none has a unit")
+	}
+}
+
+func TestSystemIsAskedAgainAfterItHasReexecutedItself(t *testing.T) {
+	u := needSystemd(t)
+	_, err := u.Unit(t.Context(), "dbus.service")
+	must(t, err)
+	if out, err := exec.Command("systemctl", "daemon-reexec").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	unit, err := u.Unit(t.Context(), "dbus.service")
+	if err != nil || !slices.Contains([]string{"simple", "notify"}, unit.Service.Type) {
+		t.Errorf("got %+v, %v", unit, err)
+	}
+}
+
+func TestAskingEndsWithItsContext(t *testing.T) {
+	u := needSystemd(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := u.Unit(ctx, "dbus.service"); err == nil {
+		t.Error("asked all the same")
+	}
+}
+
+func TestManagerThatTakesConnectionsAndSaysNothingIsNotWaitedFor(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	must(t, err)
+	defer l.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	began := time.Now()
+	if conn, err := dial(ctx, path); err == nil {
+		conn.Close()
+		t.Error("connected to nobody")
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("waited for %v", took)
+	}
+}
+
+func TestWithoutSystemdThereAreNoUnits(t *testing.T) {
+	if _, err := os.Stat("/run/systemd/private"); err == nil {
+		t.Skip("there is a systemd")
+	}
+	var u Units
+	if unit, err := u.Unit(t.Context(), "dbus.service"); err == nil || !strings.Contains(err.Error(), "asking systemd about unit dbus.service") {
+		t.Errorf("got %v, %v", unit, err)
+	}
+	must(t, u.Close())
+}
+
+func BenchmarkSystemUnit(b *testing.B) {
+	u := needSystemd(b)
+	for b.Loop() {
+		if _, err := u.Unit(b.Context(), "dbus.service"); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
