@@ -453,12 +453,12 @@ func TestErrorAtEveryOperationIsMendedAndLosesNothingPromised(t *testing.T) {
 
 func waitFor(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
-	for !done() {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(20 * time.Second); !done(); <-tick.C {
 		if time.Now().After(deadline) {
 			t.Fatalf("%s: gave up waiting", what)
 		}
-		time.Sleep(time.Millisecond)
 	}
 }
 

@@ -139,14 +139,14 @@ func (m *Manager) endUpstream(l *lease) (Use, Outcome, error) {
 	use, source := l.use, l.source
 	ranOut := !l.notAfter.IsZero() && !now.Before(l.notAfter)
 	certain := ranOut && now.After(l.notAfter.Add(clockSlack))
-	if l.Revocation == ExpiryOnly && !ranOut {
-		l.queued = false
-		m.scheduleAt(l, l.notAfter)
+	onlyExpires := l.Revocation == ExpiryOnly
+	if onlyExpires && !ranOut {
+		m.awaitExpiry(l)
 		m.mu.Unlock()
 		return Use{}, "", nil
 	}
 	m.mu.Unlock()
-	if l.Revocation == ExpiryOnly {
+	if onlyExpires {
 		return Use{}, RanOut, nil
 	}
 	if source == nil {
@@ -179,11 +179,19 @@ func (m *Manager) endUpstream(l *lease) (Use, Outcome, error) {
 		if l.notAfter.IsZero() {
 			break
 		}
-		l.Revocation, l.queued = ExpiryOnly, false
-		m.scheduleAt(l, l.notAfter)
+		l.Revocation = ExpiryOnly
+		m.awaitExpiry(l)
 		return use, "", nil
 	}
 	return use, "", err
+}
+
+// awaitExpiry leaves a lease to the upstream's clock: whoever waits for its end
+// has what can be had. The manager's mu is held.
+func (m *Manager) awaitExpiry(l *lease) {
+	l.queued = false
+	m.scheduleAt(l, l.notAfter)
+	l.tellGone()
 }
 
 // and adds what a further look could tell.
@@ -242,10 +250,7 @@ func (m *Manager) forget(l *lease) {
 		l.source.leases--
 		m.retire(l.source)
 	}
-	if l.gone != nil {
-		close(l.gone)
-	}
-	l.gone = nil
+	l.tellGone()
 	l.handle.Data.Wipe()
 }
 

@@ -201,7 +201,7 @@ func TestRevocationIsRetriedUntilItIsConfirmed(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
 		h.wantStates(map[State]int{Stuck: 1})
-		h.wantStory("credential.intent intent", "credential.grant success", "credential.revoke error")
+		h.wantStory("credential.intent success", "credential.grant success", "credential.revoke error")
 		if l := h.m.Leases()[0]; l.Attempts < stuckAfter || l.Reason != "process ended" {
 			t.Errorf("stuck lease %+v", l)
 		}
@@ -216,7 +216,7 @@ func TestRevocationIsRetriedUntilItIsConfirmed(t *testing.T) {
 		time.Sleep(lastRetry * 5 / 4)
 		synctest.Wait()
 		h.wantStates(map[State]int{})
-		h.wantStory("credential.intent intent", "credential.grant success", "credential.revoke error", "credential.revoke success")
+		h.wantStory("credential.intent success", "credential.grant success", "credential.revoke error", "credential.revoke success")
 	})
 }
 
@@ -270,6 +270,9 @@ func TestExpiryOnlyLeaseIsNotSaidToBeRevoked(t *testing.T) {
 		if g := h.grant(a); !g.Lease.Expires.Equal(time.Now().Add(5 * time.Minute)) {
 			t.Errorf("expires %v, want what the upstream said", g.Lease.Expires)
 		}
+		if n, err := h.m.RevokeWhere(t.Context(), Where{All: true}, "incident"); n != 1 || err != nil {
+			t.Errorf("ending it: %d, %v; want what can be done at once", n, err)
+		}
 		close(exit)
 		time.Sleep(4 * time.Minute)
 		synctest.Wait()
@@ -277,7 +280,7 @@ func TestExpiryOnlyLeaseIsNotSaidToBeRevoked(t *testing.T) {
 		time.Sleep(time.Minute + time.Second)
 		synctest.Wait()
 		h.wantStates(map[State]int{})
-		h.wantStory("credential.intent intent", "credential.grant success", "credential.revoke expired")
+		h.wantStory("credential.intent success", "credential.grant success", "credential.revoke expired")
 		if len(h.up.attempts()) != 0 {
 			t.Error("the upstream was asked for what it cannot do")
 		}
@@ -628,4 +631,29 @@ func TestClosedManagerGrantsNothing(t *testing.T) {
 	if _, err := h.m.Grant(t.Context(), a, askAPI); !errors.Is(err, ErrClosed) {
 		t.Error(err)
 	}
+}
+
+func TestCredentialThatCannotBeFoundExpires(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, plainDefinition, func(u *upstream) {
+			u.notAfter = func(time.Duration) time.Time { return time.Now().Add(time.Hour) }
+			u.issue = func(context.Context) error { return ErrUpstream } // the answer is lost
+			u.revoke = func() error { return ErrOnlyExpires }
+		})
+		a, _, _ := agent("one", 1)
+		if _, err := h.m.Grant(t.Context(), a, askAPI); !errors.Is(err, ErrUpstream) {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if l := h.m.Leases(); len(l) != 1 || l[0].State != Revoking || l[0].Revocation != ExpiryOnly || l[0].Attempts != 0 {
+			t.Errorf("leases %+v, want one that waits for the upstream's clock", l)
+		}
+		if n, err := h.m.RevokeWhere(t.Context(), Where{All: true}, "incident"); n != 1 || err != nil {
+			t.Errorf("ending it: %d, %v", n, err)
+		}
+		time.Sleep(time.Hour + time.Second)
+		synctest.Wait()
+		h.wantStates(map[State]int{})
+		h.wantStory("credential.intent success", "credential.grant error", "credential.revoke expired")
+	})
 }

@@ -63,11 +63,10 @@ type Outcome string
 
 // The outcomes, as audit has them.
 const (
-	Success   Outcome = "success"
-	Denied    Outcome = "denied"
-	Failed    Outcome = "error"
-	RanOut    Outcome = "expired"
-	Undecided Outcome = "intent" // of an intent that goes on to the upstream
+	Success Outcome = "success" // of an intent: it is admitted, and the upstream is asked
+	Denied  Outcome = "denied"
+	Failed  Outcome = "error"
+	RanOut  Outcome = "expired"
 )
 
 const (

@@ -252,7 +252,6 @@ func (m *Manager) plan(ctx context.Context, p *pending, plan Plan) error {
 	state := l.encode()
 	e := m.grantEvent(EventIntent, p)
 	m.mu.Unlock()
-	e.Outcome = Undecided
 	return m.both(ctx, l.ID, state, e)
 }
 

@@ -46,7 +46,7 @@ func TestGrantIsRecordedBeforeAndAfterTheUpstreamIsAsked(t *testing.T) {
 		if l := g.Lease; l.State != Active || !l.Expires.Equal(l.Granted.Add(2*time.Minute)) || l.Handle != "handle-"+l.ID || l.Identity != a.ID || l.Process != a.Process {
 			t.Errorf("lease %+v", l)
 		}
-		h.wantStory("credential.intent intent", "credential.grant success")
+		h.wantStory("credential.intent success", "credential.grant success")
 		for i, e := range h.log.events {
 			if e.Lease != h.m.LeaseHash(g.Lease.ID) || e.Lease == g.Lease.ID || e.RequestID != "r1" || e.Identity != a.ID || e.Process != a.Process ||
 				e.Credential != "api" || e.Broker != "vault" || e.Upstream != "https://api" || e.Handle != g.Lease.Handle || e.Exposure != InFile ||
@@ -254,7 +254,7 @@ func TestUpstreamFaults(t *testing.T) {
 					t.Error("what may exist upstream was not ended")
 				}
 				h.wantStates(map[State]int{})
-				h.wantStory("credential.intent intent", "credential.grant error", "credential.revoke success")
+				h.wantStory("credential.intent success", "credential.grant error", "credential.revoke success")
 			})
 		})
 	}

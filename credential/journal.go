@@ -49,10 +49,12 @@ type journal struct {
 	failed atomic.Pointer[error] // broken, for others to see
 
 	// The rest belongs to run.
-	file   *frameFile
-	live   map[string][]byte // the latest state of each lease, encoded
-	bytes  int               // in live
-	broken error
+	file  *frameFile
+	live  map[string][]byte // the latest state of each lease, encoded
+	bytes int               // in live
+	// compactAt is the size from which rewriting is tried.
+	compactAt int64
+	broken    error
 }
 
 // A change is the new state of one lease, or its end.
@@ -76,7 +78,7 @@ func openJournal(ctx context.Context, path string, sealer Sealer) (*journal, map
 	if err != nil {
 		return nil, nil, fmt.Errorf("opening lease journal %s: %w", path, err)
 	}
-	if err := j.rewrite(); err != nil {
+	if _, err := j.rewrite(); err != nil {
 		return nil, nil, fmt.Errorf("writing lease journal %s: %w", path, err)
 	}
 	states := make(map[string][]byte, len(j.live))
@@ -100,7 +102,7 @@ func (j *journal) load(ctx context.Context, sealer Sealer) error {
 	}
 	key, err := sealer.Unseal(ctx, journalLabel, head.sealed)
 	if err != nil {
-		return fmt.Errorf("its key does not open on this TPM, which was cleared or is another machine's; move the file away to start without it, and end its leases upstream by hand: %w", err)
+		return fmt.Errorf("its key does not open on this TPM: %w; if the TPM was cleared or the file is another machine's, move it away, and end its leases upstream by hand", err)
 	}
 	if len(key) != len(j.key) {
 		return fmt.Errorf("its key has %d bytes, want %d", len(key), len(j.key))
@@ -209,43 +211,44 @@ func (j *journal) append(batch []*change) error {
 	for _, c := range batch {
 		j.apply(c.id, c.state)
 	}
-	if j.file.size < compactAbove || j.file.size < 4*int64(j.bytes) {
+	if j.file.size < j.compactAt || j.file.size < 4*int64(j.bytes) {
 		return nil
 	}
-	if err := j.rewrite(); err != nil {
+	replaced, err := j.rewrite()
+	if err != nil && replaced {
 		return fmt.Errorf("rewriting lease journal %s: %w", j.path, err)
+	}
+	if err != nil {
+		j.compactAt = 2 * j.file.size // the old file is as good, if longer
 	}
 	return nil
 }
 
 // rewrite replaces the file by one that holds the live leases only, and goes on
-// in that.
-func (j *journal) rewrite() error {
+// in that. It reports whether it got as far as replacing it.
+func (j *journal) rewrite() (replaced bool, err error) {
 	temporary := filepath.Join(filepath.Dir(j.path), "."+filepath.Base(j.path)+".new")
 	if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+		return false, err
 	}
 	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL|os.O_APPEND, 0o600)
 	if err != nil {
-		return err
+		return false, err
 	}
 	file, err := j.fill(f)
 	if err == nil {
 		err = os.Rename(temporary, j.path)
 	}
-	if err == nil {
-		err = syncDir(filepath.Dir(j.path))
-	}
 	if err != nil {
 		f.Close()
 		os.Remove(temporary)
-		return err
+		return false, err
 	}
 	if j.file != nil {
 		j.file.close()
 	}
-	j.file = file
-	return nil
+	j.file, j.compactAt = file, compactAbove
+	return true, syncDir(filepath.Dir(j.path))
 }
 
 func (j *journal) fill(f *os.File) (*frameFile, error) {

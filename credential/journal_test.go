@@ -261,6 +261,34 @@ func TestJournalIsRewrittenBeforeItGrows(t *testing.T) {
 	}
 }
 
+func TestJournalGoesOnInItsFileIfRewritingFails(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "leases")
+	j, _ := reopen(t, path)
+	obstacle := filepath.Join(filepath.Dir(path), ".leases.new")
+	if err := os.MkdirAll(filepath.Join(obstacle, "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	long := `"` + strings.Repeat("x", 64<<10) + `"`
+	for range 40 {
+		mustPut(t, j, "a", long)
+	}
+	if err := os.RemoveAll(obstacle); err != nil {
+		t.Fatal(err)
+	}
+	grown := j.file.size
+	for range 100 {
+		mustPut(t, j, "a", long)
+	}
+	j.close()
+	if info, err := os.Stat(path); err != nil || grown < 2*compactAbove || info.Size() > grown {
+		t.Errorf("%d bytes when it could not be rewritten, then %d", grown, info.Size())
+	}
+	if _, got := reopen(t, path); got["a"] != long {
+		t.Error("the lease is not what was confirmed")
+	}
+}
+
 func TestJournalStopsForGoodAfterAWriteThatFailed(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "leases")

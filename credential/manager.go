@@ -189,9 +189,9 @@ func (m *Manager) Revoke(ctx context.Context, h Holder, id string) error {
 		return fmt.Errorf("revoking lease %.64q: %w", id, ErrNoLease)
 	}
 	m.end(l, "revoked by its holder")
-	gone := l.goneChannel()
+	ends := []ending{{l.Handle, l.Upstream, l.goneChannel()}}
 	m.mu.Unlock()
-	return m.await(ctx, []*lease{l}, []<-chan struct{}{gone})
+	return m.await(ctx, ends)
 }
 
 // Where chooses leases by what is set; what is not set does not matter. With
@@ -215,28 +215,30 @@ func (w Where) chooses(l *Lease) bool {
 // RevokeWhere ends leases, returns how many, and waits as Revoke does.
 func (m *Manager) RevokeWhere(ctx context.Context, w Where, reason string) (int, error) {
 	m.mu.Lock()
-	var chosen []*lease
-	var gone []<-chan struct{}
+	var ends []ending
 	for _, l := range m.leases {
 		if w.chooses(&l.Lease) {
 			m.end(l, clip(reason, maxReason))
-			chosen, gone = append(chosen, l), append(gone, l.goneChannel())
+			ends = append(ends, ending{l.Handle, l.Upstream, l.goneChannel()})
 		}
 	}
 	m.mu.Unlock()
-	return len(chosen), m.await(ctx, chosen, gone)
+	return len(ends), m.await(ctx, ends)
 }
 
-// await waits until nothing is left of leases that can be ended.
-func (m *Manager) await(ctx context.Context, leases []*lease, gone []<-chan struct{}) error {
-	for i, l := range leases {
-		if l.Revocation == ExpiryOnly {
-			continue // its end is begun, and the rest is the upstream's clock
-		}
+// ending is a lease whose end was begun.
+type ending struct {
+	handle, upstream string
+	gone             <-chan struct{}
+}
+
+// await waits until leases have ended, or only expire any more.
+func (m *Manager) await(ctx context.Context, ends []ending) error {
+	for _, e := range ends {
 		select {
-		case <-gone[i]:
+		case <-e.gone:
 		case <-ctx.Done():
-			return fmt.Errorf("revoking %s at %s is not confirmed yet and goes on: %w", l.Handle, l.Upstream, ctx.Err())
+			return fmt.Errorf("revoking %s at %s is not confirmed yet and goes on: %w", e.handle, e.upstream, ctx.Err())
 		case <-m.ctx.Done():
 			return ErrClosed
 		}
@@ -244,13 +246,21 @@ func (m *Manager) await(ctx context.Context, leases []*lease, gone []<-chan stru
 	return nil
 }
 
-// goneChannel returns a channel that is closed when nothing is left of the
-// lease. The manager's mu is held.
+// goneChannel returns a channel that is closed when nothing is left of the lease
+// that could be ended. The manager's mu is held.
 func (l *lease) goneChannel() <-chan struct{} {
 	if l.gone == nil {
 		l.gone = make(chan struct{})
 	}
 	return l.gone
+}
+
+// tellGone closes what goneChannel gave out. The manager's mu is held.
+func (l *lease) tellGone() {
+	if l.gone != nil {
+		close(l.gone)
+		l.gone = nil
+	}
 }
 
 // record makes an event durable, with what is known of the lease.

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -150,6 +151,18 @@ func (n *Node) certifyCounter(tr transport.TPM, ak tpm2.NamedHandle, data []byte
 	if err != nil {
 		return signed{}, err
 	}
+	attested, err := r.CertifyInfo.Contents()
+	if err != nil {
+		return signed{}, err
+	}
+	info, err := attested.Attested.NV()
+	if err != nil {
+		return signed{}, err
+	}
+	if len(info.NVContents.Buffer) != counterLen {
+		return signed{}, ErrCounter
+	}
+	n.certified.Store(binary.BigEndian.Uint64(info.NVContents.Buffer))
 	return newSigned(r.CertifyInfo, r.Signature), nil
 }
 
@@ -169,31 +182,68 @@ const (
 // the machine's boot state, both together with digest. Whoever holds the
 // anchor knows that digest existed at this count, so that an older anchor can
 // be told from the newest. Where the TPM is lost on the way it may count more
-// than one up.
+// than one up; Certify and then Count never do.
 //
 // A counter lasts for some hundred thousand steps in a hardware TPM: anchor
 // every few minutes, not every request.
 func (n *Node) Anchor(ctx context.Context, digest [32]byte) ([]byte, error) {
+	return n.anchor(ctx, digest, n.keys.Counter.increment)
+}
+
+// Certify is Anchor without counting: it signs the counter's present value.
+func (n *Node) Certify(ctx context.Context, digest [32]byte) ([]byte, error) {
+	return n.anchor(ctx, digest, nil)
+}
+
+// Count counts the counter one up from the value that was certified last, and
+// does nothing if it is past that already. So it counts once even where the TPM
+// is lost on the way and asked again.
+func (n *Node) Count(ctx context.Context) error {
+	certified := n.certified.Load()
+	if certified == 0 {
+		return errors.New("counting: no value was certified yet")
+	}
+	return n.tpm.do(ctx, "counting in the TPM", operationLimit, func(tr transport.TPM) error {
+		c := n.keys.Counter
+		public := counterPublic(c.Index)
+		name, err := tpm2.NVName(&public)
+		if err != nil {
+			return err
+		}
+		h := tpm2.NamedHandle{Handle: c.Index, Name: *name}
+		now, err := tpm2.NVRead{AuthHandle: withAuth(h, c.authorised()), NVIndex: h, Size: counterLen}.Execute(tr)
+		if err != nil {
+			return n.counterGone(err)
+		}
+		if len(now.Data.Buffer) != counterLen || binary.BigEndian.Uint64(now.Data.Buffer) != certified {
+			return nil
+		}
+		return c.increment(tr, public, c.authorised())
+	})
+}
+
+// anchor certifies the counter, after count if that is not nil, and quotes.
+func (n *Node) anchor(ctx context.Context, digest [32]byte, count func(transport.TPM, tpm2.TPMSNVPublic, tpm2.Session) error) ([]byte, error) {
 	doc := anchorDocument{Version: anchorVersion}
 	err := n.tpm.do(ctx, "anchoring in the TPM", operationLimit, func(tr transport.TPM) error {
-		// One session for both commands on the counter.
+		// One session for all commands on the counter.
 		auth, done, err := tpm2.HMACSession(tr, tpm2.TPMAlgSHA256, nonceLen, tpm2.Auth(n.keys.Counter.Auth.Reveal()))
 		if err != nil {
 			return err
 		}
 		defer done()
-		if err := n.keys.Counter.increment(tr, counterPublic(n.keys.Counter.Index), auth); err != nil {
-			if errors.Is(err, tpm2.TPMRCHandle) {
-				return fmt.Errorf("counter %#x is gone: %w: %w", n.keys.Counter.Index, ErrOtherTPM, err)
-			}
-			return err
+		if count != nil {
+			err = count(tr, counterPublic(n.keys.Counter.Index), auth)
+		}
+		if err != nil {
+			return n.counterGone(err)
 		}
 		ak, err := n.load(tr, n.keys.AK)
 		if err != nil {
 			return err
 		}
 		if doc.Counter, err = n.certifyCounter(tr, ak, digest[:], auth); err != nil {
-			return err
+			return n.counterGone(err)
 		}
 		doc.Quote, err = quoteOnce(tr, ak, tpm2.TPMAlgSHA256, bootPCRs, digest[:])
 		return err
@@ -202,4 +252,12 @@ func (n *Node) Anchor(ctx context.Context, digest [32]byte) ([]byte, error) {
 		return nil, err
 	}
 	return json.Marshal(doc)
+}
+
+// counterGone says so if that is why a command on the counter failed.
+func (n *Node) counterGone(err error) error {
+	if errors.Is(err, tpm2.TPMRCHandle) {
+		return fmt.Errorf("counter %#x is gone: %w: %w", n.keys.Counter.Index, ErrOtherTPM, err)
+	}
+	return err
 }

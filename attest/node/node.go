@@ -28,6 +28,7 @@ import (
 	"fmt"
 	"io/fs"
 	"sync"
+	"sync/atomic"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
@@ -55,6 +56,8 @@ type Node struct {
 	node  *Key
 
 	mu sync.Mutex // guards keys.Binding; held while a named key is looked up or made
+
+	certified atomic.Uint64 // the counter's value when it was certified last, 0 before
 }
 
 // Files in the store.

@@ -76,11 +76,12 @@ func run(t *testing.T, x *Exporter) {
 
 func waitFor(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !done(); {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(20 * time.Second); !done(); <-tick.C {
 		if time.Now().After(deadline) {
 			t.Fatalf("%s: gave up waiting", what)
 		}
-		time.Sleep(time.Millisecond)
 	}
 }
 

@@ -99,9 +99,15 @@ in the log. It checks their form, not their proof: that is for vouch log verify.
 				return err
 			}
 			defer done()
-			records := audit.Records(cmd.Context(), fsys, 0)
+			var from uint64
+			if filter.since > 0 {
+				if from, err = audit.Since(fsys, time.Now().Add(-filter.since)); err != nil {
+					return err
+				}
+			}
+			records := audit.Records(cmd.Context(), fsys, from)
 			if follow {
-				records = audit.Follow(cmd.Context(), fsys, 0, time.Second/4)
+				records = audit.Follow(cmd.Context(), fsys, from, time.Second/4)
 			}
 			w := cmd.OutOrStdout()
 			for e, err := range records {

@@ -45,6 +45,7 @@ func TestCommandLineAgainstARunningDaemon(t *testing.T) {
 		{[]string{"fetch", "bundle"}, 0, `BEGIN CERTIFICATE`, `^$`},
 		{[]string{"fetch", "x509", "--socket", "unix:///nonexistent/agent.sock", "--timeout", "100ms"}, 1, `^$`, `vouch: fetching X509-SVIDs`},
 		{[]string{"log", "show", "--event", "x509_svid"}, 0, `success\s+x509_svid\.issue\s+spiffe://example\.org/cli`, `^$`},
+		{[]string{"log", "show", "--since", "1h", "--event", "daemon"}, 0, `daemon\.start`, `^$`},
 		{[]string{"log", "show", "--spiffe-id", "spiffe://example.org/nobody"}, 0, `^$`, `^$`},
 		{[]string{"log", "verify", "--live"}, 0, `^The log holds`, `^$`},
 	} {
