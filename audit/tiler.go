@@ -185,7 +185,12 @@ func (t *tiler) dropPartials(dir string) error {
 			return err
 		}
 	}
-	return t.disk.remove(dir)
+	if err := t.disk.remove(dir); err != nil {
+		return err
+	}
+	// Durably: a file that comes back with the next power cut, its contents
+	// perhaps never synced, would pass for damage.
+	return t.syncDirs(dir)
 }
 
 // write puts a tile in place, whole. From level 1 up it is durable at once,
@@ -292,8 +297,9 @@ func (t *tiler) publish() error {
 			return err
 		}
 	}
+	removed := t.older
 	t.older, t.partials = t.partials, now
-	return nil
+	return t.syncDirs(removed...) // see dropPartials
 }
 
 // trim is called at the start of a segment: it makes durable what the segments
