@@ -131,19 +131,28 @@ func (d *daemon) enrolmentEnds(t time.Time) bool {
 	return d.enrolment != nil && d.enrolment.InForce && !t.Before(d.enrolment.NotAfter)
 }
 
-// remindOfEnrolment writes what is wrong with the enrolment into the journal,
-// once a day.
-func (d *daemon) remindOfEnrolment(ctx context.Context) {
-	daily := time.NewTicker(24 * time.Hour)
-	defer daily.Stop()
-	for {
-		if p := d.enrolmentProblem(time.Now()); p != "" {
+// keepEnrolment takes up an enrolment that was of no use at the start and has
+// become of use, as on a machine whose clock was wrong until it was set, and
+// writes what is wrong into the journal once a day.
+func (d *daemon) keepEnrolment(ctx context.Context) {
+	const look = time.Minute
+	every := time.NewTicker(look)
+	defer every.Stop()
+	for minutes := 0; ; minutes++ {
+		if _, err := d.installed(); err != nil && d.config.Authority.Mode == config.ModeEnrolled {
+			if u := d.loadEnrolment(); u.Root != nil {
+				if err := d.authority.SetUpstream(ctx, *u); err != nil {
+					d.slog.Error("putting the enrolment in force", "err", err)
+				}
+			}
+		}
+		if p := d.enrolmentProblem(time.Now()); p != "" && minutes%(24*60) == 0 {
 			d.slog.Warn(p)
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-daily.C:
+		case <-every.C:
 		}
 	}
 }
