@@ -28,7 +28,8 @@ var mayImport = map[string][]string{
 	"attest/process":             {"attest", "systemd"},
 	"programs":                   {"attest/process", "config", "systemd"},
 	"identity":                   {"attest", "config", "secret"},
-	"workloadapi":                {"attest", "attest/process", "audit", "config", "identity", "secret", "systemd"},
+	"workloadapi":                {"attest", "attest/process", "audit", "config", "credential", "identity", "secret", "systemd", "workloadapi/credentialv1"},
+	"workloadapi/credentialv1":   nil,
 	"examples/agent":             nil,
 	"credential":                 {"config", "secret"},
 	"credential/endpoint":        {"credential", "secret"},
@@ -42,7 +43,7 @@ var mayImport = map[string][]string{
 
 // mayUse is which packages may import a module that belongs in one place.
 var mayUse = map[string][]string{
-	"google.golang.org/grpc":           {"workloadapi"},
+	"google.golang.org/grpc":           {"workloadapi", "workloadapi/credentialv1"},
 	"github.com/google/go-tpm":         {"attest/node", "attest/node/tpmtest"},
 	"github.com/google/go-attestation": {"attest/node"},
 	"github.com/jackc/pgx":             {"credential/postgres", "credential/postgres/pgtest"},

@@ -22,7 +22,7 @@ func fullLeaf() *Leaf {
 	r.Key = &Key{KeyID: "bb", Certificate: []byte{1}, PublicKey: []byte{2, 3}, NotBefore: day, NotAfter: day.Add(time.Hour), Quote: []byte{4, 5, 6}}
 	r.Node = &Node{EKSHA256: "cc", AKName: "000bdd", PCRSHA256: "ee", EvidenceSHA256: "ff", Resets: 17, Statement: []byte("statement")}
 	r.Config = &Config{SHA256: "11", Entries: 12, Version: "0.1.0"}
-	r.Credential = &Credential{Lease: "22", Name: "warehouse", Kind: "vault", Upstream: "vault.example.org", ScopeAsked: "rw", ScopeGranted: "r",
+	r.Credential = &Credential{Handle: "role_1", Revocation: "hard", Exposure: "memory", Lease: "22", Name: "warehouse", Kind: "vault", Upstream: "vault.example.org", ScopeAsked: "rw", ScopeGranted: "r",
 		Audience: []string{"db"}, NotBefore: day, NotAfter: day.Add(time.Minute), TTL: time.Minute}
 	r.Use = &Use{First: at, Last: at.Add(time.Second), Count: 3, WithinTTL: true, Source: "proxy"}
 	r.Event = EventSegment
@@ -102,7 +102,7 @@ func TestHostileTextIsEscapedInEveryField(t *testing.T) {
 			&r.Workload.Path, &r.Workload.SHA256, &r.Workload.Cgroup, &r.Workload.Unit, &r.Workload.Entry, &r.Workload.Selectors[0],
 			&r.SVID.Kind, &r.SVID.ID, &r.SVID.SHA256, &r.SVID.KeyID, &r.SVID.Audience[1], &r.Key.KeyID,
 			&r.Node.EKSHA256, &r.Node.AKName, &r.Node.PCRSHA256, &r.Node.EvidenceSHA256, &r.Config.SHA256, &r.Config.Version,
-			&r.Credential.Lease, &r.Credential.Name, &r.Credential.Kind, &r.Credential.Upstream, &r.Credential.ScopeAsked, &r.Credential.ScopeGranted, &r.Credential.Audience[0],
+			&r.Credential.Lease, &r.Credential.Handle, &r.Credential.Revocation, &r.Credential.Exposure, &r.Credential.Name, &r.Credential.Kind, &r.Credential.Upstream, &r.Credential.ScopeAsked, &r.Credential.ScopeGranted, &r.Credential.Audience[0],
 			&r.Use.Source, &l.Log.Key, &l.Log.Root, &l.Log.CutSHA256,
 		} {
 			before := *p

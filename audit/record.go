@@ -128,7 +128,8 @@ type Config struct {
 }
 
 // A Credential is a lease on a secret for a system outside SPIFFE; never the
-// secret, and of the lease's name at its source only a keyed hash.
+// secret, and of the lease's ID only a keyed hash. The handle is how the source
+// and its own log call what was granted.
 type Credential struct {
 	Lease        string // keyed hash of the lease's ID, hexadecimal
 	Name         string // of the credential in the configuration
@@ -140,6 +141,9 @@ type Credential struct {
 	NotBefore    time.Time
 	NotAfter     time.Time
 	TTL          time.Duration // granted; whole seconds
+	Handle       string        // at the source, such as a role's name
+	Revocation   string        // what the source can do before it expires: hard, grant-wide or expiry-only
+	Exposure     string        // where the values went, as the caller said: memory, file or environment
 }
 
 // A Use sums up how a lease was used between two times.

@@ -170,6 +170,16 @@ func (m *Manager) Leases() []Lease {
 	return list
 }
 
+// Lease returns a lease that has not ended.
+func (m *Manager) Lease(id string) (Lease, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if l := m.leases[id]; l != nil {
+		return l.Lease, true
+	}
+	return Lease{}, false
+}
+
 // LeaseHash returns what events call a lease by: a keyed hash, so that the log
 // does not tell which leases a workload's own records speak of to anyone but
 // the daemon.

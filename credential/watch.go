@@ -21,7 +21,7 @@ func (m *Manager) Watch(ctx context.Context, h Holder, a Ask, send func(*Grant) 
 		}
 		if err := send(g); err != nil {
 			// In the background: whoever reads this watch has gone.
-			m.abandon(g.Lease.ID, "its holder's stream was cut before it was delivered")
+			m.Abandon(g.Lease.ID, "its holder's stream was cut before it was delivered")
 			return err
 		}
 		last = g
@@ -68,8 +68,8 @@ func (m *Manager) awaitNext(ctx context.Context, l Lease) error {
 	}
 }
 
-// abandon ends a lease without waiting for it.
-func (m *Manager) abandon(id, reason string) {
+// Abandon ends a lease without waiting for it, if it has not ended yet.
+func (m *Manager) Abandon(id, reason string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if l := m.leases[id]; l != nil {

@@ -20,16 +20,17 @@ import (
 
 // A Status is the daemon's state as an administrator sees it.
 type Status struct {
-	Version     string          `json:"version"`
-	TrustDomain string          `json:"trust_domain"`
-	Started     time.Time       `json:"started"`
-	TPM         TPMStatus       `json:"tpm"`
-	Node        NodeStatus      `json:"node"`
-	Authority   AuthorityStatus `json:"authority"`
-	Entries     EntriesStatus   `json:"entries"`
-	Log         LogStatus       `json:"log"`
-	Streams     int64           `json:"streams"`  // open on the agent socket
-	Problems    []string        `json:"problems"` // each one sentence with the way out; empty: all is well
+	Version     string            `json:"version"`
+	TrustDomain string            `json:"trust_domain"`
+	Started     time.Time         `json:"started"`
+	TPM         TPMStatus         `json:"tpm"`
+	Node        NodeStatus        `json:"node"`
+	Authority   AuthorityStatus   `json:"authority"`
+	Entries     EntriesStatus     `json:"entries"`
+	Log         LogStatus         `json:"log"`
+	Credentials CredentialsStatus `json:"credentials"`
+	Streams     int64             `json:"streams"`  // open on the agent socket
+	Problems    []string          `json:"problems"` // each one sentence with the way out; empty: all is well
 }
 
 // TPMStatus says which TPM holds the keys.
@@ -106,6 +107,7 @@ type Admin struct {
 	Server *Server
 	Status func() Status // of all but the server's own part
 	Node   *NodeAdmin
+	Leases *LeaseAdmin // nil where there are no credentials
 	Logger *slog.Logger
 }
 
@@ -116,6 +118,7 @@ func (a *Admin) Serve(ctx context.Context, l *net.UnixListener) error {
 	mux.HandleFunc("GET /v1/entries", a.entries)
 	mux.HandleFunc("GET /v1/explain", a.explain)
 	a.Node.routes(mux)
+	a.Leases.routes(mux)
 	h := &http.Server{
 		Handler:           mux,
 		ConnContext:       rememberAsker,

@@ -1,9 +1,9 @@
-// Package workloadapi is the daemon's sockets: the SPIFFE Workload API for
-// agents and an API for administrators.
+// Package workloadapi is the daemon's sockets: the SPIFFE Workload API and the
+// credential API for agents, and an API for administrators.
 //
 // Here the others meet. A request is accepted, its sender pinned and attested
 // (attest/process), its registration entries found and its SVIDs issued
-// (identity), the decision recorded (audit), and only then answered. Nothing a
+// (identity) or its credentials leased (credential), the decision recorded (audit), and only then answered. Nothing a
 // caller sends identifies it, and nothing is remembered of a caller from one
 // answer to the next but which process it is.
 package workloadapi
@@ -27,7 +27,9 @@ import (
 
 	"github.com/vouchd/vouchd/attest/process"
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/workloadapi/credentialv1"
 )
 
 const (
@@ -40,13 +42,17 @@ const (
 	recheckEvery  = time.Minute // a stream's process is attested again
 )
 
-// Options are what a server serves with. All are required.
+// Options are what a server serves with. All are required but Credentials and
+// Holders, without which there is no credential API.
 type Options struct {
 	Attester  *process.Attester
 	Watcher   *process.Watcher // of the files that attestations rest on
 	Authority *identity.Authority
 	Log       *audit.Log
 	Logger    *slog.Logger
+
+	Credentials *credential.Manager
+	Holders     *Holders // the same that the manager finds processes with
 }
 
 // A Server answers on the agent socket. Its methods are safe for concurrent
@@ -123,6 +129,9 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	)
 	workload.RegisterSpiffeWorkloadAPIServer(g, s)
+	if s.o.Credentials != nil {
+		credentialv1.RegisterCredentialAPIServer(g, &credentialAPI{s: s})
+	}
 	reflection.Register(g) // Workload Endpoint §7
 
 	stopped := make(chan struct{})
@@ -181,6 +190,7 @@ func (s *Server) toStatus(err error, requestID string) error {
 		return err
 	}
 	code, text := codes.Internal, "the daemon could not answer"
+	aboutLease, leaseText, isAboutLease := credentialStatus(err)
 	switch {
 	case errors.Is(err, errStopping):
 		code, text = codes.Unavailable, "the daemon is stopping"
@@ -202,6 +212,8 @@ func (s *Server) toStatus(err error, requestID string) error {
 		code, text = codes.DeadlineExceeded, "the request took too long"
 	case errors.Is(err, context.Canceled):
 		code, text = codes.Canceled, "the request was cancelled"
+	case isAboutLease:
+		code, text = aboutLease, leaseText
 	}
 	if code == codes.Internal {
 		s.o.Logger.Error("answering a request", "request", requestID, "err", err)

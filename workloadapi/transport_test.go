@@ -71,14 +71,14 @@ type testServer struct {
 	handle func(ctx context.Context, c *connInfo) error
 }
 
-const secret = "the secret that only the peer may see"
+const peerSecret = "the secret that only the peer may see"
 
 func (s *testServer) FetchJWTSVID(ctx context.Context, _ *workload.JWTSVIDRequest) (*workload.JWTSVIDResponse, error) {
 	p, _ := grpcpeer.FromContext(ctx)
 	if err := s.handle(ctx, p.AuthInfo.(*connInfo)); err != nil {
 		return nil, err
 	}
-	return &workload.JWTSVIDResponse{Svids: []*workload.JWTSVID{{Svid: secret}}}, nil
+	return &workload.JWTSVIDResponse{Svids: []*workload.JWTSVID{{Svid: peerSecret}}}, nil
 }
 
 func (s *testServer) FetchX509SVID(_ *workload.X509SVIDRequest, stream workload.SpiffeWorkloadAPI_FetchX509SVIDServer) error {
@@ -130,7 +130,7 @@ func serveWith(t testing.TB, limits connLimits, handle func(ctx context.Context,
 
 func call(ctx context.Context, cc *grpc.ClientConn) error {
 	r, err := workload.NewSpiffeWorkloadAPIClient(cc).FetchJWTSVID(ctx, &workload.JWTSVIDRequest{Audience: []string{"a"}})
-	if err == nil && r.Svids[0].Svid != secret {
+	if err == nil && r.Svids[0].Svid != peerSecret {
 		err = errors.New("another reply")
 	}
 	return err
@@ -246,7 +246,7 @@ func TestExecSwapIsRefused(t *testing.T) {
 			}
 			cmd.Process.Kill()
 			cmd.Wait() // until the child has closed the pipe, too
-			if bytes.Contains(out.Bytes(), []byte(secret)) {
+			if bytes.Contains(out.Bytes(), []byte(peerSecret)) {
 				t.Error("the child has read the secret")
 			}
 		})
@@ -420,7 +420,7 @@ func TestForgedSenderIsRefused(t *testing.T) {
 			}
 			syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 			cmd.Wait()
-			if bytes.Contains(out.Bytes(), []byte(secret)) {
+			if bytes.Contains(out.Bytes(), []byte(peerSecret)) {
 				t.Error("the child has read the secret")
 			}
 		})

@@ -155,6 +155,23 @@ func (p *Peer) UID() uint32 { return p.uid }
 // GID returns the effective group ID at the time of connecting.
 func (p *Peer) GID() uint32 { return p.gid }
 
+// StartTime returns when the pinned process was started, in ticks since boot,
+// as [Attested] has it. It is how a process that was pinned in an earlier run
+// of the daemon is known again.
+func (p *Peer) StartTime() (uint64, error) {
+	dir, err := openDir(p.pid)
+	if err != nil {
+		return 0, p.explain("start time", err)
+	}
+	defer dir.close()
+	var b buffer
+	st, err := dir.stat(&b)
+	if err != nil {
+		return 0, p.explain("start time", err)
+	}
+	return st.start, p.Alive()
+}
+
 // Alive returns [ErrPeerGone] once the process has exited, reaped or not, and
 // after Close.
 func (p *Peer) Alive() error {

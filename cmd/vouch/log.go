@@ -157,6 +157,9 @@ func line(l *audit.Leaf) string {
 	if s := l.SVID; s != nil && s.ID != "" {
 		fmt.Fprintf(&b, "  %s until %s", s.ID, s.NotAfter.Local().Format("15:04:05"))
 	}
+	if c := l.Credential; c != nil {
+		b.WriteString(credentialText(c, l.Use))
+	}
 	if k := l.Key; k != nil {
 		fmt.Fprintf(&b, "  key %s", k.KeyID)
 	}
@@ -168,6 +171,29 @@ func line(l *audit.Leaf) string {
 	}
 	if l.Reason != "" {
 		fmt.Fprintf(&b, "  (%s)", l.Reason)
+	}
+	return b.String()
+}
+
+// credentialText says which lease a record is about, and what of it.
+func credentialText(c *audit.Credential, u *audit.Use) string {
+	var b strings.Builder
+	for _, of := range []struct{ name, value string }{
+		{"", c.Name}, {"as ", c.Handle}, {"at ", c.Upstream}, {"asked for ", c.ScopeAsked}, {"scope ", c.ScopeGranted}, {"in ", c.Exposure},
+	} {
+		if of.value != "" {
+			fmt.Fprintf(&b, "  %s%s", of.name, of.value)
+		}
+	}
+	if !c.NotAfter.IsZero() {
+		fmt.Fprintf(&b, "  until %s", c.NotAfter.Local().Format("15:04:05"))
+	}
+	switch {
+	case u == nil:
+	case u.Source == "unknown":
+		b.WriteString("  use unknown")
+	default:
+		fmt.Fprintf(&b, "  used %d times, as seen by %s", u.Count, u.Source)
 	}
 	return b.String()
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/vouchd/vouchd/attest/process"
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/config"
+	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/programs"
 	"github.com/vouchd/vouchd/state"
@@ -46,6 +47,10 @@ type daemon struct {
 	programs  atomic.Pointer[map[string]*programs.Program] // in force; never nil
 	exports   []*exported
 	run       *net.UnixListener // for vouch run, if systemd has passed one
+
+	credentials *credential.Manager
+	holders     *workloadapi.Holders
+
 	appraiser *appraiser
 
 	mu      sync.Mutex // guards what follows
@@ -54,7 +59,9 @@ type daemon struct {
 	loaded  time.Time  // when they were loaded; zero: none are yet
 	refused error      // why what is on disk now is not in force
 
-	programsRefused error // the same of programs
+	programsRefused    error    // the same of programs
+	credentialsRefused error    // the same of credentials
+	granting           []string // credentials that the entries in force grant
 
 	enrolment *workloadapi.EnrolmentView // that was installed; nil: none
 	enrolErr  error                      // why it is of no use
@@ -87,6 +94,10 @@ func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
 		return err
 	}
 	defer d.closeExports()
+	defer d.closeCredentials()
+	if err := d.openCredentials(ctx); err != nil {
+		return err
+	}
 	if err := d.openIdentity(ctx); err != nil {
 		return err
 	}
@@ -112,7 +123,7 @@ func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) erro
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.server.Serve(ctx, agent) })
 	group.Go(func() error {
-		return (&workloadapi.Admin{Server: d.server, Status: d.status, Node: d.nodeAdmin(), Logger: d.slog}).Serve(ctx, admin)
+		return (&workloadapi.Admin{Server: d.server, Status: d.status, Node: d.nodeAdmin(), Leases: d.leaseAdmin(), Logger: d.slog}).Serve(ctx, admin)
 	})
 	group.Go(func() error { d.authority.Run(ctx); return nil })
 	group.Go(func() error { return d.watch(ctx) })
@@ -181,6 +192,7 @@ func (d *daemon) openIdentity(ctx context.Context) error {
 	}
 	d.server = workloadapi.New(workloadapi.Options{
 		Attester: d.attester, Watcher: d.watcher, Authority: d.authority, Log: d.log, Logger: d.slog,
+		Credentials: d.credentials, Holders: d.holders,
 	})
 	d.reload(ctx)
 	d.reloadPrograms(ctx)

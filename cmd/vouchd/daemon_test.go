@@ -44,7 +44,15 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if socket := os.Getenv(leaseSocket); socket != "" {
+		if err := lease(socket, os.Stdin); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	code := m.Run()
+	stopDatabase()
 	if dir, err := binaries(); err == nil {
 		os.RemoveAll(dir)
 	}
@@ -87,10 +95,11 @@ state_dir: %s
 agent_socket: %s
 admin_socket: %s
 entries_dir: %s
+credentials_dir: %s
 node:
   policy: %s
   ek_chain_dir: %s
-`, h.tpm.Address, h.path("state"), h.path("agent.sock"), h.path("admin.sock"), h.path("entries.d"),
+`, h.tpm.Address, h.path("state"), h.path("agent.sock"), h.path("admin.sock"), h.path("entries.d"), h.path("credentials.d"),
 		h.path("node-policy.yaml"), h.path("ek-chain.d"))+more)
 }
 

@@ -20,7 +20,7 @@ func (d *daemon) loadEntries() (*identity.Entries, error) {
 	return identity.LoadEntries(d.config.EntriesDir, d.config.TrustDomain, limits)
 }
 
-// watch reloads entries and programs when they change on disk, and on SIGHUP.
+// watch reloads entries, credentials and programs when they change on disk, and on SIGHUP.
 func (d *daemon) watch(ctx context.Context) error {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
@@ -33,16 +33,18 @@ func (d *daemon) watch(ctx context.Context) error {
 				return
 			case <-hup:
 				systemd.Reloading()
+				d.reloadCredentials(ctx)
 				d.reload(ctx)
 				d.reloadPrograms(ctx)
 				systemd.Ready(d.summary())
 			case <-changed:
+				d.reloadCredentials(ctx)
 				d.reload(ctx)
 				d.reloadPrograms(ctx)
 			}
 		}
 	}()
-	return config.Watch(ctx, []string{d.config.EntriesDir, d.config.ProgramsDir}, func() {
+	return config.Watch(ctx, []string{d.config.EntriesDir, d.config.CredentialsDir, d.config.ProgramsDir}, func() {
 		select {
 		case changed <- struct{}{}:
 		default: // one is to come anyway
@@ -81,7 +83,9 @@ func (d *daemon) reload(ctx context.Context) {
 		return
 	}
 	d.digest, d.count, d.loaded = es.Digest(), es.Len(), time.Now()
+	d.granting = grantedNames(es)
 	d.server.SetEntries(es)
+	d.endUngranted(es)
 	d.slog.Info("entries in force", "entries", es.Len())
 }
 

@@ -51,6 +51,7 @@ func (d *daemon) status() workloadapi.Status {
 		st.Entries.Error = d.refused.Error()
 		problem("the entries on disk are not in force, the last good ones are: %v", d.refused)
 	}
+	d.reportCredentials(&st, problem)
 	if d.programsRefused != nil {
 		problem("the programs on disk are not in force, the last good ones are: %v", d.programsRefused)
 	}

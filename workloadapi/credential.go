@@ -1,0 +1,362 @@
+package workloadapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/workloadapi/credentialv1"
+)
+
+const (
+	maxAskedParameters = 32
+	maxLeaseIDLen      = 64 // bytes
+)
+
+// A credentialAPI answers beside the SPIFFE service, on the same socket and to
+// the same callers.
+type credentialAPI struct {
+	credentialv1.UnimplementedCredentialAPIServer
+	s *Server
+}
+
+// ListCredentials tells the caller what its entries name.
+func (a *credentialAPI) ListCredentials(ctx context.Context, _ *credentialv1.ListCredentialsRequest) (*credentialv1.ListCredentialsResponse, error) {
+	c, err := a.s.present(ctx, audit.EventWorkload)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.s.o.Log.Append(ctx, c.record(audit.EventWorkload)); err != nil {
+		return nil, a.s.toStatus(err, c.requestID)
+	}
+	return &credentialv1.ListCredentialsResponse{Credentials: a.s.granted(c)}, nil
+}
+
+// GrantCredential leases a credential. The upstream may take a while, in which
+// the process could become another program: so the caller proves its presence
+// before the upstream is asked, and is attested once more before it is
+// answered.
+func (a *credentialAPI) GrantCredential(ctx context.Context, req *credentialv1.GrantCredentialRequest) (*credentialv1.GrantCredentialResponse, error) {
+	want, err := checkGrant(req)
+	if err != nil {
+		return nil, err
+	}
+	c, err := a.s.present(ctx, audit.EventLeaseIntent)
+	if err != nil {
+		return nil, err
+	}
+	holder, names, err := a.s.holder(c, want, req.Name)
+	if err != nil {
+		return nil, a.s.refuse(ctx, c, audit.EventLeaseIntent, err)
+	}
+	g, err := a.s.o.Credentials.Grant(a.s.asCaller(ctx, c, holder.ID), holder, credential.Ask{
+		Name:      req.Name,
+		Granted:   names,
+		Params:    req.Parameters,
+		TTL:       seconds(req.TtlSeconds),
+		RequestID: c.requestID,
+		Exposure:  exposures[req.Exposure],
+	})
+	if err != nil {
+		return nil, a.s.toStatus(err, c.requestID)
+	}
+	if err := a.s.confirm(ctx, c, holder.ID, req.Name); err != nil {
+		g.Wipe()
+		a.s.o.Credentials.Abandon(g.Lease.ID, "its holder did not get it: "+err.Error())
+		return nil, a.s.refuse(ctx, c, audit.EventLeaseGrant, err)
+	}
+	// From here on the values are the reply's.
+	resp := &credentialv1.GrantCredentialResponse{Lease: leaseMessage(g.Lease)}
+	for _, f := range g.Fields {
+		resp.Fields = append(resp.Fields, &credentialv1.Field{Name: f.Name, Value: f.Value.Reveal(), Public: f.Public})
+	}
+	return resp, nil
+}
+
+// RenewLease moves a lease's expiry, if the caller's entries still name its
+// credential.
+func (a *credentialAPI) RenewLease(ctx context.Context, req *credentialv1.RenewLeaseRequest) (*credentialv1.RenewLeaseResponse, error) {
+	if err := errors.Join(checkLeaseID(req.LeaseId), checkSeconds(req.TtlSeconds)); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	c, err := a.s.present(ctx, audit.EventLeaseRenew)
+	if err != nil {
+		return nil, err
+	}
+	holder, names, lease, err := a.s.holderOf(c, req.LeaseId)
+	if err == nil && !slices.Contains(names, lease.Credential) {
+		err = fmt.Errorf("%w: %q to %s; its entry must list it", credential.ErrNotGranted, lease.Credential, holder.ID)
+	}
+	if err != nil {
+		return nil, a.s.refuse(ctx, c, audit.EventLeaseRenew, err)
+	}
+	renewed, err := a.s.o.Credentials.Renew(a.s.asCaller(ctx, c, holder.ID), holder, req.LeaseId, seconds(req.TtlSeconds), c.requestID)
+	if err != nil {
+		return nil, a.s.toStatus(err, c.requestID)
+	}
+	return &credentialv1.RenewLeaseResponse{Lease: leaseMessage(renewed)}, nil
+}
+
+// RevokeLease ends a lease. What it was granted by may be gone by now.
+func (a *credentialAPI) RevokeLease(ctx context.Context, req *credentialv1.RevokeLeaseRequest) (*credentialv1.RevokeLeaseResponse, error) {
+	if err := checkLeaseID(req.LeaseId); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	c, err := a.s.present(ctx, audit.EventLeaseRevokeIntent)
+	if err != nil {
+		return nil, err
+	}
+	holder, _, lease, err := a.s.holderOf(c, req.LeaseId)
+	if err != nil {
+		return nil, a.s.refuse(ctx, c, audit.EventLeaseRevokeIntent, err)
+	}
+	r := c.record(audit.EventLeaseRevokeIntent)
+	r.SPIFFEID = holder.ID.String()
+	r.Credential = &audit.Credential{Lease: a.s.o.Credentials.LeaseHash(lease.ID), Name: lease.Credential, Kind: lease.Broker, Upstream: lease.Upstream, Handle: lease.Handle}
+	if err := a.s.o.Log.Append(ctx, r); err != nil {
+		return nil, a.s.toStatus(err, c.requestID)
+	}
+	if err := a.s.o.Credentials.Revoke(ctx, holder, lease.ID); err != nil {
+		return nil, a.s.toStatus(err, c.requestID)
+	}
+	return &credentialv1.RevokeLeaseResponse{}, nil
+}
+
+// present attests the caller and has it prove its presence. Errors are recorded
+// and are statuses already.
+func (s *Server) present(ctx context.Context, event audit.Event) (*caller, error) {
+	c, err := newCaller(ctx)
+	if err != nil {
+		return nil, s.toStatus(err, "")
+	}
+	if err := s.attest(ctx, c); err != nil {
+		return nil, s.refuse(ctx, c, event, err)
+	}
+	if err := s.prove(ctx, c); err != nil {
+		return nil, s.refuse(ctx, c, event, err)
+	}
+	return c, nil
+}
+
+// confirm attests the caller anew, and returns an error unless it still is
+// granted the credential, on a machine that still may issue.
+func (s *Server) confirm(ctx context.Context, c *caller, id spiffeid.ID, name string) error {
+	now := &caller{requestID: c.requestID, arrived: c.arrived, conn: c.conn}
+	if err := s.attest(ctx, now); err != nil {
+		return err
+	}
+	if err := s.prove(ctx, now); err != nil {
+		return err
+	}
+	if now.process.StartTime != c.process.StartTime || !slices.Contains(s.credentialsOf(now, id), name) {
+		return fmt.Errorf("%w: %q to %s any more", credential.ErrNotGranted, name, id)
+	}
+	return nil
+}
+
+// credentialsOf returns what the caller's matching entries for one identity
+// name.
+func (s *Server) credentialsOf(c *caller, id spiffeid.ID) (names []string) {
+	for _, e := range s.entries.Load().Match(s.selectors(c.process)) {
+		if e.ID == id {
+			names = append(names, e.Credentials...)
+		}
+	}
+	return names
+}
+
+// holder returns who leases: the caller under the identity it wants, else under
+// its first that is granted the credential, else under its default identity, to
+// which it is refused.
+func (s *Server) holder(c *caller, want spiffeid.ID, name string) (credential.Holder, []string, error) {
+	entries := c.entries
+	if !want.IsZero() {
+		entries = slices.DeleteFunc(slices.Clone(entries), func(e identity.Entry) bool { return e.ID != want })
+		if len(entries) == 0 {
+			return credential.Holder{}, nil, fmt.Errorf("%w: %s", errNotEntitled, want)
+		}
+	}
+	entry, names := entries[0], s.credentialsOf(c, entries[0].ID)
+	for _, e := range entries {
+		if of := s.credentialsOf(c, e.ID); slices.Contains(of, name) {
+			entry, names = e, of
+			break
+		}
+	}
+	h, err := s.holderAs(c, entry)
+	return h, names, err
+}
+
+// holderOf returns the caller as the holder of a lease. Whose lease it is, the
+// manager checks once more.
+func (s *Server) holderOf(c *caller, leaseID string) (credential.Holder, []string, credential.Lease, error) {
+	lease, ok := s.o.Credentials.Lease(leaseID)
+	i := slices.IndexFunc(c.entries, func(e identity.Entry) bool { return e.ID == lease.Identity })
+	if !ok || i < 0 {
+		return credential.Holder{}, nil, lease, fmt.Errorf("lease %.64q: %w", leaseID, credential.ErrNoLease)
+	}
+	h, err := s.holderAs(c, c.entries[i])
+	return h, s.credentialsOf(c, lease.Identity), lease, err
+}
+
+func (s *Server) holderAs(c *caller, e identity.Entry) (credential.Holder, error) {
+	process, exit, err := s.o.Holders.hold(c.conn.peer(), c.process)
+	if err != nil {
+		return credential.Holder{}, fmt.Errorf("%w: %w", errAttestation, err)
+	}
+	return credential.Holder{ID: e.ID, Process: process, Exit: exit, Identity: &workloadIdentity{s, c, e}}, nil
+}
+
+// asCaller lets the manager's records tell who asked.
+func (s *Server) asCaller(ctx context.Context, c *caller, id spiffeid.ID) context.Context {
+	w := c.workload()
+	if i := slices.IndexFunc(c.entries, func(e identity.Entry) bool { return e.ID == id }); i >= 0 {
+		w.Entry = c.entries[i].Pos.String()
+	}
+	return withLeaseCaller(ctx, w)
+}
+
+// granted describes what the caller may ask for.
+func (s *Server) granted(c *caller) (list []*credentialv1.Credential) {
+	ids := make(map[string][]string) // of each credential
+	for _, e := range c.entries {
+		names := s.credentialsOf(c, e.ID)
+		slices.Sort(names)
+		for _, name := range slices.Compact(names) {
+			ids[name] = append(ids[name], e.ID.String())
+		}
+	}
+	var names []string
+	for name := range ids {
+		names = append(names, name)
+	}
+	for _, d := range s.o.Credentials.List(names) {
+		m := &credentialv1.Credential{
+			Name:          d.Name,
+			Description:   d.Description,
+			TtlSeconds:    int64(d.TTL / time.Second),
+			MaxTtlSeconds: int64(d.MaxTTL / time.Second),
+			Renewable:     d.Renewable,
+			Bind:          binds[d.Bind],
+			Revocation:    revocations[d.Traits.Revocation],
+			SpiffeIds:     ids[d.Name],
+		}
+		for _, p := range d.Parameters {
+			of := &credentialv1.Parameter{Name: p.Name, OneOf: p.OneOf, Required: p.Default == ""}
+			if p.Pattern != nil {
+				of.Pattern = p.Pattern.String()
+			}
+			m.Parameters = append(m.Parameters, of)
+		}
+		list = append(list, m)
+	}
+	return list
+}
+
+// checkGrant bounds a request, and returns the identity it is for, if it says.
+func checkGrant(req *credentialv1.GrantCredentialRequest) (spiffeid.ID, error) {
+	if _, ok := exposures[req.Exposure]; !ok {
+		return spiffeid.ID{}, status.Error(codes.InvalidArgument, "exposure is not known")
+	}
+	if req.Name == "" {
+		return spiffeid.ID{}, status.Error(codes.InvalidArgument, "name is missing")
+	}
+	if len(req.Parameters) > maxAskedParameters {
+		return spiffeid.ID{}, status.Errorf(codes.InvalidArgument, "%d parameters are more than %d", len(req.Parameters), maxAskedParameters)
+	}
+	if err := checkSeconds(req.TtlSeconds); err != nil {
+		return spiffeid.ID{}, status.Error(codes.InvalidArgument, err.Error())
+	}
+	return requestedID(req.SpiffeId)
+}
+
+func checkSeconds(n int64) error {
+	if most := int64(365 * 24 * time.Hour / time.Second); n < 0 || n > most {
+		return fmt.Errorf("ttl_seconds is %d; want 0 to %d", n, most)
+	}
+	return nil
+}
+
+func checkLeaseID(id string) error {
+	if id == "" || len(id) > maxLeaseIDLen {
+		return fmt.Errorf("lease_id has %d bytes; want 1 to %d", len(id), maxLeaseIDLen)
+	}
+	return nil
+}
+
+func seconds(n int64) time.Duration { return time.Duration(n) * time.Second }
+
+func leaseMessage(l credential.Lease) *credentialv1.Lease {
+	return &credentialv1.Lease{
+		Id:         l.ID,
+		Credential: l.Credential,
+		SpiffeId:   l.Identity.String(),
+		ExpiresAt:  l.Expires.Unix(),
+		LatestAt:   l.Latest.Unix(),
+		Renewable:  l.Renewable,
+		Bind:       binds[l.Bind],
+		Revocation: revocations[l.Revocation],
+	}
+}
+
+// The words of the API.
+var (
+	exposures = map[credentialv1.Exposure]credential.Exposure{
+		credentialv1.Exposure_EXPOSURE_UNSPECIFIED: "",
+		credentialv1.Exposure_EXPOSURE_MEMORY:      credential.InMemory,
+		credentialv1.Exposure_EXPOSURE_FILE:        credential.InFile,
+		credentialv1.Exposure_EXPOSURE_ENVIRONMENT: credential.InEnvironment,
+	}
+	binds = map[credential.Bind]credentialv1.Bind{
+		credential.BindProcess: credentialv1.Bind_BIND_PROCESS,
+		credential.BindUnit:    credentialv1.Bind_BIND_UNIT,
+		credential.BindLease:   credentialv1.Bind_BIND_LEASE,
+	}
+	revocations = map[credential.Revocation]credentialv1.Revocation{
+		credential.Hard:       credentialv1.Revocation_REVOCATION_HARD,
+		credential.GrantWide:  credentialv1.Revocation_REVOCATION_GRANT_WIDE,
+		credential.ExpiryOnly: credentialv1.Revocation_REVOCATION_EXPIRY_ONLY,
+	}
+)
+
+// credentialStatus says what a caller is told about a lease: what it chose
+// wrongly in full, and of the upstream only whether trying again may help.
+func credentialStatus(err error) (code codes.Code, text string, ok bool) {
+	for _, known := range []struct {
+		err  error
+		code codes.Code
+		text string // empty: the error's own, which is written for the caller
+	}{
+		{credential.ErrNotGranted, codes.PermissionDenied, "the caller is not granted this credential"},
+		{credential.ErrUndefined, codes.FailedPrecondition, ""},
+		{credential.ErrParameter, codes.InvalidArgument, ""},
+		{credential.ErrTTL, codes.InvalidArgument, ""},
+		{credential.ErrLimit, codes.ResourceExhausted, ""},
+		{credential.ErrHours, codes.FailedPrecondition, ""},
+		{credential.ErrNoLease, codes.NotFound, "the caller has no such lease"},
+		{credential.ErrNotRenewable, codes.FailedPrecondition, ""},
+		{credential.ErrUnrecorded, codes.Unavailable, "the lease could not be recorded"},
+		{credential.ErrHolderGone, codes.Aborted, "the lease ended before it was handed out"},
+		{credential.ErrRefused, codes.FailedPrecondition, "the source of the credential refused"},
+		{credential.ErrUpstream, codes.Unavailable, "the source of the credential cannot be reached, or gave no answer that makes sense"},
+		{credential.ErrClosed, codes.Unavailable, "the daemon is stopping"},
+	} {
+		if errors.Is(err, known.err) {
+			text := known.text
+			if text == "" {
+				text = nodeRefusal(err)
+			}
+			return known.code, text, true
+		}
+	}
+	return 0, "", false
+}

@@ -1,0 +1,99 @@
+package workloadapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/secret"
+	"github.com/vouchd/vouchd/workloadapi/credentialv1"
+)
+
+// A CredentialClient leases credentials to this process. Its methods are safe
+// for concurrent use.
+type CredentialClient struct {
+	endpoint string
+	conn     *grpc.ClientConn
+	api      credentialv1.CredentialAPIClient
+}
+
+// NewCredentialClient returns a client of the agent socket at an address in the
+// form of SPIFFE_ENDPOINT_SOCKET, unix:///path. It connects at the first call.
+func NewCredentialClient(endpoint string) (*CredentialClient, error) {
+	if err := workloadapi.ValidateAddress(endpoint); err != nil {
+		return nil, fmt.Errorf("agent socket %q: %w", endpoint, err)
+	}
+	conn, err := grpc.NewClient(endpoint,
+		grpc.WithTransportCredentials(insecure.NewCredentials()), // the kernel vouches for both ends
+		grpc.WithUnaryInterceptor(sendSecurityHeader),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("agent socket %q: %w", endpoint, err)
+	}
+	return &CredentialClient{endpoint, conn, credentialv1.NewCredentialAPIClient(conn)}, nil
+}
+
+func sendSecurityHeader(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	return call(metadata.AppendToOutgoingContext(ctx, securityHeader, "true"), method, req, reply, cc, opts...)
+}
+
+// Close ends the connection. Leases stay as they are.
+func (c *CredentialClient) Close() error { return c.conn.Close() }
+
+// List returns what this process may ask for, by name.
+func (c *CredentialClient) List(ctx context.Context) ([]*credentialv1.Credential, error) {
+	resp, err := c.api.ListCredentials(ctx, &credentialv1.ListCredentialsRequest{})
+	if err != nil {
+		return nil, c.explain("listing credentials", err)
+	}
+	return resp.Credentials, nil
+}
+
+// Grant leases a credential to this process. The values are the caller's to
+// wipe.
+func (c *CredentialClient) Grant(ctx context.Context, req *credentialv1.GrantCredentialRequest) (*credentialv1.Lease, []credential.Field, error) {
+	resp, err := c.api.GrantCredential(ctx, req)
+	if err != nil {
+		return nil, nil, c.explain("leasing "+req.Name, err)
+	}
+	if resp.Lease == nil {
+		return nil, nil, fmt.Errorf("leasing %s: the daemon's answer has no lease", req.Name)
+	}
+	var fields []credential.Field
+	for _, f := range resp.Fields {
+		fields = append(fields, credential.Field{Name: f.Name, Value: secret.Of(f.Value), Public: f.Public})
+	}
+	return resp.Lease, fields, nil
+}
+
+// Renew lets a lease of this process live for ttl from now, or what its
+// definition says if that is 0.
+func (c *CredentialClient) Renew(ctx context.Context, leaseID string, ttl time.Duration) (*credentialv1.Lease, error) {
+	resp, err := c.api.RenewLease(ctx, &credentialv1.RenewLeaseRequest{LeaseId: leaseID, TtlSeconds: int64(ttl / time.Second)})
+	if err != nil {
+		return nil, c.explain("renewing a lease", err)
+	}
+	return resp.Lease, nil
+}
+
+// Revoke ends a lease of this process, and returns once the source has
+// confirmed it or can do no more than let the credential expire.
+func (c *CredentialClient) Revoke(ctx context.Context, leaseID string) error {
+	if _, err := c.api.RevokeLease(ctx, &credentialv1.RevokeLeaseRequest{LeaseId: leaseID}); err != nil {
+		return c.explain("revoking a lease", err)
+	}
+	return nil
+}
+
+// explain says what was tried in the place of gRPC's wrapping.
+func (c *CredentialClient) explain(what string, err error) error {
+	return fmt.Errorf("%s from the daemon on %s: %w", what, c.endpoint, errors.New(status.Convert(err).Message()))
+}

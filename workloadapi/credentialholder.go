@@ -1,0 +1,113 @@
+package workloadapi
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/vouchd/vouchd/attest/process"
+	"github.com/vouchd/vouchd/credential"
+)
+
+// Holders keeps the processes that hold leases pinned, beyond the connection
+// over which they asked: one file descriptor for each, until it exits. Its
+// methods are safe for concurrent use.
+type Holders struct {
+	bootID  string
+	stopped chan struct{} // closed by Close
+	work    sync.WaitGroup
+
+	mu   sync.Mutex // guards pins
+	pins map[pinned]*process.Peer
+}
+
+// pinned names a process of this boot.
+type pinned struct {
+	pid   int
+	start uint64 // ticks since boot
+}
+
+// NewHolders returns Holders, which the caller closes after the
+// [credential.Manager] that uses them.
+func NewHolders() (*Holders, error) {
+	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("reading the boot ID: %w", err)
+	}
+	return &Holders{
+		bootID:  strings.TrimSpace(string(bootID)),
+		stopped: make(chan struct{}),
+		pins:    make(map[pinned]*process.Peer),
+	}, nil
+}
+
+// Close releases the processes.
+func (h *Holders) Close() {
+	close(h.stopped)
+	h.work.Wait()
+}
+
+// hold pins the peer that was attested. It returns [process.ErrPeerGone] if that
+// has exited.
+func (h *Holders) hold(p *process.Peer, at *process.Attested) (credential.Process, <-chan struct{}, error) {
+	exit, err := h.pin(pinned{at.PID, at.StartTime})
+	if err != nil {
+		return credential.Process{}, nil, err
+	}
+	// The PID cannot have been reused while the peer lives.
+	if err := p.Alive(); err != nil {
+		return credential.Process{}, nil, err
+	}
+	return credential.Process{PID: at.PID, StartTime: at.StartTime, BootID: h.bootID, Unit: at.Unit}, exit, nil
+}
+
+// Find implements [credential.Processes] for leases that are bound to a process.
+func (h *Holders) Find(p credential.Process, b credential.Bind) (<-chan struct{}, bool, error) {
+	if p.BootID != h.bootID {
+		return nil, false, nil
+	}
+	if b != credential.BindProcess {
+		return nil, false, fmt.Errorf("binding to a %s is not possible", b)
+	}
+	exit, err := h.pin(pinned{p.PID, p.StartTime})
+	if errors.Is(err, process.ErrPeerGone) {
+		return nil, false, nil
+	}
+	return exit, err == nil, err
+}
+
+// pin returns a channel that is closed when the process exits.
+func (h *Holders) pin(id pinned) (<-chan struct{}, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if p := h.pins[id]; p != nil {
+		return p.Done(), nil
+	}
+	p, err := process.Pin(id.pid)
+	if err != nil {
+		return nil, err
+	}
+	start, err := p.StartTime()
+	if err == nil && start != id.start {
+		err = process.ErrPeerGone // another has its PID
+	}
+	if err != nil {
+		p.Close()
+		return nil, err
+	}
+	done := p.Done()
+	h.pins[id] = p
+	h.work.Go(func() {
+		select {
+		case <-done:
+		case <-h.stopped:
+		}
+		h.mu.Lock()
+		delete(h.pins, id)
+		h.mu.Unlock()
+		p.Close()
+	})
+	return done, nil
+}

@@ -1,0 +1,71 @@
+package workloadapi
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+
+	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/secret"
+)
+
+// A workloadIdentity authenticates a broker to an upstream as the caller: with
+// SVIDs of the caller's, which never leave the daemon but for the upstream. It
+// is a [credential.Identity]. They are recorded like those that a caller
+// fetches.
+type workloadIdentity struct {
+	s     *Server
+	c     *caller
+	entry identity.Entry
+}
+
+// JWT issues a JWT-SVID for the upstream.
+func (w *workloadIdentity) JWT(ctx context.Context, audience string) (secret.Bytes, error) {
+	if err := checkAudience([]string{audience}); err != nil {
+		return secret.Bytes{}, err
+	}
+	svid, err := w.s.o.Authority.IssueJWT(ctx, w.entry.ID, w.entry.JWTTTL, []string{audience})
+	if err != nil {
+		return secret.Bytes{}, err
+	}
+	r := w.c.recordFor(audit.EventJWTSVID, w.entry)
+	r.SVID = jwtRecord(svid)
+	if err := w.record(ctx, r); err != nil {
+		return secret.Bytes{}, err
+	}
+	return secret.Of([]byte(svid.Token)), nil
+}
+
+// X509 issues an X509-SVID for the upstream.
+func (w *workloadIdentity) X509(ctx context.Context) (tls.Certificate, error) {
+	svid, err := w.s.o.Authority.IssueX509(ctx, w.entry.ID, w.entry.X509TTL)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	chain, err := x509.ParseCertificates(svid.Chain)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("reading an X509-SVID of %s: %w", w.entry.ID, err)
+	}
+	key, err := x509.ParsePKCS8PrivateKey(svid.PrivateKey.Reveal())
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("reading the key of an X509-SVID of %s: %w", w.entry.ID, err)
+	}
+	cert := tls.Certificate{PrivateKey: key, Leaf: chain[0]}
+	for _, c := range chain {
+		cert.Certificate = append(cert.Certificate, c.Raw)
+	}
+	r := w.c.recordFor(audit.EventX509SVID, w.entry)
+	r.SVID = x509Record(svid)
+	return cert, w.record(ctx, r)
+}
+
+// record makes the SVID's record durable. A machine that does not pass its
+// appraisal authenticates nobody.
+func (w *workloadIdentity) record(ctx context.Context, r audit.Record) error {
+	if err := w.s.refusal(); err != nil {
+		return err
+	}
+	return w.s.o.Log.Append(ctx, r)
+}

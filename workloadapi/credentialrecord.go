@@ -1,0 +1,130 @@
+package workloadapi
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/credential"
+)
+
+// A LeaseRecorder keeps what happens to leases in the attestation log. What
+// happens while a caller waits is recorded with who that is; what happens
+// later, such as the end of a lease, is tied to it by the lease.
+type LeaseRecorder struct {
+	log      *audit.Log
+	refusals *refusals
+}
+
+// NewLeaseRecorder returns a recorder for a [credential.Manager].
+func NewLeaseRecorder(log *audit.Log) *LeaseRecorder {
+	return &LeaseRecorder{log: log, refusals: newRefusals()}
+}
+
+// Record implements [credential.Recorder]. A refusal of a user who is refused
+// again and again is not recorded, which is an error: see refusals.
+func (r *LeaseRecorder) Record(ctx context.Context, e credential.Event) error {
+	by, _ := ctx.Value(leaseCallerKey{}).(*audit.Workload)
+	reason := e.Reason
+	if e.Outcome == credential.Denied && by != nil {
+		suppressed, ok := r.refusals.allow(by.UID)
+		if !ok {
+			return errTooManyRefusals
+		}
+		if suppressed > 0 {
+			reason = fmt.Sprintf("%s (and %d refusals of this user since the last record)", reason, suppressed)
+		}
+	}
+	record := audit.Record{
+		Event:      leaseEvent(e),
+		RequestID:  e.RequestID,
+		SPIFFEID:   e.Identity.String(),
+		Outcome:    leaseOutcome(e.Outcome),
+		Reason:     reason,
+		Duration:   e.Duration,
+		Workload:   by,
+		Credential: leaseCredential(e),
+	}
+	if !endsLease(e) {
+		return r.log.Append(ctx, record)
+	}
+	used := record
+	used.Event, used.Outcome, used.Reason, used.Use = audit.EventUse, audit.Success, "", leaseUse(e)
+	return r.log.Append(ctx, used, record)
+}
+
+// leaseCallerKey is the caller's [audit.Workload] in the context of what is
+// done while it waits, as the manager hands it on.
+type leaseCallerKey struct{}
+
+func withLeaseCaller(ctx context.Context, w *audit.Workload) context.Context {
+	return context.WithValue(ctx, leaseCallerKey{}, w)
+}
+
+func leaseEvent(e credential.Event) audit.Event {
+	switch e.Kind {
+	case credential.EventGrant:
+		return audit.EventLeaseGrant
+	case credential.EventRenew:
+		return audit.EventLeaseRenew
+	case credential.EventRevoke:
+		if e.Outcome == credential.RanOut {
+			return audit.EventLeaseEnd
+		}
+		return audit.EventLeaseRevoke
+	}
+	return audit.EventLeaseIntent
+}
+
+func leaseOutcome(o credential.Outcome) audit.Outcome {
+	switch o {
+	case credential.Success:
+		return audit.Success
+	case credential.Denied:
+		return audit.Denied
+	case credential.RanOut:
+		return audit.Expired
+	}
+	return audit.Failed
+}
+
+func leaseCredential(e credential.Event) *audit.Credential {
+	c := &audit.Credential{
+		Lease:      e.Lease,
+		Name:       e.Credential,
+		Kind:       e.Broker,
+		Upstream:   e.Upstream,
+		Handle:     e.Handle,
+		Audience:   e.Audience,
+		NotBefore:  e.NotBefore,
+		NotAfter:   e.NotAfter,
+		TTL:        e.TTL,
+		Revocation: string(e.Revocation),
+		Exposure:   string(e.Exposure),
+	}
+	// What is asked for is in the definition's words and what is granted in
+	// the upstream's: side by side they would seem to differ.
+	if e.Kind == credential.EventIntent {
+		c.ScopeAsked = strings.Join(e.ScopeAsked, " ")
+	} else {
+		c.ScopeGranted = strings.Join(e.ScopeGranted, " ")
+	}
+	return c
+}
+
+// endsLease reports whether nothing is left of the lease, so that its use can be
+// summed up.
+func endsLease(e credential.Event) bool {
+	return e.Kind == credential.EventRevoke && (e.Outcome == credential.Success || e.Outcome == credential.RanOut)
+}
+
+func leaseUse(e credential.Event) *audit.Use {
+	if !e.Use.Known && e.Use.Count == 0 {
+		return &audit.Use{Source: "unknown"}
+	}
+	return &audit.Use{
+		First: e.Use.First, Last: e.Use.Last, Count: uint64(max(0, e.Use.Count)),
+		WithinTTL: !e.Use.Last.After(e.NotAfter), Source: "upstream",
+	}
+}
