@@ -126,7 +126,13 @@ func (a *credentialAPI) RevokeLease(ctx context.Context, req *credentialv1.Revok
 	if err := a.s.o.Log.Append(ctx, r); err != nil {
 		return nil, a.s.toStatus(err, c.requestID)
 	}
-	if err := a.s.o.Credentials.Revoke(ctx, holder, lease.ID); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, revokeWait)
+	defer cancel()
+	err = a.s.o.Credentials.Revoke(ctx, holder, lease.ID)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return nil, status.Errorf(codes.DeadlineExceeded, "the source has not confirmed the end yet; that goes on (request %s)", c.requestID)
+	}
+	if err != nil {
 		return nil, a.s.toStatus(err, c.requestID)
 	}
 	return &credentialv1.RevokeLeaseResponse{}, nil

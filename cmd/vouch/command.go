@@ -69,7 +69,7 @@ func newRoot() *cobra.Command {
 	var o options
 	root := &cobra.Command{
 		Use:   "vouch",
-		Short: "Fetch identities from vouchd, ask it what it does, verify its log",
+		Short: "Fetch identities and credentials from vouchd, ask it what it does, verify its log",
 		Long: `vouch is the command line of vouchd. Agents fetch their identities with it,
 administrators ask the daemon what it does and why, and auditors verify its log.
 
