@@ -54,7 +54,8 @@ type RevokedView struct {
 	Unfinished string `json:"unfinished,omitempty"` // why not all of them have ended yet; that goes on
 }
 
-// revokeWait is how long an administrator waits for sources to confirm.
+// revokeWait is how long a caller waits for sources to confirm an end, which
+// goes on without it.
 const revokeWait = 20 * time.Second
 
 func (l *LeaseAdmin) routes(mux *http.ServeMux) {

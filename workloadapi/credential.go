@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -54,13 +55,13 @@ func (a *credentialAPI) GrantCredential(ctx context.Context, req *credentialv1.G
 	if err != nil {
 		return nil, err
 	}
-	holder, names, err := a.s.holder(c, want, req.Name)
+	holder, entry, err := a.s.holder(c, want, req.Name)
 	if err != nil {
 		return nil, a.s.refuse(ctx, c, audit.EventLeaseIntent, err)
 	}
-	g, err := a.s.o.Credentials.Grant(a.s.asCaller(ctx, c, holder.ID), holder, credential.Ask{
+	g, err := a.s.o.Credentials.Grant(asCaller(ctx, c, entry), holder, credential.Ask{
 		Name:      req.Name,
-		Granted:   names,
+		Granted:   entry.Credentials,
 		Params:    req.Parameters,
 		TTL:       seconds(req.TtlSeconds),
 		RequestID: c.requestID,
@@ -92,14 +93,14 @@ func (a *credentialAPI) RenewLease(ctx context.Context, req *credentialv1.RenewL
 	if err != nil {
 		return nil, err
 	}
-	holder, names, lease, err := a.s.holderOf(c, req.LeaseId)
-	if err == nil && !slices.Contains(names, lease.Credential) {
+	holder, entry, lease, err := a.s.holderOf(c, req.LeaseId)
+	if err == nil && !slices.Contains(entry.Credentials, lease.Credential) {
 		err = fmt.Errorf("%w: %q to %s; its entry must list it", credential.ErrNotGranted, lease.Credential, holder.ID)
 	}
 	if err != nil {
 		return nil, a.s.refuse(ctx, c, audit.EventLeaseRenew, err)
 	}
-	renewed, err := a.s.o.Credentials.Renew(a.s.asCaller(ctx, c, holder.ID), holder, req.LeaseId, seconds(req.TtlSeconds), c.requestID)
+	renewed, err := a.s.o.Credentials.Renew(asCaller(ctx, c, entry), holder, req.LeaseId, seconds(req.TtlSeconds), c.requestID)
 	if err != nil {
 		return nil, a.s.toStatus(err, c.requestID)
 	}
@@ -125,7 +126,13 @@ func (a *credentialAPI) RevokeLease(ctx context.Context, req *credentialv1.Revok
 	if err := a.s.o.Log.Append(ctx, r); err != nil {
 		return nil, a.s.toStatus(err, c.requestID)
 	}
-	if err := a.s.o.Credentials.Revoke(ctx, holder, lease.ID); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, revokeWait)
+	defer cancel()
+	err = a.s.o.Credentials.Revoke(ctx, holder, lease.ID)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return nil, status.Errorf(codes.DeadlineExceeded, "the source has not confirmed the end yet; that goes on (request %s)", c.requestID)
+	}
+	if err != nil {
 		return nil, a.s.toStatus(err, c.requestID)
 	}
 	return &credentialv1.RevokeLeaseResponse{}, nil
@@ -157,55 +164,50 @@ func (s *Server) confirm(ctx context.Context, c *caller, id spiffeid.ID, name st
 	if err := s.prove(ctx, now); err != nil {
 		return err
 	}
-	if now.process.StartTime != c.process.StartTime || !slices.Contains(s.credentialsOf(now, id), name) {
+	if e, ok := now.entryOf(id); !ok || now.process.StartTime != c.process.StartTime || !slices.Contains(e.Credentials, name) {
 		return fmt.Errorf("%w: %q to %s any more", credential.ErrNotGranted, name, id)
 	}
 	return nil
 }
 
-// credentialsOf returns what the caller's matching entries for one identity
-// name.
-func (s *Server) credentialsOf(c *caller, id spiffeid.ID) (names []string) {
-	for _, e := range s.entries.Load().Match(s.selectors(c.process)) {
+// entryOf returns the caller's entry for an identity. All entries of one identity
+// name the same credentials.
+func (c *caller) entryOf(id spiffeid.ID) (identity.Entry, bool) {
+	for _, e := range c.entries {
 		if e.ID == id {
-			names = append(names, e.Credentials...)
+			return e, true
 		}
 	}
-	return names
+	return identity.Entry{}, false
 }
 
-// holder returns who leases: the caller under the identity it wants, else under
-// its first that is granted the credential, else under its default identity, to
-// which it is refused.
-func (s *Server) holder(c *caller, want spiffeid.ID, name string) (credential.Holder, []string, error) {
-	entries := c.entries
+// holder returns who leases, and by which entry: the caller under the identity it
+// wants, else under its first that is granted the credential, else under its
+// default identity, to which it is refused.
+func (s *Server) holder(c *caller, want spiffeid.ID, name string) (credential.Holder, identity.Entry, error) {
+	entry := c.entries[0]
 	if !want.IsZero() {
-		entries = slices.DeleteFunc(slices.Clone(entries), func(e identity.Entry) bool { return e.ID != want })
-		if len(entries) == 0 {
-			return credential.Holder{}, nil, fmt.Errorf("%w: %s", errNotEntitled, want)
+		var ok bool
+		if entry, ok = c.entryOf(want); !ok {
+			return credential.Holder{}, entry, fmt.Errorf("%w: %s", errNotEntitled, want)
 		}
-	}
-	entry, names := entries[0], s.credentialsOf(c, entries[0].ID)
-	for _, e := range entries {
-		if of := s.credentialsOf(c, e.ID); slices.Contains(of, name) {
-			entry, names = e, of
-			break
-		}
+	} else if i := slices.IndexFunc(c.entries, func(e identity.Entry) bool { return slices.Contains(e.Credentials, name) }); i >= 0 {
+		entry = c.entries[i]
 	}
 	h, err := s.holderAs(c, entry)
-	return h, names, err
+	return h, entry, err
 }
 
 // holderOf returns the caller as the holder of a lease. Whose lease it is, the
 // manager checks once more.
-func (s *Server) holderOf(c *caller, leaseID string) (credential.Holder, []string, credential.Lease, error) {
+func (s *Server) holderOf(c *caller, leaseID string) (credential.Holder, identity.Entry, credential.Lease, error) {
 	lease, ok := s.o.Credentials.Lease(leaseID)
-	i := slices.IndexFunc(c.entries, func(e identity.Entry) bool { return e.ID == lease.Identity })
-	if !ok || i < 0 {
-		return credential.Holder{}, nil, lease, fmt.Errorf("lease %.64q: %w", leaseID, credential.ErrNoLease)
+	entry, its := c.entryOf(lease.Identity)
+	if !ok || !its {
+		return credential.Holder{}, entry, lease, fmt.Errorf("lease %.64q: %w", leaseID, credential.ErrNoLease)
 	}
-	h, err := s.holderAs(c, c.entries[i])
-	return h, s.credentialsOf(c, lease.Identity), lease, err
+	h, err := s.holderAs(c, entry)
+	return h, entry, lease, err
 }
 
 func (s *Server) holderAs(c *caller, e identity.Entry) (credential.Holder, error) {
@@ -216,12 +218,10 @@ func (s *Server) holderAs(c *caller, e identity.Entry) (credential.Holder, error
 	return credential.Holder{ID: e.ID, Process: process, Exit: exit, Identity: &workloadIdentity{s, c, e}}, nil
 }
 
-// asCaller lets the manager's records tell who asked.
-func (s *Server) asCaller(ctx context.Context, c *caller, id spiffeid.ID) context.Context {
+// asCaller lets the manager's records tell who asked, and by which entry.
+func asCaller(ctx context.Context, c *caller, e identity.Entry) context.Context {
 	w := c.workload()
-	if i := slices.IndexFunc(c.entries, func(e identity.Entry) bool { return e.ID == id }); i >= 0 {
-		w.Entry = c.entries[i].Pos.String()
-	}
+	w.Entry = e.Pos.String()
 	return withLeaseCaller(ctx, w)
 }
 
@@ -229,17 +229,11 @@ func (s *Server) asCaller(ctx context.Context, c *caller, id spiffeid.ID) contex
 func (s *Server) granted(c *caller) (list []*credentialv1.Credential) {
 	ids := make(map[string][]string) // of each credential
 	for _, e := range c.entries {
-		names := s.credentialsOf(c, e.ID)
-		slices.Sort(names)
-		for _, name := range slices.Compact(names) {
+		for _, name := range e.Credentials {
 			ids[name] = append(ids[name], e.ID.String())
 		}
 	}
-	var names []string
-	for name := range ids {
-		names = append(names, name)
-	}
-	for _, d := range s.o.Credentials.List(names) {
+	for _, d := range s.o.Credentials.List(slices.Collect(maps.Keys(ids))) {
 		m := &credentialv1.Credential{
 			Name:          d.Name,
 			Description:   d.Description,

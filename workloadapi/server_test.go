@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -544,7 +545,7 @@ func askAndNeverRead(conn net.Conn) error {
 		framer.WriteData(1, true, make([]byte, 5))) // an empty message
 }
 
-func TestReflectionListsTheStandardServiceAlone(t *testing.T) {
+func TestReflectionListsTheStandardServiceUnextended(t *testing.T) {
 	t.Parallel()
 	s := startStack(t, entry("/agent", os.Getuid()))
 	stream, err := reflectionpb.NewServerReflectionClient(dial(t, s.socket)).ServerReflectionInfo(t.Context())
@@ -564,8 +565,8 @@ func TestReflectionListsTheStandardServiceAlone(t *testing.T) {
 			services = append(services, s.Name)
 		}
 	}
-	if len(services) != 1 || services[0] != "SpiffeWorkloadAPI" {
-		t.Errorf("services are %q, want SpiffeWorkloadAPI", services)
+	if want := []string{"SpiffeWorkloadAPI", "vouchd.credential.v1.CredentialAPI"}; !slices.Equal(services, want) {
+		t.Errorf("services are %q, want %q", services, want)
 	}
 }
 

@@ -22,6 +22,8 @@ import (
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
 	"github.com/vouchd/vouchd/attest/process"
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/postgres"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/state"
 )
@@ -85,7 +87,11 @@ func startStack(t testing.TB, entries string) *stack {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { watcher.Close() })
-	s.server = New(Options{Attester: process.NewAttester(process.Options{Wants: func(kind string) bool { return s.server.Wants(kind) }}), Watcher: watcher, Authority: authority, Log: s.log, Logger: quiet})
+	holders, manager := s.openCredentials(n, quiet)
+	s.server = New(Options{
+		Attester: process.NewAttester(process.Options{Wants: func(kind string) bool { return s.server.Wants(kind) }}),
+		Watcher:  watcher, Authority: authority, Log: s.log, Logger: quiet, Credentials: manager, Holders: holders,
+	})
 	s.setEntries(entries)
 	l, err := listen(s.socket, 0o666)
 	if err != nil {
@@ -93,6 +99,48 @@ func startStack(t testing.TB, entries string) *stack {
 	}
 	s.run(l)
 	return s
+}
+
+// definitions are of credentials whose upstream cannot be reached: what is
+// granted in full, cmd/vouchd tests with a real one.
+const definitions = `
+credentials:
+  - name: tides
+    broker: postgres
+    parameters:
+      - {name: table, one_of: [tides, waves], default: tides}
+    postgres: {host: %[1]s, database: d, user: u, grants: ["GRANT SELECT ON sea.{{table}} TO {{role}}"]}
+  - name: winds
+    broker: postgres
+    postgres: {host: %[1]s, database: d, user: u, grants: ["GRANT SELECT ON air.winds TO {{role}}"]}
+`
+
+func (s *stack) openCredentials(sealer credential.Sealer, logger *slog.Logger) (*Holders, *credential.Manager) {
+	s.t.Helper()
+	dir := filepath.Join(s.dir, "credentials.d")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "a.yaml"), fmt.Appendf(nil, definitions, filepath.Join(s.dir, "nothing")), 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+	defs, err := credential.LoadDefinitions(dir, credential.Brokers{"postgres": postgres.Open}, false)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	holders, err := NewHolders()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	manager, err := credential.Open(s.t.Context(), credential.Config{
+		Journal: filepath.Join(s.dir, "leases"), Sealer: sealer, Recorder: NewLeaseRecorder(s.log),
+		Processes: holders, Definitions: defs, Log: logger,
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { manager.Close(); holders.Close() })
+	return holders, manager
 }
 
 func (s *stack) openNode() (*node.Node, *state.Dir) {

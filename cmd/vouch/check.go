@@ -12,6 +12,11 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/vouchd/vouchd/config"
+	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/federation"
+	"github.com/vouchd/vouchd/credential/oauth2"
+	"github.com/vouchd/vouchd/credential/postgres"
+	"github.com/vouchd/vouchd/credential/vault"
 	"github.com/vouchd/vouchd/identity"
 )
 
@@ -20,6 +25,7 @@ type checkView struct {
 	Dir         string `json:"dir"`
 	TrustDomain string `json:"trust_domain,omitempty"`
 	Entries     int    `json:"entries"`
+	Credentials *int   `json:"credentials,omitempty"` // nil where entries alone were checked
 }
 
 func newCheck(o *options) *cobra.Command {
@@ -28,7 +34,8 @@ func newCheck(o *options) *cobra.Command {
 		Use:   "check [DIR]",
 		Short: "Check configuration before it is put in force",
 		Long: `Check reads a configuration as the daemon would and reports every problem with
-its file and line. DIR is a copy of /etc/vouchd, or a directory of entries
+its file and line: entries, credentials, and entries that grant a credential which
+is not defined. DIR is a copy of /etc/vouchd, or a directory of entries
 alone; without it, the configuration in use is checked. Nothing is contacted.`,
 		Example: `  vouch check
   vouch check ./etc/vouchd
@@ -40,7 +47,11 @@ alone; without it, the configuration in use is checked. Nothing is contacted.`,
 				return err
 			}
 			return o.print(cmd, view, func(w io.Writer) {
-				fmt.Fprintf(w, "%s is in order: %d entries\n", view.Dir, view.Entries)
+				fmt.Fprintf(w, "%s is in order: %d entries", view.Dir, view.Entries)
+				if view.Credentials != nil {
+					fmt.Fprintf(w, ", %d credentials", *view.Credentials)
+				}
+				fmt.Fprintln(w)
 			})
 		},
 	}
@@ -54,7 +65,7 @@ func (o *options) check(args []string, td string) (checkView, error) {
 		if err != nil {
 			return checkView{}, err
 		}
-		return checkEntries(c.EntriesDir, c.TrustDomain, identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL()})
+		return checkBoth(c.EntriesDir, c.CredentialsDir, c.TrustDomain, identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL()})
 	}
 	dir := args[0]
 	if info, err := os.Stat(dir); err != nil {
@@ -75,7 +86,7 @@ func (o *options) check(args []string, td string) (checkView, error) {
 		return checkView{}, err
 	}
 	limits := identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL(), AnyOwner: true}
-	return checkEntries(filepath.Join(dir, "entries.d"), c.TrustDomain, limits)
+	return checkBoth(filepath.Join(dir, "entries.d"), filepath.Join(dir, "credentials.d"), c.TrustDomain, limits)
 }
 
 // checkEntriesAlone checks entries without the configuration they are for: of
@@ -97,6 +108,32 @@ func (o *options) checkEntriesAlone(dir, td string) (checkView, error) {
 		limits.AnyTrustDomain, domain = true, spiffeid.TrustDomain{}
 	}
 	return checkEntries(dir, domain, limits)
+}
+
+// checkBoth checks entries, and the credentials that they grant.
+func checkBoth(entries, credentials string, td spiffeid.TrustDomain, limits identity.Limits) (checkView, error) {
+	es, entriesErr := identity.LoadEntries(entries, td, limits)
+	defs, err := credential.LoadDefinitions(credentials, credential.Brokers{
+		"federation": federation.Open,
+		"oauth2":     oauth2.Opener(nil), // which keeps nothing before it is asked for a credential
+		"postgres":   postgres.Open,
+		"vault":      vault.Open,
+	}, limits.AnyOwner)
+	if err := errors.Join(entriesErr, err); err != nil {
+		return checkView{}, err
+	}
+	var problems config.Errors
+	for _, e := range es.All() {
+		for _, name := range e.Credentials {
+			if _, ok := defs.Get(name); !ok {
+				problems.Add(e.Pos, "entry %s grants credential %s, which is not defined in %s; define it there or remove it here", e.ID, name, credentials)
+			}
+		}
+	}
+	if err := problems.Err(); err != nil {
+		return checkView{}, err
+	}
+	return checkView{Dir: entries, TrustDomain: td.Name(), Entries: es.Len(), Credentials: new(len(defs.All()))}, nil
 }
 
 func checkEntries(dir string, td spiffeid.TrustDomain, limits identity.Limits) (checkView, error) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -68,7 +69,7 @@ func newRoot() *cobra.Command {
 	var o options
 	root := &cobra.Command{
 		Use:   "vouch",
-		Short: "Fetch identities from vouchd, ask it what it does, verify its log",
+		Short: "Fetch identities and credentials from vouchd, ask it what it does, verify its log",
 		Long: `vouch is the command line of vouchd. Agents fetch their identities with it,
 administrators ask the daemon what it does and why, and auditors verify its log.
 
@@ -77,10 +78,7 @@ Exit codes: 0 success, 1 failed, 2 wrong usage.`,
 		SilenceErrors: true,
 		Version:       version.String(),
 		PersistentPreRunE: func(*cobra.Command, []string) error {
-			if o.output != "text" && o.output != "json" {
-				return usageError{fmt.Errorf("--output %q: want text or json", o.output)}
-			}
-			return nil
+			return o.checkOutput("text", "json")
 		},
 	}
 	root.PersistentFlags().StringVar(&o.config, "config", defaultConfig(), "the daemon's configuration `file` (or VOUCHD_CONFIG)")
@@ -91,12 +89,20 @@ Exit codes: 0 success, 1 failed, 2 wrong usage.`,
 	})
 	root.AddCommand(
 		newRun(&o), newHash(&o), newStatus(&o), newDoctor(&o), newCheck(&o), newEntry(&o), newFetch(&o), newLog(&o),
-		newNode(&o), newAuthority(&o),
+		newNode(&o), newAuthority(&o), newGet(&o), newExec(&o), newLease(&o),
 	)
 	for _, cmd := range root.Commands() {
 		strict(cmd)
 	}
 	return root
+}
+
+// checkOutput holds --output to what a command knows.
+func (o *options) checkOutput(known ...string) error {
+	if !slices.Contains(known, o.output) {
+		return usageError{fmt.Errorf("--output %q: want %s", o.output, strings.Join(known, " or "))}
+	}
+	return nil
 }
 
 // strict makes wrong arguments usage errors, and a group without a command

@@ -1,0 +1,151 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/vouchd/vouchd/workloadapi"
+)
+
+func TestCommandLineLeases(t *testing.T) {
+	t.Parallel()
+	h, pg := newLeasingHost(t)
+	h.start()
+	for _, tt := range []struct {
+		args     []string
+		code     int
+		out, err string // regular expressions
+	}{
+		{[]string{"get", "tides"}, 1, `^$`, `ends with the process .* vouch exec`},
+		{[]string{"get", "ungranted"}, 1, `^$`, `not granted`},
+		{[]string{"get", "tides-for-all", "--param", "table=pg_authid"}, 1, `^$`, `"pg_authid" is not one of tides`},
+		{[]string{"get", "tides-for-all", "--param", "nonsense=1"}, 1, `^$`, `no parameter "nonsense"`},
+		{[]string{"get", "tides-for-all", "--ttl", "2h"}, 1, `^$`, `above the 1h`},
+		{[]string{"get", "tides-for-all", "--param", "table"}, 2, `^$`, `want key=value`},
+		{[]string{"get", "tides-for-all", "--output", "yaml"}, 2, `^$`, `want text or json or env`},
+		{[]string{"get"}, 2, `^$`, `accepts 1 arg`},
+		{[]string{"get", "tides-for-all", "--field", "username"}, 0, `^vouch_tides_for_all_\w+$`, `^$`},
+		{[]string{"get", "tides-for-all", "--output", "env"}, 0, `(?m)^PASSWORD='[^']+'$`, `^$`},
+		{[]string{"exec", "--", "true"}, 2, `^$`, `which credential`},
+		{[]string{"exec", "--credential", "tides", "--", "true"}, 2, `^$`, `want NAME=VARIABLE`},
+		{[]string{"exec", "--credential", "tides=PG", "--", "sh", "-c", "echo $PG_USERNAME; exit 7"}, 7, `^vouch_tides_\w+\n$`, `^$`},
+		{[]string{"exec", "--credential", "tides:username=WHO", "--", "sh", "-c", "echo $WHO; kill -KILL $$"}, 137, `^vouch_tides_\w+\n$`, `^$`},
+		{[]string{"exec", "--credential", "tides:nothing=WHO", "--", "true"}, 2, `^$`, `no field "nothing"`},
+		{[]string{"exec", "--credential", "tides=PG", "--", "/nonexistent"}, 127, `^$`, `nonexistent`},
+		{[]string{"lease", "revoke"}, 2, `^$`, `which leases`},
+		{[]string{"lease", "revoke", "--credential", "tides", "--all"}, 2, `^$`, `which leases`},
+		{[]string{"lease", "revoke", "--identity", "nobody"}, 2, `^$`, `--identity`},
+		{[]string{"lease", "list"}, 0, `tides-for-all\s+spiffe://example\.org/agent\s+active`, `^$`},
+		{[]string{"lease", "revoke", "--identity", "spiffe://example.org/other"}, 0, `^0 leases`, `^$`},
+		{[]string{"lease", "revoke", "--credential", "tides-for-all"}, 0, `^2 leases`, `^$`},
+		{[]string{"lease", "list"}, 0, `^$`, `^$`},
+	} {
+		out, stderr, code := h.vouch(tt.args...)
+		if code != tt.code || !matches(tt.out, out) || !matches(tt.err, stderr) {
+			t.Errorf("vouch %s exits %d, want %d\n-- out, want %s --\n%s-- err, want %s --\n%s", strings.Join(tt.args, " "), code, tt.code, tt.out, out, tt.err, stderr)
+		}
+	}
+	var n int
+	must(t, pg.Admin(t, "postgres").QueryRow(t.Context(), "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'vouch\\_tides\\_for\\_all\\_%'").Scan(&n))
+	if n != 0 {
+		t.Errorf("%d roles are left", n)
+	}
+	for event, reason := range map[string]string{
+		"admin.request":      "revoke leases of credential tides-for-all",
+		"lease.grant_intent": `"ungranted" to spiffe://example.org/agent`,
+	} {
+		if out, _, _ := h.vouch("log", "show", "--event", event); !strings.Contains(out, reason) {
+			t.Errorf("the log does not say %q:\n%s", reason, out)
+		}
+	}
+}
+
+func TestExecPassesSignalsAndRevokesAfterwards(t *testing.T) {
+	t.Parallel()
+	h, pg := newLeasingHost(t)
+	h.start()
+	dir, err := binaries()
+	must(t, err)
+	cmd := exec.Command(filepath.Join(dir, "vouch"), "exec", "--credential", "tides=PG", "--", "sh", "-c",
+		`trap 'read last; echo "$last"; exit 9' TERM; printf '{"Username":"%s","Password":"%s"}\n' "$PG_USERNAME" "$PG_PASSWORD"; while :; do sleep 0.01; done`)
+	cmd.Env = append(os.Environ(), "SPIFFE_ENDPOINT_SOCKET=unix://"+h.path("agent.sock"))
+	cmd.Stdin = strings.NewReader("streams are the command's\n")
+	out := newLines()
+	cmd.Stdout = out
+	cmd.Stderr = t.Output()
+	must(t, cmd.Start())
+	waited := make(chan error, 1)
+	go func() { waited <- cmd.Wait(); out.Close() }()
+	t.Cleanup(func() { cmd.Process.Kill(); <-out.closed })
+	var l login
+	must(t, json.Unmarshal([]byte(out.wait(t, "Username")), &l))
+	session := l.thief(t, pg)
+	must(t, cmd.Process.Signal(syscall.SIGTERM))
+	<-waited
+	if code := cmd.ProcessState.ExitCode(); code != 9 || !strings.Contains(out.String(), "streams are the command's") {
+		t.Errorf("exits %d, want 9, and said %q", code, out)
+	}
+	// Revoked when vouch ends, and not some time later.
+	if conn, err := pg.Login(t.Context(), l.Username, l.Password, "postgres"); err == nil {
+		conn.Close(t.Context())
+		t.Error("the login works after the command has ended")
+	}
+	if session.Ping(t.Context()) == nil {
+		t.Error("a session goes on after the command has ended")
+	}
+	h.checkSecret(l)
+}
+
+func TestRemovingTheGrantEndsTheLease(t *testing.T) {
+	t.Parallel()
+	h, pg := newLeasingHost(t)
+	h.start()
+	a := startAgent(t, h)
+	session := a.thief(t, pg)
+	h.write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], credentials: [tides-for-all]}\n", os.Getuid()))
+	eventually(t, "the session of the lease ends", func() bool { return session.Ping(t.Context()) != nil })
+	_, stderr, code := h.vouch("exec", "--credential", "tides=PG", "--", "true")
+	if code != 1 || !strings.Contains(stderr, "not granted") {
+		t.Errorf("asking again exits %d: %s", code, stderr)
+	}
+}
+
+func TestBrokenCredentialsLeaveTheLastGoodInForce(t *testing.T) {
+	t.Parallel()
+	h, _ := newLeasingHost(t)
+	h.start()
+	good, err := os.ReadFile(h.path("credentials.d/a.yaml"))
+	must(t, err)
+	status := func() workloadapi.Status {
+		st, err := h.admin().Status(t.Context())
+		must(t, err)
+		return st
+	}
+	h.write("credentials.d/a.yaml", strings.Replace(string(good), "max_ttl", "maximum_ttl", 1))
+	eventually(t, "status says what is wrong", func() bool { return strings.Contains(status().Credentials.Error, "maximum_ttl") })
+	if _, stderr, code := h.vouch("exec", "--credential", "tides=PG", "--", "true"); code != 0 {
+		t.Errorf("the last good definition is not in force: %s", stderr)
+	}
+	if out, stderr, code := h.vouch("check"); code != 1 || !strings.Contains(stderr, `a.yaml:`) {
+		t.Errorf("vouch check exits %d: %s%s", code, out, stderr)
+	}
+	h.write("credentials.d/a.yaml", string(bytes.ReplaceAll(good, []byte("name: tides-for-all"), []byte("name: renamed"))))
+	eventually(t, "status says which grant is void", func() bool {
+		return strings.Contains(strings.Join(status().Problems, "\n"), "grants credential tides-for-all, which is not defined")
+	})
+	if _, stderr, code := h.vouch("check"); code != 1 || !strings.Contains(stderr, "tides-for-all") {
+		t.Errorf("vouch check exits %d: %s", code, stderr)
+	}
+	h.write("credentials.d/a.yaml", string(good))
+	eventually(t, "all is well again", func() bool { return status().Credentials.Error == "" && len(status().Problems) == 0 })
+	if out, stderr, code := h.vouch("check"); code != 0 || !strings.Contains(out, "3 credentials") {
+		t.Errorf("vouch check exits %d: %s%s", code, out, stderr)
+	}
+}
