@@ -299,7 +299,12 @@ func (t *tiler) publish() error {
 	}
 	removed := t.older
 	t.older, t.partials = t.partials, now
-	return t.syncDirs(removed...) // see dropPartials
+	for _, name := range removed { // see dropPartials, which may have been there first
+		if err := t.disk.syncDir(path.Dir(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // trim is called at the start of a segment: it makes durable what the segments

@@ -22,6 +22,7 @@ type Config struct {
 	CredentialsDir string               `yaml:"credentials_dir" default:"/etc/vouchd/credentials.d"`
 	ProgramsDir    string               `yaml:"programs_dir" default:"/etc/vouchd/programs.d"`
 	RunSocket      string               `yaml:"run_socket" default:"/run/vouchd/run.sock"`
+	Metrics        string               `yaml:"metrics" default:"none"` // or a loopback address, or unix: and a path
 	Authority      Authority            `yaml:"authority"`
 	Log            Log                  `yaml:"log"`
 	Node           Node                 `yaml:"node"`

@@ -27,6 +27,7 @@ func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
 		AdminSocket:    "/run/vouchd/admin.sock",
 		EntriesDir:     "/etc/vouchd/entries.d",
 		CredentialsDir: "/etc/vouchd/credentials.d",
+		Metrics:        "none",
 		ProgramsDir:    "/etc/vouchd/programs.d",
 		RunSocket:      "/run/vouchd/run.sock",
 		Authority: Authority{

@@ -185,9 +185,14 @@ func askerOf(c *net.UnixConn) (by Asker, err error) {
 
 func (a *Admin) status(w http.ResponseWriter, _ *http.Request) {
 	st := a.Status()
-	st.Streams = a.Server.streams.Load()
-	st.Entries.Count = a.Server.entries.Load().Len()
+	a.Server.FillStatus(&st)
 	reply(w, st)
+}
+
+// FillStatus sets the server's own part of a status.
+func (s *Server) FillStatus(st *Status) {
+	st.Streams = s.streams.Load()
+	st.Entries.Count = s.entries.Load().Len()
 }
 
 func (a *Admin) entries(w http.ResponseWriter, _ *http.Request) {

@@ -128,6 +128,7 @@ func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) erro
 	group.Go(func() error { d.authority.Run(ctx); return nil })
 	group.Go(func() error { return d.watch(ctx) })
 	group.Go(func() error { return d.servePrograms(ctx) })
+	group.Go(func() error { return d.serveMetrics(ctx) })
 	group.Go(func() error { d.keepEnrolment(ctx); return nil })
 	for _, x := range d.exports {
 		group.Go(func() error { x.Run(ctx); return nil })

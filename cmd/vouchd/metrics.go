@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/vouchd/vouchd/workloadapi"
+)
+
+// serveMetrics serves what status says as Prometheus metrics, where the
+// configuration asks for it: on a Unix socket or a loopback address. There are
+// no SPIFFE IDs among the labels: they are many, and nobody's business.
+func (d *daemon) serveMetrics(ctx context.Context) error {
+	if d.config.Metrics == "none" {
+		return nil
+	}
+	l, err := listenMetrics(d.config.Metrics)
+	if err != nil {
+		return fmt.Errorf("serving metrics: %w", err)
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(statusCollector{func() workloadapi.Status {
+		st := d.status()
+		d.server.FillStatus(&st)
+		return st
+	}})
+	h := &http.Server{
+		Handler:           promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second}),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      30 * time.Second,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(d.slog.Handler(), slog.LevelDebug),
+	}
+	stop := context.AfterFunc(ctx, func() { h.Close() })
+	defer stop()
+	if err := h.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving metrics: %w", err)
+	}
+	return nil
+}
+
+// listenMetrics refuses any address that another machine could reach.
+func listenMetrics(address string) (net.Listener, error) {
+	if path, ok := strings.CutPrefix(address, "unix:"); ok {
+		if info, err := os.Lstat(path); err == nil && info.Mode().Type() == os.ModeSocket {
+			if err := os.Remove(path); err != nil { // a crash left it: the state directory is ours alone
+				return nil, err
+			}
+		}
+		return net.Listen("unix", path)
+	}
+	at, err := netip.ParseAddrPort(address)
+	if err != nil || !at.Addr().IsLoopback() {
+		return nil, fmt.Errorf("%q is neither unix: and a path nor a loopback address and a port, such as 127.0.0.1:9464", address)
+	}
+	return net.Listen("tcp", address)
+}
+
+// A statusCollector makes metrics of the daemon's status, as it is asked for.
+type statusCollector struct{ status func() workloadapi.Status }
+
+// The metrics. Times are Unix times in seconds, so that an alert compares them
+// with time().
+var metrics = []struct {
+	desc  *prometheus.Desc
+	value func(st *workloadapi.Status) (v float64, ok bool)
+}{
+	{metric("root_expiry_seconds", "When the root certificate ends, as Unix time."), func(st *workloadapi.Status) (float64, bool) { return unixTime(st.Authority.RootNotAfter) }},
+	{metric("issuing_ca_expiry_seconds", "When the issuing CA ends, as Unix time."), func(st *workloadapi.Status) (float64, bool) { return unixTime(st.Authority.IssuingCANotAfter) }},
+	{metric("enrolment_expiry_seconds", "When the enrolment of this host ends, as Unix time; missing where it is not enrolled."), func(st *workloadapi.Status) (float64, bool) {
+		if st.Node.Enrolment == nil {
+			return 0, false
+		}
+		return unixTime(st.Node.Enrolment.NotAfter)
+	}},
+	{metric("node_appraisal_passed", "1 where this machine satisfies its policy, 0 where it does not or nobody could tell; missing where it has none."), func(st *workloadapi.Status) (float64, bool) {
+		if st.Node.State == workloadapi.NodePassed {
+			return 1, true
+		}
+		return 0, st.Node.State != workloadapi.NodeNotAppraised
+	}},
+	{metric("entries", "Registration entries in force."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Entries.Count), true }},
+	{metric("streams", "Streams open on the agent socket."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Streams), true }},
+	{metric("log_records", "Records in the attestation log."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Log.Records), true }},
+	{metric("log_anchored_records", "Records that the last anchor in the TPM covers."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Log.Anchored), true }},
+	{metric("log_last_anchor_seconds", "When the log was last anchored in the TPM, as Unix time."), func(st *workloadapi.Status) (float64, bool) { return unixTime(st.Log.LastAnchor) }},
+	{metric("problems", "Problems that vouch status reports."), func(st *workloadapi.Status) (float64, bool) { return float64(len(st.Problems)), true }},
+}
+
+func metric(name, help string) *prometheus.Desc {
+	return prometheus.NewDesc("vouchd_"+name, help, nil, nil)
+}
+
+func unixTime(t time.Time) (float64, bool) { return float64(t.Unix()), !t.IsZero() }
+
+// Describe implements [prometheus.Collector].
+func (c statusCollector) Describe(descs chan<- *prometheus.Desc) {
+	for _, m := range metrics {
+		descs <- m.desc
+	}
+}
+
+// Collect implements [prometheus.Collector].
+func (c statusCollector) Collect(out chan<- prometheus.Metric) {
+	st := c.status()
+	for _, m := range metrics {
+		if v, ok := m.value(&st); ok {
+			out <- prometheus.MustNewConstMetric(m.desc, prometheus.GaugeValue, v)
+		}
+	}
+}

@@ -1,0 +1,56 @@
+package main
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+func TestMetricsSayWhatStatusSays(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.write("entries.d/a.yaml", entriesFor(3))
+	h.start("--set", "metrics=unix:"+h.path("metrics.sock"))
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", h.path("metrics.sock"))
+	}}}
+	defer client.CloseIdleConnections()
+	var text string
+	eventually(t, "the metrics are served", func() bool {
+		resp, err := client.Get("http://vouchd/metrics")
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		text = string(b)
+		return err == nil && resp.StatusCode == http.StatusOK
+	})
+	for _, want := range []string{
+		`(?m)^vouchd_entries 3$`, `(?m)^vouchd_streams 0$`, `(?m)^vouchd_problems 0$`,
+		`(?m)^vouchd_issuing_ca_expiry_seconds \d`, `(?m)^vouchd_log_anchored_records [1-9]`,
+	} {
+		if !regexp.MustCompile(want).MatchString(text) {
+			t.Errorf("no %s in\n%s", want, text)
+		}
+	}
+	for _, unwanted := range []string{"vouchd_enrolment_expiry_seconds ", "spiffe://"} {
+		if strings.Contains(text, "\n"+unwanted) || unwanted == "spiffe://" && strings.Contains(text, unwanted) {
+			t.Errorf("%q is among the metrics of a host that is not enrolled:\n%s", unwanted, text)
+		}
+	}
+}
+
+func TestMetricsAreNotServedToOtherMachines(t *testing.T) {
+	t.Parallel()
+	for _, address := range []string{"0.0.0.0:0", ":9464", "192.0.2.1:9464", "localhost:9464", "nonsense"} {
+		if l, err := listenMetrics(address); err == nil {
+			l.Close()
+			t.Errorf("listening on %q", address)
+		}
+	}
+}
