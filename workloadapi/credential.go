@@ -259,6 +259,10 @@ func (s *Server) holder(c *caller, want spiffeid.ID, name string) (credential.Ho
 	} else if i := slices.IndexFunc(c.entries, func(e identity.Entry) bool { return slices.Contains(e.Credentials, name) }); i >= 0 {
 		entry = c.entries[i]
 	}
+	if !slices.Contains(entry.Credentials, name) {
+		// It will be refused, and is not worth a file descriptor until it exits.
+		return credential.Holder{ID: entry.ID}, entry, nil
+	}
 	h, err := s.holderAs(c, entry)
 	return h, entry, err
 }
