@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -47,40 +48,103 @@ func (a *credentialAPI) ListCredentials(ctx context.Context, _ *credentialv1.Lis
 // before the upstream is asked, and is attested once more before it is
 // answered.
 func (a *credentialAPI) GrantCredential(ctx context.Context, req *credentialv1.GrantCredentialRequest) (*credentialv1.GrantCredentialResponse, error) {
+	l, err := a.s.beginLease(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	g, err := a.s.o.Credentials.Grant(l.ctx(ctx), l.holder, l.ask)
+	if err != nil {
+		return nil, a.s.toStatus(err, l.caller.requestID)
+	}
+	if err := a.s.confirm(ctx, l); err != nil {
+		g.Wipe()
+		a.s.o.Credentials.Abandon(g.Lease.ID, "its holder did not get it: "+err.Error())
+		return nil, a.s.refuse(ctx, l.caller, audit.EventLeaseGrant, err)
+	}
+	return grantMessage(g), nil
+}
+
+// WatchCredential leases one after the other. The manager ends a lease that was
+// not sent.
+func (a *credentialAPI) WatchCredential(req *credentialv1.GrantCredentialRequest, stream grpc.ServerStreamingServer[credentialv1.GrantCredentialResponse]) error {
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	l, err := a.s.beginLease(ctx, req)
+	if err != nil {
+		return err
+	}
+	a.s.streams.Add(1)
+	defer a.s.streams.Add(-1)
+	go func() {
+		select {
+		case <-a.s.stopping:
+		case <-l.holder.Exit:
+		case <-ctx.Done():
+		}
+		cancel()
+	}()
+	var refused error
+	err = a.s.o.Credentials.Watch(l.ctx(ctx), l.holder, l.ask, func(g *credential.Grant) error {
+		if refused = a.s.confirm(ctx, l); refused != nil {
+			g.Wipe()
+			return refused
+		}
+		return stream.Send(grantMessage(g))
+	})
+	if refused != nil {
+		return a.s.refuse(ctx, l.caller, audit.EventLeaseGrant, refused)
+	}
+	select {
+	case <-a.s.stopping:
+		err = errStopping
+	default:
+	}
+	return a.s.toStatus(err, l.caller.requestID)
+}
+
+// A leasing is one caller's request for a credential.
+type leasing struct {
+	caller *caller
+	holder credential.Holder
+	entry  identity.Entry
+	ask    credential.Ask
+}
+
+// ctx lets the manager's records tell who asked, and by which entry.
+func (l *leasing) ctx(ctx context.Context) context.Context { return asCaller(ctx, l.caller, l.entry) }
+
+// beginLease attests the caller and says what it asks for, and as whom. Errors
+// are recorded and are statuses already.
+func (s *Server) beginLease(ctx context.Context, req *credentialv1.GrantCredentialRequest) (*leasing, error) {
 	want, err := checkGrant(req)
 	if err != nil {
 		return nil, err
 	}
-	c, err := a.s.present(ctx, audit.EventLeaseIntent)
+	c, err := s.present(ctx, audit.EventLeaseIntent)
 	if err != nil {
 		return nil, err
 	}
-	holder, entry, err := a.s.holder(c, want, req.Name)
+	holder, entry, err := s.holder(c, want, req.Name)
 	if err != nil {
-		return nil, a.s.refuse(ctx, c, audit.EventLeaseIntent, err)
+		return nil, s.refuse(ctx, c, audit.EventLeaseIntent, err)
 	}
-	g, err := a.s.o.Credentials.Grant(asCaller(ctx, c, entry), holder, credential.Ask{
+	return &leasing{c, holder, entry, credential.Ask{
 		Name:      req.Name,
 		Granted:   entry.Credentials,
 		Params:    req.Parameters,
 		TTL:       seconds(req.TtlSeconds),
 		RequestID: c.requestID,
 		Exposure:  exposures[req.Exposure],
-	})
-	if err != nil {
-		return nil, a.s.toStatus(err, c.requestID)
-	}
-	if err := a.s.confirm(ctx, c, holder.ID, req.Name); err != nil {
-		g.Wipe()
-		a.s.o.Credentials.Abandon(g.Lease.ID, "its holder did not get it: "+err.Error())
-		return nil, a.s.refuse(ctx, c, audit.EventLeaseGrant, err)
-	}
-	// From here on the values are the reply's.
+	}}, nil
+}
+
+// grantMessage hands the values on: from here they are the reply's.
+func grantMessage(g *credential.Grant) *credentialv1.GrantCredentialResponse {
 	resp := &credentialv1.GrantCredentialResponse{Lease: leaseMessage(g.Lease)}
 	for _, f := range g.Fields {
 		resp.Fields = append(resp.Fields, &credentialv1.Field{Name: f.Name, Value: f.Value.Reveal(), Public: f.Public})
 	}
-	return resp, nil
+	return resp
 }
 
 // RenewLease moves a lease's expiry, if the caller's entries still name its
@@ -156,16 +220,17 @@ func (s *Server) present(ctx context.Context, event audit.Event) (*caller, error
 
 // confirm attests the caller anew, and returns an error unless it still is
 // granted the credential, on a machine that still may issue.
-func (s *Server) confirm(ctx context.Context, c *caller, id spiffeid.ID, name string) error {
-	now := &caller{requestID: c.requestID, arrived: c.arrived, conn: c.conn}
+func (s *Server) confirm(ctx context.Context, l *leasing) error {
+	now := &caller{requestID: l.caller.requestID, arrived: l.caller.arrived, conn: l.caller.conn}
 	if err := s.attest(ctx, now); err != nil {
 		return err
 	}
 	if err := s.prove(ctx, now); err != nil {
 		return err
 	}
-	if e, ok := now.entryOf(id); !ok || now.process.StartTime != c.process.StartTime || !slices.Contains(e.Credentials, name) {
-		return fmt.Errorf("%w: %q to %s any more", credential.ErrNotGranted, name, id)
+	e, ok := now.entryOf(l.entry.ID)
+	if !ok || now.process.StartTime != l.caller.process.StartTime || !slices.Contains(e.Credentials, l.ask.Name) {
+		return fmt.Errorf("%w: %q to %s any more", credential.ErrNotGranted, l.ask.Name, l.entry.ID)
 	}
 	return nil
 }
@@ -193,6 +258,10 @@ func (s *Server) holder(c *caller, want spiffeid.ID, name string) (credential.Ho
 		}
 	} else if i := slices.IndexFunc(c.entries, func(e identity.Entry) bool { return slices.Contains(e.Credentials, name) }); i >= 0 {
 		entry = c.entries[i]
+	}
+	if !slices.Contains(entry.Credentials, name) {
+		// It will be refused, and is not worth a file descriptor until it exits.
+		return credential.Holder{ID: entry.ID}, entry, nil
 	}
 	h, err := s.holderAs(c, entry)
 	return h, entry, err

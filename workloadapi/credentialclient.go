@@ -67,11 +67,33 @@ func (c *CredentialClient) Grant(ctx context.Context, req *credentialv1.GrantCre
 	if resp.Lease == nil {
 		return nil, nil, fmt.Errorf("leasing %s: the daemon's answer has no lease", req.Name)
 	}
-	var fields []credential.Field
+	return resp.Lease, fieldsOf(resp), nil
+}
+
+func fieldsOf(resp *credentialv1.GrantCredentialResponse) (fields []credential.Field) {
 	for _, f := range resp.Fields {
 		fields = append(fields, credential.Field{Name: f.Name, Value: secret.Of(f.Value), Public: f.Public})
 	}
-	return resp.Lease, fields, nil
+	return fields
+}
+
+// Watch leases a credential and gives each lease to take, the next one before
+// the last expires, until ctx ends, take returns an error or there is no next. It
+// returns why.
+func (c *CredentialClient) Watch(ctx context.Context, req *credentialv1.GrantCredentialRequest, take func(*credentialv1.Lease, []credential.Field) error) error {
+	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, securityHeader, "true"))
+	defer cancel()
+	stream, err := c.api.WatchCredential(ctx, req)
+	for err == nil {
+		var resp *credentialv1.GrantCredentialResponse
+		if resp, err = stream.Recv(); err != nil {
+			break
+		}
+		if err := take(resp.Lease, fieldsOf(resp)); err != nil {
+			return err
+		}
+	}
+	return c.explain("watching "+req.Name, err)
 }
 
 // Renew lets a lease of this process live for ttl from now, or what its

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/postgres/pgtest"
 	"github.com/vouchd/vouchd/workloadapi"
 	"github.com/vouchd/vouchd/workloadapi/credentialv1"
@@ -303,4 +305,48 @@ func TestLoginEndsThoughTheDaemonWasKilled(t *testing.T) {
 	session = stays.thief(t, pg)
 	stays.exit(t)
 	stays.checkGone(t, pg, session, time.Now())
+}
+
+func TestWatchSendsTheNextLoginBeforeTheLastEnds(t *testing.T) {
+	t.Parallel()
+	h, pg := newLeasingHost(t)
+	h.start()
+	client, err := workloadapi.NewCredentialClient("unix://" + h.path("agent.sock"))
+	must(t, err)
+	defer client.Close()
+	var got []login
+	enough := errors.New("enough")
+	err = client.Watch(t.Context(), &credentialv1.GrantCredentialRequest{Name: "tides", TtlSeconds: 3}, func(_ *credentialv1.Lease, fields []credential.Field) error {
+		var l login
+		for _, f := range fields {
+			switch f.Name {
+			case "username":
+				l.Username = string(f.Value.Reveal())
+			case "password":
+				l.Password = string(f.Value.Reveal())
+			}
+		}
+		if got = append(got, l); len(got) < 3 {
+			return nil
+		}
+		return enough
+	})
+	if err != enough {
+		t.Fatalf("the watch ended early: %v", err)
+	}
+	got[1].thief(t, pg) // works still
+	got[2].thief(t, pg)
+	eventually(t, "the first login is refused", func() bool {
+		conn, err := pg.Login(t.Context(), got[0].Username, got[0].Password, "postgres")
+		if err == nil {
+			conn.Close(t.Context())
+		}
+		return err != nil
+	})
+	h.write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"]}\n", os.Getuid()))
+	eventually(t, "no lease is left", func() bool {
+		leases, err := h.admin().Leases(t.Context())
+		must(t, err)
+		return len(leases) == 0
+	})
 }

@@ -1010,10 +1010,11 @@ const file_credential_proto_rawDesc = "" +
 	"\x14EXPOSURE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fEXPOSURE_MEMORY\x10\x01\x12\x11\n" +
 	"\rEXPOSURE_FILE\x10\x02\x12\x18\n" +
-	"\x14EXPOSURE_ENVIRONMENT\x10\x032\xb4\x03\n" +
+	"\x14EXPOSURE_ENVIRONMENT\x10\x032\xa6\x04\n" +
 	"\rCredentialAPI\x12n\n" +
 	"\x0fListCredentials\x12,.vouchd.credential.v1.ListCredentialsRequest\x1a-.vouchd.credential.v1.ListCredentialsResponse\x12n\n" +
-	"\x0fGrantCredential\x12,.vouchd.credential.v1.GrantCredentialRequest\x1a-.vouchd.credential.v1.GrantCredentialResponse\x12_\n" +
+	"\x0fGrantCredential\x12,.vouchd.credential.v1.GrantCredentialRequest\x1a-.vouchd.credential.v1.GrantCredentialResponse\x12p\n" +
+	"\x0fWatchCredential\x12,.vouchd.credential.v1.GrantCredentialRequest\x1a-.vouchd.credential.v1.GrantCredentialResponse0\x01\x12_\n" +
 	"\n" +
 	"RenewLease\x12'.vouchd.credential.v1.RenewLeaseRequest\x1a(.vouchd.credential.v1.RenewLeaseResponse\x12b\n" +
 	"\vRevokeLease\x12(.vouchd.credential.v1.RevokeLeaseRequest\x1a).vouchd.credential.v1.RevokeLeaseResponseB3Z1github.com/vouchd/vouchd/workloadapi/credentialv1b\x06proto3"
@@ -1064,14 +1065,16 @@ var file_credential_proto_depIdxs = []int32{
 	9,  // 10: vouchd.credential.v1.RenewLeaseResponse.lease:type_name -> vouchd.credential.v1.Lease
 	3,  // 11: vouchd.credential.v1.CredentialAPI.ListCredentials:input_type -> vouchd.credential.v1.ListCredentialsRequest
 	7,  // 12: vouchd.credential.v1.CredentialAPI.GrantCredential:input_type -> vouchd.credential.v1.GrantCredentialRequest
-	11, // 13: vouchd.credential.v1.CredentialAPI.RenewLease:input_type -> vouchd.credential.v1.RenewLeaseRequest
-	13, // 14: vouchd.credential.v1.CredentialAPI.RevokeLease:input_type -> vouchd.credential.v1.RevokeLeaseRequest
-	4,  // 15: vouchd.credential.v1.CredentialAPI.ListCredentials:output_type -> vouchd.credential.v1.ListCredentialsResponse
-	8,  // 16: vouchd.credential.v1.CredentialAPI.GrantCredential:output_type -> vouchd.credential.v1.GrantCredentialResponse
-	12, // 17: vouchd.credential.v1.CredentialAPI.RenewLease:output_type -> vouchd.credential.v1.RenewLeaseResponse
-	14, // 18: vouchd.credential.v1.CredentialAPI.RevokeLease:output_type -> vouchd.credential.v1.RevokeLeaseResponse
-	15, // [15:19] is the sub-list for method output_type
-	11, // [11:15] is the sub-list for method input_type
+	7,  // 13: vouchd.credential.v1.CredentialAPI.WatchCredential:input_type -> vouchd.credential.v1.GrantCredentialRequest
+	11, // 14: vouchd.credential.v1.CredentialAPI.RenewLease:input_type -> vouchd.credential.v1.RenewLeaseRequest
+	13, // 15: vouchd.credential.v1.CredentialAPI.RevokeLease:input_type -> vouchd.credential.v1.RevokeLeaseRequest
+	4,  // 16: vouchd.credential.v1.CredentialAPI.ListCredentials:output_type -> vouchd.credential.v1.ListCredentialsResponse
+	8,  // 17: vouchd.credential.v1.CredentialAPI.GrantCredential:output_type -> vouchd.credential.v1.GrantCredentialResponse
+	8,  // 18: vouchd.credential.v1.CredentialAPI.WatchCredential:output_type -> vouchd.credential.v1.GrantCredentialResponse
+	12, // 19: vouchd.credential.v1.CredentialAPI.RenewLease:output_type -> vouchd.credential.v1.RenewLeaseResponse
+	14, // 20: vouchd.credential.v1.CredentialAPI.RevokeLease:output_type -> vouchd.credential.v1.RevokeLeaseResponse
+	16, // [16:21] is the sub-list for method output_type
+	11, // [11:16] is the sub-list for method input_type
 	11, // [11:11] is the sub-list for extension type_name
 	11, // [11:11] is the sub-list for extension extendee
 	0,  // [0:11] is the sub-list for field type_name

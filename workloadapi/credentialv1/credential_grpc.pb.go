@@ -38,6 +38,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	CredentialAPI_ListCredentials_FullMethodName = "/vouchd.credential.v1.CredentialAPI/ListCredentials"
 	CredentialAPI_GrantCredential_FullMethodName = "/vouchd.credential.v1.CredentialAPI/GrantCredential"
+	CredentialAPI_WatchCredential_FullMethodName = "/vouchd.credential.v1.CredentialAPI/WatchCredential"
 	CredentialAPI_RenewLease_FullMethodName      = "/vouchd.credential.v1.CredentialAPI/RenewLease"
 	CredentialAPI_RevokeLease_FullMethodName     = "/vouchd.credential.v1.CredentialAPI/RevokeLease"
 )
@@ -54,6 +55,12 @@ type CredentialAPIClient interface {
 	// GrantCredential leases a credential. The lease and its record are durable
 	// before the answer leaves.
 	GrantCredential(ctx context.Context, in *GrantCredentialRequest, opts ...grpc.CallOption) (*GrantCredentialResponse, error)
+	// WatchCredential leases a credential and sends the next before the last
+	// expires, for as long as the stream is open and the caller is granted it.
+	// Each is a lease of its own; the last one goes on to its expiry, so that what
+	// is in use works during the change. Status Aborted means that a lease was
+	// revoked.
+	WatchCredential(ctx context.Context, in *GrantCredentialRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GrantCredentialResponse], error)
 	// RenewLease moves the expiry of one of the caller's leases.
 	RenewLease(ctx context.Context, in *RenewLeaseRequest, opts ...grpc.CallOption) (*RenewLeaseResponse, error)
 	// RevokeLease ends one of the caller's leases, and answers once the source
@@ -89,6 +96,25 @@ func (c *credentialAPIClient) GrantCredential(ctx context.Context, in *GrantCred
 	return out, nil
 }
 
+func (c *credentialAPIClient) WatchCredential(ctx context.Context, in *GrantCredentialRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GrantCredentialResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &CredentialAPI_ServiceDesc.Streams[0], CredentialAPI_WatchCredential_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[GrantCredentialRequest, GrantCredentialResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CredentialAPI_WatchCredentialClient = grpc.ServerStreamingClient[GrantCredentialResponse]
+
 func (c *credentialAPIClient) RenewLease(ctx context.Context, in *RenewLeaseRequest, opts ...grpc.CallOption) (*RenewLeaseResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RenewLeaseResponse)
@@ -121,6 +147,12 @@ type CredentialAPIServer interface {
 	// GrantCredential leases a credential. The lease and its record are durable
 	// before the answer leaves.
 	GrantCredential(context.Context, *GrantCredentialRequest) (*GrantCredentialResponse, error)
+	// WatchCredential leases a credential and sends the next before the last
+	// expires, for as long as the stream is open and the caller is granted it.
+	// Each is a lease of its own; the last one goes on to its expiry, so that what
+	// is in use works during the change. Status Aborted means that a lease was
+	// revoked.
+	WatchCredential(*GrantCredentialRequest, grpc.ServerStreamingServer[GrantCredentialResponse]) error
 	// RenewLease moves the expiry of one of the caller's leases.
 	RenewLease(context.Context, *RenewLeaseRequest) (*RenewLeaseResponse, error)
 	// RevokeLease ends one of the caller's leases, and answers once the source
@@ -141,6 +173,9 @@ func (UnimplementedCredentialAPIServer) ListCredentials(context.Context, *ListCr
 }
 func (UnimplementedCredentialAPIServer) GrantCredential(context.Context, *GrantCredentialRequest) (*GrantCredentialResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GrantCredential not implemented")
+}
+func (UnimplementedCredentialAPIServer) WatchCredential(*GrantCredentialRequest, grpc.ServerStreamingServer[GrantCredentialResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchCredential not implemented")
 }
 func (UnimplementedCredentialAPIServer) RenewLease(context.Context, *RenewLeaseRequest) (*RenewLeaseResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RenewLease not implemented")
@@ -205,6 +240,17 @@ func _CredentialAPI_GrantCredential_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _CredentialAPI_WatchCredential_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(GrantCredentialRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(CredentialAPIServer).WatchCredential(m, &grpc.GenericServerStream[GrantCredentialRequest, GrantCredentialResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CredentialAPI_WatchCredentialServer = grpc.ServerStreamingServer[GrantCredentialResponse]
+
 func _CredentialAPI_RenewLease_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RenewLeaseRequest)
 	if err := dec(in); err != nil {
@@ -265,6 +311,12 @@ var CredentialAPI_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _CredentialAPI_RevokeLease_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "WatchCredential",
+			Handler:       _CredentialAPI_WatchCredential_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "credential.proto",
 }
