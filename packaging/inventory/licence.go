@@ -33,8 +33,8 @@ var marks = []struct{ id, phrase string }{
 }
 
 // allowed is what may be linked into an Apache-2.0 program and passed on with
-// nothing but its text.
-var allowed = []string{"Apache-2.0", "MIT", "ISC", "BSD-3-Clause", "BSD-2-Clause"}
+// its text, and for MPL-2.0 with where its source is, too.
+var allowed = []string{"Apache-2.0", "MIT", "ISC", "BSD-3-Clause", "BSD-2-Clause", "MPL-2.0"}
 
 func licenceOf(m debug.Module) (licence, error) {
 	dir, err := sourceOf(m)
@@ -105,6 +105,9 @@ func licences(w io.Writer, programs []string) error {
 			return err
 		}
 		fmt.Fprintf(w, "\n%s\n%s %s: %s\n\n", strings.Repeat("-", 78), m.Path, m.Version, l.expression())
+		if slices.Contains(l.ids, "MPL-2.0") { // §3.2
+			fmt.Fprintf(w, "Its source, unchanged, is the Go module %s at version %s.\n\n", m.Path, m.Version)
+		}
 		if !strings.Contains(l.text, "TERMS AND CONDITIONS FOR USE, REPRODUCTION") {
 			fmt.Fprintln(w, strings.TrimSpace(l.text))
 		}
