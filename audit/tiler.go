@@ -185,11 +185,14 @@ func (t *tiler) dropPartials(dir string) error {
 			return err
 		}
 	}
+	// Durably: a file that comes back with the next power cut, its contents
+	// perhaps never synced, would pass for damage.
+	if err := t.disk.syncDir(dir); err != nil {
+		return err
+	}
 	if err := t.disk.remove(dir); err != nil {
 		return err
 	}
-	// Durably: a file that comes back with the next power cut, its contents
-	// perhaps never synced, would pass for damage.
 	return t.syncDirs(dir)
 }
 
