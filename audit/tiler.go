@@ -190,10 +190,7 @@ func (t *tiler) dropPartials(dir string) error {
 	if err := t.disk.syncDir(dir); err != nil {
 		return err
 	}
-	if err := t.disk.remove(dir); err != nil {
-		return err
-	}
-	return t.syncDirs(dir)
+	return t.disk.remove(dir)
 }
 
 // write puts a tile in place, whole. From level 1 up it is durable at once,
