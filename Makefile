@@ -60,10 +60,14 @@ release: ## build, check and sign the packages of a tag with MINISIGN_KEY
 	@packaging/release
 
 repo: package ## make repositories for apt and dnf of the packages, signed with REPO_KEY
-	@packaging/install-missing reprepro createrepo-c
+	@packaging/install-missing reprepro createrepo-c rpm gnupg
 	@packaging/repo
+
+repo-test: package ## what apt and dnf make of signed repositories, and of changed ones
+	@packaging/install-missing reprepro createrepo-c rpm gnupg dnf
+	@packaging/test/repositories
 
 vuln: ## look for known vulnerabilities; asks vuln.go.dev
 	@packaging/vuln
 
-.PHONY: help build demo test test-vault test-tools check bench fuzz package package-check system-test vm-test release repo vuln
+.PHONY: help build demo test test-vault test-tools check bench fuzz package package-check system-test vm-test release repo repo-test vuln
