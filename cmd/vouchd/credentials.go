@@ -13,6 +13,7 @@ import (
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/federation"
+	"github.com/vouchd/vouchd/credential/github"
 	"github.com/vouchd/vouchd/credential/oauth2"
 	"github.com/vouchd/vouchd/credential/postgres"
 	"github.com/vouchd/vouchd/credential/sshca"
@@ -64,6 +65,7 @@ func (d *daemon) closeCredentials() {
 func (d *daemon) loadCredentials() (*credential.Definitions, error) {
 	return credential.LoadDefinitions(d.config.CredentialsDir, credential.Brokers{
 		"federation": federation.Open,
+		"github":     github.Opener(d.node),
 		"oauth2":     oauth2.Opener(credential.NewSecrets(d.state, d.node)),
 		"postgres":   postgres.Open,
 		"ssh":        sshca.Opener(d.node),
