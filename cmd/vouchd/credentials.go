@@ -19,6 +19,7 @@ import (
 	"github.com/vouchd/vouchd/credential/sshca"
 	"github.com/vouchd/vouchd/credential/vault"
 	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/systemd"
 	"github.com/vouchd/vouchd/workloadapi"
 )
 
@@ -34,7 +35,7 @@ func (d *daemon) openCredentials(ctx context.Context) (err error) {
 	if err := d.recordCredentials(ctx, defs, refused); err != nil {
 		return err
 	}
-	if d.holders, err = workloadapi.NewHolders(); err != nil {
+	if err := d.openHolders(); err != nil {
 		return err
 	}
 	d.credentials, err = credential.Open(ctx, credential.Config{
@@ -52,6 +53,19 @@ func (d *daemon) openCredentials(ctx context.Context) (err error) {
 	return nil
 }
 
+// openHolders makes what tells when the processes and units that hold leases
+// end.
+func (d *daemon) openHolders() (err error) {
+	d.units = new(systemd.Units)
+	if systemd.IsManager() {
+		if d.invocations, err = systemd.NewInvocations(d.units); err != nil {
+			return err
+		}
+	}
+	d.holders, err = workloadapi.NewHolders(d.invocations)
+	return err
+}
+
 // closeCredentials leaves the leases as they are, for the next start.
 func (d *daemon) closeCredentials() {
 	if d.credentials != nil {
@@ -59,6 +73,9 @@ func (d *daemon) closeCredentials() {
 	}
 	if d.holders != nil {
 		d.holders.Close()
+	}
+	if d.invocations != nil {
+		d.invocations.Close()
 	}
 }
 
