@@ -28,7 +28,7 @@ var mayImport = map[string][]string{
 	"attest/process":             {"attest", "systemd"},
 	"programs":                   {"attest/process", "config", "systemd"},
 	"identity":                   {"attest", "config", "secret"},
-	"workloadapi":                {"attest", "attest/process", "audit", "config", "credential", "identity", "secret", "systemd", "workloadapi/credentialv1"},
+	"workloadapi":                {"attest", "attest/process", "audit", "config", "credential", "credential/sealed", "identity", "secret", "systemd", "workloadapi/credentialv1"},
 	"workloadapi/credentialv1":   nil,
 	"examples/agent":             nil,
 	"credential":                 {"config", "secret"},
@@ -38,6 +38,8 @@ var mayImport = map[string][]string{
 	"credential/oauth2":          {"config", "credential", "credential/endpoint", "secret"},
 	"credential/postgres":        {"config", "credential", "secret"},
 	"credential/postgres/pgtest": nil,
+	"credential/sealed":          {"secret"},
+	"credential/static":          {"config", "credential", "credential/sealed", "secret"},
 	"credential/vault":           {"config", "credential", "secret"},
 }
 

@@ -56,7 +56,7 @@ type document struct {
 type written struct {
 	Name        config.At[string]        `yaml:"name" required:"true" like:"warehouse-readonly"`
 	Description config.At[string]        `yaml:"description"`
-	Broker      config.At[string]        `yaml:"broker" required:"true" oneof:"federation oauth2 postgres vault"`
+	Broker      config.At[string]        `yaml:"broker" required:"true" oneof:"federation oauth2 postgres static vault"`
 	TTL         config.At[time.Duration] `yaml:"ttl" default:"5m" min:"10s" max:"24h"`
 	MaxTTL      config.At[time.Duration] `yaml:"max_ttl" min:"10s" max:"168h"` // left out, TTL
 	Renewable   config.At[bool]          `yaml:"renewable" default:"false"`
@@ -66,6 +66,7 @@ type written struct {
 	Federation  config.Section           `yaml:"federation"`
 	OAuth2      config.Section           `yaml:"oauth2"`
 	Postgres    config.Section           `yaml:"postgres"`
+	Static      config.Section           `yaml:"static"`
 	Vault       config.Section           `yaml:"vault"`
 
 	Pos config.Pos
@@ -80,13 +81,15 @@ func (w *written) section(broker string) config.Section {
 		return w.OAuth2
 	case "postgres":
 		return w.Postgres
+	case "static":
+		return w.Static
 	case "vault":
 		return w.Vault
 	}
 	return config.Section{}
 }
 
-var brokerNames = []string{"federation", "oauth2", "postgres", "vault"}
+var brokerNames = []string{"federation", "oauth2", "postgres", "static", "vault"}
 
 // LoadDefinitions reads the *.yaml files of dir in the order of their names,
 // and opens each definition's broker. A missing directory has no definitions.

@@ -14,6 +14,7 @@ import (
 	"github.com/vouchd/vouchd/credential/federation"
 	"github.com/vouchd/vouchd/credential/oauth2"
 	"github.com/vouchd/vouchd/credential/postgres"
+	"github.com/vouchd/vouchd/credential/static"
 	"github.com/vouchd/vouchd/credential/vault"
 	"github.com/vouchd/vouchd/identity"
 )
@@ -23,6 +24,7 @@ var every = credential.Brokers{
 	"federation": federation.Open,
 	"oauth2":     oauth2.Opener(nil),
 	"postgres":   postgres.Open,
+	"static":     static.Opener(nil),
 	"vault":      vault.Open,
 }
 

@@ -134,7 +134,8 @@ func (l *leaser) get(ctx context.Context, name string) (*credentialv1.Lease, []c
 		return nil, nil, err
 	}
 	for _, c := range granted {
-		if c.Name == name && c.Bind == credentialv1.Bind_BIND_PROCESS && c.Revocation != credentialv1.Revocation_REVOCATION_EXPIRY_ONLY {
+		if c.Name == name && c.Bind == credentialv1.Bind_BIND_PROCESS &&
+			c.Revocation != credentialv1.Revocation_REVOCATION_EXPIRY_ONLY && c.Revocation != credentialv1.Revocation_REVOCATION_NONE {
 			return nil, nil, fmt.Errorf("%s ends with the process that asks for it, which is vouch itself; use vouch exec --credential %s=ENV -- COMMAND, or give its definition bind: lease", name, name)
 		}
 	}
