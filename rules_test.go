@@ -35,9 +35,13 @@ var mayImport = map[string][]string{
 	"credential/endpoint":        {"credential", "secret"},
 	"credential/credentialtest":  {"config", "credential", "secret"},
 	"credential/federation":      {"config", "credential", "credential/endpoint", "secret"},
+	"credential/github":          {"config", "credential", "credential/endpoint", "secret"},
 	"credential/oauth2":          {"config", "credential", "credential/endpoint", "secret"},
 	"credential/postgres":        {"config", "credential", "secret"},
 	"credential/postgres/pgtest": nil,
+	"credential/sshagent":        nil,
+	"credential/sshca":           {"config", "credential", "secret"},
+	"credential/sshca/sshdtest":  nil,
 	"credential/sealed":          {"secret"},
 	"credential/static":          {"config", "credential", "credential/sealed", "secret"},
 	"credential/vault":           {"config", "credential", "secret"},
@@ -51,6 +55,7 @@ var mayUse = map[string][]string{
 	"github.com/jackc/pgx":             {"credential/postgres", "credential/postgres/pgtest"},
 	"github.com/openbao/openbao/api":   {"credential/vault"},
 	"github.com/zitadel/oidc":          nil, // tests alone
+	"golang.org/x/crypto/ssh":          {"credential/sshagent", "credential/sshca"},
 }
 
 const module = "github.com/vouchd/vouchd/"

@@ -61,10 +61,11 @@ type Traits struct {
 
 // A Request is what one lease is asked for.
 type Request struct {
-	LeaseID string
-	Holder  Holder
-	Params  map[string]string // every declared parameter
-	TTL     time.Duration
+	LeaseID   string
+	RequestID string // by which the log tells of it; no secret
+	Holder    Holder
+	Params    map[string]string // every declared parameter
+	TTL       time.Duration
 }
 
 // A Handle finds a credential upstream.

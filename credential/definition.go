@@ -56,7 +56,7 @@ type document struct {
 type written struct {
 	Name        config.At[string]        `yaml:"name" required:"true" like:"warehouse-readonly"`
 	Description config.At[string]        `yaml:"description"`
-	Broker      config.At[string]        `yaml:"broker" required:"true" oneof:"federation oauth2 postgres static vault"`
+	Broker      config.At[string]        `yaml:"broker" required:"true" oneof:"federation github oauth2 postgres ssh static vault"`
 	TTL         config.At[time.Duration] `yaml:"ttl" default:"5m" min:"10s" max:"24h"`
 	MaxTTL      config.At[time.Duration] `yaml:"max_ttl" min:"10s" max:"168h"` // left out, TTL
 	Renewable   config.At[bool]          `yaml:"renewable" default:"false"`
@@ -64,8 +64,10 @@ type written struct {
 	Limits      writtenLimits            `yaml:"limits"`
 	Parameters  []writtenParameter       `yaml:"parameters"`
 	Federation  config.Section           `yaml:"federation"`
+	GitHub      config.Section           `yaml:"github"`
 	OAuth2      config.Section           `yaml:"oauth2"`
 	Postgres    config.Section           `yaml:"postgres"`
+	SSH         config.Section           `yaml:"ssh"`
 	Static      config.Section           `yaml:"static"`
 	Vault       config.Section           `yaml:"vault"`
 
@@ -77,10 +79,14 @@ func (w *written) section(broker string) config.Section {
 	switch broker {
 	case "federation":
 		return w.Federation
+	case "github":
+		return w.GitHub
 	case "oauth2":
 		return w.OAuth2
 	case "postgres":
 		return w.Postgres
+	case "ssh":
+		return w.SSH
 	case "static":
 		return w.Static
 	case "vault":
@@ -89,7 +95,7 @@ func (w *written) section(broker string) config.Section {
 	return config.Section{}
 }
 
-var brokerNames = []string{"federation", "oauth2", "postgres", "static", "vault"}
+var brokerNames = []string{"federation", "github", "oauth2", "postgres", "ssh", "static", "vault"}
 
 // LoadDefinitions reads the *.yaml files of dir in the order of their names,
 // and opens each definition's broker. A missing directory has no definitions.

@@ -12,8 +12,10 @@ import (
 
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/federation"
+	"github.com/vouchd/vouchd/credential/github"
 	"github.com/vouchd/vouchd/credential/oauth2"
 	"github.com/vouchd/vouchd/credential/postgres"
+	"github.com/vouchd/vouchd/credential/sshca"
 	"github.com/vouchd/vouchd/credential/static"
 	"github.com/vouchd/vouchd/credential/vault"
 	"github.com/vouchd/vouchd/identity"
@@ -22,8 +24,10 @@ import (
 // every is all the brokers there are.
 var every = credential.Brokers{
 	"federation": federation.Open,
+	"github":     github.Opener(nil),
 	"oauth2":     oauth2.Opener(nil),
 	"postgres":   postgres.Open,
+	"ssh":        sshca.Opener(nil),
 	"static":     static.Opener(nil),
 	"vault":      vault.Open,
 }

@@ -148,7 +148,7 @@ func (m *Manager) admit(h Holder, a Ask) (*pending, error) {
 		ask:     a,
 		def:     d,
 		lease:   l,
-		request: Request{LeaseID: l.ID, Holder: h, Params: params, TTL: l.Expires.Sub(now)},
+		request: Request{LeaseID: l.ID, RequestID: a.RequestID, Holder: h, Params: params, TTL: l.Expires.Sub(now)},
 		began:   m.clock(),
 	}, nil
 }

@@ -203,7 +203,7 @@ func write(w io.Writer, format, field string, lease *credentialv1.Lease, fields 
 			if bytes.IndexByte(f.Value.Reveal(), 0) >= 0 {
 				return fmt.Errorf("field %s of %s holds a zero byte, which no variable can; use --field or --output json", f.Name, lease.Credential)
 			}
-			fmt.Fprintf(&b, "%s='%s'\n", envName(f.Name), strings.ReplaceAll(string(f.Value.Reveal()), "'", `'\''`))
+			fmt.Fprintf(&b, "%s=%s\n", envName(f.Name), shellQuote(string(f.Value.Reveal())))
 		}
 	default:
 		for _, f := range fields {
@@ -240,3 +240,6 @@ func envName(field string) string {
 		return '_'
 	}, field)
 }
+
+// shellQuote is a value as one word of a shell.
+func shellQuote(value string) string { return "'" + strings.ReplaceAll(value, "'", `'\''`) + "'" }

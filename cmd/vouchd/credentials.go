@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"fmt"
@@ -12,9 +13,11 @@ import (
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/federation"
+	"github.com/vouchd/vouchd/credential/github"
 	"github.com/vouchd/vouchd/credential/oauth2"
 	"github.com/vouchd/vouchd/credential/postgres"
 	"github.com/vouchd/vouchd/credential/sealed"
+	"github.com/vouchd/vouchd/credential/sshca"
 	"github.com/vouchd/vouchd/credential/static"
 	"github.com/vouchd/vouchd/credential/vault"
 	"github.com/vouchd/vouchd/identity"
@@ -72,8 +75,10 @@ func (d *daemon) closeCredentials() {
 func (d *daemon) loadCredentials() (*credential.Definitions, error) {
 	return credential.LoadDefinitions(d.config.CredentialsDir, credential.Brokers{
 		"federation": federation.Open,
+		"github":     github.Opener(d.node),
 		"oauth2":     oauth2.Opener(credential.NewSecrets(d.state, d.node)),
 		"postgres":   postgres.Open,
+		"ssh":        sshca.Opener(d.node),
 		"static":     static.Opener(d.secrets),
 		"vault":      vault.Open,
 	}, false)
@@ -148,7 +153,29 @@ func (d *daemon) leaseAdmin() *workloadapi.LeaseAdmin {
 			}
 			return d.credentials.RevokeWhere(ctx, w, fmt.Sprintf("revoked by an administrator (user %d)", by.UID))
 		},
+		SSHCA: d.sshCA,
 	}
+}
+
+// sshCA tells the public key of an authority, if a definition names it: no key
+// is made for a name that nothing uses.
+func (d *daemon) sshCA(ctx context.Context, by workloadapi.Asker, name string) (workloadapi.SSHCAView, error) {
+	var known []string
+	for _, def := range d.credentials.Definitions().All() {
+		if def.Broker == sshca.Kind {
+			known = append(known, sshca.Name(def.Traits.Upstream))
+		}
+	}
+	if !slices.Contains(known, name) {
+		slices.Sort(known)
+		return workloadapi.SSHCAView{}, fmt.Errorf("no credential in force has the ssh authority %.40q; those that have one name: %s",
+			name, cmp.Or(strings.Join(slices.Compact(known), ", "), "none"))
+	}
+	if err := d.asked(ctx, by, "public key of ssh authority "+name); err != nil {
+		return workloadapi.SSHCAView{}, err
+	}
+	key, err := sshca.PublicKey(ctx, d.node, name)
+	return workloadapi.SSHCAView{Name: name, PublicKey: strings.TrimSpace(key)}, err
 }
 
 func whereText(w credential.Where) string {
