@@ -46,7 +46,7 @@ package-check: package ## hold the packages to lintian, rpmlint, reproducibility
 	@packaging/check
 
 system-test: ## what needs systemd as PID 1, in a container: tests of units, and the package from install to purge
-	@packaging/install-missing mmdebstrap systemd-container procps swtpm swtpm-tools
+	@packaging/install-missing mmdebstrap systemd-container procps swtpm swtpm-tools postgresql-15
 	@packaging/test/units
 	@packaging/test/system
 

@@ -21,6 +21,7 @@ import (
 	"github.com/vouchd/vouchd/credential/static"
 	"github.com/vouchd/vouchd/credential/vault"
 	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/systemd"
 	"github.com/vouchd/vouchd/workloadapi"
 )
 
@@ -39,7 +40,7 @@ func (d *daemon) openCredentials(ctx context.Context) (err error) {
 	if err := d.recordCredentials(ctx, defs, refused); err != nil {
 		return err
 	}
-	if d.holders, err = workloadapi.NewHolders(); err != nil {
+	if err := d.openHolders(); err != nil {
 		return err
 	}
 	d.credentials, err = credential.Open(ctx, credential.Config{
@@ -57,6 +58,19 @@ func (d *daemon) openCredentials(ctx context.Context) (err error) {
 	return nil
 }
 
+// openHolders makes what tells when the processes and units that hold leases
+// end.
+func (d *daemon) openHolders() (err error) {
+	d.units = new(systemd.Units)
+	if systemd.IsManager() {
+		if d.invocations, err = systemd.NewInvocations(d.units); err != nil {
+			return err
+		}
+	}
+	d.holders, err = workloadapi.NewHolders(d.invocations)
+	return err
+}
+
 // closeCredentials leaves the leases as they are, for the next start.
 func (d *daemon) closeCredentials() {
 	if d.credentials != nil {
@@ -69,6 +83,9 @@ func (d *daemon) closeCredentials() {
 		if err := d.secrets.Close(); err != nil {
 			d.slog.Error("writing down who used which secret; the log has it", "err", err)
 		}
+	}
+	if d.invocations != nil {
+		d.invocations.Close()
 	}
 }
 

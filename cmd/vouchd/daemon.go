@@ -52,6 +52,7 @@ type daemon struct {
 	credentials *credential.Manager
 	secrets     *sealed.Store
 	holders     *workloadapi.Holders
+	invocations *systemd.Invocations // nil where systemd is not PID 1
 
 	appraiser *appraiser
 
@@ -180,7 +181,6 @@ func (d *daemon) close() error {
 // Entries that are not in order do not keep the daemon from starting: nobody is
 // issued anything until they are mended.
 func (d *daemon) openIdentity(ctx context.Context) error {
-	d.units = new(systemd.Units)
 	o := process.Options{Wants: func(kind string) bool { return d.server.Wants(kind) }}
 	if systemd.IsManager() {
 		o.Manager = d.units
