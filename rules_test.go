@@ -28,7 +28,7 @@ var mayImport = map[string][]string{
 	"attest/process":             {"attest", "systemd"},
 	"programs":                   {"attest/process", "config", "systemd"},
 	"identity":                   {"attest", "config", "secret"},
-	"workloadapi":                {"attest", "attest/process", "audit", "config", "credential", "identity", "secret", "systemd", "workloadapi/credentialv1"},
+	"workloadapi":                {"attest", "attest/process", "audit", "config", "credential", "credential/sealed", "identity", "secret", "systemd", "workloadapi/credentialv1"},
 	"workloadapi/credentialv1":   nil,
 	"examples/agent":             nil,
 	"credential":                 {"config", "secret"},
@@ -42,6 +42,8 @@ var mayImport = map[string][]string{
 	"credential/sshagent":        nil,
 	"credential/sshca":           {"config", "credential", "secret"},
 	"credential/sshca/sshdtest":  nil,
+	"credential/sealed":          {"secret"},
+	"credential/static":          {"config", "credential", "credential/sealed", "secret"},
 	"credential/vault":           {"config", "credential", "secret"},
 }
 

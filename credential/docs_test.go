@@ -16,6 +16,7 @@ import (
 	"github.com/vouchd/vouchd/credential/oauth2"
 	"github.com/vouchd/vouchd/credential/postgres"
 	"github.com/vouchd/vouchd/credential/sshca"
+	"github.com/vouchd/vouchd/credential/static"
 	"github.com/vouchd/vouchd/credential/vault"
 	"github.com/vouchd/vouchd/identity"
 )
@@ -27,6 +28,7 @@ var every = credential.Brokers{
 	"oauth2":     oauth2.Opener(nil),
 	"postgres":   postgres.Open,
 	"ssh":        sshca.Opener(nil),
+	"static":     static.Opener(nil),
 	"vault":      vault.Open,
 }
 

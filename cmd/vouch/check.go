@@ -18,6 +18,7 @@ import (
 	"github.com/vouchd/vouchd/credential/oauth2"
 	"github.com/vouchd/vouchd/credential/postgres"
 	"github.com/vouchd/vouchd/credential/sshca"
+	"github.com/vouchd/vouchd/credential/static"
 	"github.com/vouchd/vouchd/credential/vault"
 	"github.com/vouchd/vouchd/identity"
 )
@@ -121,6 +122,7 @@ func checkBoth(entries, credentials string, td spiffeid.TrustDomain, limits iden
 		"oauth2":     oauth2.Opener(nil), // which keeps nothing before it is asked for a credential
 		"postgres":   postgres.Open,
 		"ssh":        sshca.Opener(nil),
+		"static":     static.Opener(nil),
 		"vault":      vault.Open,
 	}, limits.AnyOwner)
 	if err := errors.Join(entriesErr, err); err != nil {

@@ -191,7 +191,8 @@ func (l *leaser) lasting(ctx context.Context, client *workloadapi.CredentialClie
 		return nil, nil, err
 	}
 	for _, c := range granted {
-		if c.Name == req.Name && c.Bind == credentialv1.Bind_BIND_PROCESS && c.Revocation != credentialv1.Revocation_REVOCATION_EXPIRY_ONLY {
+		if c.Name == req.Name && c.Bind == credentialv1.Bind_BIND_PROCESS &&
+			c.Revocation != credentialv1.Revocation_REVOCATION_EXPIRY_ONLY && c.Revocation != credentialv1.Revocation_REVOCATION_NONE {
 			return nil, nil, fmt.Errorf("%[1]s ends with the process that asks for it, which is vouch itself; use vouch exec --credential %[1]s=ENV -- COMMAND, or --output file with --follow, or give its definition bind: lease or bind: unit", req.Name)
 		}
 	}

@@ -16,7 +16,9 @@ import (
 	"github.com/vouchd/vouchd/credential/github"
 	"github.com/vouchd/vouchd/credential/oauth2"
 	"github.com/vouchd/vouchd/credential/postgres"
+	"github.com/vouchd/vouchd/credential/sealed"
 	"github.com/vouchd/vouchd/credential/sshca"
+	"github.com/vouchd/vouchd/credential/static"
 	"github.com/vouchd/vouchd/credential/vault"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/systemd"
@@ -28,6 +30,9 @@ import (
 // not keep the daemon from starting: no credential is granted until they are
 // mended, and the leases there are wait for that too.
 func (d *daemon) openCredentials(ctx context.Context) (err error) {
+	if d.secrets = sealed.Open(ctx, d.state, d.node); d.secrets.Err() != nil {
+		d.slog.Error("no sealed secret can be opened", "err", d.secrets.Err())
+	}
 	defs, refused := d.loadCredentials()
 	if refused != nil {
 		defs = new(credential.Definitions)
@@ -74,6 +79,11 @@ func (d *daemon) closeCredentials() {
 	if d.holders != nil {
 		d.holders.Close()
 	}
+	if d.secrets != nil {
+		if err := d.secrets.Close(); err != nil {
+			d.slog.Error("writing down who used which secret; the log has it", "err", err)
+		}
+	}
 	if d.invocations != nil {
 		d.invocations.Close()
 	}
@@ -86,6 +96,7 @@ func (d *daemon) loadCredentials() (*credential.Definitions, error) {
 		"oauth2":     oauth2.Opener(credential.NewSecrets(d.state, d.node)),
 		"postgres":   postgres.Open,
 		"ssh":        sshca.Opener(d.node),
+		"static":     static.Opener(d.secrets),
 		"vault":      vault.Open,
 	}, false)
 }
