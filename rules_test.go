@@ -35,6 +35,7 @@ var mayImport = map[string][]string{
 	"credential/endpoint":        {"credential", "secret"},
 	"credential/credentialtest":  {"config", "credential", "secret"},
 	"credential/federation":      {"config", "credential", "credential/endpoint", "secret"},
+	"credential/fetched":         {"config", "credential", "credential/endpoint", "credential/federation", "secret"},
 	"credential/github":          {"config", "credential", "credential/endpoint", "secret"},
 	"credential/oauth2":          {"config", "credential", "credential/endpoint", "secret"},
 	"credential/postgres":        {"config", "credential", "secret"},

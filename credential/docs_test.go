@@ -12,6 +12,7 @@ import (
 
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/federation"
+	"github.com/vouchd/vouchd/credential/fetched"
 	"github.com/vouchd/vouchd/credential/github"
 	"github.com/vouchd/vouchd/credential/oauth2"
 	"github.com/vouchd/vouchd/credential/postgres"
@@ -23,13 +24,16 @@ import (
 
 // every is all the brokers there are.
 var every = credential.Brokers{
-	"federation": federation.Open,
-	"github":     github.Opener(nil),
-	"oauth2":     oauth2.Opener(nil),
-	"postgres":   postgres.Open,
-	"ssh":        sshca.Opener(nil),
-	"static":     static.Opener(nil),
-	"vault":      vault.Open,
+	"aws-secret":   fetched.OpenAWS,
+	"azure-secret": fetched.OpenAzure,
+	"federation":   federation.Open,
+	"github":       github.Opener(nil),
+	"infisical":    fetched.OpenInfisical,
+	"oauth2":       oauth2.Opener(nil),
+	"postgres":     postgres.Open,
+	"ssh":          sshca.Opener(nil),
+	"static":       static.Opener(nil),
+	"vault":        vault.Open,
 }
 
 func TestExamplesOfTheDocumentLoad(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/federation"
+	"github.com/vouchd/vouchd/credential/fetched"
 	"github.com/vouchd/vouchd/credential/github"
 	"github.com/vouchd/vouchd/credential/oauth2"
 	"github.com/vouchd/vouchd/credential/postgres"
@@ -117,13 +118,16 @@ func (o *options) checkEntriesAlone(dir, td string) (checkView, error) {
 func checkBoth(entries, credentials string, td spiffeid.TrustDomain, limits identity.Limits) (checkView, error) {
 	es, entriesErr := identity.LoadEntries(entries, td, limits)
 	defs, err := credential.LoadDefinitions(credentials, credential.Brokers{
-		"federation": federation.Open,
-		"github":     github.Opener(nil),
-		"oauth2":     oauth2.Opener(nil), // which keeps nothing before it is asked for a credential
-		"postgres":   postgres.Open,
-		"ssh":        sshca.Opener(nil),
-		"static":     static.Opener(nil),
-		"vault":      vault.Open,
+		"aws-secret":   fetched.OpenAWS,
+		"azure-secret": fetched.OpenAzure,
+		"federation":   federation.Open,
+		"github":       github.Opener(nil),
+		"infisical":    fetched.OpenInfisical,
+		"oauth2":       oauth2.Opener(nil), // which keeps nothing before it is asked for a credential
+		"postgres":     postgres.Open,
+		"ssh":          sshca.Opener(nil),
+		"static":       static.Opener(nil),
+		"vault":        vault.Open,
 	}, limits.AnyOwner)
 	if err := errors.Join(entriesErr, err); err != nil {
 		return checkView{}, err

@@ -13,6 +13,7 @@ import (
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/federation"
+	"github.com/vouchd/vouchd/credential/fetched"
 	"github.com/vouchd/vouchd/credential/github"
 	"github.com/vouchd/vouchd/credential/oauth2"
 	"github.com/vouchd/vouchd/credential/postgres"
@@ -91,13 +92,16 @@ func (d *daemon) closeCredentials() {
 
 func (d *daemon) loadCredentials() (*credential.Definitions, error) {
 	return credential.LoadDefinitions(d.config.CredentialsDir, credential.Brokers{
-		"federation": federation.Open,
-		"github":     github.Opener(d.node),
-		"oauth2":     oauth2.Opener(credential.NewSecrets(d.state, d.node)),
-		"postgres":   postgres.Open,
-		"ssh":        sshca.Opener(d.node),
-		"static":     static.Opener(d.secrets),
-		"vault":      vault.Open,
+		"aws-secret":   fetched.OpenAWS,
+		"azure-secret": fetched.OpenAzure,
+		"federation":   federation.Open,
+		"github":       github.Opener(d.node),
+		"infisical":    fetched.OpenInfisical,
+		"oauth2":       oauth2.Opener(credential.NewSecrets(d.state, d.node)),
+		"postgres":     postgres.Open,
+		"ssh":          sshca.Opener(d.node),
+		"static":       static.Opener(d.secrets),
+		"vault":        vault.Open,
 	}, false)
 }
 
