@@ -32,6 +32,7 @@ var mayImport = map[string][]string{
 	"workloadapi/credentialv1":   nil,
 	"examples/agent":             nil,
 	"credential":                 {"config", "secret"},
+	"credential/brokers":         {"credential", "credential/federation", "credential/fetched", "credential/github", "credential/oauth2", "credential/postgres", "credential/sshca", "credential/static", "credential/vault"},
 	"credential/endpoint":        {"credential", "secret"},
 	"credential/credentialtest":  {"config", "credential", "secret"},
 	"credential/federation":      {"config", "credential", "credential/endpoint", "secret"},
