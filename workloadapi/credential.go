@@ -413,6 +413,8 @@ var (
 		credential.Hard:       credentialv1.Revocation_REVOCATION_HARD,
 		credential.GrantWide:  credentialv1.Revocation_REVOCATION_GRANT_WIDE,
 		credential.ExpiryOnly: credentialv1.Revocation_REVOCATION_EXPIRY_ONLY,
+
+		credential.Unrevocable: credentialv1.Revocation_REVOCATION_NONE,
 	}
 )
 
@@ -430,6 +432,7 @@ func credentialStatus(err error) (code codes.Code, text string, ok bool) {
 		{credential.ErrTTL, codes.InvalidArgument, ""},
 		{credential.ErrLimit, codes.ResourceExhausted, ""},
 		{credential.ErrHours, codes.FailedPrecondition, ""},
+		{credential.ErrProxyOnly, codes.FailedPrecondition, ""},
 		{credential.ErrNoLease, codes.NotFound, "the caller has no such lease"},
 		{credential.ErrNotRenewable, codes.FailedPrecondition, ""},
 		{credential.ErrUnrecorded, codes.Unavailable, "the lease could not be recorded"},

@@ -191,7 +191,8 @@ func (l *leaser) lasting(ctx context.Context, client *workloadapi.CredentialClie
 		return nil, nil, err
 	}
 	for _, c := range granted {
-		if c.Name == req.Name && c.Bind == credentialv1.Bind_BIND_PROCESS && c.Revocation != credentialv1.Revocation_REVOCATION_EXPIRY_ONLY {
+		if c.Name == req.Name && c.Bind == credentialv1.Bind_BIND_PROCESS &&
+			c.Revocation != credentialv1.Revocation_REVOCATION_EXPIRY_ONLY && c.Revocation != credentialv1.Revocation_REVOCATION_NONE {
 			return nil, nil, fmt.Errorf("%[1]s ends with the process that asks for it, which is vouch itself; use vouch exec --credential %[1]s=ENV -- COMMAND, or --output file with --follow, or give its definition bind: lease or bind: unit", req.Name)
 		}
 	}
@@ -259,7 +260,7 @@ func write(w io.Writer, format, field string, lease *credentialv1.Lease, fields 
 			if bytes.IndexByte(f.Value.Reveal(), 0) >= 0 {
 				return fmt.Errorf("field %s of %s holds a zero byte, which no variable can; use --field or --output json", f.Name, lease.Credential)
 			}
-			fmt.Fprintf(&b, "%s='%s'\n", envName(f.Name), strings.ReplaceAll(string(f.Value.Reveal()), "'", `'\''`))
+			fmt.Fprintf(&b, "%s=%s\n", envName(f.Name), shellQuote(string(f.Value.Reveal())))
 		}
 	default:
 		for _, f := range fields {
@@ -296,3 +297,6 @@ func envName(field string) string {
 		return '_'
 	}, field)
 }
+
+// shellQuote is a value as one word of a shell.
+func shellQuote(value string) string { return "'" + strings.ReplaceAll(value, "'", `'\''`) + "'" }

@@ -65,9 +65,13 @@ func printStatus(out io.Writer, st workloadapi.Status) {
 	}
 	row("entries", "%d from %s, loaded %s ago%s", st.Entries.Count, st.Entries.Dir, ago(st.Entries.Loaded), disabled)
 	row("credentials", "%d from %s, %d leases", st.Credentials.Count, st.Credentials.Dir, st.Credentials.Leases)
+	row("secrets", "%d sealed to this machine, %d due to be rotated", st.Secrets.Count, st.Secrets.Due)
 	row("streams", "%d open", st.Streams)
 	row("log", "%d records in %s, %d of them anchored in the TPM, last %s ago", st.Log.Records, st.Log.Dir, st.Log.Anchored, ago(st.Log.LastAnchor))
 	w.Flush()
+	for _, r := range st.Reminders {
+		fmt.Fprintf(out, "reminder: %s\n", r)
+	}
 	for _, p := range st.Problems {
 		fmt.Fprintf(out, "problem: %s\n", strings.ReplaceAll(p, "\n", "\n         "))
 	}

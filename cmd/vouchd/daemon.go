@@ -18,6 +18,7 @@ import (
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/sealed"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/programs"
 	"github.com/vouchd/vouchd/state"
@@ -49,6 +50,7 @@ type daemon struct {
 	run       *net.UnixListener // for vouch run, if systemd has passed one
 
 	credentials *credential.Manager
+	secrets     *sealed.Store
 	holders     *workloadapi.Holders
 	invocations *systemd.Invocations // nil where systemd is not PID 1
 
@@ -126,7 +128,10 @@ func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) erro
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.server.Serve(ctx, agent) })
 	group.Go(func() error {
-		return (&workloadapi.Admin{Server: d.server, Status: d.status, Node: d.nodeAdmin(), Entry: d.entryAdmin(), Leases: d.leaseAdmin(), Logger: d.slog}).Serve(ctx, admin)
+		a := &workloadapi.Admin{
+			Server: d.server, Status: d.status, Node: d.nodeAdmin(), Entry: d.entryAdmin(), Leases: d.leaseAdmin(), Secrets: d.secretAdmin(), Logger: d.slog,
+		}
+		return a.Serve(ctx, admin)
 	})
 	group.Go(func() error { d.authority.Run(ctx); return nil })
 	group.Go(func() error { return d.watch(ctx) })

@@ -37,7 +37,8 @@ func (d *daemon) status() workloadapi.Status {
 			LastAnchor: l.LastAnchor,
 			Anchored:   l.Anchored,
 		},
-		Problems: []string{},
+		Reminders: []string{},
+		Problems:  []string{},
 	}
 	problem := func(format string, args ...any) {
 		st.Problems = append(st.Problems, fmt.Sprintf(format, args...))
@@ -52,6 +53,7 @@ func (d *daemon) status() workloadapi.Status {
 		problem("the entries on disk are not in force, the last good ones are: %v", d.refused)
 	}
 	d.reportCredentials(&st, problem)
+	d.reportSecrets(&st, problem)
 	if d.programsRefused != nil {
 		problem("the programs on disk are not in force, the last good ones are: %v", d.programsRefused)
 	}
