@@ -199,6 +199,7 @@ func open(d disk, release func() error, o Options) (*Log, error) {
 		wake:    make(chan struct{}, 1),
 		quit:    make(chan struct{}),
 		stopped: make(chan struct{}),
+		status:  Status{Origin: s.Name(), Key: s.vkey},
 	}
 	l.tiler = tiler{disk: d, signer: s}
 	l.pending = l.freshBatch()

@@ -53,6 +53,7 @@ type Report struct {
 	AnchorsByTPM bool             `json:"anchors_checked"`
 	FirstCounter uint64           `json:"first_counter,omitempty"` // the TPM's, in the first anchor
 	Counter      uint64           `json:"counter,omitempty"`       // and in the last
+	Witnessed    []Witnessed      `json:"witnessed,omitempty"`
 	EKSHA256     string           `json:"ek_sha256,omitempty"`
 	AKName       string           `json:"ak_name,omitempty"`
 
@@ -128,6 +129,13 @@ func (r *Report) WriteText(w io.Writer) error {
 		row("anchors", "%d, the last covers %d records; counter %d to %d", r.Anchors, r.Anchored, r.FirstCounter, r.Counter)
 	} else {
 		row("anchors", "%d, not checked", r.Anchors)
+	}
+	for _, w := range r.Witnessed {
+		known := "a key that only the log names"
+		if w.Known {
+			known = "a key that you gave"
+		}
+		row("witness", "%s saw %d records at %s; %s", w.Name, w.Size, w.Time.Format(time.RFC3339), known)
 	}
 	names := make([]string, 0, len(r.Events))
 	for e := range r.Events {

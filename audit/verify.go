@@ -27,6 +27,10 @@ type VerifyOptions struct {
 	// Checkpoint is a signed checkpoint from elsewhere, from a witness or the
 	// SIEM, that the log must contain.
 	Checkpoint []byte
+	// Witnesses are the verifier keys of those that must have cosigned a state of
+	// the log (see [ParseWitness]), and whose cosignatures are therefore more than
+	// the log's own word.
+	Witnesses []string
 	// Counter is a value that an anchor of this log is known to have had: a log
 	// whose last anchor has less was rolled back.
 	Counter uint64
@@ -103,12 +107,15 @@ type verifier struct {
 
 	tiles tileChecker
 	known []knownCheckpoint // that the tree has not reached yet
+
+	witnesses []witnessFile
 }
 
 // A knownCheckpoint must be met on the way.
 type knownCheckpoint struct {
 	Checkpoint
 	source string
+	met    func() // may be nil
 }
 
 // A leafAt is a leaf with what anchors need of the tree around it.
@@ -121,6 +128,9 @@ type leafAt struct {
 func (v *verifier) run(ctx context.Context) error {
 	// The checkpoint first: so the segments have all that it covers.
 	if err := v.tiles.readCheckpoint(); err != nil {
+		return err
+	}
+	if err := v.readWitnesses(); err != nil {
 		return err
 	}
 	segs, err := openSegments(v.fsys, v.o.Live)
@@ -232,6 +242,7 @@ func (v *verifier) open(vkey string, verifier note.Verifier) {
 	v.chain.vkey, v.chain.origin = vkey, verifier.Name()
 	v.expect(v.o.Checkpoint, "the known checkpoint")
 	v.expect(v.tiles.checkpoint, checkpointName)
+	v.expectWitnessed()
 }
 
 // expect has the log held against a signed checkpoint from elsewhere.
@@ -244,7 +255,7 @@ func (v *verifier) expect(signed []byte, source string) {
 		v.fail("checkpoint-signature", nil, source+": "+err.Error(), "it is not this log's word")
 		return
 	}
-	v.known = append(v.known, knownCheckpoint{c, source})
+	v.known = append(v.known, knownCheckpoint{Checkpoint: c, source: source})
 	if source == checkpointName {
 		v.tiles.size = c.Size
 	}
@@ -352,6 +363,8 @@ func (v *verifier) meet() {
 		if k.Root != v.root() {
 			v.fail("fork", nil, fmt.Sprintf("the first %d records are not those that %s stands for", k.Size, k.source),
 				"a record up to there was changed, or the two have different histories")
+		} else if k.met != nil {
+			k.met()
 		}
 		v.known = slices.Delete(v.known, i, i+1)
 		v.meet()
@@ -419,6 +432,7 @@ func (v *verifier) end() {
 		v.fail("rolled-back", nil, fmt.Sprintf("the log has %d records, and %s is of %d", r.Size, k.source, k.Size),
 			"records at the end were removed, or this is an older copy")
 	}
+	v.missWitnesses()
 	v.chain.end(r.Size)
 }
 

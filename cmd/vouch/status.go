@@ -63,6 +63,9 @@ func printStatus(out io.Writer, st workloadapi.Status) {
 	row("credentials", "%d from %s, %d leases", st.Credentials.Count, st.Credentials.Dir, st.Credentials.Leases)
 	row("streams", "%d open", st.Streams)
 	row("log", "%d records in %s, %d of them anchored in the TPM, last %s ago", st.Log.Records, st.Log.Dir, st.Log.Anchored, ago(st.Log.LastAnchor))
+	for _, x := range st.Log.Witnesses {
+		row("witness", "%s signed %d records, last %s ago", x.Name, x.Records, ago(x.Time))
+	}
 	w.Flush()
 	for _, p := range st.Problems {
 		fmt.Fprintf(out, "problem: %s\n", strings.ReplaceAll(p, "\n", "\n         "))

@@ -96,11 +96,26 @@ var metrics = []struct {
 	{metric("log_records", "Records in the attestation log."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Log.Records), true }},
 	{metric("log_anchored_records", "Records that the last anchor in the TPM covers."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Log.Anchored), true }},
 	{metric("log_last_anchor_seconds", "When the log was last anchored in the TPM, as Unix time."), func(st *workloadapi.Status) (float64, bool) { return unixTime(st.Log.LastAnchor) }},
+	{metric("log_disk_bytes", "What the attestation log takes on the disk."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Log.DiskBytes), true }},
+	{metric("log_max_bytes", "What it may take; nothing is issued past that."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Log.MaxBytes), true }},
+	{metric("log_writable", "1 where the attestation log can be written, 0 where nothing is issued because it can't."), func(st *workloadapi.Status) (float64, bool) {
+		if st.Log.Error != "" {
+			return 0, true
+		}
+		return 1, true
+	}},
 	{metric("problems", "Problems that vouch status reports."), func(st *workloadapi.Status) (float64, bool) { return float64(len(st.Problems)), true }},
 }
 
-func metric(name, help string) *prometheus.Desc {
-	return prometheus.NewDesc("vouchd_"+name, help, nil, nil)
+// What is told of each witness, by its name.
+var (
+	witnessUp      = metric("log_witness_up", "1 where the witness signed when it was last asked.", "witness")
+	witnessRecords = metric("log_witness_records", "Records that the witness signed last.", "witness")
+	witnessTime    = metric("log_witness_last_seconds", "When the witness last signed, as Unix time.", "witness")
+)
+
+func metric(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("vouchd_"+name, help, labels, nil)
 }
 
 func unixTime(t time.Time) (float64, bool) { return float64(t.Unix()), !t.IsZero() }
@@ -110,6 +125,9 @@ func (c statusCollector) Describe(descs chan<- *prometheus.Desc) {
 	for _, m := range metrics {
 		descs <- m.desc
 	}
+	descs <- witnessUp
+	descs <- witnessRecords
+	descs <- witnessTime
 }
 
 // Collect implements [prometheus.Collector].
@@ -118,6 +136,17 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 	for _, m := range metrics {
 		if v, ok := m.value(&st); ok {
 			out <- prometheus.MustNewConstMetric(m.desc, prometheus.GaugeValue, v)
+		}
+	}
+	for _, w := range st.Log.Witnesses {
+		up := 1.0
+		if w.Error != "" {
+			up = 0
+		}
+		out <- prometheus.MustNewConstMetric(witnessUp, prometheus.GaugeValue, up, w.Name)
+		out <- prometheus.MustNewConstMetric(witnessRecords, prometheus.GaugeValue, float64(w.Records), w.Name)
+		if t, ok := unixTime(w.Time); ok {
+			out <- prometheus.MustNewConstMetric(witnessTime, prometheus.GaugeValue, t, w.Name)
 		}
 	}
 }

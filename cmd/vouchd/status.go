@@ -36,6 +36,8 @@ func (d *daemon) status() workloadapi.Status {
 			RootSHA256: fmt.Sprintf("%x", l.Root),
 			LastAnchor: l.LastAnchor,
 			Anchored:   l.Anchored,
+			DiskBytes:  l.DiskBytes,
+			MaxBytes:   int64(d.config.Log.MaxMiB) << 20,
 		},
 		Problems: []string{},
 	}
@@ -63,6 +65,7 @@ func (d *daemon) status() workloadapi.Status {
 	if l.AnchorErr != nil {
 		problem("the log is not anchored in the TPM: %v; what was recorded since %s could be dropped unseen", l.AnchorErr, l.LastAnchor.Format(time.RFC3339))
 	}
+	d.reportWitnesses(&st, problem)
 	for _, x := range d.exports {
 		if err := x.Stats().Err; err != nil {
 			problem("the log is not handed on to %s: %v; records wait, from %d on", x.name, err, x.Stats().Next)
