@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -27,6 +28,8 @@ type Finding struct {
 	Place    string   `json:"place,omitempty"`  // file and offset, if it is about bytes
 	Message  string   `json:"message"`          // what was found
 	Meaning  string   `json:"meaning"`          // what follows from it
+
+	order uint64 // how many checkpoints were met before it
 }
 
 // maxFindings bounds how many findings of one name a report lists.
@@ -59,6 +62,7 @@ type Report struct {
 
 	Findings []Finding         `json:"findings"`
 	Left     map[string]uint64 `json:"findings_left_out,omitempty"` // by name, beyond the first ones
+	order    uint64            // of the next finding
 	failed   bool
 	counts   map[string]int
 }
@@ -66,6 +70,9 @@ type Report struct {
 func (r *Report) add(f Finding) {
 	if f.Severity == Failure {
 		r.failed = true
+	}
+	if f.order == 0 {
+		f.order = r.order
 	}
 	f.Message, f.Place = printed(f.Message), printed(f.Place)
 	if r.counts[f.Name]++; r.counts[f.Name] > maxFindings {
@@ -87,6 +94,7 @@ func printed(s string) string {
 // conclude sets the verdict.
 func (r *Report) conclude() {
 	r.OK = !r.failed
+	slices.SortStableFunc(r.Findings, func(a, b Finding) int { return cmp.Compare(a.order, b.order) })
 	count := func(s Severity) (n int) {
 		for _, f := range r.Findings {
 			if f.Severity == s {
