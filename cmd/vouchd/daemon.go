@@ -7,8 +7,10 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -35,6 +37,7 @@ type daemon struct {
 	config  *config.Config
 	started time.Time
 	slog    *slog.Logger
+	hup     chan os.Signal
 
 	state     *state.Dir
 	tpm       *node.TPM
@@ -72,7 +75,9 @@ type daemon struct {
 
 // run serves until the context ends.
 func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
-	d := &daemon{config: c, started: time.Now(), slog: log}
+	d := &daemon{config: c, started: time.Now(), slog: log, hup: make(chan os.Signal, 1)}
+	signal.Notify(d.hup, syscall.SIGHUP) // which would end a daemon that is starting yet
+	defer signal.Stop(d.hup)
 	d.programs.Store(new(map[string]*programs.Program))
 	passed, err := passedSockets()
 	if err != nil {
