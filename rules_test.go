@@ -30,16 +30,24 @@ var mayImport = map[string][]string{
 	"attest/process":             {"attest", "systemd"},
 	"programs":                   {"attest/process", "config", "systemd"},
 	"identity":                   {"attest", "config", "secret"},
-	"workloadapi":                {"attest", "attest/process", "audit", "config", "credential", "identity", "secret", "systemd", "workloadapi/credentialv1"},
+	"workloadapi":                {"attest", "attest/process", "audit", "config", "credential", "credential/sealed", "identity", "secret", "systemd", "workloadapi/credentialv1"},
 	"workloadapi/credentialv1":   nil,
 	"examples/agent":             nil,
 	"credential":                 {"config", "secret"},
+	"credential/brokers":         {"credential", "credential/federation", "credential/fetched", "credential/github", "credential/oauth2", "credential/postgres", "credential/sshca", "credential/static", "credential/vault"},
 	"credential/endpoint":        {"credential", "secret"},
 	"credential/credentialtest":  {"config", "credential", "secret"},
 	"credential/federation":      {"config", "credential", "credential/endpoint", "secret"},
+	"credential/fetched":         {"config", "credential", "credential/endpoint", "credential/federation", "secret"},
+	"credential/github":          {"config", "credential", "credential/endpoint", "secret"},
 	"credential/oauth2":          {"config", "credential", "credential/endpoint", "secret"},
 	"credential/postgres":        {"config", "credential", "secret"},
 	"credential/postgres/pgtest": nil,
+	"credential/sshagent":        nil,
+	"credential/sshca":           {"config", "credential", "secret"},
+	"credential/sshca/sshdtest":  nil,
+	"credential/sealed":          {"secret"},
+	"credential/static":          {"config", "credential", "credential/sealed", "secret"},
 	"credential/vault":           {"config", "credential", "secret"},
 }
 
@@ -52,6 +60,7 @@ var mayUse = map[string][]string{
 	"github.com/openbao/openbao/api":   {"credential/vault"},
 	"github.com/zitadel/oidc":          nil, // tests alone
 	"github.com/transparency-dev":      {"audit/witness/witnesstest"},
+	"golang.org/x/crypto/ssh":          {"credential/sshagent", "credential/sshca"},
 }
 
 const module = "github.com/vouchd/vouchd/"

@@ -55,6 +55,7 @@ var events = map[Event]bool{
 	EventJWTValidated: false, EventStreamEnd: false, EventRun: false, EventAdmin: false, EventWitness: false,
 	EventLeaseIntent: false, EventLeaseGrant: false, EventLeaseRenew: false,
 	EventLeaseRevokeIntent: false, EventLeaseRevoke: false, EventLeaseEnd: false, EventUse: false,
+	EventSecretSeal: false, EventSecretRotate: false, EventSecretRemove: false,
 	EventSegment: true, EventAnchorIntent: true, EventAnchor: true, EventPrune: true, EventRecover: true,
 }
 

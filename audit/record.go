@@ -62,6 +62,16 @@ const (
 	EventUse               Event = "credential.use"      // Workload, Credential, Use
 )
 
+// The events of secrets that are sealed to the machine, each before it takes
+// effect. Their Credential is the secret: its Handle names the value, NotAfter is
+// when it is due to be rotated. Its uses are the grants whose Upstream is
+// "sealed:" and its name.
+const (
+	EventSecretSeal   Event = "secret.seal"   // Workload: who asked; Credential: a value under a new name
+	EventSecretRotate Event = "secret.rotate" // Workload, Credential: a value in the place of the last one
+	EventSecretRemove Event = "secret.remove" // Workload, Credential: the value that is forgotten
+)
+
 // An Outcome is how a decision went.
 type Outcome string
 

@@ -29,8 +29,10 @@ type Status struct {
 	Entries     EntriesStatus     `json:"entries"`
 	Log         LogStatus         `json:"log"`
 	Credentials CredentialsStatus `json:"credentials"`
-	Streams     int64             `json:"streams"`  // open on the agent socket
-	Problems    []string          `json:"problems"` // each one sentence with the way out; empty: all is well
+	Secrets     SecretsStatus     `json:"secrets"`
+	Streams     int64             `json:"streams"`   // open on the agent socket
+	Reminders   []string          `json:"reminders"` // what is not wrong yet, each one sentence with what to do
+	Problems    []string          `json:"problems"`  // each one sentence with the way out; empty: all is well
 }
 
 // TPMStatus says which TPM holds the keys.
@@ -117,11 +119,12 @@ type NearMissView struct {
 // the daemon's own user; the socket's mode keeps others out and the kernel's
 // word on who connected is checked besides.
 type Admin struct {
-	Server *Server
-	Status func() Status // of all but the server's own part
-	Node   *NodeAdmin
-	Leases *LeaseAdmin // nil where there are no credentials
-	Logger *slog.Logger
+	Server  *Server
+	Status  func() Status // of all but the server's own part
+	Node    *NodeAdmin
+	Leases  *LeaseAdmin  // nil where there are no credentials
+	Secrets *SecretAdmin // the same
+	Logger  *slog.Logger
 }
 
 // Serve answers on l until the context ends.
@@ -132,6 +135,7 @@ func (a *Admin) Serve(ctx context.Context, l *net.UnixListener) error {
 	mux.HandleFunc("GET /v1/explain", a.explain)
 	a.Node.routes(mux)
 	a.Leases.routes(mux)
+	a.Secrets.routes(mux)
 	h := &http.Server{
 		Handler:           mux,
 		ConnContext:       rememberAsker,

@@ -200,6 +200,8 @@ func (s *Server) toStatus(err error, requestID string) error {
 		code, text = codes.PermissionDenied, nodeRefusal(err)
 	case errors.Is(err, errNoIdentity):
 		code, text = codes.PermissionDenied, "no identity issued"
+	case errors.Is(err, errNoUnit):
+		code, text = codes.FailedPrecondition, err.Error()
 	case errors.Is(err, errNotEntitled):
 		code, text = codes.PermissionDenied, "not entitled to the requested SPIFFE ID"
 	case errors.Is(err, errAttestation), errors.Is(err, process.ErrPeerGone):

@@ -7,8 +7,10 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -18,6 +20,7 @@ import (
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/sealed"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/programs"
 	"github.com/vouchd/vouchd/state"
@@ -34,6 +37,7 @@ type daemon struct {
 	config  *config.Config
 	started time.Time
 	slog    *slog.Logger
+	hup     chan os.Signal
 
 	state     *state.Dir
 	tpm       *node.TPM
@@ -50,7 +54,9 @@ type daemon struct {
 	run       *net.UnixListener // for vouch run, if systemd has passed one
 
 	credentials *credential.Manager
+	secrets     *sealed.Store
 	holders     *workloadapi.Holders
+	invocations *systemd.Invocations // nil where systemd is not PID 1
 
 	appraiser *appraiser
 
@@ -70,7 +76,9 @@ type daemon struct {
 
 // run serves until the context ends.
 func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
-	d := &daemon{config: c, started: time.Now(), slog: log}
+	d := &daemon{config: c, started: time.Now(), slog: log, hup: make(chan os.Signal, 1)}
+	signal.Notify(d.hup, syscall.SIGHUP) // which would end a daemon that is starting yet
+	defer signal.Stop(d.hup)
 	d.programs.Store(new(map[string]*programs.Program))
 	passed, err := passedSockets()
 	if err != nil {
@@ -128,7 +136,7 @@ func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) erro
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.server.Serve(ctx, agent) })
 	group.Go(func() error {
-		return (&workloadapi.Admin{Server: d.server, Status: d.status, Node: d.nodeAdmin(), Leases: d.leaseAdmin(), Logger: d.slog}).Serve(ctx, admin)
+		return (&workloadapi.Admin{Server: d.server, Status: d.status, Node: d.nodeAdmin(), Leases: d.leaseAdmin(), Secrets: d.secretAdmin(), Logger: d.slog}).Serve(ctx, admin)
 	})
 	group.Go(func() error { d.authority.Run(ctx); return nil })
 	group.Go(func() error { return d.watch(ctx) })
@@ -186,7 +194,6 @@ func (d *daemon) close() error {
 // Entries that are not in order do not keep the daemon from starting: nobody is
 // issued anything until they are mended.
 func (d *daemon) openIdentity(ctx context.Context) error {
-	d.units = new(systemd.Units)
 	o := process.Options{Wants: func(kind string) bool { return d.server.Wants(kind) }}
 	if systemd.IsManager() {
 		o.Manager = d.units

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/vouchd/vouchd/credential/sealed"
 	"github.com/vouchd/vouchd/workloadapi"
 )
 
@@ -30,7 +31,7 @@ func (d *daemon) serveMetrics(ctx context.Context) error {
 		return fmt.Errorf("serving metrics: %w", err)
 	}
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(statusCollector{func() workloadapi.Status {
+	registry.MustRegister(statusCollector{secrets: d.secrets.List, status: func() workloadapi.Status {
 		st := d.status()
 		d.server.FillStatus(&st)
 		return st
@@ -69,7 +70,10 @@ func listenMetrics(address string) (net.Listener, error) {
 }
 
 // A statusCollector makes metrics of the daemon's status, as it is asked for.
-type statusCollector struct{ status func() workloadapi.Status }
+type statusCollector struct {
+	status  func() workloadapi.Status
+	secrets func() []sealed.Secret
+}
 
 // The metrics. Times are Unix times in seconds, so that an alert compares them
 // with time().
@@ -104,6 +108,8 @@ var metrics = []struct {
 		}
 		return 1, true
 	}},
+	{metric("secrets", "Secrets sealed to this machine."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Secrets.Count), st.Secrets.Error == "" }},
+	{metric("secrets_due", "Secrets that should have been rotated by now."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Secrets.Due), st.Secrets.Error == "" }},
 	{metric("problems", "Problems that vouch status reports."), func(st *workloadapi.Status) (float64, bool) { return float64(len(st.Problems)), true }},
 }
 
@@ -113,6 +119,17 @@ var (
 	witnessRecords = metric("log_witness_records", "Records that the witness signed last.", "witness")
 	witnessTime    = metric("log_witness_last_seconds", "When the witness last signed, as Unix time.", "witness")
 )
+
+// secretMetrics are one for each sealed secret, of which there are
+// [sealed.MaxCount] at most.
+var secretMetrics = []struct {
+	desc  *prometheus.Desc
+	value func(s sealed.Secret) time.Time
+}{
+	{metric("secret_sealed_seconds", "When the secret's value was sealed, as Unix time.", "secret"), func(s sealed.Secret) time.Time { return s.Sealed }},
+	{metric("secret_rotate_by_seconds", "When the secret is due to be rotated, as Unix time.", "secret"), sealed.Secret.RotateBy},
+	{metric("secret_last_use_seconds", "When the secret was last used, as Unix time; missing where it was not.", "secret"), func(s sealed.Secret) time.Time { return s.LastUse }},
+}
 
 func metric(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc("vouchd_"+name, help, labels, nil)
@@ -128,6 +145,9 @@ func (c statusCollector) Describe(descs chan<- *prometheus.Desc) {
 	descs <- witnessUp
 	descs <- witnessRecords
 	descs <- witnessTime
+	for _, m := range secretMetrics {
+		descs <- m.desc
+	}
 }
 
 // Collect implements [prometheus.Collector].
@@ -147,6 +167,14 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(witnessRecords, prometheus.GaugeValue, float64(w.Records), w.Name)
 		if t, ok := unixTime(w.Time); ok {
 			out <- prometheus.MustNewConstMetric(witnessTime, prometheus.GaugeValue, t, w.Name)
+		}
+	}
+	secrets := c.secrets()
+	for _, m := range secretMetrics {
+		for _, s := range secrets {
+			if v, ok := unixTime(m.value(s)); ok {
+				out <- prometheus.MustNewConstMetric(m.desc, prometheus.GaugeValue, v, s.Name)
+			}
 		}
 	}
 }

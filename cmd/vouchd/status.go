@@ -41,7 +41,8 @@ func (d *daemon) status() workloadapi.Status {
 			DiskBytes:  l.DiskBytes,
 			MaxBytes:   int64(d.config.Log.MaxMiB) << 20,
 		},
-		Problems: []string{},
+		Reminders: []string{},
+		Problems:  []string{},
 	}
 	problem := func(format string, args ...any) {
 		st.Problems = append(st.Problems, fmt.Sprintf(format, args...))
@@ -56,6 +57,7 @@ func (d *daemon) status() workloadapi.Status {
 		problem("the entries on disk are not in force, the last good ones are: %v", d.refused)
 	}
 	d.reportCredentials(&st, problem)
+	d.reportSecrets(&st, problem)
 	if d.programsRefused != nil {
 		problem("the programs on disk are not in force, the last good ones are: %v", d.programsRefused)
 	}
