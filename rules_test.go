@@ -19,6 +19,8 @@ var mayImport = map[string][]string{
 	"attest":                     nil,
 	"audit":                      nil,
 	"audit/export":               {"audit"},
+	"audit/witness":              {"audit"},
+	"audit/witness/witnesstest":  nil,
 	"systemd":                    nil,
 	"packaging/version":          nil,
 	"packaging/inventory":        nil,
@@ -57,6 +59,7 @@ var mayUse = map[string][]string{
 	"github.com/jackc/pgx":             {"credential/postgres", "credential/postgres/pgtest"},
 	"github.com/openbao/openbao/api":   {"credential/vault"},
 	"github.com/zitadel/oidc":          nil, // tests alone
+	"github.com/transparency-dev":      {"audit/witness/witnesstest"},
 	"golang.org/x/crypto/ssh":          {"credential/sshagent", "credential/sshca"},
 }
 

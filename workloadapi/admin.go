@@ -69,6 +69,19 @@ type LogStatus struct {
 	LastAnchor time.Time `json:"last_anchor"`
 	Anchored   uint64    `json:"anchored"` // records that the last anchor covers
 	Error      string    `json:"error,omitempty"`
+
+	DiskBytes int64           `json:"disk_bytes"`
+	MaxBytes  int64           `json:"max_bytes"`
+	Witnesses []WitnessStatus `json:"witnesses,omitempty"`
+}
+
+// WitnessStatus says what a witness has signed of the log.
+type WitnessStatus struct {
+	Name    string    `json:"name"`
+	URL     string    `json:"url"`
+	Records uint64    `json:"records"`       // that it signed last
+	Time    time.Time `json:"time,omitzero"` // when, by its clock
+	Error   string    `json:"error,omitempty"`
 }
 
 // An EntryView is a registration entry as it is listed.

@@ -50,6 +50,7 @@ type daemon struct {
 	server    *workloadapi.Server
 	programs  atomic.Pointer[map[string]*programs.Program] // in force; never nil
 	exports   []*exported
+	witnesses []*witnessed
 	run       *net.UnixListener // for vouch run, if systemd has passed one
 
 	credentials *credential.Manager
@@ -99,7 +100,11 @@ func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
 	if err := d.openLog(ctx); err != nil {
 		return err
 	}
+	defer d.lastWords(ctx)
 	defer func() { err = errors.Join(err, d.closeLog(ctx, err)) }()
+	if err := d.openWitnesses(); err != nil {
+		return err
+	}
 	if err := d.openExports(ctx); err != nil {
 		return err
 	}
@@ -145,6 +150,9 @@ func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) erro
 	group.Go(func() error { d.keepEnrolment(ctx); return nil })
 	for _, x := range d.exports {
 		group.Go(func() error { x.Run(ctx); return nil })
+	}
+	for _, w := range d.witnesses {
+		group.Go(func() error { w.Run(ctx); return nil })
 	}
 	group.Go(func() error { return d.appraiser.run(ctx) })
 	group.Go(func() error { return systemd.Watchdog(ctx, d.selfCheck) })
