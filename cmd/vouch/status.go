@@ -59,7 +59,11 @@ func printStatus(out io.Writer, st workloadapi.Status) {
 	} else {
 		row("JWT key", "%s, signs until %s", st.Authority.JWTKeyID, at(st.Authority.JWTKeyUntil))
 	}
-	row("entries", "%d from %s, loaded %s ago", st.Entries.Count, st.Entries.Dir, ago(st.Entries.Loaded))
+	disabled := ""
+	if n := st.Entries.Disabled; n > 0 {
+		disabled = fmt.Sprintf("; %d identities are disabled, see vouch entry list", n)
+	}
+	row("entries", "%d from %s, loaded %s ago%s", st.Entries.Count, st.Entries.Dir, ago(st.Entries.Loaded), disabled)
 	row("credentials", "%d from %s, %d leases", st.Credentials.Count, st.Credentials.Dir, st.Credentials.Leases)
 	row("secrets", "%d sealed to this machine, %d due to be rotated", st.Secrets.Count, st.Secrets.Due)
 	row("streams", "%d open", st.Streams)

@@ -70,6 +70,8 @@ type daemon struct {
 	credentialsRefused error    // the same of credentials
 	granting           []string // credentials that the entries in force grant
 
+	disabling sync.Mutex // held while identities are cut off or taken up again
+
 	enrolment *workloadapi.EnrolmentView // that was installed; nil: none
 	enrolErr  error                      // why it is of no use
 }
@@ -136,7 +138,10 @@ func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) erro
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.server.Serve(ctx, agent) })
 	group.Go(func() error {
-		return (&workloadapi.Admin{Server: d.server, Status: d.status, Node: d.nodeAdmin(), Leases: d.leaseAdmin(), Secrets: d.secretAdmin(), Logger: d.slog}).Serve(ctx, admin)
+		a := &workloadapi.Admin{
+			Server: d.server, Status: d.status, Node: d.nodeAdmin(), Entry: d.entryAdmin(), Leases: d.leaseAdmin(), Secrets: d.secretAdmin(), Logger: d.slog,
+		}
+		return a.Serve(ctx, admin)
 	})
 	group.Go(func() error { d.authority.Run(ctx); return nil })
 	group.Go(func() error { return d.watch(ctx) })
@@ -210,6 +215,9 @@ func (d *daemon) openIdentity(ctx context.Context) error {
 		Attester: d.attester, Watcher: d.watcher, Authority: d.authority, Log: d.log, Logger: d.slog,
 		Credentials: d.credentials, Holders: d.holders,
 	})
+	if err := d.loadDisabled(); err != nil {
+		return err
+	}
 	d.reload(ctx)
 	d.reloadPrograms(ctx)
 	d.appraiser = newAppraiser(d)

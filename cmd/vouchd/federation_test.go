@@ -48,3 +48,36 @@ func TestAWSSDKReadsWhatItsCredentialProcessPrints(t *testing.T) {
 		t.Errorf("of what is not granted it exits %d: %s", code, stderr)
 	}
 }
+
+func TestModelsTokenIsHadWithoutAnyStoredKey(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	u := newUpstream(t, h, openAI)
+	h.grants(fmt.Sprintf(`  - {name: model, broker: federation, max_ttl: 1h, federation: {profile: openai-2026-06, audience: "https://api.openai.com/v1",
+      endpoint: %q, ca_file: %q, identity_provider_id: idp_1, service_account_id: sa_1}}
+`, u.URL+"/oauth/token", u.caFile), "model")
+	h.start()
+	out, stderr, code := h.vouch("exec", "--credential", "model=OPENAI_API_KEY", "--", "sh", "-c", "echo $OPENAI_API_KEY")
+	if code != 0 || out != u.canary+"\n" {
+		t.Fatalf("exits %d with %s%s; the daemon said:\n%s", code, out, stderr, h.stderr)
+	}
+	if len(u.seen) != 1 || u.seen[0] != "spiffe://example.org/agent" {
+		t.Errorf("the vendor saw %q", u.seen)
+	}
+	story, _, _ := h.vouch("log", "show", "--spiffe-id", "spiffe://example.org/agent", "--output", "json")
+	for _, want := range []string{
+		`"event":"lease.grant_intent"`, `"event":"jwt_svid.issue"`, `"audience":["https://api.openai.com/v1"]`, `"event":"lease.grant"`, `"exposure":"environment"`, `"kind":"federation"`,
+	} {
+		if !strings.Contains(story, want) {
+			t.Errorf("the log does not say %s:\n%s", want, story)
+		}
+	}
+	// Nobody took it back, and nobody says so.
+	if strings.Contains(story, `"event":"lease.revoke"`) {
+		t.Errorf("the log says that it was revoked:\n%s", story)
+	}
+	if out, _, _ := h.vouch("lease", "list", "--output", "json"); !strings.Contains(out, `"revocation": "expiry-only"`) || !strings.Contains(out, `"state": "revoking"`) {
+		t.Errorf("the lease, which only expires, is listed as\n%s", out)
+	}
+	h.checkSecret(login{Password: u.canary})
+}
