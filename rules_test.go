@@ -19,6 +19,8 @@ var mayImport = map[string][]string{
 	"attest":                     nil,
 	"audit":                      nil,
 	"audit/export":               {"audit"},
+	"audit/witness":              {"audit"},
+	"audit/witness/witnesstest":  nil,
 	"systemd":                    nil,
 	"packaging/version":          nil,
 	"packaging/inventory":        nil,
@@ -32,9 +34,11 @@ var mayImport = map[string][]string{
 	"workloadapi/credentialv1":   nil,
 	"examples/agent":             nil,
 	"credential":                 {"config", "secret"},
+	"credential/brokers":         {"credential", "credential/federation", "credential/fetched", "credential/github", "credential/oauth2", "credential/postgres", "credential/sshca", "credential/static", "credential/vault"},
 	"credential/endpoint":        {"credential", "secret"},
 	"credential/credentialtest":  {"config", "credential", "secret"},
 	"credential/federation":      {"config", "credential", "credential/endpoint", "secret"},
+	"credential/fetched":         {"config", "credential", "credential/endpoint", "credential/federation", "secret"},
 	"credential/github":          {"config", "credential", "credential/endpoint", "secret"},
 	"credential/oauth2":          {"config", "credential", "credential/endpoint", "secret"},
 	"credential/postgres":        {"config", "credential", "secret"},
@@ -55,6 +59,7 @@ var mayUse = map[string][]string{
 	"github.com/jackc/pgx":             {"credential/postgres", "credential/postgres/pgtest"},
 	"github.com/openbao/openbao/api":   {"credential/vault"},
 	"github.com/zitadel/oidc":          nil, // tests alone
+	"github.com/transparency-dev":      {"audit/witness/witnesstest"},
 	"golang.org/x/crypto/ssh":          {"credential/sshagent", "credential/sshca"},
 }
 

@@ -56,15 +56,18 @@ type document struct {
 type written struct {
 	Name        config.At[string]        `yaml:"name" required:"true" like:"warehouse-readonly"`
 	Description config.At[string]        `yaml:"description"`
-	Broker      config.At[string]        `yaml:"broker" required:"true" oneof:"federation github oauth2 postgres ssh static vault"`
+	Broker      config.At[string]        `yaml:"broker" required:"true" oneof:"aws-secret azure-secret federation github infisical oauth2 postgres ssh static vault"`
 	TTL         config.At[time.Duration] `yaml:"ttl" default:"5m" min:"10s" max:"24h"`
 	MaxTTL      config.At[time.Duration] `yaml:"max_ttl" min:"10s" max:"168h"` // left out, TTL
 	Renewable   config.At[bool]          `yaml:"renewable" default:"false"`
 	Bind        string                   `yaml:"bind" default:"process" oneof:"process unit lease"`
 	Limits      writtenLimits            `yaml:"limits"`
 	Parameters  []writtenParameter       `yaml:"parameters"`
+	AWSSecret   config.Section           `yaml:"aws-secret"`
+	AzureSecret config.Section           `yaml:"azure-secret"`
 	Federation  config.Section           `yaml:"federation"`
 	GitHub      config.Section           `yaml:"github"`
+	Infisical   config.Section           `yaml:"infisical"`
 	OAuth2      config.Section           `yaml:"oauth2"`
 	Postgres    config.Section           `yaml:"postgres"`
 	SSH         config.Section           `yaml:"ssh"`
@@ -77,10 +80,16 @@ type written struct {
 // section returns the settings of one broker.
 func (w *written) section(broker string) config.Section {
 	switch broker {
+	case "aws-secret":
+		return w.AWSSecret
+	case "azure-secret":
+		return w.AzureSecret
 	case "federation":
 		return w.Federation
 	case "github":
 		return w.GitHub
+	case "infisical":
+		return w.Infisical
 	case "oauth2":
 		return w.OAuth2
 	case "postgres":
@@ -95,7 +104,7 @@ func (w *written) section(broker string) config.Section {
 	return config.Section{}
 }
 
-var brokerNames = []string{"federation", "github", "oauth2", "postgres", "ssh", "static", "vault"}
+var brokerNames = []string{"aws-secret", "azure-secret", "federation", "github", "infisical", "oauth2", "postgres", "ssh", "static", "vault"}
 
 // LoadDefinitions reads the *.yaml files of dir in the order of their names,
 // and opens each definition's broker. A missing directory has no definitions.

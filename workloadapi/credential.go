@@ -91,6 +91,11 @@ func (a *credentialAPI) WatchCredential(req *credentialv1.GrantCredentialRequest
 		}
 		return stream.Send(grantMessage(g))
 	})
+	if errors.Is(err, credential.ErrHolderGone) && refused == nil && ctx.Err() == nil && l.caller.conn.peer().Alive() == nil {
+		// A lease that was revoked because its holder is granted it no more is
+		// not worth trying again.
+		refused = a.s.confirm(ctx, l)
+	}
 	if refused != nil {
 		return a.s.refuse(ctx, l.caller, audit.EventLeaseGrant, refused)
 	}

@@ -12,14 +12,9 @@ import (
 
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/credential"
-	"github.com/vouchd/vouchd/credential/federation"
-	"github.com/vouchd/vouchd/credential/github"
-	"github.com/vouchd/vouchd/credential/oauth2"
-	"github.com/vouchd/vouchd/credential/postgres"
+	"github.com/vouchd/vouchd/credential/brokers"
 	"github.com/vouchd/vouchd/credential/sealed"
 	"github.com/vouchd/vouchd/credential/sshca"
-	"github.com/vouchd/vouchd/credential/static"
-	"github.com/vouchd/vouchd/credential/vault"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/systemd"
 	"github.com/vouchd/vouchd/workloadapi"
@@ -90,15 +85,9 @@ func (d *daemon) closeCredentials() {
 }
 
 func (d *daemon) loadCredentials() (*credential.Definitions, error) {
-	return credential.LoadDefinitions(d.config.CredentialsDir, credential.Brokers{
-		"federation": federation.Open,
-		"github":     github.Opener(d.node),
-		"oauth2":     oauth2.Opener(credential.NewSecrets(d.state, d.node)),
-		"postgres":   postgres.Open,
-		"ssh":        sshca.Opener(d.node),
-		"static":     static.Opener(d.secrets),
-		"vault":      vault.Open,
-	}, false)
+	return credential.LoadDefinitions(d.config.CredentialsDir, brokers.All(brokers.Deps{
+		Keys: d.node, Secrets: credential.NewSecrets(d.state, d.node), Sealed: d.secrets,
+	}), false)
 }
 
 // reloadCredentials puts the definitions on disk in force if they are in order

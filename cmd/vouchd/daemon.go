@@ -7,9 +7,11 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -36,6 +38,7 @@ type daemon struct {
 	config  *config.Config
 	started time.Time
 	slog    *slog.Logger
+	hup     chan os.Signal
 
 	state     *state.Dir
 	tpm       *node.TPM
@@ -48,6 +51,7 @@ type daemon struct {
 	server    *workloadapi.Server
 	programs  atomic.Pointer[map[string]*programs.Program] // in force; never nil
 	exports   []*exported
+	witnesses []*witnessed
 	run       *net.UnixListener // for vouch run, if systemd has passed one
 	load      *net.UnixListener // for LoadCredential=, the same
 
@@ -68,13 +72,17 @@ type daemon struct {
 	credentialsRefused error    // the same of credentials
 	granting           []string // credentials that the entries in force grant
 
+	disabling sync.Mutex // held while identities are cut off or taken up again
+
 	enrolment *workloadapi.EnrolmentView // that was installed; nil: none
 	enrolErr  error                      // why it is of no use
 }
 
 // run serves until the context ends.
 func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
-	d := &daemon{config: c, started: time.Now(), slog: log}
+	d := &daemon{config: c, started: time.Now(), slog: log, hup: make(chan os.Signal, 1)}
+	signal.Notify(d.hup, syscall.SIGHUP) // which would end a daemon that is starting yet
+	defer signal.Stop(d.hup)
 	d.programs.Store(new(map[string]*programs.Program))
 	passed, err := passedSockets()
 	if err != nil {
@@ -95,7 +103,11 @@ func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
 	if err := d.openLog(ctx); err != nil {
 		return err
 	}
+	defer d.lastWords(ctx)
 	defer func() { err = errors.Join(err, d.closeLog(ctx, err)) }()
+	if err := d.openWitnesses(); err != nil {
+		return err
+	}
 	if err := d.openExports(ctx); err != nil {
 		return err
 	}
@@ -129,7 +141,10 @@ func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) erro
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.server.Serve(ctx, agent) })
 	group.Go(func() error {
-		return (&workloadapi.Admin{Server: d.server, Status: d.status, Node: d.nodeAdmin(), Leases: d.leaseAdmin(), Secrets: d.secretAdmin(), Logger: d.slog}).Serve(ctx, admin)
+		a := &workloadapi.Admin{
+			Server: d.server, Status: d.status, Node: d.nodeAdmin(), Entry: d.entryAdmin(), Leases: d.leaseAdmin(), Secrets: d.secretAdmin(), Logger: d.slog,
+		}
+		return a.Serve(ctx, admin)
 	})
 	group.Go(func() error { d.authority.Run(ctx); return nil })
 	group.Go(func() error { return d.watch(ctx) })
@@ -139,6 +154,9 @@ func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) erro
 	group.Go(func() error { d.keepEnrolment(ctx); return nil })
 	for _, x := range d.exports {
 		group.Go(func() error { x.Run(ctx); return nil })
+	}
+	for _, w := range d.witnesses {
+		group.Go(func() error { w.Run(ctx); return nil })
 	}
 	group.Go(func() error { return d.appraiser.run(ctx) })
 	group.Go(func() error { return systemd.Watchdog(ctx, d.selfCheck) })
@@ -201,6 +219,9 @@ func (d *daemon) openIdentity(ctx context.Context) error {
 		Attester: d.attester, Watcher: d.watcher, Authority: d.authority, Log: d.log, Logger: d.slog,
 		Credentials: d.credentials, Holders: d.holders,
 	})
+	if err := d.loadDisabled(); err != nil {
+		return err
+	}
 	d.reload(ctx)
 	d.reloadPrograms(ctx)
 	d.appraiser = newAppraiser(d)

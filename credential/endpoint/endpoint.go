@@ -190,14 +190,18 @@ func errorCode(contentType string, body []byte) string {
 	if m := xmlCode.FindSubmatch(body); m != nil {
 		return ": " + string(m[1])
 	}
-	if t, _, err := mime.ParseMediaType(contentType); err != nil || t != "application/json" {
+	if t, _, err := mime.ParseMediaType(contentType); err != nil || t != "application/json" && t != "application/x-amz-json-1.1" {
 		return ""
 	}
 	var flat struct {
 		Error json.RawMessage `json:"error"`
+		Type  string          `json:"__type"` // AWS JSON protocol 1.1, after a namespace or without
 	}
 	if json.Unmarshal(body, &flat) != nil {
 		return ""
+	}
+	if code := flat.Type[strings.LastIndexByte(flat.Type, '#')+1:]; registered.MatchString(code) {
+		return ": " + code
 	}
 	var code string
 	if json.Unmarshal(flat.Error, &code) != nil {

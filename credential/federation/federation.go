@@ -49,13 +49,13 @@ func (b *Broker) Traits() credential.Traits {
 // Plan names the session. Nothing is asked of the vendor.
 func (b *Broker) Plan(_ context.Context, r credential.Request) (credential.Plan, error) {
 	longest := max(b.profile.longest, r.TTL)
-	return credential.Plan{Handle: credential.Handle{Name: sessionName(r)}, NotAfter: b.now().Add(longest)}, nil
+	return credential.Plan{Handle: credential.Handle{Name: SessionName(r)}, NotAfter: b.now().Add(longest)}, nil
 }
 
-// sessionName says in the vendor's own log, where it has a place for it, which
+// SessionName says in the vendor's own log, where it has a place for it, which
 // identity and which lease it was: "research-KJ3V5X2A7Q". It has the characters
 // that an AWS role session may have, and at most 64.
-func sessionName(r credential.Request) string {
+func SessionName(r credential.Request) string {
 	path := r.Holder.ID.Path()
 	last := strings.Map(func(c rune) rune {
 		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("._-", c) {
