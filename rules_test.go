@@ -46,6 +46,7 @@ var mayImport = map[string][]string{
 	"credential/sshagent":        nil,
 	"credential/sshca":           {"config", "credential", "secret"},
 	"credential/sshca/sshdtest":  nil,
+	"credential/dotenv":          {"secret"},
 	"credential/sealed":          {"secret"},
 	"credential/static":          {"config", "credential", "credential/sealed", "secret"},
 	"credential/vault":           {"config", "credential", "secret"},
