@@ -50,6 +50,7 @@ var mayImport = map[string][]string{
 	"credential/static":            {"config", "credential", "credential/sealed", "secret"},
 	"credential/vault":             {"config", "credential", "secret"},
 	"credential/oauth2/oauth2test": nil,
+	"credential/dotenv":            {"secret"},
 }
 
 // mayUse is which packages may import a module that belongs in one place.
