@@ -5,7 +5,7 @@ SHELL := bash
 GO       ?= go
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS  := -s -w -X github.com/vouchd/vouchd/packaging/version.release=$(VERSION)
-TOOLS    := swtpm swtpm-tools tpm2-tools postgresql-15 openssh-client openssh-server
+TOOLS    := gcc libc6-dev swtpm swtpm-tools tpm2-tools postgresql-15 openssh-client openssh-server
 FUZZTIME ?= 30s
 
 help: ## list what can be made
@@ -46,7 +46,7 @@ package-check: package ## hold the packages to lintian, rpmlint, reproducibility
 	@packaging/check
 
 system-test: ## what needs systemd as PID 1, in a container: tests of units, and the package from install to purge
-	@packaging/install-missing mmdebstrap systemd-container procps swtpm swtpm-tools
+	@packaging/install-missing mmdebstrap systemd-container procps swtpm swtpm-tools postgresql-15
 	@packaging/test/units
 	@packaging/test/system
 

@@ -2,6 +2,7 @@ package config
 
 import (
 	"cmp"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -46,6 +47,15 @@ type Log struct {
 	OCSF        bool          `yaml:"ocsf" default:"false"`
 	Journal     bool          `yaml:"journal" default:"false"`
 	OTLP        bool          `yaml:"otlp" default:"false"`
+	Witnesses   []Witness     `yaml:"witnesses"`
+}
+
+// Witness is one that cosigns the log's checkpoints.
+type Witness struct {
+	URL      string        `yaml:"url" required:"true" like:"https://witness.example.org"`
+	Key      string        `yaml:"key" required:"true" like:"witness.example.org+8d66cf3f+BCVZ…"`
+	Interval time.Duration `yaml:"interval" default:"1m" min:"10s" max:"24h"`
+	Timeout  time.Duration `yaml:"timeout" default:"10s" min:"1s" max:"1m"`
 }
 
 // Node is what this machine is held to.
@@ -131,6 +141,14 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 	if a.JWTIssuer != "" && !isIssuer(a.JWTIssuer) {
 		problem("authority.jwt_issuer", "%q is not an https URL without user, query and fragment; write it like https://example.org", clip(a.JWTIssuer))
 	}
+	if n := len(c.Log.Witnesses); n > maxWitnesses {
+		problem("log.witnesses", "has %d witnesses and may have %d; remove some", n, maxWitnesses)
+	}
+	for _, w := range c.Log.Witnesses {
+		if w.URL != "" && !isWitnessURL(w.URL) {
+			problem("log.witnesses", "%q is not an https URL without user, query and fragment; write it like https://witness.example.org (http may lead to this machine alone)", clip(w.URL))
+		}
+	}
 	for _, p := range []struct {
 		key, path string
 		most      int
@@ -165,6 +183,19 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 	if c.EntriesDir != "" && c.EntriesDir == c.CredentialsDir {
 		problem("credentials_dir", "is the entries_dir too; give each its own directory")
 	}
+}
+
+const maxWitnesses = 16
+
+// isWitnessURL allows plain http to a witness on this machine: what is sent is no
+// secret, but somebody on the way could have the log pass for a forked one.
+func isWitnessURL(s string) bool {
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" || u.User != nil || strings.ContainsAny(s, "?#") {
+		return false
+	}
+	at, err := netip.ParseAddr(u.Hostname())
+	return u.Scheme == "https" || u.Scheme == "http" && err == nil && at.IsLoopback()
 }
 
 // isIssuer holds an issuer to what OpenID Connect Discovery 1.0 §3 asks of

@@ -55,6 +55,8 @@ type Traits struct {
 	// ChoosesTTL is true if the upstream, and not the caller, may choose the
 	// lifetime. Expires is then what the upstream said.
 	ChoosesTTL bool
+	// ProxyOnly is true if no workload may be given the value.
+	ProxyOnly bool
 }
 
 // A Request is what one lease is asked for.

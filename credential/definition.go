@@ -57,7 +57,7 @@ type document struct {
 type written struct {
 	Name        config.At[string]        `yaml:"name" required:"true" like:"warehouse-readonly"`
 	Description config.At[string]        `yaml:"description"`
-	Broker      config.At[string]        `yaml:"broker" required:"true" oneof:"aws-secret azure-secret federation github infisical oauth2 postgres ssh vault"`
+	Broker      config.At[string]        `yaml:"broker" required:"true" oneof:"aws-secret azure-secret federation github infisical oauth2 postgres ssh static vault"`
 	TTL         config.At[time.Duration] `yaml:"ttl" default:"5m" min:"10s" max:"24h"`
 	MaxTTL      config.At[time.Duration] `yaml:"max_ttl" min:"10s" max:"168h"` // left out, TTL
 	Renewable   config.At[bool]          `yaml:"renewable" default:"false"`
@@ -73,6 +73,7 @@ type written struct {
 	OAuth2      config.Section           `yaml:"oauth2"`
 	Postgres    config.Section           `yaml:"postgres"`
 	SSH         config.Section           `yaml:"ssh"`
+	Static      config.Section           `yaml:"static"`
 	Vault       config.Section           `yaml:"vault"`
 
 	Pos config.Pos
@@ -97,13 +98,15 @@ func (w *written) section(broker string) config.Section {
 		return w.Postgres
 	case "ssh":
 		return w.SSH
+	case "static":
+		return w.Static
 	case "vault":
 		return w.Vault
 	}
 	return config.Section{}
 }
 
-var brokerNames = []string{"aws-secret", "azure-secret", "federation", "github", "infisical", "oauth2", "postgres", "ssh", "vault"}
+var brokerNames = []string{"aws-secret", "azure-secret", "federation", "github", "infisical", "oauth2", "postgres", "ssh", "static", "vault"}
 
 // LoadDefinitions reads the *.yaml files of dir in the order of their names,
 // and opens each definition's broker. A missing directory has no definitions.

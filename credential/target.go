@@ -188,7 +188,7 @@ func (l *loader) offers(d *Definition, w *written) {
 // the helper has exited, which it does before the tool goes on; and a tool
 // chooses no parameters.
 func (d *Definition) helps() error {
-	if d.Bind == BindProcess && d.Traits.Revocation != ExpiryOnly {
+	if d.Bind == BindProcess && d.Traits.Revocation != ExpiryOnly && d.Traits.Revocation != Unrevocable {
 		return fmt.Errorf("credential %s would end with the tool's helper, before the tool has used it; give it bind: lease or bind: unit, and a short ttl", d.Name)
 	}
 	for _, p := range d.Parameters {

@@ -55,7 +55,8 @@ type Node struct {
 	ak    tpm2.TPMTPublic
 	node  *Key
 
-	mu sync.Mutex // guards keys.Binding; held while a named key is looked up or made
+	mu       sync.Mutex // guards keys.Binding and bindings; held while a named key is looked up or made
+	bindings []*binding // of what SealBound has sealed, one for each authority; replaced whole
 
 	certified atomic.Uint64 // the counter's value when it was certified last, 0 before
 }
@@ -116,6 +117,9 @@ func loadNode(ctx context.Context, t *TPM, s Store, bound *binding) (*Node, erro
 		if err := n.makeCounter(ctx); err != nil {
 			return nil, err
 		}
+	}
+	if err := n.loadBindings(); err != nil {
+		return nil, err
 	}
 	return n, n.parse()
 }

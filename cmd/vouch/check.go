@@ -13,13 +13,7 @@ import (
 
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/credential"
-	"github.com/vouchd/vouchd/credential/federation"
-	"github.com/vouchd/vouchd/credential/fetched"
-	"github.com/vouchd/vouchd/credential/github"
-	"github.com/vouchd/vouchd/credential/oauth2"
-	"github.com/vouchd/vouchd/credential/postgres"
-	"github.com/vouchd/vouchd/credential/sshca"
-	"github.com/vouchd/vouchd/credential/vault"
+	"github.com/vouchd/vouchd/credential/brokers"
 	"github.com/vouchd/vouchd/identity"
 )
 
@@ -116,17 +110,7 @@ func (o *options) checkEntriesAlone(dir, td string) (checkView, error) {
 // checkBoth checks entries, and the credentials that they grant.
 func checkBoth(entries, credentials string, td spiffeid.TrustDomain, limits identity.Limits) (checkView, error) {
 	es, entriesErr := identity.LoadEntries(entries, td, limits)
-	defs, err := credential.LoadDefinitions(credentials, credential.Brokers{
-		"aws-secret":   fetched.OpenAWS,
-		"azure-secret": fetched.OpenAzure,
-		"federation":   federation.Open,
-		"github":       github.Opener(nil),
-		"infisical":    fetched.OpenInfisical,
-		"oauth2":       oauth2.Opener(nil), // which keeps nothing before it is asked for a credential
-		"postgres":     postgres.Open,
-		"ssh":          sshca.Opener(nil),
-		"vault":        vault.Open,
-	}, limits.AnyOwner)
+	defs, err := credential.LoadDefinitions(credentials, brokers.All(brokers.Deps{}), limits.AnyOwner)
 	if err := errors.Join(entriesErr, err); err != nil {
 		return checkView{}, err
 	}

@@ -201,7 +201,7 @@ func (l *leaser) revokeAll(ctx context.Context, client *workloadapi.CredentialCl
 	ctx, cancel := context.WithTimeout(ctx, revokeTimeout)
 	defer cancel()
 	for _, lease := range leases {
-		if err := client.Revoke(ctx, lease.Id); err != nil {
+		if err := client.Revoke(ctx, lease.Id); err != nil && !errors.Is(err, credential.ErrNoLease) {
 			fmt.Fprintf(os.Stderr, "vouch: %s: %v; the daemon ends it as soon as it can\n", lease.Credential, err)
 		}
 	}

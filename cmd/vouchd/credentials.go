@@ -12,14 +12,11 @@ import (
 
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/credential"
-	"github.com/vouchd/vouchd/credential/federation"
-	"github.com/vouchd/vouchd/credential/fetched"
-	"github.com/vouchd/vouchd/credential/github"
-	"github.com/vouchd/vouchd/credential/oauth2"
-	"github.com/vouchd/vouchd/credential/postgres"
+	"github.com/vouchd/vouchd/credential/brokers"
+	"github.com/vouchd/vouchd/credential/sealed"
 	"github.com/vouchd/vouchd/credential/sshca"
-	"github.com/vouchd/vouchd/credential/vault"
 	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/systemd"
 	"github.com/vouchd/vouchd/workloadapi"
 )
 
@@ -28,6 +25,9 @@ import (
 // not keep the daemon from starting: no credential is granted until they are
 // mended, and the leases there are wait for that too.
 func (d *daemon) openCredentials(ctx context.Context) (err error) {
+	if d.secrets = sealed.Open(ctx, d.state, d.node); d.secrets.Err() != nil {
+		d.slog.Error("no sealed secret can be opened", "err", d.secrets.Err())
+	}
 	defs, refused := d.loadCredentials()
 	if refused != nil {
 		defs = new(credential.Definitions)
@@ -35,7 +35,7 @@ func (d *daemon) openCredentials(ctx context.Context) (err error) {
 	if err := d.recordCredentials(ctx, defs, refused); err != nil {
 		return err
 	}
-	if d.holders, err = workloadapi.NewHolders(); err != nil {
+	if err := d.openHolders(); err != nil {
 		return err
 	}
 	d.credentials, err = credential.Open(ctx, credential.Config{
@@ -53,6 +53,19 @@ func (d *daemon) openCredentials(ctx context.Context) (err error) {
 	return nil
 }
 
+// openHolders makes what tells when the processes and units that hold leases
+// end.
+func (d *daemon) openHolders() (err error) {
+	d.units = new(systemd.Units)
+	if systemd.IsManager() {
+		if d.invocations, err = systemd.NewInvocations(d.units); err != nil {
+			return err
+		}
+	}
+	d.holders, err = workloadapi.NewHolders(d.invocations)
+	return err
+}
+
 // closeCredentials leaves the leases as they are, for the next start.
 func (d *daemon) closeCredentials() {
 	if d.credentials != nil {
@@ -61,20 +74,20 @@ func (d *daemon) closeCredentials() {
 	if d.holders != nil {
 		d.holders.Close()
 	}
+	if d.secrets != nil {
+		if err := d.secrets.Close(); err != nil {
+			d.slog.Error("writing down who used which secret; the log has it", "err", err)
+		}
+	}
+	if d.invocations != nil {
+		d.invocations.Close()
+	}
 }
 
 func (d *daemon) loadCredentials() (*credential.Definitions, error) {
-	return credential.LoadDefinitions(d.config.CredentialsDir, credential.Brokers{
-		"aws-secret":   fetched.OpenAWS,
-		"azure-secret": fetched.OpenAzure,
-		"federation":   federation.Open,
-		"github":       github.Opener(d.node),
-		"infisical":    fetched.OpenInfisical,
-		"oauth2":       oauth2.Opener(credential.NewSecrets(d.state, d.node)),
-		"postgres":     postgres.Open,
-		"ssh":          sshca.Opener(d.node),
-		"vault":        vault.Open,
-	}, false)
+	return credential.LoadDefinitions(d.config.CredentialsDir, brokers.All(brokers.Deps{
+		Keys: d.node, Secrets: credential.NewSecrets(d.state, d.node), Sealed: d.secrets,
+	}), false)
 }
 
 // reloadCredentials puts the definitions on disk in force if they are in order

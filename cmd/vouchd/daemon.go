@@ -7,8 +7,10 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -18,6 +20,7 @@ import (
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/sealed"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/programs"
 	"github.com/vouchd/vouchd/state"
@@ -34,6 +37,7 @@ type daemon struct {
 	config  *config.Config
 	started time.Time
 	slog    *slog.Logger
+	hup     chan os.Signal
 
 	state     *state.Dir
 	tpm       *node.TPM
@@ -46,10 +50,13 @@ type daemon struct {
 	server    *workloadapi.Server
 	programs  atomic.Pointer[map[string]*programs.Program] // in force; never nil
 	exports   []*exported
+	witnesses []*witnessed
 	run       *net.UnixListener // for vouch run, if systemd has passed one
 
 	credentials *credential.Manager
+	secrets     *sealed.Store
 	holders     *workloadapi.Holders
+	invocations *systemd.Invocations // nil where systemd is not PID 1
 
 	appraiser *appraiser
 
@@ -63,13 +70,17 @@ type daemon struct {
 	credentialsRefused error    // the same of credentials
 	granting           []string // credentials that the entries in force grant
 
+	disabling sync.Mutex // held while identities are cut off or taken up again
+
 	enrolment *workloadapi.EnrolmentView // that was installed; nil: none
 	enrolErr  error                      // why it is of no use
 }
 
 // run serves until the context ends.
 func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
-	d := &daemon{config: c, started: time.Now(), slog: log}
+	d := &daemon{config: c, started: time.Now(), slog: log, hup: make(chan os.Signal, 1)}
+	signal.Notify(d.hup, syscall.SIGHUP) // which would end a daemon that is starting yet
+	defer signal.Stop(d.hup)
 	d.programs.Store(new(map[string]*programs.Program))
 	passed, err := passedSockets()
 	if err != nil {
@@ -89,7 +100,11 @@ func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
 	if err := d.openLog(ctx); err != nil {
 		return err
 	}
+	defer d.lastWords(ctx)
 	defer func() { err = errors.Join(err, d.closeLog(ctx, err)) }()
+	if err := d.openWitnesses(); err != nil {
+		return err
+	}
 	if err := d.openExports(ctx); err != nil {
 		return err
 	}
@@ -123,7 +138,10 @@ func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) erro
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.server.Serve(ctx, agent) })
 	group.Go(func() error {
-		return (&workloadapi.Admin{Server: d.server, Status: d.status, Node: d.nodeAdmin(), Leases: d.leaseAdmin(), Logger: d.slog}).Serve(ctx, admin)
+		a := &workloadapi.Admin{
+			Server: d.server, Status: d.status, Node: d.nodeAdmin(), Entry: d.entryAdmin(), Leases: d.leaseAdmin(), Secrets: d.secretAdmin(), Logger: d.slog,
+		}
+		return a.Serve(ctx, admin)
 	})
 	group.Go(func() error { d.authority.Run(ctx); return nil })
 	group.Go(func() error { return d.watch(ctx) })
@@ -132,6 +150,9 @@ func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) erro
 	group.Go(func() error { d.keepEnrolment(ctx); return nil })
 	for _, x := range d.exports {
 		group.Go(func() error { x.Run(ctx); return nil })
+	}
+	for _, w := range d.witnesses {
+		group.Go(func() error { w.Run(ctx); return nil })
 	}
 	group.Go(func() error { return d.appraiser.run(ctx) })
 	group.Go(func() error { return systemd.Watchdog(ctx, d.selfCheck) })
@@ -178,7 +199,6 @@ func (d *daemon) close() error {
 // Entries that are not in order do not keep the daemon from starting: nobody is
 // issued anything until they are mended.
 func (d *daemon) openIdentity(ctx context.Context) error {
-	d.units = new(systemd.Units)
 	o := process.Options{Wants: func(kind string) bool { return d.server.Wants(kind) }}
 	if systemd.IsManager() {
 		o.Manager = d.units
@@ -195,6 +215,9 @@ func (d *daemon) openIdentity(ctx context.Context) error {
 		Attester: d.attester, Watcher: d.watcher, Authority: d.authority, Log: d.log, Logger: d.slog,
 		Credentials: d.credentials, Holders: d.holders,
 	})
+	if err := d.loadDisabled(); err != nil {
+		return err
+	}
 	d.reload(ctx)
 	d.reloadPrograms(ctx)
 	d.appraiser = newAppraiser(d)

@@ -169,10 +169,17 @@ func (h *host) admin() *workloadapi.AdminClient {
 // vouch runs the command line.
 func (h *host) vouch(args ...string) (stdout, stderr string, code int) {
 	h.t.Helper()
+	return h.vouchReads(nil, args...)
+}
+
+// vouchReads runs the command line with something to read.
+func (h *host) vouchReads(stdin []byte, args ...string) (stdout, stderr string, code int) {
+	h.t.Helper()
 	dir, err := binaries()
 	must(h.t, err)
 	cmd := exec.Command(filepath.Join(dir, "vouch"), args...)
 	cmd.Env = append(os.Environ(), "VOUCHD_CONFIG="+h.path("vouchd.yaml"), "SPIFFE_ENDPOINT_SOCKET=unix://"+h.path("agent.sock"))
+	cmd.Stdin = bytes.NewReader(stdin)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {

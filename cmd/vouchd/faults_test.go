@@ -90,7 +90,7 @@ func TestHangupReloads(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	h.start()
-	must(t, h.cmd.Process.Signal(syscall.SIGHUP))
+	must(t, h.cmd.Process.Signal(syscall.SIGHUP)) // as soon as it serves
 	h.write("entries.d/a.yaml", entriesFor(1))
 	must(t, h.cmd.Process.Signal(syscall.SIGHUP))
 	eventually(t, "the new file is in force", func() bool { _, err := h.fetch(); return err == nil })

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
+	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/packaging/version"
 	"github.com/vouchd/vouchd/workloadapi"
 )
@@ -36,8 +38,11 @@ func (d *daemon) status() workloadapi.Status {
 			RootSHA256: fmt.Sprintf("%x", l.Root),
 			LastAnchor: l.LastAnchor,
 			Anchored:   l.Anchored,
+			DiskBytes:  l.DiskBytes,
+			MaxBytes:   int64(d.config.Log.MaxMiB) << 20,
 		},
-		Problems: []string{},
+		Reminders: []string{},
+		Problems:  []string{},
 	}
 	problem := func(format string, args ...any) {
 		st.Problems = append(st.Problems, fmt.Sprintf(format, args...))
@@ -52,17 +57,25 @@ func (d *daemon) status() workloadapi.Status {
 		problem("the entries on disk are not in force, the last good ones are: %v", d.refused)
 	}
 	d.reportCredentials(&st, problem)
+	d.reportSecrets(&st, problem)
 	if d.programsRefused != nil {
 		problem("the programs on disk are not in force, the last good ones are: %v", d.programsRefused)
 	}
 	d.mu.Unlock()
 	if l.Err != nil {
 		st.Log.Error = l.Err.Error()
-		problem("the attestation log cannot be written, so nothing is issued: %v; free space in %s, or see the daemon's messages", l.Err, st.Log.Dir)
+		way := "free space in " + st.Log.Dir + ", or see the daemon's messages"
+		if errors.Is(l.Err, audit.ErrFull) {
+			way = fmt.Sprintf("give it more by log.max_mib, or archive it and lower log.keep_for, which keeps its records for %s", d.config.Log.KeepFor)
+		}
+		problem("the attestation log cannot be written, so nothing is issued: %v; %s", l.Err, way)
+	} else if l.FullSoon {
+		problem("the attestation log takes %d MiB of log.max_mib, and none of its records is older than log.keep_for; give it more, or archive it and lower log.keep_for, before nothing is issued any more", l.DiskBytes>>20)
 	}
 	if l.AnchorErr != nil {
 		problem("the log is not anchored in the TPM: %v; what was recorded since %s could be dropped unseen", l.AnchorErr, l.LastAnchor.Format(time.RFC3339))
 	}
+	d.reportWitnesses(&st, problem)
 	for _, x := range d.exports {
 		if err := x.Stats().Err; err != nil {
 			problem("the log is not handed on to %s: %v; records wait, from %d on", x.name, err, x.Stats().Next)

@@ -18,7 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vouchd/vouchd/credential/github/githubtest"
+	"github.com/vouchd/vouchd/credential/githubtest"
 )
 
 // A forge is GitHub with repositories that git can clone, acme/site and

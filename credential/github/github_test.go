@@ -25,7 +25,7 @@ import (
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/credentialtest"
 	"github.com/vouchd/vouchd/credential/github"
-	"github.com/vouchd/vouchd/credential/github/githubtest"
+	"github.com/vouchd/vouchd/credential/githubtest"
 	"github.com/vouchd/vouchd/state"
 )
 

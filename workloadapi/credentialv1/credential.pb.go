@@ -99,6 +99,7 @@ const (
 	Revocation_REVOCATION_HARD        Revocation = 1 // the credential and all sessions opened with it end
 	Revocation_REVOCATION_GRANT_WIDE  Revocation = 2 // so does everything else issued by the same grant
 	Revocation_REVOCATION_EXPIRY_ONLY Revocation = 3 // nothing: it works until it expires
+	Revocation_REVOCATION_NONE        Revocation = 4 // nothing, and it does not expire: it works until it is rotated where it comes from
 )
 
 // Enum value maps for Revocation.
@@ -108,12 +109,14 @@ var (
 		1: "REVOCATION_HARD",
 		2: "REVOCATION_GRANT_WIDE",
 		3: "REVOCATION_EXPIRY_ONLY",
+		4: "REVOCATION_NONE",
 	}
 	Revocation_value = map[string]int32{
 		"REVOCATION_UNSPECIFIED": 0,
 		"REVOCATION_HARD":        1,
 		"REVOCATION_GRANT_WIDE":  2,
 		"REVOCATION_EXPIRY_ONLY": 3,
+		"REVOCATION_NONE":        4,
 	}
 )
 
@@ -1074,13 +1077,14 @@ const file_credential_proto_rawDesc = "" +
 	"\fBIND_PROCESS\x10\x01\x12\r\n" +
 	"\tBIND_UNIT\x10\x02\x12\x0e\n" +
 	"\n" +
-	"BIND_LEASE\x10\x03*t\n" +
+	"BIND_LEASE\x10\x03*\x89\x01\n" +
 	"\n" +
 	"Revocation\x12\x1a\n" +
 	"\x16REVOCATION_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fREVOCATION_HARD\x10\x01\x12\x19\n" +
 	"\x15REVOCATION_GRANT_WIDE\x10\x02\x12\x1a\n" +
-	"\x16REVOCATION_EXPIRY_ONLY\x10\x03*f\n" +
+	"\x16REVOCATION_EXPIRY_ONLY\x10\x03\x12\x13\n" +
+	"\x0fREVOCATION_NONE\x10\x04*f\n" +
 	"\bExposure\x12\x18\n" +
 	"\x14EXPOSURE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fEXPOSURE_MEMORY\x10\x01\x12\x11\n" +
