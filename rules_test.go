@@ -51,6 +51,8 @@ var mayImport = map[string][]string{
 	"credential/vault":             {"config", "credential", "secret"},
 	"credential/oauth2/oauth2test": nil,
 	"credential/dotenv":            {"secret"},
+	"credential/githubtest":        {"credential/credentialtest"},
+	"credential/tool":              {"credential", "secret"},
 }
 
 // mayUse is which packages may import a module that belongs in one place.
