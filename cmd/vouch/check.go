@@ -18,6 +18,7 @@ import (
 	"github.com/vouchd/vouchd/credential/postgres"
 	"github.com/vouchd/vouchd/credential/vault"
 	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/programs"
 )
 
 // A checkView is what a check found to be in order.
@@ -26,6 +27,7 @@ type checkView struct {
 	TrustDomain string `json:"trust_domain,omitempty"`
 	Entries     int    `json:"entries"`
 	Credentials *int   `json:"credentials,omitempty"` // nil where entries alone were checked
+	Programs    *int   `json:"programs,omitempty"`    // likewise
 }
 
 func newCheck(o *options) *cobra.Command {
@@ -34,8 +36,8 @@ func newCheck(o *options) *cobra.Command {
 		Use:   "check [DIR]",
 		Short: "Check configuration before it is put in force",
 		Long: `Check reads a configuration as the daemon would and reports every problem with
-its file and line: entries, credentials, and entries that grant a credential which
-is not defined. DIR is a copy of /etc/vouchd, or a directory of entries
+its file and line: entries, credentials, programs, and entries that grant a credential
+which is not defined. DIR is a copy of /etc/vouchd, or a directory of entries
 alone; without it, the configuration in use is checked. Nothing is contacted.`,
 		Example: `  vouch check
   vouch check ./etc/vouchd
@@ -51,6 +53,9 @@ alone; without it, the configuration in use is checked. Nothing is contacted.`,
 				if view.Credentials != nil {
 					fmt.Fprintf(w, ", %d credentials", *view.Credentials)
 				}
+				if view.Programs != nil && *view.Programs > 0 {
+					fmt.Fprintf(w, ", %d programs", *view.Programs)
+				}
 				fmt.Fprintln(w)
 			})
 		},
@@ -65,7 +70,7 @@ func (o *options) check(args []string, td string) (checkView, error) {
 		if err != nil {
 			return checkView{}, err
 		}
-		return checkBoth(c.EntriesDir, c.CredentialsDir, c.TrustDomain, identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL()})
+		return checkAll(c.EntriesDir, c.CredentialsDir, c.ProgramsDir, c.TrustDomain, identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL()})
 	}
 	dir := args[0]
 	if info, err := os.Stat(dir); err != nil {
@@ -86,7 +91,7 @@ func (o *options) check(args []string, td string) (checkView, error) {
 		return checkView{}, err
 	}
 	limits := identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL(), AnyOwner: true}
-	return checkBoth(filepath.Join(dir, "entries.d"), filepath.Join(dir, "credentials.d"), c.TrustDomain, limits)
+	return checkAll(filepath.Join(dir, "entries.d"), filepath.Join(dir, "credentials.d"), filepath.Join(dir, "programs.d"), c.TrustDomain, limits)
 }
 
 // checkEntriesAlone checks entries without the configuration they are for: of
@@ -110,8 +115,8 @@ func (o *options) checkEntriesAlone(dir, td string) (checkView, error) {
 	return checkEntries(dir, domain, limits)
 }
 
-// checkBoth checks entries, and the credentials that they grant.
-func checkBoth(entries, credentials string, td spiffeid.TrustDomain, limits identity.Limits) (checkView, error) {
+// checkAll checks entries, the credentials that they grant, and programs.
+func checkAll(entries, credentials, defined string, td spiffeid.TrustDomain, limits identity.Limits) (checkView, error) {
 	es, entriesErr := identity.LoadEntries(entries, td, limits)
 	defs, err := credential.LoadDefinitions(credentials, credential.Brokers{
 		"federation": federation.Open,
@@ -119,7 +124,8 @@ func checkBoth(entries, credentials string, td spiffeid.TrustDomain, limits iden
 		"postgres":   postgres.Open,
 		"vault":      vault.Open,
 	}, limits.AnyOwner)
-	if err := errors.Join(entriesErr, err); err != nil {
+	ps, programsErr := programs.Load(defined, limits.AnyOwner)
+	if err := errors.Join(entriesErr, err, programsErr); err != nil {
 		return checkView{}, err
 	}
 	var problems config.Errors
@@ -133,7 +139,7 @@ func checkBoth(entries, credentials string, td spiffeid.TrustDomain, limits iden
 	if err := problems.Err(); err != nil {
 		return checkView{}, err
 	}
-	return checkView{Dir: entries, TrustDomain: td.Name(), Entries: es.Len(), Credentials: new(len(defs.All()))}, nil
+	return checkView{Dir: entries, TrustDomain: td.Name(), Entries: es.Len(), Credentials: new(len(defs.All())), Programs: new(len(ps))}, nil
 }
 
 func checkEntries(dir string, td spiffeid.TrustDomain, limits identity.Limits) (checkView, error) {

@@ -7,8 +7,9 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
+	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -44,9 +45,7 @@ type daemon struct {
 	attester  *process.Attester
 	watcher   *process.Watcher
 	server    *workloadapi.Server
-	programs  atomic.Pointer[map[string]*programs.Program] // in force; never nil
 	exports   []*exported
-	run       *net.UnixListener // for vouch run, if systemd has passed one
 
 	credentials *credential.Manager
 	holders     *workloadapi.Holders
@@ -59,9 +58,10 @@ type daemon struct {
 	loaded  time.Time  // when they were loaded; zero: none are yet
 	refused error      // why what is on disk now is not in force
 
-	programsRefused    error    // the same of programs
-	credentialsRefused error    // the same of credentials
-	granting           []string // credentials that the entries in force grant
+	programs           map[string]*programs.Program // the last that were in order
+	programsRefused    error                        // the same of programs
+	credentialsRefused error                        // the same of credentials
+	granting           []string                     // credentials that the entries in force grant
 
 	enrolment *workloadapi.EnrolmentView // that was installed; nil: none
 	enrolErr  error                      // why it is of no use
@@ -69,13 +69,11 @@ type daemon struct {
 
 // run serves until the context ends.
 func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
-	d := &daemon{config: c, started: time.Now(), slog: log}
-	d.programs.Store(new(map[string]*programs.Program))
-	passed, err := passedSockets()
+	d := &daemon{config: c, started: time.Now(), slog: log, programs: make(map[string]*programs.Program)}
+	passed, err := passedSockets("agent", "admin")
 	if err != nil {
 		return err
 	}
-	d.run = passed["run"]
 	agent, admin, err := workloadapi.Listen(passed, c.AgentSocket, c.AdminSocket)
 	if err != nil {
 		return err
@@ -108,11 +106,11 @@ func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
 }
 
 // passedSockets returns the sockets that systemd has opened, by their names.
-func passedSockets() (map[string]*net.UnixListener, error) {
+func passedSockets(names ...string) (map[string]*net.UnixListener, error) {
 	passed, err := systemd.Listeners()
 	for name := range passed {
-		if name != "agent" && name != "admin" && name != "run" {
-			return nil, fmt.Errorf("systemd passes a socket named %q; the unit's FileDescriptorName must be agent, admin or run", name)
+		if !slices.Contains(names, name) {
+			return nil, fmt.Errorf("systemd passes a socket named %q; the unit's FileDescriptorName must be %s", name, strings.Join(names, " or "))
 		}
 	}
 	return passed, err
@@ -127,7 +125,6 @@ func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) erro
 	})
 	group.Go(func() error { d.authority.Run(ctx); return nil })
 	group.Go(func() error { return d.watch(ctx) })
-	group.Go(func() error { return d.servePrograms(ctx) })
 	group.Go(func() error { return d.serveMetrics(ctx) })
 	group.Go(func() error { d.keepEnrolment(ctx); return nil })
 	for _, x := range d.exports {
@@ -182,6 +179,8 @@ func (d *daemon) openIdentity(ctx context.Context) error {
 	o := process.Options{Wants: func(kind string) bool { return d.server.Wants(kind) }}
 	if systemd.IsManager() {
 		o.Manager = d.units
+	} else {
+		d.slog.Info("systemd is not PID 1 here: there are no systemd and script selectors, and no vouch run")
 	}
 	d.attester = process.NewAttester(o)
 	var err error
