@@ -137,6 +137,7 @@ func (a *Admin) Serve(ctx context.Context, l *net.UnixListener) error {
 	mux.HandleFunc("GET /v1/status", a.status)
 	mux.HandleFunc("GET /v1/entries", a.entries)
 	mux.HandleFunc("GET /v1/explain", a.explain)
+	mux.HandleFunc("POST /v1/programs/start", a.programStart)
 	a.Node.routes(mux)
 	a.Leases.routes(mux)
 	a.Entry.routes(mux)
