@@ -16,6 +16,7 @@ import (
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/packaging/version"
 	"github.com/vouchd/vouchd/secret"
+	"github.com/vouchd/vouchd/systemd"
 )
 
 func main() {
@@ -44,7 +45,7 @@ error. SIGHUP reloads the entries, which also happens whenever they change.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+			log := slog.New(systemd.LogHandler(os.Stderr, systemd.JournalSocket, slog.NewTextHandler(os.Stderr, nil)))
 			err := secret.KeepOutOfDumps()
 			var c *config.Config
 			if err == nil {
@@ -59,6 +60,7 @@ error. SIGHUP reloads the entries, which also happens whenever they change.`,
 			return err
 		},
 	}
+	cmd.SetVersionTemplate(version.Text("vouchd"))
 	cmd.Flags().StringVar(&file, "config", "/etc/vouchd/vouchd.yaml", "configuration `file`")
 	cmd.Flags().StringArrayVar(&overrides, "set", nil, "override one configuration key, as `key=value`; may be repeated")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
