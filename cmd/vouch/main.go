@@ -19,5 +19,5 @@ func main() {
 		fmt.Fprintln(os.Stderr, "vouch:", err)
 		os.Exit(1)
 	}
-	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(run(ctx, argsFor(os.Args), os.Stdout, os.Stderr))
 }
