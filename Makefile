@@ -42,7 +42,7 @@ package: ## build the deb and rpm packages for amd64 and arm64 into dist/
 	@packaging/package
 
 package-check: package ## hold the packages to lintian, rpmlint, reproducibility and the unit's exposure
-	@packaging/install-missing lintian rpmlint rpm man-db systemd procps
+	@packaging/install-missing lintian rpmlint rpm man-db systemd procps apparmor
 	@packaging/check
 
 system-test: ## what needs systemd as PID 1, in a container: tests of units, and the package from install to purge
@@ -57,7 +57,7 @@ vm-test: ## the same on a virtual machine with a TPM, with Secure Boot and witho
 	@packaging/test/vm
 
 release: ## build, check and sign the packages of a tag with MINISIGN_KEY
-	@packaging/install-missing lintian rpmlint rpm man-db systemd procps minisign
+	@packaging/install-missing lintian rpmlint rpm man-db systemd procps apparmor minisign
 	@packaging/release
 
 repo: package ## make repositories for apt and dnf of the packages, signed with REPO_KEY

@@ -40,6 +40,8 @@ type TPMStatus struct {
 	Address  string `json:"address"`
 	EKSHA256 string `json:"ek_sha256"` // of the EK's public key, hexadecimal
 	AKName   string `json:"ak_name"`   // hexadecimal
+
+	EKCertificate bool `json:"ek_certificate"` // whether its maker certified the EK
 }
 
 // AuthorityStatus says how long the authority's keys go on.

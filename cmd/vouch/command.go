@@ -81,6 +81,7 @@ Exit codes: 0 success, 1 failed, 2 wrong usage.`,
 			return o.checkOutput("text", "json")
 		},
 	}
+	root.SetVersionTemplate(version.Text("vouch"))
 	root.PersistentFlags().StringVar(&o.config, "config", defaultConfig(), "the daemon's configuration `file` (or VOUCHD_CONFIG)")
 	root.PersistentFlags().StringVarP(&o.output, "output", "o", "text", "output `format`: text or json")
 	root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
