@@ -26,6 +26,11 @@ test-tools: ## install from Debian what the tests need
 test-vault: ## check the vault broker against the Vault or OpenBao at VAULT_ADDR, with VAULT_TOKEN
 	$(GO) test -tags vaultsuite -count 1 -v -run TestRealServer ./credential/vault
 
+test-clients: test-tools ## run the examples in Python and Node against the daemon; asks the npm registry
+	@packaging/install-missing python3-grpcio protobuf-compiler
+	@command -v npm >/dev/null || packaging/install-missing npm
+	$(GO) test -tags clients -count 1 -run TestExampleClients ./cmd/vouchd
+
 check: ## what must hold before a commit: formatting, vet, staticcheck, a tidy go.mod
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }
 	$(GO) vet ./...
@@ -71,4 +76,4 @@ repo-test: package ## what apt and dnf make of signed repositories, and of chang
 vuln: ## look for known vulnerabilities; asks vuln.go.dev
 	@packaging/vuln
 
-.PHONY: help build demo test test-vault test-tools check bench fuzz package package-check system-test vm-test release repo repo-test vuln
+.PHONY: help build demo test test-vault test-clients test-tools check bench fuzz package package-check system-test vm-test release repo repo-test vuln
