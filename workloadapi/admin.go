@@ -130,6 +130,7 @@ type Admin struct {
 	Entry   *EntryAdmin
 	Leases  *LeaseAdmin  // nil where there are no credentials
 	Secrets *SecretAdmin // the same
+	Bundles *BundleAdmin
 	Logger  *slog.Logger
 }
 
@@ -144,6 +145,7 @@ func (a *Admin) Serve(ctx context.Context, l *net.UnixListener) error {
 	a.Leases.routes(mux)
 	a.Entry.routes(mux)
 	a.Secrets.routes(mux)
+	a.Bundles.routes(mux)
 	h := &http.Server{
 		Handler:           mux,
 		ConnContext:       rememberAsker,

@@ -142,7 +142,7 @@ func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) erro
 	group.Go(func() error { return d.server.Serve(ctx, agent) })
 	group.Go(func() error {
 		a := &workloadapi.Admin{
-			Server: d.server, Status: d.status, Node: d.nodeAdmin(), Entry: d.entryAdmin(), Leases: d.leaseAdmin(), Secrets: d.secretAdmin(), Logger: d.slog,
+			Server: d.server, Status: d.status, Node: d.nodeAdmin(), Entry: d.entryAdmin(), Leases: d.leaseAdmin(), Secrets: d.secretAdmin(), Bundles: d.bundleAdmin(), Logger: d.slog,
 		}
 		return a.Serve(ctx, admin)
 	})
