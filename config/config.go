@@ -23,6 +23,7 @@ type Config struct {
 	CredentialsDir string               `yaml:"credentials_dir" default:"/etc/vouchd/credentials.d"`
 	ProgramsDir    string               `yaml:"programs_dir" default:"/etc/vouchd/programs.d"`
 	RunSocket      string               `yaml:"run_socket" default:"/run/vouchd/run.sock"`
+	SystemdSocket  string               `yaml:"systemd_socket" default:"/run/vouchd/systemd.sock"`
 	Metrics        string               `yaml:"metrics" default:"none"` // or a loopback address, or unix: and a path
 	Authority      Authority            `yaml:"authority"`
 	Log            Log                  `yaml:"log"`
@@ -158,6 +159,7 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 		{"agent_socket", c.AgentSocket, maxSocketPath},
 		{"admin_socket", c.AdminSocket, maxSocketPath},
 		{"run_socket", c.RunSocket, maxSocketPath},
+		{"systemd_socket", c.SystemdSocket, maxSocketPath},
 		{"entries_dir", c.EntriesDir, maxPath},
 		{"programs_dir", c.ProgramsDir, maxPath},
 		{"credentials_dir", c.CredentialsDir, maxPath},

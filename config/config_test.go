@@ -30,6 +30,7 @@ func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
 		Metrics:        "none",
 		ProgramsDir:    "/etc/vouchd/programs.d",
 		RunSocket:      "/run/vouchd/run.sock",
+		SystemdSocket:  "/run/vouchd/systemd.sock",
 		Authority: Authority{
 			Mode:            "standalone",
 			IssuingCATTL:    4 * time.Hour,

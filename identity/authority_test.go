@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ecdsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -11,6 +12,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -533,5 +535,60 @@ func TestSelfCheckPasses(t *testing.T) {
 	t.Parallel()
 	if err := newHost(t).start().SelfCheck(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestNamedX509SVIDsNameStandsForItsID(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	a := h.start()
+	long := spiffeid.RequireFromString("spiffe://example.org/" + strings.Repeat("a", 44)) // 65 bytes
+	fits := spiffeid.RequireFromString("spiffe://example.org/" + strings.Repeat("a", 43))
+	for id, want := range map[spiffeid.ID]string{
+		agent: agent.String(),
+		fits:  fits.String(),
+		long:  fmt.Sprintf("%x", sha256.Sum256([]byte(long.String()))),
+	} {
+		svid, err := a.IssueNamedX509(t.Context(), id, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		leaf, err := x509.ParseCertificate(svid.Leaf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if leaf.Subject.CommonName != want || len(want) > 64 || len(leaf.URIs) != 1 || leaf.URIs[0].String() != id.String() || len(leaf.DNSNames) != 0 {
+			t.Errorf("%s has the common name %q, want %q, and URIs %v", id, leaf.Subject.CommonName, want, leaf.URIs)
+		}
+		chain, err := x509.ParseCertificates(svid.Chain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		roots, err := x509.ParseCertificates(a.Bundle().X509)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, _, err := x509svid.Verify(chain, x509bundle.FromX509Authorities(id.TrustDomain(), roots)); err != nil || got != id {
+			t.Errorf("it verifies as %v, %v", got, err)
+		}
+	}
+}
+
+func TestJWTSVIDWithAClaimMoreSaysTheRestAsAlways(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	a := h.start()
+	svid, err := a.IssueJWTWith(t.Context(), agent, time.Minute, []string{"api"}, "https://aws.amazon.com/tags", map[string]any{"principal_tags": map[string][]string{"project": {"p"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := a.ValidateJWT(svid.Token, "api")
+	if err != nil || got.ID != agent || fmt.Sprint(got.Claims["https://aws.amazon.com/tags"]) != "map[principal_tags:map[project:[p]]]" {
+		t.Errorf("it says %+v, %v", got, err)
+	}
+	for _, claim := range []string{"", "sub", "aud", "exp", "iss", "iat", "nbf", "jti"} {
+		if _, err := a.IssueJWTWith(t.Context(), agent, time.Minute, []string{"api"}, claim, "x"); err == nil {
+			t.Errorf("claim %q could be set", claim)
+		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -52,6 +53,7 @@ type daemon struct {
 	exports   []*exported
 	witnesses []*witnessed
 	run       *net.UnixListener // for vouch run, if systemd has passed one
+	load      *net.UnixListener // for LoadCredential=, the same
 
 	credentials *credential.Manager
 	secrets     *sealed.Store
@@ -86,6 +88,7 @@ func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
 	if err != nil {
 		return err
 	}
+	d.load = passed["systemd"]
 	d.run = passed["run"]
 	agent, admin, err := workloadapi.Listen(passed, c.AgentSocket, c.AdminSocket)
 	if err != nil {
@@ -126,8 +129,8 @@ func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
 func passedSockets() (map[string]*net.UnixListener, error) {
 	passed, err := systemd.Listeners()
 	for name := range passed {
-		if name != "agent" && name != "admin" && name != "run" {
-			return nil, fmt.Errorf("systemd passes a socket named %q; the unit's FileDescriptorName must be agent, admin or run", name)
+		if !slices.Contains([]string{"agent", "admin", "run", "systemd"}, name) {
+			return nil, fmt.Errorf("systemd passes a socket named %q; the unit's FileDescriptorName must be agent, admin, run or systemd", name)
 		}
 	}
 	return passed, err
@@ -146,6 +149,7 @@ func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) erro
 	group.Go(func() error { d.authority.Run(ctx); return nil })
 	group.Go(func() error { return d.watch(ctx) })
 	group.Go(func() error { return d.servePrograms(ctx) })
+	group.Go(func() error { return d.serveUnits(ctx) })
 	group.Go(func() error { return d.serveMetrics(ctx) })
 	group.Go(func() error { d.keepEnrolment(ctx); return nil })
 	for _, x := range d.exports {

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/credentials/processcreds"
+
+	"github.com/vouchd/vouchd/credential/oauth2/oauth2test"
 )
 
 func TestAWSSDKReadsWhatItsCredentialProcessPrints(t *testing.T) {
@@ -80,4 +82,41 @@ func TestModelsTokenIsHadWithoutAnyStoredKey(t *testing.T) {
 		t.Errorf("the lease, which only expires, is listed as\n%s", out)
 	}
 	h.checkSecret(login{Password: u.canary})
+}
+
+func TestAccessTokenIsHadByTokenExchangeWithoutAnyStoredKey(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	p := oauth2test.Start(t, "spiffe://example.org/agent", h.subject, nil)
+	h.grants(fmt.Sprintf(`  - name: crm
+    broker: oauth2
+    max_ttl: 1h
+    parameters: [{name: object, one_of: [contacts, companies]}]
+    oauth2: {grant: token-exchange, token_url: %q, subject_audience: %q, client_auth: jwt-svid, ca_file: %q, scopes: ["crm.{{object}}.read", admin]}
+`, p.URL+"/oauth/token", p.URL, p.CAFile), "crm")
+	h.start()
+	out, stderr, code := h.vouch("exec", "--credential", "crm:access_token=TOKEN", "--param", "object=contacts", "--", "sh", "-c", "printf %s $TOKEN")
+	if code != 0 || out == "" {
+		t.Fatalf("exits %d: %s; the daemon said:\n%s", code, stderr, h.stderr)
+	}
+	if got := p.Subject(t, out); got != oauth2test.Account {
+		t.Errorf("the token is of %q, want %q", got, oauth2test.Account)
+	}
+	// Nothing but the workload's JWT-SVIDs was there to obtain it with.
+	form := p.Forms()[0]
+	if h.subject(form.Get("subject_token"), p.URL) != "spiffe://example.org/agent" || form.Get("client_secret") != "" || form.Get("scope") != "crm.contacts.read admin" {
+		t.Errorf("the provider was asked with %v", form)
+	}
+	story, _, _ := h.vouch("log", "show", "--spiffe-id", "spiffe://example.org/agent", "--output", "json")
+	for _, want := range []string{
+		`"scope_asked":"object=contacts"`, `"scope_granted":"crm.contacts.read"`, `"event":"jwt_svid.issue"`, `"event":"lease.grant"`, `"kind":"oauth2"`, `"revocation":"expiry-only"`,
+	} {
+		if !strings.Contains(story, want) {
+			t.Errorf("the log does not say %s:\n%s", want, story)
+		}
+	}
+	h.checkSecret(login{Password: out})
+	if _, stderr, code := h.vouch("exec", "--credential", "crm=TOKEN", "--param", "object=billing", "--", "true"); code != 1 || !strings.Contains(stderr, "not one of contacts, companies") {
+		t.Errorf("asked for what is not granted, it exits %d: %s", code, stderr)
+	}
 }

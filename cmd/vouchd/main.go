@@ -15,6 +15,7 @@ import (
 
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/packaging/version"
+	"github.com/vouchd/vouchd/secret"
 )
 
 func main() {
@@ -44,7 +45,11 @@ error. SIGHUP reloads the entries, which also happens whenever they change.`,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-			c, err := config.Load(file, overrides...)
+			err := secret.KeepOutOfDumps()
+			var c *config.Config
+			if err == nil {
+				c, err = config.Load(file, overrides...)
+			}
 			if err == nil {
 				err = run(cmd.Context(), log, c)
 			}

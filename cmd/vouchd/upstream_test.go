@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -32,22 +33,24 @@ type upstream struct {
 func newUpstream(t testing.TB, h *host, answer func(u *upstream, w http.ResponseWriter, r *http.Request)) *upstream {
 	t.Helper()
 	u := &upstream{h: h, caFile: h.path("upstream-ca.pem"), canary: "canary-" + fmt.Sprint(time.Now().UnixNano())}
-	u.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	u.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		u.mu.Lock()
 		defer u.mu.Unlock()
 		answer(u, w, r)
 	}))
+	u.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
+	u.StartTLS()
 	t.Cleanup(u.Close)
 	must(t, os.WriteFile(u.caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: u.Certificate().Raw}), 0o644))
 	return u
 }
 
-// subject returns whose JWT-SVID a token is, or "" if it is none for the
-// audience.
-func (u *upstream) subject(token, audience string) string {
+// subject returns whose JWT-SVID a token is, by the host's trust bundle, or "" if
+// it is none for the audience.
+func (h *host) subject(token, audience string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	bundles, err := spiffe.FetchJWTBundles(ctx, spiffe.WithAddr("unix://"+u.h.path("agent.sock")))
+	bundles, err := spiffe.FetchJWTBundles(ctx, spiffe.WithAddr("unix://"+h.path("agent.sock")))
 	if err != nil {
 		return ""
 	}
@@ -68,7 +71,7 @@ func send(w http.ResponseWriter, status int, v any) {
 func sts(u *upstream, w http.ResponseWriter, r *http.Request) {
 	r.ParseForm()
 	f := r.PostForm
-	subject := u.subject(f.Get("WebIdentityToken"), "sts.amazonaws.com")
+	subject := u.h.subject(f.Get("WebIdentityToken"), "sts.amazonaws.com")
 	w.Header().Set("Content-Type", "text/xml")
 	if f.Get("Action") != "AssumeRoleWithWebIdentity" || f.Get("Version") != "2011-06-15" || f.Get("RoleArn") != "arn:aws:iam::123456789012:role/agent" || subject == "" {
 		w.WriteHeader(400)
@@ -85,7 +88,7 @@ func sts(u *upstream, w http.ResponseWriter, r *http.Request) {
 func openAI(u *upstream, w http.ResponseWriter, r *http.Request) {
 	var b map[string]string
 	json.NewDecoder(r.Body).Decode(&b)
-	subject := u.subject(b["subject_token"], "https://api.openai.com/v1")
+	subject := u.h.subject(b["subject_token"], "https://api.openai.com/v1")
 	if r.URL.Path != "/oauth/token" || b["grant_type"] != "urn:ietf:params:oauth:grant-type:token-exchange" ||
 		b["subject_token_type"] != "urn:ietf:params:oauth:token-type:jwt" || b["identity_provider_id"] != "idp_1" || b["service_account_id"] != "sa_1" || subject == "" {
 		send(w, 400, map[string]string{"error": "invalid_request"})
