@@ -15,7 +15,7 @@ import (
 )
 
 func newGitCredential(*options) *cobra.Command {
-	var l leaser
+	var h helper
 	cmd := &cobra.Command{
 		Use:   "git-credential {get | store | erase}",
 		Short: "Be git's credential helper",
@@ -29,22 +29,22 @@ credential, revokes the lease where git (2.46 and later) tells which it was.`,
   printf 'protocol=https\nhost=github.com\n' | vouch git-credential get | sed s/password=.*/password=.../`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), l.timeout)
+			ctx, cancel := context.WithTimeout(cmd.Context(), h.timeout)
 			defer cancel()
 			switch args[0] {
 			case "get":
-				return l.gitGet(ctx, cmd.InOrStdin(), cmd.OutOrStdout())
+				return h.gitGet(ctx, cmd.InOrStdin(), cmd.OutOrStdout())
 			case "erase":
-				return l.gitErase(ctx, cmd.InOrStdin())
+				return h.gitErase(ctx, cmd.InOrStdin())
 			}
 			return nil // store, and what later versions of git may say (gitcredentials(7), CUSTOM HELPERS)
 		},
 	}
-	l.flags(cmd)
+	h.flags(cmd)
 	return cmd
 }
 
-func (l *leaser) gitGet(ctx context.Context, in io.Reader, out io.Writer) error {
+func (h *helper) gitGet(ctx context.Context, in io.Reader, out io.Writer) error {
 	if err := notATerminal(out, "git"); err != nil {
 		return err
 	}
@@ -56,14 +56,14 @@ func (l *leaser) gitGet(ctx context.Context, in io.Reader, out io.Writer) error 
 	if err != nil {
 		return nil // another protocol's, such as smtp's or cert's
 	}
-	client, err := l.client()
+	client, err := h.client()
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	got, err := l.find(ctx, client, asked)
+	got, err := h.find(ctx, client, asked)
 	if errors.Is(err, errNoOffer) {
-		return l.gitHint(ctx, client, req, asked)
+		return h.gitHint(ctx, client, req, asked)
 	}
 	if err != nil {
 		return err
@@ -85,7 +85,7 @@ func (l *leaser) gitGet(ctx context.Context, in io.Reader, out io.Writer) error 
 
 // gitHint says why nothing was found where git kept from vouch what it would
 // take.
-func (l *leaser) gitHint(ctx context.Context, client *workloadapi.CredentialClient, req tool.GitRequest, asked credential.Target) error {
+func (h *helper) gitHint(ctx context.Context, client *workloadapi.CredentialClient, req tool.GitRequest, asked credential.Target) error {
 	if req.Path != "" {
 		return nil
 	}
@@ -99,12 +99,12 @@ func (l *leaser) gitHint(ctx context.Context, client *workloadapi.CredentialClie
 }
 
 // gitErase ends the lease that a server has refused, if git tells which.
-func (l *leaser) gitErase(ctx context.Context, in io.Reader) error {
+func (h *helper) gitErase(ctx context.Context, in io.Reader) error {
 	req, err := tool.ParseGit(in)
 	if err != nil || req.Lease == "" {
 		return err
 	}
-	client, err := l.client()
+	client, err := h.client()
 	if err != nil {
 		return err
 	}

@@ -15,7 +15,7 @@ import (
 )
 
 func newKubectlCredential(o *options) *cobra.Command {
-	var l leaser
+	var h helper
 	var audience string
 	cmd := &cobra.Command{
 		Use:   "kubectl-credential",
@@ -51,30 +51,30 @@ clusters that trust vouchd's issuer: no secret is kept anywhere then.`,
 			if err != nil {
 				return err
 			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), l.timeout)
+			ctx, cancel := context.WithTimeout(cmd.Context(), h.timeout)
 			defer cancel()
 			if audience != "" {
-				return (&fetcher{options: o, socket: l.socket, timeout: l.timeout}).answerExec(ctx, out, audience)
+				return (&fetcher{options: o, socket: h.socket, timeout: h.timeout}).answerExec(ctx, out, audience)
 			}
-			return l.kubectl(ctx, out, info)
+			return h.kubectl(ctx, out, info)
 		},
 	}
-	l.flags(cmd)
+	h.flags(cmd)
 	cmd.Flags().StringVar(&audience, "audience", "", "give the JWT-SVID for this `audience`")
 	return cmd
 }
 
-func (l *leaser) kubectl(ctx context.Context, out io.Writer, info tool.ExecInfo) error {
+func (h *helper) kubectl(ctx context.Context, out io.Writer, info tool.ExecInfo) error {
 	asked, err := info.Target()
 	if err != nil {
 		return err
 	}
-	client, err := l.client()
+	client, err := h.client()
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	got, err := l.find(ctx, client, asked)
+	got, err := h.find(ctx, client, asked)
 	if errors.Is(err, errNoOffer) {
 		return fmt.Errorf("no credential that this process is granted is for cluster %s; its definition needs for: [{kubernetes: %[1]s}]", asked.Location)
 	}

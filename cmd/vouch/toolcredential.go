@@ -5,9 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/spf13/cobra"
 
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/tool"
@@ -26,13 +30,43 @@ type found struct {
 	offer  workloadapi.OfferedCredential
 }
 
+// A helper leases for a tool.
+type helper struct {
+	leaser
+	verbose bool
+}
+
+func (h *helper) flags(cmd *cobra.Command) {
+	h.leaser.flags(cmd)
+	cmd.Flags().BoolVarP(&h.verbose, "verbose", "v", false, "say on standard error what was asked for and what is granted")
+}
+
+// explain says what was asked for, and what there is.
+func (h *helper) explain(asked credential.Target, offers, near []workloadapi.OfferedCredential) {
+	if !h.verbose {
+		return
+	}
+	fmt.Fprintf(os.Stderr, "vouch: %s asks for %s\n", asked.Tool, asked.Location)
+	for _, o := range offers {
+		word := "is not for it but for"
+		if slices.Contains(near, o) {
+			word = "is for it, as for"
+		}
+		fmt.Fprintf(os.Stderr, "vouch: credential %s %s %s\n", o.Name, word, o.Location)
+	}
+	if len(offers) == 0 {
+		fmt.Fprintf(os.Stderr, "vouch: this process has no identity that is granted anything for %s\n", asked.Tool)
+	}
+}
+
 // find leases what this process is granted for a place.
-func (l *leaser) find(ctx context.Context, client *workloadapi.CredentialClient, asked credential.Target) (*found, error) {
+func (h *helper) find(ctx context.Context, client *workloadapi.CredentialClient, asked credential.Target) (*found, error) {
 	offers, err := client.Offers(ctx, asked.Tool)
 	if err != nil {
 		return nil, err
 	}
 	near := workloadapi.Nearest(offers, asked)
+	h.explain(asked, offers, near)
 	switch len(near) {
 	case 0:
 		return nil, errNoOffer
@@ -44,7 +78,7 @@ func (l *leaser) find(ctx context.Context, client *workloadapi.CredentialClient,
 		}
 		return nil, fmt.Errorf("credentials %s are for %s alike; let one of them be", strings.Join(names, ", "), near[0].Location)
 	}
-	req, err := l.request(near[0].Name, credentialv1.Exposure_EXPOSURE_MEMORY)
+	req, err := h.request(near[0].Name, credentialv1.Exposure_EXPOSURE_MEMORY)
 	if err != nil {
 		return nil, err
 	}

@@ -212,6 +212,11 @@ func TestGitHelperSpeaksTheProtocol(t *testing.T) {
 			t.Errorf("%s: exits %d: %s%s", name, code, out, stderr)
 		}
 	}
+	other := strings.Replace(request, "acme", "acme-evil", 1)
+	if out, stderr, code := h.ask(other, nil, "vouch", "git-credential", "get", "--verbose"); code != 0 || out != "" ||
+		!strings.Contains(stderr, "git asks for "+f.git.URL+"/acme-evil/site.git") || !strings.Contains(stderr, "credential acme is not for it but for "+f.git.URL+"/acme\n") {
+		t.Errorf("asked why, it exits %d: %s%s", code, out, stderr)
+	}
 	if out, stderr, code := h.ask("secret\n", nil, "vouch", "git-credential", "get"); code != 1 || out != "" || !strings.Contains(stderr, "is not key=value") || strings.Contains(stderr, "secret") {
 		t.Errorf("malformed: exits %d: %s%s", code, out, stderr)
 	}
