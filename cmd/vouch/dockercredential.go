@@ -77,19 +77,17 @@ func (h *helper) dockerGet(ctx context.Context, in io.Reader, out io.Writer) err
 		return err
 	}
 	defer client.Close()
-	got, err := h.find(ctx, client, asked)
+	err = h.lend(ctx, client, asked, func(got *found) error {
+		login, err := got.login()
+		if err != nil {
+			return err
+		}
+		return tool.AnswerDocker(out, server, login)
+	})
 	if errors.Is(err, errNoOffer) {
 		return tool.ErrDockerNotFound
 	}
-	if err != nil {
-		return err
-	}
-	defer wipe(got.fields)
-	login, err := got.login()
-	if err != nil {
-		return err
-	}
-	return tool.AnswerDocker(out, server, login)
+	return err
 }
 
 func (h *helper) dockerList(ctx context.Context, out io.Writer) error {

@@ -54,6 +54,9 @@ func (h *helper) gitGet(ctx context.Context, in io.Reader, out io.Writer) error 
 	}
 	asked, err := req.Target()
 	if err != nil {
+		if h.verbose {
+			fmt.Fprintf(os.Stderr, "vouch: git asks for what no credential can be for: %v\n", err)
+		}
 		return nil // another protocol's, such as smtp's or cert's
 	}
 	client, err := h.client()
@@ -61,27 +64,27 @@ func (h *helper) gitGet(ctx context.Context, in io.Reader, out io.Writer) error 
 		return err
 	}
 	defer client.Close()
-	got, err := h.find(ctx, client, asked)
-	if errors.Is(err, errNoOffer) {
+	err = h.lend(ctx, client, asked, func(got *found) error {
+		login, err := got.login()
+		if err != nil {
+			return err
+		}
+		if req.Username != "" && req.Username != login.Username {
+			return errOtherUser
+		}
+		return req.Answer(out, login, got.expires(), got.lease.Id)
+	})
+	switch {
+	case errors.Is(err, errNoOffer):
 		return h.gitHint(ctx, client, req, asked)
+	case errors.Is(err, errOtherUser) && !h.verbose:
+		return nil // the next helper's turn
 	}
-	if err != nil {
-		return err
-	}
-	defer wipe(got.fields)
-	login, err := got.login()
-	if err != nil {
-		return err
-	}
-	if req.Username != "" && req.Username != login.Username {
-		client.Revoke(ctx, got.lease.Id) // somebody else's login is wanted
-		return nil
-	}
-	if err := req.Answer(out, login, got.expires(), got.lease.Id); err != nil {
-		return fmt.Errorf("%s cannot be given to git: %w", got.offer.Name, err)
-	}
-	return nil
+	return err
 }
+
+// errOtherUser means that git asks for the login of somebody in particular.
+var errOtherUser = errors.New("the URL names another user")
 
 // gitHint says why nothing was found where git kept from vouch what it would
 // take.

@@ -74,18 +74,13 @@ func (h *helper) kubectl(ctx context.Context, out io.Writer, info tool.ExecInfo)
 		return err
 	}
 	defer client.Close()
-	got, err := h.find(ctx, client, asked)
+	err = h.lend(ctx, client, asked, func(got *found) error {
+		return tool.AnswerExec(out, got.fields, got.expires())
+	})
 	if errors.Is(err, errNoOffer) {
 		return fmt.Errorf("no credential that this process is granted is for cluster %s; its definition needs for: [{kubernetes: %[1]s}]", asked.Location)
 	}
-	if err != nil {
-		return err
-	}
-	defer wipe(got.fields)
-	if err := tool.AnswerExec(out, got.fields, got.expires()); err != nil {
-		return fmt.Errorf("%s cannot be given to kubectl: %w", got.offer.Name, err)
-	}
-	return nil
+	return err
 }
 
 // answerExec gives kubectl the JWT-SVID of this process's default identity.

@@ -59,7 +59,22 @@ func (h *helper) explain(asked credential.Target, offers, near []workloadapi.Off
 	}
 }
 
-// find leases what this process is granted for a place.
+// lend leases what this process is granted for a place, for give to hand to the
+// tool. What could not be handed over is revoked.
+func (h *helper) lend(ctx context.Context, client *workloadapi.CredentialClient, asked credential.Target, give func(*found) error) error {
+	got, err := h.find(ctx, client, asked)
+	if err != nil {
+		return err
+	}
+	defer wipe(got.fields)
+	if err := give(got); err != nil {
+		h.revokeAll(context.WithoutCancel(ctx), client, []*credentialv1.Lease{got.lease})
+		return fmt.Errorf("%s cannot be given to %s: %w", got.offer.Name, asked.Tool, err)
+	}
+	return nil
+}
+
+// find leases what this process is granted for a place, or returns errNoOffer.
 func (h *helper) find(ctx context.Context, client *workloadapi.CredentialClient, asked credential.Target) (*found, error) {
 	offers, err := client.Offers(ctx, asked.Tool)
 	if err != nil {
@@ -92,13 +107,7 @@ func (h *helper) find(ctx context.Context, client *workloadapi.CredentialClient,
 func (f *found) expires() time.Time { return time.Unix(f.lease.ExpiresAt, 0) }
 
 // login is the credential as a tool wants it.
-func (f *found) login() (tool.Login, error) {
-	login, err := tool.LoginOf(f.fields, f.offer.Username)
-	if err != nil {
-		return login, fmt.Errorf("%s is no login: %w", f.offer.Name, err)
-	}
-	return login, nil
-}
+func (f *found) login() (tool.Login, error) { return tool.LoginOf(f.fields, f.offer.Username) }
 
 // notATerminal keeps secrets from being shown by a helper that was run by hand.
 func notATerminal(w io.Writer, reader string) error {

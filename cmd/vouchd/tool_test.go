@@ -217,6 +217,9 @@ func TestGitHelperSpeaksTheProtocol(t *testing.T) {
 		!strings.Contains(stderr, "git asks for "+f.git.URL+"/acme-evil/site.git") || !strings.Contains(stderr, "credential acme is not for it but for "+f.git.URL+"/acme\n") {
 		t.Errorf("asked why, it exits %d: %s%s", code, out, stderr)
 	}
+	if out, stderr, code := h.ask(request+"username=alice\n", nil, "vouch", "git-credential", "get", "--verbose"); code != 1 || out != "" || !strings.Contains(stderr, "names another user") || f.Living() != 0 {
+		t.Errorf("asked for another's login, it exits %d: %s%s; %d tokens live", code, out, stderr, f.Living())
+	}
 	if out, stderr, code := h.ask("secret\n", nil, "vouch", "git-credential", "get"); code != 1 || out != "" || !strings.Contains(stderr, "is not key=value") || strings.Contains(stderr, "secret") {
 		t.Errorf("malformed: exits %d: %s%s", code, out, stderr)
 	}
