@@ -317,3 +317,24 @@ func TestKubectlPluginSpeaksTheProtocol(t *testing.T) {
 		}
 	}
 }
+
+func TestWrongAppKeyIsExplainedInTheLogAndNotToTheCaller(t *testing.T) {
+	t.Parallel()
+	h, f := newForge(t)
+	other, err := rsa.GenerateKey(rand.Reader, 2048)
+	must(t, err)
+	f.SetKey(&other.PublicKey)
+	_, stderr, code := h.vouch("get", "acme", "--field", "token")
+	if code != 1 || !strings.Contains(stderr, "the source of the credential refused") || strings.Contains(stderr, h.path("app.pem")) {
+		t.Errorf("the caller is told, with %d: %s", code, stderr)
+	}
+	out, _, _ := h.vouch("log", "show", "--event", "lease.grant", "--credential", "acme")
+	if !strings.Contains(out, "does not accept the key of app "+githubtest.App) || !strings.Contains(out, h.path("app.pem")) {
+		t.Errorf("the log does not say what to do:\n%s", out)
+	}
+	// The key of the app that is there now takes over, without a restart.
+	must(t, os.WriteFile(h.path("app.pem"), pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(other)}), 0o600))
+	if out, stderr, code := h.vouch("get", "acme", "--field", "token"); code != 0 || !f.Lives(out) {
+		t.Errorf("with its key: exits %d: %s%s", code, out, stderr)
+	}
+}
