@@ -19,6 +19,8 @@ var mayImport = map[string][]string{
 	"attest":                       nil,
 	"audit":                        nil,
 	"audit/export":                 {"audit"},
+	"audit/witness":                {"audit"},
+	"audit/witness/witnesstest":    nil,
 	"systemd":                      nil,
 	"packaging/version":            nil,
 	"packaging/inventory":          nil,
@@ -38,8 +40,8 @@ var mayImport = map[string][]string{
 	"credential/federation":        {"config", "credential", "credential/endpoint", "secret"},
 	"credential/fetched":           {"config", "credential", "credential/endpoint", "credential/federation", "secret"},
 	"credential/github":            {"config", "credential", "credential/endpoint", "secret"},
+	"credential/githubtest":        {"credential/credentialtest"},
 	"credential/oauth2":            {"config", "credential", "credential/endpoint", "secret"},
-	"credential/oauth2/oauth2test": nil,
 	"credential/postgres":          {"config", "credential", "secret"},
 	"credential/postgres/pgtest":   nil,
 	"credential/sshagent":          nil,
@@ -47,7 +49,10 @@ var mayImport = map[string][]string{
 	"credential/sshca/sshdtest":    nil,
 	"credential/sealed":            {"secret"},
 	"credential/static":            {"config", "credential", "credential/sealed", "secret"},
+	"credential/tool":              {"credential", "secret"},
 	"credential/vault":             {"config", "credential", "secret"},
+	"credential/oauth2/oauth2test": nil,
+	"credential/dotenv":            {"secret"},
 }
 
 // mayUse is which packages may import a module that belongs in one place.
@@ -58,6 +63,7 @@ var mayUse = map[string][]string{
 	"github.com/jackc/pgx":             {"credential/postgres", "credential/postgres/pgtest"},
 	"github.com/openbao/openbao/api":   {"credential/vault"},
 	"github.com/zitadel/oidc":          {"credential/oauth2/oauth2test"}, // tests alone
+	"github.com/transparency-dev":      {"audit/witness/witnesstest"},
 	"golang.org/x/crypto/ssh":          {"credential/sshagent", "credential/sshca"},
 }
 

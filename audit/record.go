@@ -46,6 +46,7 @@ const (
 	EventRun          Event = "program.start"        // Workload: who had which program started (vouch run)
 	EventStreamEnd    Event = "stream.end"           // Workload: a stream cut off, and why
 	EventAdmin        Event = "admin.request"        // Workload: what an administrator asked the daemon to do
+	EventWitness      Event = "log.witness"          // a witness refused the log: it saw another history of it
 )
 
 // The events of leased credentials. A grant and a revocation are two records

@@ -33,6 +33,7 @@ type Definition struct {
 	Bind        Bind
 	Limits      Limits
 	Parameters  []Parameter
+	For         []Offer // what tools may ask it for
 	Traits      Traits
 	Pos         config.Pos
 
@@ -63,6 +64,7 @@ type written struct {
 	Bind        string                   `yaml:"bind" default:"process" oneof:"process unit lease"`
 	Limits      writtenLimits            `yaml:"limits"`
 	Parameters  []writtenParameter       `yaml:"parameters"`
+	For         []writtenOffer           `yaml:"for"`
 	AWSSecret   config.Section           `yaml:"aws-secret"`
 	AzureSecret config.Section           `yaml:"azure-secret"`
 	Federation  config.Section           `yaml:"federation"`
@@ -184,6 +186,7 @@ func (l *loader) definition(w *written) {
 		d.Limits.Hours = append(d.Limits.Hours, h.Value)
 	}
 	l.parameters(d, w)
+	l.offers(d, w)
 	if len(l.problems) > before {
 		return // the broker is not asked about what is wrong already
 	}
@@ -256,6 +259,11 @@ func (l *loader) open(d *Definition, w *written) {
 		return
 	}
 	d.broker, d.Traits = broker, broker.Traits()
+	if len(d.For) > 0 {
+		if err := d.helps(); err != nil {
+			l.problems.Add(w.For[0].Pos, "%v", err)
+		}
+	}
 	if d.Renewable && !d.Traits.Renews {
 		l.problems.Add(w.Renewable.Pos, "credential %s is renewable, which %s cannot do; remove the key, and let the caller ask for the next one", d.Name, d.Traits.Upstream)
 	}

@@ -41,7 +41,11 @@ type Service struct {
 	RootDirectory    string
 	RootImage        string
 	PAMName          string
+	LoadCredential   []Credential
 }
+
+// A Credential is one that a unit loads from a path (LoadCredential=).
+type Credential struct{ ID, Path string }
 
 // A Command is a program and its arguments, of which the first is its name.
 type Command struct {
@@ -140,6 +144,7 @@ func (u *Units) unit(ctx context.Context, name string) (*Unit, error) {
 			RootDirectory:    p.text("RootDirectory"),
 			RootImage:        p.text("RootImage"),
 			PAMName:          p.text("PAMName"),
+			LoadCredential:   p.credentials("LoadCredential"),
 		}
 	}
 	return unit, p.err
@@ -253,6 +258,9 @@ func dial(ctx context.Context, path string) (*dbus.Conn, error) {
 	if err == nil {
 		err = authenticate(conn, path == busSocket)
 	}
+	if err == nil && path != busSocket {
+		err = wake(ctx, conn)
+	}
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
 	}
@@ -267,6 +275,18 @@ func authenticate(conn *dbus.Conn, bus bool) error {
 	err := conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Geteuid()))})
 	if err == nil && bus {
 		err = conn.Hello()
+	}
+	return err
+}
+
+// wake makes the first call on a connection to systemd itself, whose answer, an
+// error, does not matter. systemd reads the end of the handshake together with
+// up to 256 bytes that follow it, and a message that came whole with these waits
+// until another one arrives; so this one is longer.
+func wake(ctx context.Context, conn *dbus.Conn) error {
+	err := conn.Object(service, managerPath).CallWithContext(ctx, getOne, 0, managerIface, strings.Repeat("x", 1024)).Err
+	if _, answered := errors.AsType[dbus.Error](err); answered {
+		return nil
 	}
 	return err
 }
@@ -325,6 +345,11 @@ func (p *properties) paths(name string) []string {
 		paths = append(paths, e.Path)
 	}
 	return paths
+}
+
+func (p *properties) credentials(name string) (list []Credential) {
+	p.get(name, &list)
+	return list
 }
 
 func (p *properties) commands(name string) []Command {

@@ -345,6 +345,9 @@ func (s *Server) granted(c *caller) (list []*credentialv1.Credential) {
 			}
 			m.Parameters = append(m.Parameters, of)
 		}
+		for _, o := range d.For {
+			m.Targets = append(m.Targets, &credentialv1.Target{Tool: o.Tool, Location: o.Location, Username: o.Username})
+		}
 		list = append(list, m)
 	}
 	return list

@@ -229,7 +229,7 @@ func replaceFileAs(path string, data []byte, mode fs.FileMode, uid, gid int) (os
 	if uid >= 0 || gid >= 0 {
 		err = errors.Join(err, f.Chown(uid, gid))
 	}
-	err = errors.Join(err, f.Chmod(mode))
+	err = errors.Join(err, f.Chmod(mode), f.Sync())
 	info, statErr := f.Stat()
 	if err = errors.Join(err, statErr, f.Close()); err != nil {
 		return nil, err

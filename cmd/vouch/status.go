@@ -68,6 +68,9 @@ func printStatus(out io.Writer, st workloadapi.Status) {
 	row("secrets", "%d sealed to this machine, %d due to be rotated", st.Secrets.Count, st.Secrets.Due)
 	row("streams", "%d open", st.Streams)
 	row("log", "%d records in %s, %d of them anchored in the TPM, last %s ago", st.Log.Records, st.Log.Dir, st.Log.Anchored, ago(st.Log.LastAnchor))
+	for _, x := range st.Log.Witnesses {
+		row("witness", "%s signed %d records, last %s ago", x.Name, x.Records, ago(x.Time))
+	}
 	w.Flush()
 	for _, r := range st.Reminders {
 		fmt.Fprintf(out, "reminder: %s\n", r)

@@ -128,6 +128,18 @@ func (d *daemon) recordCredentials(ctx context.Context, defs *credential.Definit
 	return d.log.Append(ctx, r)
 }
 
+// serveUnits answers systemd, which loads credentials for units.
+func (d *daemon) serveUnits(ctx context.Context) error {
+	if !systemd.IsManager() {
+		return nil
+	}
+	l, err := workloadapi.ListenUnits(d.load, d.config.SystemdSocket)
+	if err != nil {
+		return err
+	}
+	return d.server.ServeUnits(ctx, l, d.units)
+}
+
 // endUngranted ends the leases of identities that no entry grants the
 // credential any more.
 func (d *daemon) endUngranted(es *identity.Entries) {

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -66,6 +67,8 @@ type host struct {
 	dir  string
 	name string // the host's name; empty: the test machine's
 	tpm  *tpmtest.TPM
+	env  []string // more for the daemon
+	wrap []string // what the daemon is started by; empty: directly
 
 	cmd    *exec.Cmd
 	stderr *lines
@@ -129,6 +132,11 @@ func (h *host) launch(args ...string) {
 	if h.name != "" {
 		h.cmd = exec.Command("unshare", append([]string{"--uts", "sh", "-c", `hostname "$0" && exec "$@"`, h.name}, h.cmd.Args...)...)
 	}
+	h.cmd.Args = append(slices.Clone(h.wrap), h.cmd.Args...)
+	if len(h.wrap) > 0 {
+		h.cmd = exec.Command(h.cmd.Args[0], h.cmd.Args[1:]...)
+	}
+	h.cmd.Env = append(os.Environ(), h.env...)
 	h.cmd.Stderr = h.stderr
 	must(h.t, h.cmd.Start())
 	cmd, stderr, waited := h.cmd, h.stderr, make(chan error, 1)

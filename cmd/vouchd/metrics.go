@@ -100,10 +100,25 @@ var metrics = []struct {
 	{metric("log_records", "Records in the attestation log."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Log.Records), true }},
 	{metric("log_anchored_records", "Records that the last anchor in the TPM covers."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Log.Anchored), true }},
 	{metric("log_last_anchor_seconds", "When the log was last anchored in the TPM, as Unix time."), func(st *workloadapi.Status) (float64, bool) { return unixTime(st.Log.LastAnchor) }},
+	{metric("log_disk_bytes", "What the attestation log takes on the disk."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Log.DiskBytes), true }},
+	{metric("log_max_bytes", "What it may take; nothing is issued past that."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Log.MaxBytes), true }},
+	{metric("log_writable", "1 where the attestation log can be written, 0 where nothing is issued because it can't."), func(st *workloadapi.Status) (float64, bool) {
+		if st.Log.Error != "" {
+			return 0, true
+		}
+		return 1, true
+	}},
 	{metric("secrets", "Secrets sealed to this machine."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Secrets.Count), st.Secrets.Error == "" }},
 	{metric("secrets_due", "Secrets that should have been rotated by now."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Secrets.Due), st.Secrets.Error == "" }},
 	{metric("problems", "Problems that vouch status reports."), func(st *workloadapi.Status) (float64, bool) { return float64(len(st.Problems)), true }},
 }
+
+// What is told of each witness, by its name.
+var (
+	witnessUp      = metric("log_witness_up", "1 where the witness signed when it was last asked.", "witness")
+	witnessRecords = metric("log_witness_records", "Records that the witness signed last.", "witness")
+	witnessTime    = metric("log_witness_last_seconds", "When the witness last signed, as Unix time.", "witness")
+)
 
 // secretMetrics are one for each sealed secret, of which there are
 // [sealed.MaxCount] at most.
@@ -127,6 +142,9 @@ func (c statusCollector) Describe(descs chan<- *prometheus.Desc) {
 	for _, m := range metrics {
 		descs <- m.desc
 	}
+	descs <- witnessUp
+	descs <- witnessRecords
+	descs <- witnessTime
 	for _, m := range secretMetrics {
 		descs <- m.desc
 	}
@@ -138,6 +156,17 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 	for _, m := range metrics {
 		if v, ok := m.value(&st); ok {
 			out <- prometheus.MustNewConstMetric(m.desc, prometheus.GaugeValue, v)
+		}
+	}
+	for _, w := range st.Log.Witnesses {
+		up := 1.0
+		if w.Error != "" {
+			up = 0
+		}
+		out <- prometheus.MustNewConstMetric(witnessUp, prometheus.GaugeValue, up, w.Name)
+		out <- prometheus.MustNewConstMetric(witnessRecords, prometheus.GaugeValue, float64(w.Records), w.Name)
+		if t, ok := unixTime(w.Time); ok {
+			out <- prometheus.MustNewConstMetric(witnessTime, prometheus.GaugeValue, t, w.Name)
 		}
 	}
 	secrets := c.secrets()

@@ -7,8 +7,8 @@
 //
 // Out of reach: these secrets have no lease. What was delivered is the same for
 // everybody who may read it, and works until somebody changes it in the store
-// and where it is used. A lease's end here is when vouchd stops handing it out
-// and an agent should ask again, and each record says so.
+// and where it is used. A lease's end here is when an agent should ask again,
+// and each record says that nothing else ends.
 package fetched
 
 import (
@@ -17,6 +17,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"regexp"
 	"time"
@@ -27,10 +28,6 @@ import (
 	"github.com/vouchd/vouchd/credential/federation"
 	"github.com/vouchd/vouchd/secret"
 )
-
-// outlives is in every record of a grant: the end of the lease is not the end of
-// the secret.
-const outlives = "the value outlives the lease"
 
 // A store reads one secret as the workload.
 type store interface {
@@ -46,11 +43,10 @@ type Broker struct {
 	store  store
 	secret credential.Template
 	fields []string // keys of the secret's JSON; none for the whole of it
-	now    func() time.Time
 }
 
 func newBroker(s store, c common) *Broker {
-	b := &Broker{store: s, secret: c.Secret.Value, now: time.Now}
+	b := &Broker{store: s, secret: c.Secret.Value}
 	for _, f := range c.Fields {
 		b.fields = append(b.fields, f.Value)
 	}
@@ -62,12 +58,12 @@ func (b *Broker) Close() { b.store.close() }
 
 // Traits says that nothing can be taken back.
 func (b *Broker) Traits() credential.Traits {
-	return credential.Traits{Upstream: b.store.upstream(), Revocation: credential.ExpiryOnly}
+	return credential.Traits{Upstream: b.store.upstream(), Revocation: credential.Unrevocable}
 }
 
 // Plan names the session by which the store's log has it.
 func (b *Broker) Plan(_ context.Context, r credential.Request) (credential.Plan, error) {
-	return credential.Plan{Handle: credential.Handle{Name: federation.SessionName(r)}, NotAfter: b.now().Add(r.TTL)}, nil
+	return credential.Plan{Handle: credential.Handle{Name: federation.SessionName(r)}}, nil
 }
 
 // Issue reads the secret.
@@ -85,7 +81,7 @@ func (b *Broker) Issue(ctx context.Context, r credential.Request, p credential.P
 		clear(value)
 		return credential.Issued{}, fmt.Errorf("reading secret %s: %w", name, err)
 	}
-	return credential.Issued{Fields: fields, NotAfter: p.NotAfter, Scope: []string{"secret=" + name, "version=" + version, outlives}}, nil
+	return credential.Issued{Fields: fields, Scope: []string{"secret=" + name, "version=" + version}}, nil
 }
 
 // split takes the fields wanted out of a secret that is a JSON object, as the
@@ -101,7 +97,7 @@ func (b *Broker) split(value []byte) ([]credential.Field, error) {
 	var object map[string]any
 	dec := json.NewDecoder(bytes.NewReader(value))
 	dec.UseNumber() // a port or an account number stays as it is written
-	if dec.Decode(&object) != nil || object == nil {
+	if dec.Decode(&object) != nil || object == nil || dec.Decode(new(any)) != io.EOF {
 		return nil, fmt.Errorf("%w: it is not a JSON object, which fields are taken from; remove fields to have it as it is", credential.ErrUpstream)
 	}
 	var fields []credential.Field
@@ -125,13 +121,13 @@ func (b *Broker) Renew(context.Context, credential.Handle, time.Duration) (time.
 	return time.Time{}, fmt.Errorf("%w: a secret without a lease is not renewed", credential.ErrRefused)
 }
 
-// Revoke is not something that a secret without a lease knows.
+// Revoke has nothing to end, which Traits says.
 func (b *Broker) Revoke(context.Context, credential.Handle) (credential.Use, error) {
-	return credential.Use{}, credential.ErrOnlyExpires
+	return credential.Use{}, nil
 }
 
 // Recover finds nothing: what was read leaves nothing behind.
-func (b *Broker) Recover(context.Context, credential.Handle) error { return credential.ErrOnlyExpires }
+func (b *Broker) Recover(context.Context, credential.Handle) error { return nil }
 
 // common are the keys that every store's section has.
 type common struct {

@@ -25,6 +25,7 @@ import (
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/credentialtest"
 	"github.com/vouchd/vouchd/credential/github"
+	"github.com/vouchd/vouchd/credential/githubtest"
 	"github.com/vouchd/vouchd/state"
 )
 
@@ -56,15 +57,15 @@ func keyFile(t *testing.T, path string, key *rsa.PrivateKey) {
 }
 
 // newApp returns an app that GitHub knows, with its key in a file.
-func newApp(t *testing.T) (v *vendor, file string) {
+func newApp(t *testing.T) (v *githubtest.Server, file string) {
 	t.Helper()
 	key := appKey(t)
 	file = filepath.Join(t.TempDir(), "app.pem")
 	keyFile(t, file, key)
-	return newVendor(t, &key.PublicKey), file
+	return githubtest.Start(t, &key.PublicKey), file
 }
 
-func open(t *testing.T, keys github.Keys, v *vendor, file, more string) credential.Broker {
+func open(t *testing.T, keys github.Keys, v *githubtest.Server, file, more string) credential.Broker {
 	t.Helper()
 	if more == "" {
 		more = `repositories: ["{{repo}}"], permissions: [contents:read]`
@@ -75,7 +76,7 @@ credentials:
     broker: github
     parameters: [{name: repo, pattern: ".+", default: site}]
     github: {api_url: %q, ca_file: %s, app_id: %s, installation_id: 42, app_key_file: %s, %s}
-`, v.URL, v.caFile, app, file, more))
+`, v.URL, v.CAFile, githubtest.App, file, more))
 }
 
 func issue(t *testing.T, b credential.Broker, repo string) (credential.Plan, credential.Issued, error) {
@@ -107,13 +108,13 @@ func TestTokenIsForWhatTheDefinitionNamesAndEndsWithItsLease(t *testing.T) {
 	must(t, err)
 	token := field(i, "token")
 	sum := sha256.Sum256([]byte(token))
-	if v.living() != 1 || field(i, "username") != "x-access-token" || i.Handle.Name != "sha256 "+base64.StdEncoding.EncodeToString(sum[:]) {
+	if v.Living() != 1 || field(i, "username") != "x-access-token" || i.Handle.Name != "sha256 "+base64.StdEncoding.EncodeToString(sum[:]) {
 		t.Errorf("token %q, handle %q", token, i.Handle.Name)
 	}
 	if !slices.Equal(i.Scope, []string{"repository=docs", "contents:read"}) || time.Until(i.NotAfter) > time.Hour || p.NotAfter.Before(i.NotAfter) {
 		t.Errorf("scope %q until %v, and the plan says %v", i.Scope, i.NotAfter, p.NotAfter)
 	}
-	if tr := b.Traits(); tr.Revocation != credential.Hard || tr.Renews || !strings.HasSuffix(tr.Upstream, installation) {
+	if tr := b.Traits(); tr.Revocation != credential.Hard || tr.Renews || !strings.HasSuffix(tr.Upstream, githubtest.InstallationPath) {
 		t.Errorf("traits %+v", tr)
 	}
 	for range 2 { // a second time finds it gone
@@ -121,7 +122,7 @@ func TestTokenIsForWhatTheDefinitionNamesAndEndsWithItsLease(t *testing.T) {
 			t.Errorf("revoking: %v", err)
 		}
 	}
-	if v.living() != 0 {
+	if v.Living() != 0 {
 		t.Error("the token lives on")
 	}
 	if _, err := b.Revoke(t.Context(), p.Handle); !errors.Is(err, credential.ErrOnlyExpires) {
@@ -149,9 +150,7 @@ func TestAppKeyIsNeededOnceAndStaysInTheTPM(t *testing.T) {
 	// Another key of the app takes its place.
 	next := appKey(t)
 	keyFile(t, file, next)
-	v.mu.Lock()
-	v.key = &next.PublicKey
-	v.mu.Unlock()
+	v.SetKey(&next.PublicKey)
 	if _, _, err := issue(t, b, "site"); err != nil {
 		t.Errorf("with the next key: %v", err)
 	}
@@ -167,7 +166,7 @@ func TestWrongAppKeyIsToldSo(t *testing.T) {
 	keys := machine(t)
 	keyFile(t, file, appKey(t))
 	_, _, err := issue(t, open(t, keys, v, file, ""), "site")
-	if !errors.Is(err, credential.ErrRefused) || !strings.Contains(err.Error(), "does not accept the key of app "+app) || strings.Contains(err.Error(), "eyJ") {
+	if !errors.Is(err, credential.ErrRefused) || !strings.Contains(err.Error(), "does not accept the key of app "+githubtest.App) || strings.Contains(err.Error(), "eyJ") {
 		t.Errorf("another app's key: %v", err)
 	}
 	for name, tt := range map[string]struct {
@@ -194,7 +193,7 @@ func TestWrongAppKeyIsToldSo(t *testing.T) {
 	if _, _, err := issue(t, open(t, machine(t), v, file, ""), "site"); !errors.Is(err, credential.ErrRefused) || !strings.Contains(err.Error(), "has no key in the TPM yet; put the one") {
 		t.Errorf("never a key: %v", err)
 	}
-	if v.living() != 0 {
+	if v.Living() != 0 {
 		t.Error("a token was given")
 	}
 }
@@ -225,9 +224,7 @@ func TestGitHubsRefusalsSayWhatToDo(t *testing.T) {
 		}
 	}
 	for status, want := range map[int]string{403: "suspended", 404: "has no installation 42", 500: "status 500", 429: "status 429"} {
-		v.mu.Lock()
-		v.override = func(w http.ResponseWriter, _ *http.Request) bool { refuse(w, status, "x"); return true }
-		v.mu.Unlock()
+		v.SetFault(func(w http.ResponseWriter, _ *http.Request) bool { githubtest.Refuse(w, status, "x"); return true })
 		_, _, err := issue(t, open(t, keys, v, file, ""), "site")
 		if err == nil || !strings.Contains(err.Error(), want) || errors.Is(err, credential.ErrUpstream) != (status >= 429) {
 			t.Errorf("status %d: %v", status, err)
@@ -244,8 +241,8 @@ func TestCallersValueIsOneRepository(t *testing.T) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
-	if len(v.asked) != 0 {
-		t.Errorf("GitHub was asked %q", v.asked)
+	if n := v.Asked(); n != 0 {
+		t.Errorf("GitHub was asked %d times", n)
 	}
 }
 
@@ -261,12 +258,10 @@ func TestTokenForMoreThanWasAskedIsEndedAndNotHandedOut(t *testing.T) {
 		"another repository":   func(a map[string]any) { a["repositories"] = []any{map[string]any{"name": "secrets"}} },
 		"unknown repositories": func(a map[string]any) { delete(a, "repositories") },
 	} {
-		v.mu.Lock()
-		v.more = more
-		v.mu.Unlock()
+		v.SetMore(more)
 		_, i, err := issue(t, b, "site")
-		if !errors.Is(err, credential.ErrUpstream) || len(i.Fields) != 0 || v.living() != 0 {
-			t.Errorf("%s: %v, %d tokens live", name, err, v.living())
+		if !errors.Is(err, credential.ErrUpstream) || len(i.Fields) != 0 || v.Living() != 0 {
+			t.Errorf("%s: %v, %d tokens live", name, err, v.Living())
 		}
 	}
 }
@@ -292,21 +287,15 @@ func TestGitHubFaults(t *testing.T) {
 		"a redirect":            answer(307, ""),
 		"a cut connection":      func(http.ResponseWriter, *http.Request) bool { panic(http.ErrAbortHandler) },
 	} {
-		v.mu.Lock()
-		v.override = fault
-		v.mu.Unlock()
+		v.SetFault(fault)
 		if _, i, err := issue(t, b, "site"); !errors.Is(err, credential.ErrUpstream) || len(i.Fields) != 0 {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	v.mu.Lock()
-	v.override = nil
-	v.mu.Unlock()
+	v.SetFault(nil)
 	_, i, err := issue(t, b, "site")
 	must(t, err)
-	v.mu.Lock()
-	v.override = answer(503, "")
-	v.mu.Unlock()
+	v.SetFault(answer(503, ""))
 	if _, err := b.Revoke(t.Context(), *i.Handle); !errors.Is(err, credential.ErrUpstream) {
 		t.Errorf("revoking while it is down: %v", err)
 	}
