@@ -5,7 +5,8 @@ SHELL := bash
 GO       ?= go
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS  := -s -w -X github.com/vouchd/vouchd/packaging/version.release=$(VERSION)
-TOOLS    := gcc libc6-dev swtpm swtpm-tools tpm2-tools postgresql-15 openssh-client openssh-server
+TOOLS    := gcc libc6-dev swtpm swtpm-tools tpm2-tools postgresql-15 openssh-client openssh-server \
+            git nginx-light nodejs openssl python3 systemd
 FUZZTIME ?= 30s
 
 help: ## list what can be made
@@ -25,6 +26,15 @@ test-tools: ## install from Debian what the tests need
 
 test-vault: ## check the vault broker against the Vault or OpenBao at VAULT_ADDR, with VAULT_TOKEN
 	$(GO) test -tags vaultsuite -count 1 -v -run TestRealServer ./credential/vault
+
+test-clients: test-tools ## run the examples in Python and Node against the daemon; asks the npm registry
+	@packaging/install-missing python3-grpcio protobuf-compiler
+	@command -v npm >/dev/null || packaging/install-missing npm
+	$(GO) test -tags clients -count 1 -run TestExampleClients ./cmd/vouchd
+
+test-sdks: test-tools ## run the examples with the vendors' own SDKs, from npm, against fakes of their endpoints
+	@command -v npm >/dev/null || packaging/install-missing npm
+	$(GO) test -tags sdks -count 1 -v -run TestSDKs ./cmd/vouchd
 
 check: ## what must hold before a commit: formatting, vet, staticcheck, a tidy go.mod
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }
@@ -71,4 +81,4 @@ repo-test: package ## what apt and dnf make of signed repositories, and of chang
 vuln: ## look for known vulnerabilities; asks vuln.go.dev
 	@packaging/vuln
 
-.PHONY: help build demo test test-vault test-tools check bench fuzz package package-check system-test vm-test release repo repo-test vuln
+.PHONY: help build demo test test-vault test-clients test-sdks test-tools check bench fuzz package package-check system-test vm-test release repo repo-test vuln

@@ -40,6 +40,7 @@ var mayImport = map[string][]string{
 	"credential/federation":        {"config", "credential", "credential/endpoint", "secret"},
 	"credential/fetched":           {"config", "credential", "credential/endpoint", "credential/federation", "secret"},
 	"credential/github":            {"config", "credential", "credential/endpoint", "secret"},
+	"credential/githubtest":        {"credential/credentialtest"},
 	"credential/oauth2":            {"config", "credential", "credential/endpoint", "secret"},
 	"credential/postgres":          {"config", "credential", "secret"},
 	"credential/postgres/pgtest":   nil,
@@ -48,11 +49,10 @@ var mayImport = map[string][]string{
 	"credential/sshca/sshdtest":    nil,
 	"credential/sealed":            {"secret"},
 	"credential/static":            {"config", "credential", "credential/sealed", "secret"},
+	"credential/tool":              {"credential", "secret"},
 	"credential/vault":             {"config", "credential", "secret"},
 	"credential/oauth2/oauth2test": nil,
 	"credential/dotenv":            {"secret"},
-	"credential/githubtest":        {"credential/credentialtest"},
-	"credential/tool":              {"credential", "secret"},
 }
 
 // mayUse is which packages may import a module that belongs in one place.

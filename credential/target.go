@@ -78,10 +78,13 @@ func plainURL(s string) (string, error) {
 // registry returns a registry's host. Docker writes some with a scheme and an
 // API version, and its own hub by three names.
 func registry(s string) (string, error) {
-	rest := strings.TrimPrefix(strings.TrimPrefix(s, "https://"), "http://")
-	host, apiPath, _ := strings.Cut(rest, "/")
+	rest, clear := strings.CutPrefix(s, "http://")
+	host, apiPath, _ := strings.Cut(strings.TrimPrefix(rest, "https://"), "/")
 	if !slices.Contains([]string{"", "v1", "v2"}, strings.Trim(apiPath, "/")) {
 		return "", errors.New("is not a registry; write its host alone")
+	}
+	if u := (&url.URL{Host: host}); clear && !loopback(u.Hostname()) {
+		return "", errors.New("is not https, and another machine's; the secret would pass in clear")
 	}
 	host, err := plainHost(host, "443")
 	if slices.Contains([]string{"index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"}, host) {

@@ -21,6 +21,7 @@ func TestPlaceOfAToolHasOneForm(t *testing.T) {
 		{credential.Docker, "localhost:5000", "localhost:5000"},
 		{credential.Docker, "https://index.docker.io/v1/", "docker.io"},
 		{credential.Docker, "docker.io", "docker.io"},
+		{credential.Docker, "http://127.0.0.1:5000", "127.0.0.1:5000"},
 		{credential.Kubernetes, "https://10.0.0.1:6443/", "https://10.0.0.1:6443"},
 	} {
 		if got, err := credential.NewTarget(tt.tool, tt.in); err != nil || got.Location != tt.want || got.Tool != tt.tool {
@@ -37,7 +38,7 @@ func TestWhatIsNoPlaceOfAToolIsRefused(t *testing.T) {
 			"https://github.com/a/../b", "https://github.com//a", "https://github.com/%2e%2e/b", "https://github.com/a%2fb", "https://git hub.com", "https://github.com/a\nb",
 			"https://github.com:", "https://github.com:0x1", "https://*.github.com", "https://github..com/" + strings.Repeat("a", 3000), "https://gïthub.com", "http://127.0.0.1.example.com",
 		},
-		credential.Docker:     {"", "registry.example.com/team", "ftp://registry.example.com", "user@registry.example.com", "*", "registry.example.com:", "a b"},
+		credential.Docker:     {"", "registry.example.com/team", "http://registry.example.com", "http://https://registry.example.com", "ftp://registry.example.com", "user@registry.example.com", "*", "registry.example.com:", "a b"},
 		credential.Kubernetes: {"", "10.0.0.1:6443", "http://10.0.0.1", "https://u:p@10.0.0.1"},
 		"helm":                {"https://example.com"},
 	} {

@@ -14,7 +14,7 @@ import (
 )
 
 func newDockerCredential(*options) *cobra.Command {
-	var l leaser
+	var h helper
 	cmd := &cobra.Command{
 		Use:   "docker-credential {get | list | store | erase | version}",
 		Short: "Be Docker's credential helper",
@@ -29,9 +29,9 @@ Nothing is ever stored: docker login is refused, and docker logout has nothing t
   echo registry.example.com | vouch docker-credential get | jq .Username`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), l.timeout)
+			ctx, cancel := context.WithTimeout(cmd.Context(), h.timeout)
 			defer cancel()
-			err := l.docker(ctx, args[0], cmd.InOrStdin(), cmd.OutOrStdout())
+			err := h.docker(ctx, args[0], cmd.InOrStdin(), cmd.OutOrStdout())
 			if u := (usageError{}); err == nil || errors.As(err, &u) {
 				return err
 			}
@@ -39,16 +39,16 @@ Nothing is ever stored: docker login is refused, and docker logout has nothing t
 			return errSaid
 		},
 	}
-	l.flags(cmd)
+	h.flags(cmd)
 	return cmd
 }
 
-func (l *leaser) docker(ctx context.Context, action string, in io.Reader, out io.Writer) error {
+func (h *helper) docker(ctx context.Context, action string, in io.Reader, out io.Writer) error {
 	switch action {
 	case "get":
-		return l.dockerGet(ctx, in, out)
+		return h.dockerGet(ctx, in, out)
 	case "list":
-		return l.dockerList(ctx, out)
+		return h.dockerList(ctx, out)
 	case "store":
 		return errors.New("vouch stores no logins, and vouchd gives them where its definitions say so; to log in yourself, take this registry out of credHelpers in ~/.docker/config.json")
 	case "erase":
@@ -60,7 +60,7 @@ func (l *leaser) docker(ctx context.Context, action string, in io.Reader, out io
 	return usageError{fmt.Errorf("unknown action %q; want get, list, store, erase or version", action)}
 }
 
-func (l *leaser) dockerGet(ctx context.Context, in io.Reader, out io.Writer) error {
+func (h *helper) dockerGet(ctx context.Context, in io.Reader, out io.Writer) error {
 	if err := notATerminal(out, "Docker"); err != nil {
 		return err
 	}
@@ -72,28 +72,26 @@ func (l *leaser) dockerGet(ctx context.Context, in io.Reader, out io.Writer) err
 	if err != nil {
 		return tool.ErrDockerNotFound
 	}
-	client, err := l.client()
+	client, err := h.client()
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	got, err := l.find(ctx, client, asked)
+	err = h.lend(ctx, client, asked, func(got *found) error {
+		login, err := got.login()
+		if err != nil {
+			return err
+		}
+		return tool.AnswerDocker(out, server, login)
+	})
 	if errors.Is(err, errNoOffer) {
 		return tool.ErrDockerNotFound
 	}
-	if err != nil {
-		return err
-	}
-	defer wipe(got.fields)
-	login, err := got.login()
-	if err != nil {
-		return err
-	}
-	return tool.AnswerDocker(out, server, login)
+	return err
 }
 
-func (l *leaser) dockerList(ctx context.Context, out io.Writer) error {
-	client, err := l.client()
+func (h *helper) dockerList(ctx context.Context, out io.Writer) error {
+	client, err := h.client()
 	if err != nil {
 		return err
 	}

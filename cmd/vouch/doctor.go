@@ -68,6 +68,7 @@ func examine(ctx context.Context, file string) []finding {
 		examinePeerPIDFD(),
 		examineCgroups(),
 		examineSystemd(),
+		examinePrograms(c),
 		examineClock(),
 		examineSocket(ctx, c.AgentSocket),
 	)

@@ -17,6 +17,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vouchd/vouchd/config"
+	"github.com/vouchd/vouchd/programs"
 	"github.com/vouchd/vouchd/systemd"
 )
 
@@ -135,9 +137,27 @@ func cgroupFinding(kind int64) finding {
 
 func examineSystemd() finding {
 	if !systemd.IsManager() {
-		return finding{"systemd", levelNote, "it is not PID 1 here, so there are no systemd selectors"}
+		return finding{"systemd", levelNote, "it is not PID 1 here, so there are no systemd and script selectors, and no vouch run"}
 	}
 	return finding{"systemd", levelOK, "it is PID 1"}
+}
+
+// examinePrograms looks whether vouch run has anything to start and where to
+// ask. It does not connect, which would start its service.
+func examinePrograms(c *config.Config) finding {
+	defined, err := programs.Load(c.ProgramsDir, false)
+	switch {
+	case err != nil:
+		return finding{"programs", levelProblem, err.Error()}
+	case len(defined) == 0:
+		return finding{"programs", levelOK, "none in " + c.ProgramsDir + ", so that vouch run starts nothing"}
+	case !systemd.IsManager():
+		return finding{"programs", levelNote, fmt.Sprintf("%d in %s, which vouch run cannot start without systemd as PID 1", len(defined), c.ProgramsDir)}
+	}
+	if info, err := os.Stat(c.RunSocket); err != nil || info.Mode().Type() != fs.ModeSocket {
+		return finding{"programs", levelProblem, fmt.Sprintf("%d in %s, and vouch run finds no socket at %s; run: systemctl enable --now vouchd-programs.path", len(defined), c.ProgramsDir, c.RunSocket)}
+	}
+	return finding{"programs", levelOK, fmt.Sprintf("%d in %s", len(defined), c.ProgramsDir)}
 }
 
 func examineClock() finding {

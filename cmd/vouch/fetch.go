@@ -74,19 +74,31 @@ type x509View struct {
 }
 
 func (f *fetcher) x509() *cobra.Command {
-	var dir string
+	var k svidKeeper
 	cmd := &cobra.Command{
 		Use:   "x509",
 		Short: "Fetch X509-SVIDs",
 		Long: `Fetch this process's X509-SVIDs and print what they are. With --write the
 certificates, the keys (readable by the owner alone) and the bundle are written
 as PEM: svid.0.pem, svid.0.key and bundle.0.pem for the default identity, then
-svid.1.pem and so on. Keys are never printed.`,
+svid.1.pem and so on. Keys are never printed.
+
+With --follow vouch goes on: it replaces the files, the key last, as the daemon issues
+the next SVIDs or the bundle changes, tells the program that reads them, and at its
+end removes them. As a service of Type=notify it has started once the files are
+there.`,
 		Example: `  vouch fetch x509
   vouch fetch x509 --write /run/agent/svid
+  vouch fetch x509 --write /run/web/svid --follow --exec 'nginx -s reload'
   vouch fetch x509 --output json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := k.check(); err != nil {
+				return err
+			}
+			if k.follow {
+				return f.keepX509(cmd.Context(), &k)
+			}
 			client, ctx, done, err := f.client(cmd.Context())
 			if err != nil {
 				return err
@@ -96,7 +108,7 @@ svid.1.pem and so on. Keys are never printed.`,
 			if err != nil {
 				return fmt.Errorf("fetching X509-SVIDs: %w", err)
 			}
-			views, err := f.x509Views(got, dir)
+			views, err := f.x509Views(got, k.path)
 			if err != nil {
 				return err
 			}
@@ -110,7 +122,7 @@ svid.1.pem and so on. Keys are never printed.`,
 			})
 		},
 	}
-	cmd.Flags().StringVar(&dir, "write", "", "write PEM files into this `directory`")
+	k.flags(cmd)
 	return cmd
 }
 

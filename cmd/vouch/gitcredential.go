@@ -15,7 +15,7 @@ import (
 )
 
 func newGitCredential(*options) *cobra.Command {
-	var l leaser
+	var h helper
 	cmd := &cobra.Command{
 		Use:   "git-credential {get | store | erase}",
 		Short: "Be git's credential helper",
@@ -29,22 +29,22 @@ credential, revokes the lease where git (2.46 and later) tells which it was.`,
   printf 'protocol=https\nhost=github.com\n' | vouch git-credential get | sed s/password=.*/password=.../`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), l.timeout)
+			ctx, cancel := context.WithTimeout(cmd.Context(), h.timeout)
 			defer cancel()
 			switch args[0] {
 			case "get":
-				return l.gitGet(ctx, cmd.InOrStdin(), cmd.OutOrStdout())
+				return h.gitGet(ctx, cmd.InOrStdin(), cmd.OutOrStdout())
 			case "erase":
-				return l.gitErase(ctx, cmd.InOrStdin())
+				return h.gitErase(ctx, cmd.InOrStdin())
 			}
 			return nil // store, and what later versions of git may say (gitcredentials(7), CUSTOM HELPERS)
 		},
 	}
-	l.flags(cmd)
+	h.flags(cmd)
 	return cmd
 }
 
-func (l *leaser) gitGet(ctx context.Context, in io.Reader, out io.Writer) error {
+func (h *helper) gitGet(ctx context.Context, in io.Reader, out io.Writer) error {
 	if err := notATerminal(out, "git"); err != nil {
 		return err
 	}
@@ -54,38 +54,41 @@ func (l *leaser) gitGet(ctx context.Context, in io.Reader, out io.Writer) error 
 	}
 	asked, err := req.Target()
 	if err != nil {
+		if h.verbose {
+			fmt.Fprintf(os.Stderr, "vouch: git asks for what no credential can be for: %v\n", err)
+		}
 		return nil // another protocol's, such as smtp's or cert's
 	}
-	client, err := l.client()
+	client, err := h.client()
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	got, err := l.find(ctx, client, asked)
-	if errors.Is(err, errNoOffer) {
-		return l.gitHint(ctx, client, req, asked)
+	err = h.lend(ctx, client, asked, func(got *found) error {
+		login, err := got.login()
+		if err != nil {
+			return err
+		}
+		if req.Username != "" && req.Username != login.Username {
+			return errOtherUser
+		}
+		return req.Answer(out, login, got.expires(), got.lease.Id)
+	})
+	switch {
+	case errors.Is(err, errNoOffer):
+		return h.gitHint(ctx, client, req, asked)
+	case errors.Is(err, errOtherUser) && !h.verbose:
+		return nil // the next helper's turn
 	}
-	if err != nil {
-		return err
-	}
-	defer wipe(got.fields)
-	login, err := got.login()
-	if err != nil {
-		return err
-	}
-	if req.Username != "" && req.Username != login.Username {
-		client.Revoke(ctx, got.lease.Id) // somebody else's login is wanted
-		return nil
-	}
-	if err := req.Answer(out, login, got.expires(), got.lease.Id); err != nil {
-		return fmt.Errorf("%s cannot be given to git: %w", got.offer.Name, err)
-	}
-	return nil
+	return err
 }
+
+// errOtherUser means that git asks for the login of somebody in particular.
+var errOtherUser = errors.New("the URL names another user")
 
 // gitHint says why nothing was found where git kept from vouch what it would
 // take.
-func (l *leaser) gitHint(ctx context.Context, client *workloadapi.CredentialClient, req tool.GitRequest, asked credential.Target) error {
+func (h *helper) gitHint(ctx context.Context, client *workloadapi.CredentialClient, req tool.GitRequest, asked credential.Target) error {
 	if req.Path != "" {
 		return nil
 	}
@@ -99,12 +102,12 @@ func (l *leaser) gitHint(ctx context.Context, client *workloadapi.CredentialClie
 }
 
 // gitErase ends the lease that a server has refused, if git tells which.
-func (l *leaser) gitErase(ctx context.Context, in io.Reader) error {
+func (h *helper) gitErase(ctx context.Context, in io.Reader) error {
 	req, err := tool.ParseGit(in)
 	if err != nil || req.Lease == "" {
 		return err
 	}
-	client, err := l.client()
+	client, err := h.client()
 	if err != nil {
 		return err
 	}

@@ -15,7 +15,7 @@ import (
 )
 
 func newKubectlCredential(o *options) *cobra.Command {
-	var l leaser
+	var h helper
 	var audience string
 	cmd := &cobra.Command{
 		Use:   "kubectl-credential",
@@ -51,41 +51,36 @@ clusters that trust vouchd's issuer: no secret is kept anywhere then.`,
 			if err != nil {
 				return err
 			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), l.timeout)
+			ctx, cancel := context.WithTimeout(cmd.Context(), h.timeout)
 			defer cancel()
 			if audience != "" {
-				return (&fetcher{options: o, socket: l.socket, timeout: l.timeout}).answerExec(ctx, out, audience)
+				return (&fetcher{options: o, socket: h.socket, timeout: h.timeout}).answerExec(ctx, out, audience)
 			}
-			return l.kubectl(ctx, out, info)
+			return h.kubectl(ctx, out, info)
 		},
 	}
-	l.flags(cmd)
+	h.flags(cmd)
 	cmd.Flags().StringVar(&audience, "audience", "", "give the JWT-SVID for this `audience`")
 	return cmd
 }
 
-func (l *leaser) kubectl(ctx context.Context, out io.Writer, info tool.ExecInfo) error {
+func (h *helper) kubectl(ctx context.Context, out io.Writer, info tool.ExecInfo) error {
 	asked, err := info.Target()
 	if err != nil {
 		return err
 	}
-	client, err := l.client()
+	client, err := h.client()
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	got, err := l.find(ctx, client, asked)
+	err = h.lend(ctx, client, asked, func(got *found) error {
+		return tool.AnswerExec(out, got.fields, got.expires())
+	})
 	if errors.Is(err, errNoOffer) {
 		return fmt.Errorf("no credential that this process is granted is for cluster %s; its definition needs for: [{kubernetes: %[1]s}]", asked.Location)
 	}
-	if err != nil {
-		return err
-	}
-	defer wipe(got.fields)
-	if err := tool.AnswerExec(out, got.fields, got.expires()); err != nil {
-		return fmt.Errorf("%s cannot be given to kubectl: %w", got.offer.Name, err)
-	}
-	return nil
+	return err
 }
 
 // answerExec gives kubectl the JWT-SVID of this process's default identity.

@@ -30,6 +30,7 @@ func main() {
 func command() *cobra.Command {
 	var file string
 	var overrides []string
+	log := slog.New(systemd.LogHandler(os.Stderr, systemd.JournalSocket, slog.NewTextHandler(os.Stderr, nil)))
 	cmd := &cobra.Command{
 		Use:   "vouchd",
 		Short: "Serve short-lived identities to the processes of this host",
@@ -45,7 +46,6 @@ error. SIGHUP reloads the entries, which also happens whenever they change.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			log := slog.New(systemd.LogHandler(os.Stderr, systemd.JournalSocket, slog.NewTextHandler(os.Stderr, nil)))
 			err := secret.KeepOutOfDumps()
 			var c *config.Config
 			if err == nil {
@@ -61,8 +61,10 @@ error. SIGHUP reloads the entries, which also happens whenever they change.`,
 		},
 	}
 	cmd.SetVersionTemplate(version.Text("vouchd"))
-	cmd.Flags().StringVar(&file, "config", "/etc/vouchd/vouchd.yaml", "configuration `file`")
-	cmd.Flags().StringArrayVar(&overrides, "set", nil, "override one configuration key, as `key=value`; may be repeated")
+	cmd.CompletionOptions.DisableDefaultCmd = true // systemd starts it
+	cmd.AddCommand(newPrograms(log, &file, &overrides))
+	cmd.PersistentFlags().StringVar(&file, "config", "/etc/vouchd/vouchd.yaml", "configuration `file`")
+	cmd.PersistentFlags().StringArrayVar(&overrides, "set", nil, "override one configuration key, as `key=value`; may be repeated")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
 		fmt.Fprintf(os.Stderr, "vouchd: %v; see vouchd --help\n", err)
 		os.Exit(2)

@@ -212,6 +212,14 @@ func TestGitHelperSpeaksTheProtocol(t *testing.T) {
 			t.Errorf("%s: exits %d: %s%s", name, code, out, stderr)
 		}
 	}
+	other := strings.Replace(request, "acme", "acme-evil", 1)
+	if out, stderr, code := h.ask(other, nil, "vouch", "git-credential", "get", "--verbose"); code != 0 || out != "" ||
+		!strings.Contains(stderr, "git asks for "+f.git.URL+"/acme-evil/site.git") || !strings.Contains(stderr, "credential acme is not for it but for "+f.git.URL+"/acme\n") {
+		t.Errorf("asked why, it exits %d: %s%s", code, out, stderr)
+	}
+	if out, stderr, code := h.ask(request+"username=alice\n", nil, "vouch", "git-credential", "get", "--verbose"); code != 1 || out != "" || !strings.Contains(stderr, "names another user") || f.Living() != 0 {
+		t.Errorf("asked for another's login, it exits %d: %s%s; %d tokens live", code, out, stderr, f.Living())
+	}
 	if out, stderr, code := h.ask("secret\n", nil, "vouch", "git-credential", "get"); code != 1 || out != "" || !strings.Contains(stderr, "is not key=value") || strings.Contains(stderr, "secret") {
 		t.Errorf("malformed: exits %d: %s%s", code, out, stderr)
 	}
@@ -307,5 +315,26 @@ func TestKubectlPluginSpeaksTheProtocol(t *testing.T) {
 		if out, stderr, code := h.ask("", env, "vouch", "kubectl-credential"); code != 1 || out != "" || !strings.Contains(stderr, want) {
 			t.Errorf("%s: exits %d: %s%s", want, code, out, stderr)
 		}
+	}
+}
+
+func TestWrongAppKeyIsExplainedInTheLogAndNotToTheCaller(t *testing.T) {
+	t.Parallel()
+	h, f := newForge(t)
+	other, err := rsa.GenerateKey(rand.Reader, 2048)
+	must(t, err)
+	f.SetKey(&other.PublicKey)
+	_, stderr, code := h.vouch("get", "acme", "--field", "token")
+	if code != 1 || !strings.Contains(stderr, "the source of the credential refused") || strings.Contains(stderr, h.path("app.pem")) {
+		t.Errorf("the caller is told, with %d: %s", code, stderr)
+	}
+	out, _, _ := h.vouch("log", "show", "--event", "lease.grant", "--credential", "acme")
+	if !strings.Contains(out, "does not accept the key of app "+githubtest.App) || !strings.Contains(out, h.path("app.pem")) {
+		t.Errorf("the log does not say what to do:\n%s", out)
+	}
+	// The key of the app that is there now takes over, without a restart.
+	must(t, os.WriteFile(h.path("app.pem"), pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(other)}), 0o600))
+	if out, stderr, code := h.vouch("get", "acme", "--field", "token"); code != 0 || !f.Lives(out) {
+		t.Errorf("with its key: exits %d: %s%s", code, out, stderr)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"regexp"
 	"time"
@@ -96,7 +97,7 @@ func (b *Broker) split(value []byte) ([]credential.Field, error) {
 	var object map[string]any
 	dec := json.NewDecoder(bytes.NewReader(value))
 	dec.UseNumber() // a port or an account number stays as it is written
-	if dec.Decode(&object) != nil || object == nil {
+	if dec.Decode(&object) != nil || object == nil || dec.Decode(new(any)) != io.EOF {
 		return nil, fmt.Errorf("%w: it is not a JSON object, which fields are taken from; remove fields to have it as it is", credential.ErrUpstream)
 	}
 	var fields []credential.Field

@@ -115,7 +115,7 @@ func TestFieldsAreTakenOutOfASecretsJSON(t *testing.T) {
 				t.Errorf("fields %+v", i.Fields)
 			}
 			for name, text := range map[string]string{
-				"plain text": canary, "a list": `["` + canary + `"]`, "another object": `{"password":"` + canary + `"}`, "null": "null",
+				"plain text": canary, "a list": `["` + canary + `"]`, "another object": `{"password":"` + canary + `"}`, "null": "null", "an object and more": `{"username":"u","port":1} {}`,
 				"a field that is an object": `{"username":{"` + canary + `":1},"port":1}`, "half of it": `{"username":"` + canary,
 			} {
 				v.mu.Lock()
