@@ -27,9 +27,10 @@ test-tools: ## install from Debian what the tests need
 test-vault: ## check the vault broker against the Vault or OpenBao at VAULT_ADDR, with VAULT_TOKEN
 	$(GO) test -tags vaultsuite -count 1 -v -run TestRealServer ./credential/vault
 
-test-sdks: test-tools ## run the examples with the vendors' own SDKs, from npm, against fakes of their endpoints
+test-clients: test-tools ## run the examples in Python and Node against the daemon; asks the npm registry
+	@packaging/install-missing python3-grpcio protobuf-compiler
 	@command -v npm >/dev/null || packaging/install-missing npm
-	$(GO) test -tags sdks -count 1 -v -run TestSDKs ./cmd/vouchd
+	$(GO) test -tags clients -count 1 -run TestExampleClients ./cmd/vouchd
 
 check: ## what must hold before a commit: formatting, vet, staticcheck, a tidy go.mod
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }
@@ -47,7 +48,7 @@ package: ## build the deb and rpm packages for amd64 and arm64 into dist/
 	@packaging/package
 
 package-check: package ## hold the packages to lintian, rpmlint, reproducibility and the unit's exposure
-	@packaging/install-missing lintian rpmlint rpm man-db systemd procps
+	@packaging/install-missing lintian rpmlint rpm man-db systemd procps apparmor
 	@packaging/check
 
 system-test: ## what needs systemd as PID 1, in a container: tests of units, and the package from install to purge
@@ -62,7 +63,7 @@ vm-test: ## the same on a virtual machine with a TPM, with Secure Boot and witho
 	@packaging/test/vm
 
 release: ## build, check and sign the packages of a tag with MINISIGN_KEY
-	@packaging/install-missing lintian rpmlint rpm man-db systemd procps minisign
+	@packaging/install-missing lintian rpmlint rpm man-db systemd procps apparmor minisign
 	@packaging/release
 
 repo: package ## make repositories for apt and dnf of the packages, signed with REPO_KEY
@@ -76,4 +77,4 @@ repo-test: package ## what apt and dnf make of signed repositories, and of chang
 vuln: ## look for known vulnerabilities; asks vuln.go.dev
 	@packaging/vuln
 
-.PHONY: help build demo test test-vault test-sdks test-tools check bench fuzz package package-check system-test vm-test release repo repo-test vuln
+.PHONY: help build demo test test-vault test-clients test-tools check bench fuzz package package-check system-test vm-test release repo repo-test vuln

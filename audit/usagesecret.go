@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -20,6 +21,11 @@ type SecretUsage struct {
 	Uses     uint64    `json:"uses"`
 	LastUse  time.Time `json:"last_use,omitzero"`
 	UsedBy   []string  `json:"used_by,omitempty"` // SPIFFE IDs
+	// Former counts hand-outs of a value that had been replaced or removed: an
+	// older copy of the state directory's secrets was put back.
+	Former uint64 `json:"former_values_handed_out,omitempty"`
+
+	revision uint64 // of the present value
 }
 
 const (
@@ -40,6 +46,7 @@ func (u secretUsages) take(l *Leaf, since time.Time) {
 	switch l.Event {
 	case EventSecretSeal, EventSecretRotate:
 		s := u.of(l.Credential.Name)
+		s.revision = revisionOf(l.Credential.Handle)
 		s.Sealed, s.RotateBy, s.Removed = l.Credential.NotBefore, l.Credential.NotAfter, false
 		if l.Event == EventSecretRotate && !l.Time.Before(since) {
 			s.Rotated++
@@ -54,7 +61,19 @@ func (u secretUsages) take(l *Leaf, since time.Time) {
 		s := u.of(name)
 		s.Uses, s.LastUse = s.Uses+1, l.Time
 		s.UsedBy = listed(s.UsedBy, l.SPIFFEID)
+		if s.Removed || revisionOf(l.Credential.Handle) < s.revision {
+			s.Former++
+		}
 	}
+}
+
+// revisionOf reads a value's handle, NAME@REVISION; 0 if it is none.
+func revisionOf(handle string) uint64 {
+	n, err := strconv.ParseUint(handle[strings.LastIndexByte(handle, '@')+1:], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 func (u secretUsages) of(name string) *SecretUsage {
@@ -98,6 +117,9 @@ func (s *SecretUsage) text(end time.Time) string {
 	}
 	if s.Due {
 		fmt.Fprintf(&b, "\n  ! should have been rotated by %s", s.RotateBy.Format(secretsLayout))
+	}
+	if s.Former > 0 {
+		fmt.Fprintf(&b, "\n  ! a value that had been replaced or removed was handed out %d times: an older copy of it was put back", s.Former)
 	}
 	return b.String()
 }

@@ -72,21 +72,22 @@ const maxPrograms = 1000
 
 // Load reads the *.yaml files of dir. A missing directory defines nothing. An
 // error about them is of type [config.Errors] and tells every problem found.
-// AnyOwner accepts files that others may write to, for checking a working copy.
+// AnyOwner accepts files that others may write to, and users that this machine
+// does not know, for checking a working copy.
 func Load(dir string, anyOwner bool) (map[string]*Program, error) {
 	files, err := config.ReadDir(dir, anyOwner)
 	var problems config.Errors
 	problems.AddErr(dir, err)
-	return parse(files, problems)
+	return parse(files, problems, anyOwner)
 }
 
-func parse(files []config.File, problems config.Errors) (map[string]*Program, error) {
+func parse(files []config.File, problems config.Errors, anyUser bool) (map[string]*Program, error) {
 	programs := make(map[string]*Program)
 	for _, f := range files {
 		var doc document
 		problems.AddErr(f.Path, config.Decode(f.Path, f.Data, &doc))
 		for i := range doc.Programs {
-			p := doc.Programs[i].program(&problems)
+			p := doc.Programs[i].program(&problems, anyUser)
 			if first := programs[p.Name]; first != nil {
 				problems.Add(p.Pos, "program %q is defined at %s already; choose another name", p.Name, first.Pos)
 			}
@@ -112,7 +113,7 @@ var (
 const maxNameLen = 64
 
 // program checks what is written and returns it as a value.
-func (w *written) program(problems *config.Errors) *Program {
+func (w *written) program(problems *config.Errors, anyUser bool) *Program {
 	p := &Program{
 		Name:             w.Name.Value,
 		Command:          values(w.Command),
@@ -132,7 +133,7 @@ func (w *written) program(problems *config.Errors) *Program {
 	}
 	w.checkCommand(p, problems)
 	w.checkDigests(problems)
-	w.checkUser(p, problems)
+	w.checkUser(p, problems, anyUser)
 	if !filepath.IsAbs(p.Directory) || filepath.Clean(p.Directory) != p.Directory {
 		problems.Add(w.Directory.Pos, "directory %q must be an absolute path without . and ..", p.Directory)
 	}
@@ -196,11 +197,14 @@ func (w *written) checkDigests(problems *config.Errors) {
 	}
 }
 
-func (w *written) checkUser(p *Program, problems *config.Errors) {
+func (w *written) checkUser(p *Program, problems *config.Errors, any bool) {
 	if p.User == "" {
 		return // reported already
 	}
 	u, err := user.Lookup(p.User)
+	if err != nil && any {
+		return
+	}
 	if err != nil {
 		problems.Add(w.User.Pos, "user %q is not known on this machine", p.User)
 		return

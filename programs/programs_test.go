@@ -32,7 +32,7 @@ const good = `programs:
 
 func TestDefinition(t *testing.T) {
 	t.Parallel()
-	programs, err := parse([]config.File{{Path: "p.yaml", Data: []byte(good)}}, nil)
+	programs, err := parse([]config.File{{Path: "p.yaml", Data: []byte(good)}}, nil, false)
 	must(t, err)
 	p := programs["research-agent"]
 	if p == nil || len(programs) != 1 {
@@ -40,6 +40,17 @@ func TestDefinition(t *testing.T) {
 	}
 	if p.Script != "/opt/agent.py" || p.UID == 0 || p.Slice() != "vouch-research-agent.slice" || p.AllowedArguments || p.Pos.Line != 2 {
 		t.Errorf("got %+v", p)
+	}
+}
+
+func TestThePackagedExampleIsInOrder(t *testing.T) {
+	t.Parallel()
+	const file = "../packaging/etc/programs.d/research.yaml.disabled"
+	text, err := os.ReadFile(file)
+	must(t, err)
+	programs, err := parse([]config.File{{Path: file, Data: text}}, nil, true) // of a user that is not here
+	if err != nil || len(programs) != 1 {
+		t.Errorf("got %v, %v", programs, err)
 	}
 }
 
@@ -73,14 +84,14 @@ func TestDefinitionsThatAreRefused(t *testing.T) {
 			if text == good {
 				t.Fatal("nothing replaced")
 			}
-			programs, err := parse([]config.File{{Path: "p.yaml", Data: []byte(text)}}, nil)
+			programs, err := parse([]config.File{{Path: "p.yaml", Data: []byte(text)}}, nil, false)
 			if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.HasPrefix(err.Error(), "p.yaml:") {
 				t.Errorf("got %v, %v; want error %q", programs, err, tt.want)
 			}
 		})
 	}
 	t.Run("two of one name", func(t *testing.T) {
-		_, err := parse([]config.File{{Path: "a.yaml", Data: []byte(good)}, {Path: "b.yaml", Data: []byte(good)}}, nil)
+		_, err := parse([]config.File{{Path: "a.yaml", Data: []byte(good)}, {Path: "b.yaml", Data: []byte(good)}}, nil, false)
 		if err == nil || !strings.Contains(err.Error(), "b.yaml:2: program \"research-agent\" is defined at a.yaml:2") {
 			t.Errorf("got error %v", err)
 		}

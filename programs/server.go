@@ -31,18 +31,24 @@ type Units interface {
 // A Recorder keeps a decision durably before it takes effect.
 type Recorder interface {
 	// RecordStart is called before a program is started, and for a refusal
-	// before the caller is told. An error keeps the program from starting.
+	// before the caller is told. An error keeps the program from starting;
+	// [ErrTooManyRefusals] is told to the caller instead of the refusal.
 	RecordStart(ctx context.Context, s Start) error
 }
 
+// ErrTooManyRefusals means that a refusal was counted and not recorded, since
+// its user has been refused very often.
+var ErrTooManyRefusals = errors.New("too many refusals; wait a moment")
+
 // A Start is somebody's wish to start a program, and what became of it.
 type Start struct {
-	PID      int // of the caller
-	UID, GID uint32
-	Program  string // as the caller calls it: untrusted text if Refused is set
-	Unit     string // that it will run as
-	Defined  string // file:line
-	Refused  error  // nil if the program is started
+	PID       int    // of the caller
+	StartTime uint64 // of the caller, in ticks since boot; 0 where /proc hides it
+	UID, GID  uint32
+	Program   string // as the caller calls it, clipped: untrusted text if Refused is set
+	Unit      string // that it will run as
+	Defined   string // file:line
+	Refused   error  // nil if the program is started
 }
 
 // A Server starts programs for those who may start them.
@@ -51,6 +57,11 @@ type Server struct {
 	Units    Units                      // nil where systemd is not PID 1: every start is refused
 	Recorder Recorder
 	Report   func(error) // takes what goes wrong beside the caller; may be nil
+
+	// Serve returns once nobody has called for this time and no program runs,
+	// if MayEnd, unless nil, agrees; 0: never.
+	IdleAfter time.Duration
+	MayEnd    func() bool
 }
 
 const (
@@ -59,12 +70,13 @@ const (
 	maxRunning     = 256 // programs at a time
 	maxPerUser     = 32  // of those
 	requestTimeout = 10 * time.Second
+	recordTimeout  = 15 * time.Second
 	startTimeout   = 30 * time.Second
 	removeTimeout  = 30 * time.Second
 )
 
-// Serve starts programs until ctx ends, and then ends those that run. It closes
-// the listener.
+// Serve starts programs until ctx ends, and then ends those that run; or until
+// it is idle. It closes the listener.
 func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
@@ -73,9 +85,18 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 	defer wg.Wait()
 	places := places{users: make(map[uint32]int)}
 	for {
+		if s.IdleAfter > 0 {
+			l.SetDeadline(time.Now().Add(s.IdleAfter))
+		}
 		conn, err := l.AcceptUnix()
 		if ctx.Err() != nil {
 			return nil
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			if places.empty() && (s.MayEnd == nil || s.MayEnd()) {
+				return nil // who calls now has the socket's owner start another server
+			}
+			continue
 		}
 		if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ECONNABORTED) {
 			s.report(fmt.Errorf("accepting callers of vouch run: %w", err))
@@ -111,6 +132,12 @@ func (p *places) take(uid uint32) error {
 	p.total++
 	p.users[uid]++
 	return nil
+}
+
+func (p *places) empty() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.total == 0
 }
 
 func (p *places) free(uid uint32) {
@@ -153,25 +180,42 @@ func (s *Server) start(ctx context.Context, conn *net.UnixConn, peer *process.Pe
 	}
 	conn.SetReadDeadline(time.Time{})
 
-	start := Start{PID: peer.PID(), UID: peer.UID(), GID: peer.GID(), Program: asked.Program}
+	start := Start{PID: peer.PID(), UID: peer.UID(), GID: peer.GID(), Program: clip(asked.Program)}
+	start.StartTime, _ = peer.StartTime()
 	t, err := s.prepare(ctx, asked, files, &start)
 	start.Refused = err
-	if recordErr := s.Recorder.RecordStart(ctx, start); recordErr != nil {
-		s.report(recordErr)
-		return reply{}, errors.New("the start could not be recorded, and so was not made")
+	if err := s.record(ctx, start); err != nil {
+		return reply{}, err
 	}
 	if err != nil {
 		return reply{}, err
 	}
+	// What was recorded of the caller was of this process, if it lives.
+	if err := peer.Alive(); err != nil {
+		return reply{}, err
+	}
 	startCtx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
+	defer s.remove(ctx, t.Name) // also where it is not known whether it was started
 	if err := s.Units.Start(startCtx, t); err != nil {
 		s.report(err)
 		return reply{}, fmt.Errorf("systemd did not start program %s", asked.Program)
 	}
-	defer s.remove(ctx, t.Name)
 	closeAll(files) // the program has them now
 	return s.follow(ctx, conn, peer, t.Name)
+}
+
+// record has the decision recorded, and returns what to tell the caller where
+// it was not.
+func (s *Server) record(ctx context.Context, start Start) error {
+	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
+	defer cancel()
+	err := s.Recorder.RecordStart(ctx, start)
+	if err == nil || errors.Is(err, ErrTooManyRefusals) {
+		return err
+	}
+	s.report(fmt.Errorf("recording that user %d had program %q started: %w", start.UID, start.Program, err))
+	return errors.New("the decision could not be recorded, so that nothing was started; an administrator sees why with: journalctl -u vouchd-programs")
 }
 
 // prepare decides whether the caller may start the program, and how.

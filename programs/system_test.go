@@ -182,6 +182,7 @@ func TestSystemRunRefusals(t *testing.T) {
 		{"script that its user owns", "agent", nil, func(g *ground) { os.Chown(g.script, 1, 1) }, "which the process runs as"},
 		{"tree that has changed", "agent", nil, func(g *ground) { g.program.TreeSHA256 = strings.Repeat("0", 64) }, "has digest"},
 		{"log that cannot be written", "agent", nil, func(g *ground) { g.starts.fail = errors.New("disk full") }, "could not be recorded"},
+		{"refusals of a flood", "other", nil, func(g *ground) { g.starts.fail = ErrTooManyRefusals }, ErrTooManyRefusals.Error()},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			g := serve(t, units, "echo started", nil)
@@ -270,6 +271,33 @@ func TestWithoutSystemdEveryStartIsRefused(t *testing.T) {
 	out, err := g.vouchRun(t, "agent").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "needs systemd as PID 1") {
 		t.Errorf("got %v: %s", err, out)
+	}
+}
+
+// TestServerEndsOnceNobodyCalls: systemd starts it anew for the next caller.
+func TestServerEndsOnceNobodyCalls(t *testing.T) {
+	t.Parallel()
+	socket := filepath.Join(t.TempDir(), "run.sock")
+	l, err := Listen(nil, socket)
+	must(t, err)
+	var asked int
+	s := Server{
+		Programs: func() map[string]*Program { return nil }, Recorder: &starts{},
+		IdleAfter: 20 * time.Millisecond,
+		MayEnd:    func() bool { asked++; return asked == 2 },
+	}
+	conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: socket, Net: "unixpacket"})
+	must(t, err)
+	done := make(chan error)
+	go func() { done <- s.Serve(t.Context(), l) }()
+	conn.SetReadDeadline(time.Now().Add(5 * s.IdleAfter))
+	if n, err := conn.Read(make([]byte, 100)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("read %d bytes, %v while a caller is there", n, err)
+	}
+	conn.Close()
+	must(t, <-done)
+	if asked != 2 {
+		t.Errorf("asked %d times whether it may end", asked)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 )
@@ -22,10 +23,15 @@ type Transient struct {
 	Files       [3]*os.File // standard input, output and error
 }
 
+// stopTimeout is how long a transient service may take to end, once it was told
+// to by SIGTERM and before it is by SIGKILL: nobody waits for it any more.
+const stopTimeout = 10 * time.Second
+
 // Start starts the service, which has no privileges to gain. systemd lets root
-// do that, and others only by a rule of polkit's. It returns once
-// systemd has taken it on; [Units.Run] tells how it goes. The unit stays
-// known until [Units.Remove].
+// do that. It returns once systemd has taken it on; [Units.Run] tells how it
+// goes. The unit stays known until [Units.Remove]. It ends, too, when the unit
+// ends that this process is in, if it is in one: nobody is left then to tell the
+// caller.
 func (u *Units) Start(ctx context.Context, t Transient) error {
 	if len(t.Command) == 0 {
 		return fmt.Errorf("starting unit %s: no command", t.Name)
@@ -45,6 +51,7 @@ func (u *Units) Start(ctx context.Context, t Transient) error {
 		{"Type", dbus.MakeVariant("exec")},
 		{"RemainAfterExit", dbus.MakeVariant(true)}, // to be asked for the exit status
 		{"NotifyAccess", dbus.MakeVariant("none")},
+		{"TimeoutStopUSec", dbus.MakeVariant(uint64(stopTimeout.Microseconds()))},
 		{"NoNewPrivileges", dbus.MakeVariant(true)},
 		{"ExecStartEx", dbus.MakeVariant([]command{{t.Command[0], t.Command, []string{"no-env-expand"}}})},
 		{"User", dbus.MakeVariant(t.User)},
@@ -67,14 +74,42 @@ func (u *Units) Start(ctx context.Context, t Transient) error {
 	if err := authenticate(conn, true); err != nil {
 		return fmt.Errorf("starting unit %s: %w", t.Name, err)
 	}
+	own, err := ownUnit(ctx, conn)
+	if err != nil {
+		return fmt.Errorf("starting unit %s: which unit is this process in: %w", t.Name, err)
+	}
+	if own != "" {
+		p = append(p, property{"BindsTo", dbus.MakeVariant([]string{own})}, property{"After", dbus.MakeVariant([]string{own})})
+	}
 	err = conn.Object(service, managerPath).CallWithContext(ctx, managerIface+".StartTransientUnit", 0, t.Name, "fail", p, []aux{}).Err
 	if e, ok := errors.AsType[dbus.Error](err); ok && strings.Contains(e.Name, "Authorization") || ok && strings.HasSuffix(e.Name, ".AccessDenied") {
-		return fmt.Errorf("starting unit %s: systemd does not let user %d start units (%w); run the daemon as root, or give its user the right by a rule of polkit's", t.Name, os.Geteuid(), err)
+		return fmt.Errorf("starting unit %s: systemd does not let user %d start units (%w); run this as root", t.Name, os.Geteuid(), err)
 	}
 	if err != nil {
 		return fmt.Errorf("starting unit %s: %w", t.Name, err)
 	}
 	return nil
+}
+
+// ownUnit returns the unit that this process is in, "" for none.
+func ownUnit(ctx context.Context, conn *dbus.Conn) (string, error) {
+	var path dbus.ObjectPath
+	err := conn.Object(service, managerPath).CallWithContext(ctx, managerIface+".GetUnitByPID", 0, uint32(os.Getpid())).Store(&path)
+	if e, ok := errors.AsType[dbus.Error](err); ok && e.Name == service+".NoUnitForPID" {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	var id dbus.Variant
+	if err := conn.Object(service, path).CallWithContext(ctx, getOne, 0, unitIface, "Id").Store(&id); err != nil {
+		return "", err
+	}
+	name, ok := id.Value().(string)
+	if !ok {
+		return "", fmt.Errorf("property Id is of type %T", id.Value())
+	}
+	return name, nil
 }
 
 // A Run is how far a service's main process has come.

@@ -258,6 +258,9 @@ func dial(ctx context.Context, path string) (*dbus.Conn, error) {
 	if err == nil {
 		err = authenticate(conn, path == busSocket)
 	}
+	if err == nil && path != busSocket {
+		err = wake(ctx, conn)
+	}
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
 	}
@@ -272,6 +275,18 @@ func authenticate(conn *dbus.Conn, bus bool) error {
 	err := conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Geteuid()))})
 	if err == nil && bus {
 		err = conn.Hello()
+	}
+	return err
+}
+
+// wake makes the first call on a connection to systemd itself, whose answer, an
+// error, does not matter. systemd reads the end of the handshake together with
+// up to 256 bytes that follow it, and a message that came whole with these waits
+// until another one arrives; so this one is longer.
+func wake(ctx context.Context, conn *dbus.Conn) error {
+	err := conn.Object(service, managerPath).CallWithContext(ctx, getOne, 0, managerIface, strings.Repeat("x", 1024)).Err
+	if _, answered := errors.AsType[dbus.Error](err); answered {
+		return nil
 	}
 	return err
 }

@@ -77,6 +77,22 @@ func TestSystemIsAskedAgainAfterItHasReexecutedItself(t *testing.T) {
 	}
 }
 
+// A short message that systemd reads together with the end of the handshake must
+// not wait for the next one.
+func TestSystemAnswersTheFirstCallOnAConnection(t *testing.T) {
+	needSystemd(t)
+	for range 200 {
+		var u Units
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		err := u.Signal(ctx, "x.service", 0)
+		cancel()
+		if !isNoUnit(err) {
+			t.Fatalf("got %v, want that there is no such unit", err)
+		}
+		must(t, u.Close())
+	}
+}
+
 func TestAskingEndsWithItsContext(t *testing.T) {
 	u := needSystemd(t)
 	ctx, cancel := context.WithCancel(t.Context())

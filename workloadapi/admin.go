@@ -40,6 +40,8 @@ type TPMStatus struct {
 	Address  string `json:"address"`
 	EKSHA256 string `json:"ek_sha256"` // of the EK's public key, hexadecimal
 	AKName   string `json:"ak_name"`   // hexadecimal
+
+	EKCertificate bool `json:"ek_certificate"` // whether its maker certified the EK
 }
 
 // AuthorityStatus says how long the authority's keys go on.
@@ -128,6 +130,7 @@ type Admin struct {
 	Entry   *EntryAdmin
 	Leases  *LeaseAdmin  // nil where there are no credentials
 	Secrets *SecretAdmin // the same
+	Bundles *BundleAdmin
 	Logger  *slog.Logger
 }
 
@@ -137,10 +140,12 @@ func (a *Admin) Serve(ctx context.Context, l *net.UnixListener) error {
 	mux.HandleFunc("GET /v1/status", a.status)
 	mux.HandleFunc("GET /v1/entries", a.entries)
 	mux.HandleFunc("GET /v1/explain", a.explain)
+	mux.HandleFunc("POST /v1/programs/start", a.programStart)
 	a.Node.routes(mux)
 	a.Leases.routes(mux)
 	a.Entry.routes(mux)
 	a.Secrets.routes(mux)
+	a.Bundles.routes(mux)
 	h := &http.Server{
 		Handler:           mux,
 		ConnContext:       rememberAsker,

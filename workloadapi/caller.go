@@ -23,6 +23,7 @@ type caller struct {
 	conn      *connInfo
 	process   *process.Attested // nil if it could not be attested
 	entries   []identity.Entry  // what it is entitled to; never empty
+	lost      []identity.Entry  // what it was entitled to, and is no longer
 	present   func(context.Context) error
 }
 
@@ -110,6 +111,9 @@ func (s *Server) refuse(ctx context.Context, c *caller, event audit.Event, cause
 	}
 	r := c.record(event)
 	r.Outcome, r.Reason = audit.Denied, cause.Error()
+	if len(c.lost) > 0 {
+		r.SPIFFEID, r.Workload.Entry = c.lost[0].ID.String(), c.lost[0].Pos.String()
+	}
 	if errors.Is(cause, audit.ErrUnwritable) || errors.Is(cause, identity.ErrNoAuthority) {
 		r.Outcome = audit.Failed
 	}
@@ -157,6 +161,10 @@ func (c *caller) workload() *audit.Workload {
 		pinned := c.conn.peer()
 		return &audit.Workload{PID: pinned.PID(), UID: pinned.UID(), GID: pinned.GID()}
 	}
+	return workloadOf(p)
+}
+
+func workloadOf(p *process.Attested) *audit.Workload {
 	return &audit.Workload{
 		PID: p.PID, StartTime: p.StartTime, UID: p.UID, GID: p.GID,
 		Path: p.Path, SHA256: p.SHA256, Device: p.Device, Inode: p.Inode,

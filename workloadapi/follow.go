@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -68,6 +69,10 @@ func advance[M any](s *Server, stream grpc.ServerStreamingServer[M], event audit
 		return nil, s.toStatus(err, "")
 	}
 	if err := s.attest(ctx, c); err != nil {
+		if held != nil && errors.Is(err, errNoIdentity) {
+			c.lost = held.caller.entries
+			err = fmt.Errorf("%w: %w: %s", errLost, err, s.whyLost(c))
+		}
 		return nil, s.refuse(ctx, c, refusalEvent(event, held), err)
 	}
 	next.caller, next.sequence = c, s.o.Authority.Bundle().Sequence
@@ -87,6 +92,26 @@ func advance[M any](s *Server, stream grpc.ServerStreamingServer[M], event audit
 	}
 	next.renew = a.renew
 	return next, stream.Send(a.message)
+}
+
+// maxWhy bounds the entries and the gaps that a record tells of.
+const maxWhy = 3
+
+// whyLost says what the caller lacks for each identity that it had.
+func (s *Server) whyLost(c *caller) string {
+	var why []string
+	have := s.selectors(c.process)
+	for _, e := range c.lost[:min(len(c.lost), maxWhy)] {
+		if missing := have.Missing(e.Selectors); len(missing) > 0 {
+			why = append(why, fmt.Sprintf("it lacks %s for %s", strings.Join(missing.Strings(), " and "), e.ID))
+		} else {
+			why = append(why, fmt.Sprintf("the entry for %s is not in force any more", e.ID))
+		}
+	}
+	for _, gap := range c.process.Gaps[:min(len(c.process.Gaps), maxWhy)] {
+		why = append(why, gap.Error())
+	}
+	return strings.Join(why, "; ")
 }
 
 // refusalEvent tells a request that was never answered from a stream that is

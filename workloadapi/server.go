@@ -203,6 +203,8 @@ func (s *Server) toStatus(err error, requestID string) error {
 		code, text = codes.Unavailable, "too many refused requests from this user; wait a moment"
 	case errors.Is(err, errNode):
 		code, text = codes.PermissionDenied, nodeRefusal(err)
+	case errors.Is(err, errLost):
+		code, text = codes.PermissionDenied, "no identity issued any longer: the process is not what its entry names, or the entry has gone"
 	case errors.Is(err, errNoIdentity):
 		code, text = codes.PermissionDenied, "no identity issued"
 	case errors.Is(err, errDisabled):
@@ -235,6 +237,7 @@ var (
 	errNode            = errors.New("this host may not issue")
 	errNoIdentity      = errors.New("no entry matches")
 	errDisabled        = errors.New("the identity is disabled by an administrator")
+	errLost            = errors.New("no longer entitled")
 	errNotEntitled     = errors.New("the requested SPIFFE ID is not the caller's")
 	errAttestation     = errors.New("attesting the caller")
 	errTooManyRefusals = errors.New("too many refusals")

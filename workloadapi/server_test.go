@@ -343,8 +343,9 @@ func TestStreamFollowsItsEntries(t *testing.T) {
 		t.Errorf("after the entry went: %v, want PermissionDenied", err)
 	}
 	ends := s.records(audit.EventStreamEnd)
-	if len(ends) != 1 || ends[0].Outcome != audit.Denied {
-		t.Errorf("records of the end: %+v, want one denial", ends)
+	if len(ends) != 1 || ends[0].Outcome != audit.Denied || ends[0].SPIFFEID != "spiffe://example.org/agent/a" ||
+		!strings.Contains(ends[0].Reason, "the entry for spiffe://example.org/agent/b is not in force any more") {
+		t.Errorf("records of the end: %+v, want one denial of what it had", ends)
 	}
 }
 
@@ -622,7 +623,8 @@ func TestStreamEndsWhenItsProgramIsReplacedOnDisk(t *testing.T) {
 	if err := cmd.Wait(); err == nil || !strings.Contains(said.String(), "PermissionDenied") {
 		t.Errorf("the agent ended with %v and said %s, want PermissionDenied", err, &said)
 	}
-	if ends := s.records(audit.EventStreamEnd); len(ends) != 1 || ends[0].Outcome != audit.Denied {
-		t.Errorf("records of the end: %+v, want one denial", ends)
+	if ends := s.records(audit.EventStreamEnd); len(ends) != 1 || ends[0].Outcome != audit.Denied ||
+		!strings.Contains(ends[0].Reason, "it lacks unix:path:"+program) {
+		t.Errorf("records of the end: %+v, want one denial with what it lacks", ends)
 	}
 }

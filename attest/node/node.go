@@ -225,6 +225,10 @@ func (n *Node) EKSHA256() string { return n.keys.EK.sha256() }
 // and digest of its public area (TPM 2.0 Part 1, 16).
 func (n *Node) AKName() string { return nameText(&n.ak) }
 
+// HasEKCertificate tells whether the TPM's maker certified the endorsement key, so
+// that a verifier can trace it to the maker.
+func (n *Node) HasEKCertificate() bool { return len(n.keys.EK.Certificates) > 0 }
+
 // Signer returns the node key. Signing takes SHA-256 digests only and at most
 // 30 seconds, the TPM's time included.
 func (n *Node) Signer() crypto.Signer { return n.node }

@@ -1,6 +1,7 @@
 package process
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -128,6 +129,23 @@ func Pin(pid int) (*Peer, error) {
 		return nil, fmt.Errorf("pinning process %d: %w", pid, err)
 	}
 	return newPeer(pidfd, &unix.Ucred{Pid: int32(pid)})
+}
+
+// PinStarted pins the process that has the PID now, if it was started at that
+// time ([Peer.StartTime]), for callers who were told by one that has the process
+// pinned, and what user connected to it. It returns [ErrPeerGone] if the PID is
+// another process's by now.
+func PinStarted(pid int, start uint64, uid, gid uint32) (*Peer, error) {
+	p, err := Pin(pid)
+	if err != nil {
+		return nil, err
+	}
+	p.uid, p.gid = uid, gid
+	if now, err := p.StartTime(); err != nil || now != start {
+		p.Close()
+		return nil, cmp.Or(err, ErrPeerGone)
+	}
+	return p, nil
 }
 
 // newPeer takes over the pidfd, also if it returns an error.

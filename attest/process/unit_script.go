@@ -134,10 +134,7 @@ func (e *unitEvidence) sameInside(path string) error {
 		return fmt.Errorf("root directory of the process: %w", err)
 	}
 	defer unix.Close(root)
-	fd, err := unix.Openat2(root, path, &unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
+	fd, err := openIn(root, path)
 	if err != nil {
 		return fmt.Errorf("%s as the process sees it: %w", path, err)
 	}

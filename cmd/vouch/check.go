@@ -15,6 +15,7 @@ import (
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/brokers"
 	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/programs"
 )
 
 // A checkView is what a check found to be in order.
@@ -23,6 +24,7 @@ type checkView struct {
 	TrustDomain string `json:"trust_domain,omitempty"`
 	Entries     int    `json:"entries"`
 	Credentials *int   `json:"credentials,omitempty"` // nil where entries alone were checked
+	Programs    *int   `json:"programs,omitempty"`    // likewise
 }
 
 func newCheck(o *options) *cobra.Command {
@@ -31,8 +33,8 @@ func newCheck(o *options) *cobra.Command {
 		Use:   "check [DIR]",
 		Short: "Check configuration before it is put in force",
 		Long: `Check reads a configuration as the daemon would and reports every problem with
-its file and line: entries, credentials, and entries that grant a credential which
-is not defined. DIR is a copy of /etc/vouchd, or a directory of entries
+its file and line: entries, credentials, programs, and entries that grant a credential
+which is not defined. DIR is a copy of /etc/vouchd, or a directory of entries
 alone; without it, the configuration in use is checked. Nothing is contacted.`,
 		Example: `  vouch check
   vouch check ./etc/vouchd
@@ -48,6 +50,9 @@ alone; without it, the configuration in use is checked. Nothing is contacted.`,
 				if view.Credentials != nil {
 					fmt.Fprintf(w, ", %d credentials", *view.Credentials)
 				}
+				if view.Programs != nil && *view.Programs > 0 {
+					fmt.Fprintf(w, ", %d programs", *view.Programs)
+				}
 				fmt.Fprintln(w)
 			})
 		},
@@ -62,7 +67,7 @@ func (o *options) check(args []string, td string) (checkView, error) {
 		if err != nil {
 			return checkView{}, err
 		}
-		return checkBoth(c.EntriesDir, c.CredentialsDir, c.TrustDomain, identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL()})
+		return checkAll(c.EntriesDir, c.CredentialsDir, c.ProgramsDir, c.TrustDomain, identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL()})
 	}
 	dir := args[0]
 	if info, err := os.Stat(dir); err != nil {
@@ -83,7 +88,7 @@ func (o *options) check(args []string, td string) (checkView, error) {
 		return checkView{}, err
 	}
 	limits := identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL(), AnyOwner: true}
-	return checkBoth(filepath.Join(dir, "entries.d"), filepath.Join(dir, "credentials.d"), c.TrustDomain, limits)
+	return checkAll(filepath.Join(dir, "entries.d"), filepath.Join(dir, "credentials.d"), filepath.Join(dir, "programs.d"), c.TrustDomain, limits)
 }
 
 // checkEntriesAlone checks entries without the configuration they are for: of
@@ -107,11 +112,12 @@ func (o *options) checkEntriesAlone(dir, td string) (checkView, error) {
 	return checkEntries(dir, domain, limits)
 }
 
-// checkBoth checks entries, and the credentials that they grant.
-func checkBoth(entries, credentials string, td spiffeid.TrustDomain, limits identity.Limits) (checkView, error) {
+// checkAll checks entries, the credentials that they grant, and programs.
+func checkAll(entries, credentials, defined string, td spiffeid.TrustDomain, limits identity.Limits) (checkView, error) {
 	es, entriesErr := identity.LoadEntries(entries, td, limits)
 	defs, err := credential.LoadDefinitions(credentials, brokers.All(brokers.Deps{}), limits.AnyOwner)
-	if err := errors.Join(entriesErr, err); err != nil {
+	ps, programsErr := programs.Load(defined, limits.AnyOwner)
+	if err := errors.Join(entriesErr, err, programsErr); err != nil {
 		return checkView{}, err
 	}
 	var problems config.Errors
@@ -125,7 +131,7 @@ func checkBoth(entries, credentials string, td spiffeid.TrustDomain, limits iden
 	if err := problems.Err(); err != nil {
 		return checkView{}, err
 	}
-	return checkView{Dir: entries, TrustDomain: td.Name(), Entries: es.Len(), Credentials: new(len(defs.All()))}, nil
+	return checkView{Dir: entries, TrustDomain: td.Name(), Entries: es.Len(), Credentials: new(len(defs.All())), Programs: new(len(ps))}, nil
 }
 
 func checkEntries(dir string, td spiffeid.TrustDomain, limits identity.Limits) (checkView, error) {

@@ -9,8 +9,8 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -49,11 +49,9 @@ type daemon struct {
 	attester  *process.Attester
 	watcher   *process.Watcher
 	server    *workloadapi.Server
-	programs  atomic.Pointer[map[string]*programs.Program] // in force; never nil
 	exports   []*exported
 	witnesses []*witnessed
-	run       *net.UnixListener // for vouch run, if systemd has passed one
-	load      *net.UnixListener // for LoadCredential=, the same
+	load      *net.UnixListener // for LoadCredential=, if systemd has passed one
 
 	credentials *credential.Manager
 	secrets     *sealed.Store
@@ -68,9 +66,10 @@ type daemon struct {
 	loaded  time.Time  // when they were loaded; zero: none are yet
 	refused error      // why what is on disk now is not in force
 
-	programsRefused    error    // the same of programs
-	credentialsRefused error    // the same of credentials
-	granting           []string // credentials that the entries in force grant
+	programs           map[string]*programs.Program // the last that were in order
+	programsRefused    error                        // the same of programs
+	credentialsRefused error                        // the same of credentials
+	granting           []string                     // credentials that the entries in force grant
 
 	disabling sync.Mutex // held while identities are cut off or taken up again
 
@@ -80,16 +79,17 @@ type daemon struct {
 
 // run serves until the context ends.
 func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
-	d := &daemon{config: c, started: time.Now(), slog: log, hup: make(chan os.Signal, 1)}
+	d := &daemon{
+		config: c, started: time.Now(), slog: log, hup: make(chan os.Signal, 1),
+		programs: make(map[string]*programs.Program),
+	}
 	signal.Notify(d.hup, syscall.SIGHUP) // which would end a daemon that is starting yet
 	defer signal.Stop(d.hup)
-	d.programs.Store(new(map[string]*programs.Program))
-	passed, err := passedSockets()
+	passed, err := passedSockets("agent", "admin", "systemd")
 	if err != nil {
 		return err
 	}
 	d.load = passed["systemd"]
-	d.run = passed["run"]
 	agent, admin, err := workloadapi.Listen(passed, c.AgentSocket, c.AdminSocket)
 	if err != nil {
 		return err
@@ -126,11 +126,11 @@ func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
 }
 
 // passedSockets returns the sockets that systemd has opened, by their names.
-func passedSockets() (map[string]*net.UnixListener, error) {
+func passedSockets(names ...string) (map[string]*net.UnixListener, error) {
 	passed, err := systemd.Listeners()
 	for name := range passed {
-		if !slices.Contains([]string{"agent", "admin", "run", "systemd"}, name) {
-			return nil, fmt.Errorf("systemd passes a socket named %q; the unit's FileDescriptorName must be agent, admin, run or systemd", name)
+		if !slices.Contains(names, name) {
+			return nil, fmt.Errorf("systemd passes a socket named %q; the unit's FileDescriptorName must be %s", name, strings.Join(names, " or "))
 		}
 	}
 	return passed, err
@@ -142,13 +142,12 @@ func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) erro
 	group.Go(func() error { return d.server.Serve(ctx, agent) })
 	group.Go(func() error {
 		a := &workloadapi.Admin{
-			Server: d.server, Status: d.status, Node: d.nodeAdmin(), Entry: d.entryAdmin(), Leases: d.leaseAdmin(), Secrets: d.secretAdmin(), Logger: d.slog,
+			Server: d.server, Status: d.status, Node: d.nodeAdmin(), Entry: d.entryAdmin(), Leases: d.leaseAdmin(), Secrets: d.secretAdmin(), Bundles: d.bundleAdmin(), Logger: d.slog,
 		}
 		return a.Serve(ctx, admin)
 	})
 	group.Go(func() error { d.authority.Run(ctx); return nil })
 	group.Go(func() error { return d.watch(ctx) })
-	group.Go(func() error { return d.servePrograms(ctx) })
 	group.Go(func() error { return d.serveUnits(ctx) })
 	group.Go(func() error { return d.serveMetrics(ctx) })
 	group.Go(func() error { d.keepEnrolment(ctx); return nil })
@@ -206,6 +205,8 @@ func (d *daemon) openIdentity(ctx context.Context) error {
 	o := process.Options{Wants: func(kind string) bool { return d.server.Wants(kind) }}
 	if systemd.IsManager() {
 		o.Manager = d.units
+	} else {
+		d.slog.Info("systemd is not PID 1 here: there are no systemd and script selectors, and no vouch run")
 	}
 	d.attester = process.NewAttester(o)
 	var err error

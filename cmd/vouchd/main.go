@@ -16,6 +16,7 @@ import (
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/packaging/version"
 	"github.com/vouchd/vouchd/secret"
+	"github.com/vouchd/vouchd/systemd"
 )
 
 func main() {
@@ -29,6 +30,7 @@ func main() {
 func command() *cobra.Command {
 	var file string
 	var overrides []string
+	log := slog.New(systemd.LogHandler(os.Stderr, systemd.JournalSocket, slog.NewTextHandler(os.Stderr, nil)))
 	cmd := &cobra.Command{
 		Use:   "vouchd",
 		Short: "Serve short-lived identities to the processes of this host",
@@ -44,7 +46,6 @@ error. SIGHUP reloads the entries, which also happens whenever they change.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 			err := secret.KeepOutOfDumps()
 			var c *config.Config
 			if err == nil {
@@ -59,8 +60,11 @@ error. SIGHUP reloads the entries, which also happens whenever they change.`,
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&file, "config", "/etc/vouchd/vouchd.yaml", "configuration `file`")
-	cmd.Flags().StringArrayVar(&overrides, "set", nil, "override one configuration key, as `key=value`; may be repeated")
+	cmd.SetVersionTemplate(version.Text("vouchd"))
+	cmd.CompletionOptions.DisableDefaultCmd = true // systemd starts it
+	cmd.AddCommand(newPrograms(log, &file, &overrides))
+	cmd.PersistentFlags().StringVar(&file, "config", "/etc/vouchd/vouchd.yaml", "configuration `file`")
+	cmd.PersistentFlags().StringArrayVar(&overrides, "set", nil, "override one configuration key, as `key=value`; may be repeated")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
 		fmt.Fprintf(os.Stderr, "vouchd: %v; see vouchd --help\n", err)
 		os.Exit(2)

@@ -1,4 +1,4 @@
-//go:build sdks
+//go:build clients
 
 package main
 
@@ -13,7 +13,7 @@ import (
 
 // The vendors' own SDKs, from npm, exchange the JWT-SVID that vouch keeps in a
 // file. What they ask is a fake of the vendors' endpoints.
-func TestSDKsExchangeTheIdentityTokenInAFile(t *testing.T) {
+func TestExampleClientsOfVendorsExchangeTheIdentityTokenInAFile(t *testing.T) {
 	h := newHost(t)
 	u := newUpstream(t, h, models)
 	h.grants("  - {name: unused, broker: ssh, ssh: {principals: [x]}}\n", "unused")

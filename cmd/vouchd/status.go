@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/packaging/version"
 	"github.com/vouchd/vouchd/workloadapi"
@@ -22,6 +24,8 @@ func (d *daemon) status() workloadapi.Status {
 			Address:  d.tpm.Address(),
 			EKSHA256: d.node.EKSHA256(),
 			AKName:   d.node.AKName(),
+
+			EKCertificate: d.node.HasEKCertificate(),
 		},
 		Authority: workloadapi.AuthorityStatus{
 			RootNotAfter:      a.RootNotAfter,
@@ -46,6 +50,9 @@ func (d *daemon) status() workloadapi.Status {
 	}
 	problem := func(format string, args ...any) {
 		st.Problems = append(st.Problems, fmt.Sprintf(format, args...))
+	}
+	if err := canSeeOthers(); err != nil {
+		problem("%v; start it with CAP_SYS_PTRACE, as vouchd.service does, or callers of other users match no selector of their program", err)
 	}
 	d.appraiser.report(&st, problem)
 	d.reportEnrolment(&st, problem)
@@ -85,4 +92,18 @@ func (d *daemon) status() workloadapi.Status {
 		problem("the issuing CA ends in %s and could not be renewed; see the daemon's messages, and whether the TPM answers", left.Round(time.Second))
 	}
 	return st
+}
+
+// canSeeOthers returns an error if the daemon lacks the capability by which it
+// sees which program a process of another user runs (see docs/hardening.md).
+func canSeeOthers() error {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if err := unix.Capget(&head, &sets[0]); err != nil {
+		return fmt.Errorf("the daemon can't tell its capabilities: %w", err)
+	}
+	if sets[0].Effective&(1<<unix.CAP_SYS_PTRACE) == 0 {
+		return errors.New("the daemon lacks CAP_SYS_PTRACE and can't see the programs of other users")
+	}
+	return nil
 }

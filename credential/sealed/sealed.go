@@ -8,10 +8,10 @@
 // rotation does not open, and on another machine, or after the TPM was cleared,
 // nothing does. Each change is recorded before it is made.
 //
-// Out of reach: the files of a whole state directory put back together, list
-// and all, open as they did then. The attestation log is in that directory, and
-// its verification tells (see the records secret.seal and secret.rotate, which
-// name the revision). Root on the running machine can have what the daemon can.
+// Out of reach: list and files put back together open as they did then. The
+// attestation log names the revision of each value that is sealed and handed
+// out, so that its report tells. Root on the running machine can have what the
+// daemon can.
 package sealed
 
 import (

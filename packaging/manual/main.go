@@ -37,8 +37,8 @@ func run(dir, section, summary, program string) error {
 	if err := os.WriteFile(page, write(name, section, summary, root), 0o644); err != nil {
 		return err
 	}
-	if len(root.commands) == 0 {
-		return nil // nothing to complete but two flags
+	if !root.completes {
+		return nil
 	}
 	for shell, file := range map[string]string{"bash": name, "zsh": "_" + name, "fish": name + ".fish"} {
 		script, err := output(program, "completion", shell)
@@ -60,6 +60,8 @@ type command struct {
 	examples []string
 	flags    []string // as aligned by cobra
 	commands []command
+
+	completes bool // it writes shell completions
 }
 
 // read asks the program for its help, and that of each of its commands.
@@ -115,7 +117,11 @@ func parse(help string) (c command, names []string, err error) {
 		case "Examples:":
 			c.examples = append(c.examples, strings.TrimSpace(line))
 		case "Available Commands:":
-			if name := strings.Fields(line)[0]; name != "help" && name != "completion" {
+			switch name := strings.Fields(line)[0]; name {
+			case "help":
+			case "completion":
+				c.completes = true
+			default:
 				names = append(names, name)
 			}
 		case "Flags:":
@@ -150,8 +156,10 @@ func write(name, section, summary string, root command) []byte {
 	for _, f := range [][2]string{
 		{"/etc/vouchd/vouchd.yaml", "the daemon's settings"},
 		{"/etc/vouchd/entries.d/*.yaml", "registration entries: which processes are entitled to which identity"},
+		{"/etc/vouchd/programs.d/*.yaml", "programs that vouch run starts, and for whom"},
 		{"/run/vouchd/agent.sock", "where workloads ask"},
 		{"/run/vouchd/admin.sock", "where administrators ask"},
+		{"/run/vouchd/run.sock", "where vouch run asks, once a program is defined"},
 		{"/var/lib/vouchd", "keys wrapped by the TPM, and the attestation log"},
 		{"/usr/share/doc/vouchd", "every key of the configuration, operation, the threat model"},
 	} {

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/vouchd/vouchd/config"
+	"github.com/vouchd/vouchd/programs"
+	"github.com/vouchd/vouchd/systemd"
+	"github.com/vouchd/vouchd/workloadapi"
+)
+
+// idleAfter is how long the service of vouch run waits for the next caller
+// before it ends; systemd starts it again for that one.
+const idleAfter = time.Minute
+
+// newPrograms is the service of vouch run: small, and root, which systemd asks of
+// who starts units; the daemon is not.
+func newPrograms(log *slog.Logger, file *string, overrides *[]string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "programs",
+		Short: "Start the programs that an administrator has defined, for vouch run",
+		Long: `Programs is the service behind vouch run. systemd starts it as root when somebody
+calls (vouchd-programs.socket), and it ends a minute after the last program has.
+It starts what /etc/vouchd/programs.d defines and nothing else, and only what the
+running daemon has recorded first.`,
+		Example: `  vouchd programs
+  vouchd programs --config ./vouchd.yaml`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			err := servePrograms(cmd.Context(), log, *file, *overrides)
+			if err != nil {
+				log.Error("serving vouch run", "err", err)
+			}
+			return err
+		},
+	}
+}
+
+func servePrograms(ctx context.Context, log *slog.Logger, file string, overrides []string) error {
+	if !systemd.IsManager() {
+		return errors.New("vouch run needs systemd as PID 1; there is no weaker way")
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("systemd lets root start units; run this as root")
+	}
+	passed, err := passedSockets("run")
+	if err != nil {
+		return err
+	}
+	units := new(systemd.Units)
+	defer units.Close()
+	s := &programs.Server{
+		Units:     units,
+		Report:    func(err error) { log.Warn("serving vouch run", "err", err) },
+		IdleAfter: idleAfter,
+	}
+	c, err := config.Load(file, overrides...)
+	if err != nil && passed["run"] == nil {
+		return err
+	}
+	if err != nil {
+		// To fail now would have systemd start this again and again while
+		// somebody waits: who calls is told, and it is tried anew soon.
+		log.Error("the configuration is not in order; nothing is started", "err", err)
+		s.Programs = func() map[string]*programs.Program { return nil }
+		s.Recorder = noRecorder{err}
+		s.IdleAfter = time.Second
+		return s.Serve(ctx, passed["run"])
+	}
+	l, err := programs.Listen(passed["run"], c.RunSocket)
+	if err != nil {
+		return err
+	}
+	defs := &definitions{dir: c.ProgramsDir, log: log}
+	defs.load()
+	s.Programs, s.MayEnd = defs.inForce, defs.areOnDisk
+	s.Recorder = adminRecorder{workloadapi.NewAdminClient(c.AdminSocket)}
+
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return config.Watch(ctx, []string{c.ProgramsDir}, defs.load) })
+	group.Go(func() error { defer stop(); return s.Serve(ctx, l) })
+	if err := systemd.Ready("Starting programs of " + c.ProgramsDir); err != nil {
+		return err
+	}
+	err = group.Wait()
+	systemd.Stopping()
+	return err
+}
+
+// definitions are the programs of a directory that are in force.
+type definitions struct {
+	dir string
+	log *slog.Logger
+
+	mu      sync.Mutex                   // guards the fields below
+	good    map[string]*programs.Program // the last that were in order
+	refused error                        // why what is on disk now is not in force
+}
+
+// load puts in force what is on disk, if it is in order.
+func (d *definitions) load() {
+	defined, err := programs.Load(d.dir, false)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err != nil && fmt.Sprint(err) != fmt.Sprint(d.refused) {
+		d.log.Error("programs are not in order; the last good ones stay in force", "err", err)
+	}
+	if d.refused = err; err == nil {
+		d.good = defined
+	}
+}
+
+func (d *definitions) inForce() map[string]*programs.Program {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.good
+}
+
+// areOnDisk reports whether what is in force can be loaded again.
+func (d *definitions) areOnDisk() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.refused == nil || d.good == nil
+}
+
+// An adminRecorder has the daemon record who had which program started.
+type adminRecorder struct{ daemon *workloadapi.AdminClient }
+
+// RecordStart implements [programs.Recorder].
+func (r adminRecorder) RecordStart(ctx context.Context, s programs.Start) error {
+	start := workloadapi.ProgramStart{
+		PID: s.PID, StartTime: s.StartTime, UID: s.UID, GID: s.GID,
+		Program: s.Program, Unit: s.Unit, Defined: s.Defined,
+	}
+	if s.Refused != nil {
+		start.Refused = s.Refused.Error()
+	}
+	recorded, err := r.daemon.RecordProgram(ctx, start)
+	if err == nil && recorded.Suppressed {
+		err = programs.ErrTooManyRefusals
+	}
+	return err
+}
+
+// A noRecorder records nothing, so that nothing is started.
+type noRecorder struct{ why error }
+
+// RecordStart implements [programs.Recorder].
+func (r noRecorder) RecordStart(context.Context, programs.Start) error { return r.why }
