@@ -67,7 +67,7 @@ func models(u *upstream, w http.ResponseWriter, r *http.Request) {
 	case "/v1/oauth/token":
 		var b map[string]string
 		json.NewDecoder(r.Body).Decode(&b)
-		subject := u.subject(b["assertion"], "https://api.anthropic.com")
+		subject := u.h.subject(b["assertion"], "https://api.anthropic.com")
 		if b["grant_type"] != "urn:ietf:params:oauth:grant-type:jwt-bearer" || b["federation_rule_id"] != "fdrl_1" || b["organization_id"] != "org" || b["service_account_id"] != "svac_1" || subject == "" {
 			send(w, 400, map[string]any{"error": map[string]string{"type": "invalid_request_error"}})
 			return
