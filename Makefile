@@ -56,6 +56,7 @@ system-test: ## what needs systemd as PID 1, in a container: tests of units, and
 	@packaging/test/units
 	@packaging/test/system
 	@packaging/test/secrets
+	@packaging/test/examples
 
 vm-test: ## the same on a virtual machine with a TPM, with Secure Boot and without
 	@packaging/install-missing mmdebstrap swtpm swtpm-tools qemu-system-x86 qemu-utils ovmf \
