@@ -50,6 +50,9 @@ system-test: ## what needs systemd as PID 1, in a container: tests of units, and
 	@packaging/test/units
 	@packaging/test/system
 
+user-test: ## what peers are, and the attacks on that, tried as an ordinary user
+	@packaging/test/user
+
 vm-test: ## the same on a virtual machine with a TPM, with Secure Boot and without
 	@packaging/install-missing mmdebstrap swtpm swtpm-tools qemu-system-x86 qemu-utils ovmf \
 		systemd-boot-efi sbsigntool binutils mtools fdisk openssh-client
@@ -66,4 +69,4 @@ repo: package ## make repositories for apt and dnf of the packages, signed with 
 vuln: ## look for known vulnerabilities; asks vuln.go.dev
 	@packaging/vuln
 
-.PHONY: help build demo test test-vault test-tools check bench fuzz package package-check system-test vm-test release repo vuln
+.PHONY: help build demo test test-vault test-tools check bench fuzz package package-check system-test user-test vm-test release repo vuln
