@@ -5,7 +5,8 @@ SHELL := bash
 GO       ?= go
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS  := -s -w -X github.com/vouchd/vouchd/packaging/version.release=$(VERSION)
-TOOLS    := swtpm swtpm-tools tpm2-tools postgresql-15
+TOOLS    := gcc libc6-dev swtpm swtpm-tools tpm2-tools postgresql-15 openssh-client openssh-server \
+            git nginx-light nodejs openssl python3 systemd
 FUZZTIME ?= 30s
 
 help: ## list what can be made
@@ -26,6 +27,15 @@ test-tools: ## install from Debian what the tests need
 test-vault: ## check the vault broker against the Vault or OpenBao at VAULT_ADDR, with VAULT_TOKEN
 	$(GO) test -tags vaultsuite -count 1 -v -run TestRealServer ./credential/vault
 
+test-clients: test-tools ## run the examples in Python and Node against the daemon; asks the npm registry
+	@packaging/install-missing python3-grpcio protobuf-compiler
+	@command -v npm >/dev/null || packaging/install-missing npm
+	$(GO) test -tags clients -count 1 -run TestExampleClients ./cmd/vouchd
+
+test-sdks: test-tools ## run the examples with the vendors' own SDKs, from npm, against fakes of their endpoints
+	@command -v npm >/dev/null || packaging/install-missing npm
+	$(GO) test -tags sdks -count 1 -v -run TestSDKs ./cmd/vouchd
+
 check: ## what must hold before a commit: formatting, vet, staticcheck, a tidy go.mod
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }
 	$(GO) vet ./...
@@ -42,13 +52,14 @@ package: ## build the deb and rpm packages for amd64 and arm64 into dist/
 	@packaging/package
 
 package-check: package ## hold the packages to lintian, rpmlint, reproducibility and the unit's exposure
-	@packaging/install-missing lintian rpmlint man-db
+	@packaging/install-missing lintian rpmlint rpm man-db systemd procps apparmor
 	@packaging/check
 
 system-test: ## what needs systemd as PID 1, in a container: tests of units, and the package from install to purge
-	@packaging/install-missing mmdebstrap systemd-container swtpm swtpm-tools
+	@packaging/install-missing mmdebstrap systemd-container procps swtpm swtpm-tools postgresql-15
 	@packaging/test/units
 	@packaging/test/system
+	@packaging/test/secrets
 
 user-test: ## what peers are, and the attacks on that, tried as an ordinary user
 	@packaging/test/user
@@ -59,14 +70,18 @@ vm-test: ## the same on a virtual machine with a TPM, with Secure Boot and witho
 	@packaging/test/vm
 
 release: ## build, check and sign the packages of a tag with MINISIGN_KEY
-	@packaging/install-missing lintian rpmlint man-db minisign
+	@packaging/install-missing lintian rpmlint rpm man-db systemd procps apparmor minisign
 	@packaging/release
 
 repo: package ## make repositories for apt and dnf of the packages, signed with REPO_KEY
-	@packaging/install-missing reprepro createrepo-c
+	@packaging/install-missing reprepro createrepo-c rpm gnupg
 	@packaging/repo
+
+repo-test: package ## what apt and dnf make of signed repositories, and of changed ones
+	@packaging/install-missing reprepro createrepo-c rpm gnupg dnf
+	@packaging/test/repositories
 
 vuln: ## look for known vulnerabilities; asks vuln.go.dev
 	@packaging/vuln
 
-.PHONY: help build demo test test-vault test-tools check bench fuzz package package-check system-test user-test vm-test release repo vuln
+.PHONY: help build demo test test-vault test-clients test-sdks test-tools check bench fuzz package package-check system-test user-test vm-test release repo repo-test vuln

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -44,6 +45,10 @@ func (a *archiver) run() error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	witnesses, err := a.witnesses()
+	if err != nil {
+		return err
+	}
 	segs, err := openSegments(a.fsys, true)
 	if err != nil {
 		return err
@@ -61,7 +66,27 @@ func (a *archiver) run() error {
 			return err
 		}
 	}
+	for _, name := range slices.Sorted(maps.Keys(witnesses)) {
+		if err := a.put(name, int64(len(witnesses[name])), strings.NewReader(string(witnesses[name]))); err != nil {
+			return err
+		}
+	}
 	return a.tiles()
+}
+
+// witnesses reads what witnesses have signed.
+func (a *archiver) witnesses() (map[string][]byte, error) {
+	names, err := witnessFiles(a.fsys)
+	if err != nil {
+		return nil, err
+	}
+	files := make(map[string][]byte)
+	for _, name := range names {
+		if files[name], err = readBounded(a.fsys, name, maxFrame); err != nil {
+			return nil, err
+		}
+	}
+	return files, nil
 }
 
 func (a *archiver) segments(segs *openedSegments) error {

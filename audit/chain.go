@@ -77,6 +77,9 @@ func (c *chain) record(l *leafAt) {
 		if l.Log != nil {
 			c.pruned = max(c.pruned, l.Log.Size)
 		}
+	case EventWitness:
+		c.warn("witness-refused", l.Reason,
+			"the log was set back, or has two histories, or the witness errs: hold the log against what the witness signed last")
 	case EventAnchorIntent:
 		c.announce(l)
 	case EventAnchor:

@@ -28,6 +28,10 @@ type batch struct {
 // MaxAppend is how many records one call of [Log.Append] takes.
 const MaxAppend = 64
 
+// checkpointRoom is what a record's part of the checkpoint and of the hash tiles may
+// take, in bytes.
+const checkpointRoom = 512
+
 const (
 	maxBatchRecords = 1024
 	maxBatchBytes   = 1 << 20
@@ -59,8 +63,8 @@ func (l *Log) Append(ctx context.Context, rs ...Record) error {
 			return fmt.Errorf("appending record: unknown event \"%s\"", Escape(string(rs[i].Event)))
 		}
 	}
-	if l.isFull() && rs[0].Event != EventStop {
-		return ErrFull
+	if err := l.admit(ctx, rs); err != nil {
+		return err
 	}
 	_, err := l.append(ctx, rs, nil)
 	return err
@@ -169,6 +173,7 @@ func (l *Log) encode(b *batch, rs []Record, e *LogEvent) error {
 		return err
 	}
 	b.intent, b.anchor, b.lastNews = intent, anchor, news
+	l.room.since += 2 * int64(len(b.buf)-bytes+checkpointRoom)
 	for i := range rs {
 		if kept(&rs[i]) {
 			b.kept = append(b.kept, rs[i])
@@ -268,6 +273,7 @@ func (l *Log) fail(err error) {
 	b.err = err
 	l.refused += uint64(len(b.hashes))
 	close(b.done)
+	l.room.wake()
 }
 
 // freshBatch returns an empty batch. The caller holds mu.

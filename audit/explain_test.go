@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -87,6 +89,61 @@ func TestExplainOfARecordThatIsNotThereSaysSo(t *testing.T) {
 	h := tinyLog(t, 1)
 	if _, err := Explain(context.Background(), os.DirFS(h.dir), 999); err == nil {
 		t.Error("explained record 999 of a log of a few")
+	}
+}
+
+func TestReportTellsOfSecretsThatAreDueOrWerePutBack(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	l := h.start()
+	now := time.Now().Truncate(time.Second)
+	change := func(e Event, name, handle string, age time.Duration) {
+		h.append(l, Record{Event: e, Outcome: Success, Credential: &Credential{
+			Name: name, Kind: "sealed", Handle: handle, NotBefore: now.Add(-age), NotAfter: now.Add(90*24*time.Hour - age),
+		}})
+	}
+	use := func(name, handle string) {
+		h.append(l, Record{Event: EventLeaseGrant, Outcome: Success, SPIFFEID: "spiffe://example.org/agent",
+			Credential: &Credential{Name: "of-" + name, Kind: "static", Upstream: "sealed:" + name, Handle: handle}})
+	}
+	change(EventSecretSeal, "old", "old@1", 100*24*time.Hour)
+	use("old", "old@1")
+	change(EventSecretSeal, "rotated", "rotated@2", 100*24*time.Hour)
+	use("rotated", "rotated@2")
+	change(EventSecretRotate, "rotated", "rotated@3", time.Hour)
+	use("rotated", "rotated@3")
+	use("rotated", "rotated@2") // from an older copy of the list and the file
+	change(EventSecretSeal, "removed", "removed@4", time.Hour)
+	change(EventSecretRemove, "removed", "removed@4", time.Hour)
+	use("removed", "removed@4")
+	use("before", "before@1")
+	h.stop(l)
+	u, err := Summarise(context.Background(), os.DirFS(h.dir), time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(map[string]string)
+	for _, s := range u.Secrets {
+		got[s.Name] = fmt.Sprintf("due %t, removed %t, rotated %d, used %d by %v, former %d", s.Due, s.Removed, s.Rotated, s.Uses, s.UsedBy, s.Former)
+	}
+	const by = "[spiffe://example.org/agent]"
+	want := map[string]string{
+		"old":     "due true, removed false, rotated 0, used 1 by " + by + ", former 0",
+		"rotated": "due false, removed false, rotated 1, used 3 by " + by + ", former 1",
+		"removed": "due false, removed true, rotated 0, used 1 by " + by + ", former 1",
+		"before":  "due false, removed false, rotated 0, used 1 by " + by + ", former 0",
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	var text bytes.Buffer
+	if err := u.WriteText(&text); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"secret old: 100 days old", "should have been rotated by", "handed out 1 times: an older copy of it was put back", "secret before: sealed before this log begins"} {
+		if !strings.Contains(text.String(), want) {
+			t.Errorf("the report does not say %q:\n%s", want, text.String())
+		}
 	}
 }
 

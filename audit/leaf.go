@@ -52,9 +52,10 @@ var events = map[Event]bool{
 	EventStart: false, EventStop: false, EventReload: false, EventNode: false,
 	EventIssuingCA: false, EventJWTKey: false, EventWorkload: false,
 	EventX509SVID: false, EventJWTSVID: false, EventBundle: false,
-	EventJWTValidated: false, EventStreamEnd: false, EventRun: false, EventAdmin: false,
+	EventJWTValidated: false, EventStreamEnd: false, EventRun: false, EventAdmin: false, EventWitness: false,
 	EventLeaseIntent: false, EventLeaseGrant: false, EventLeaseRenew: false,
 	EventLeaseRevokeIntent: false, EventLeaseRevoke: false, EventLeaseEnd: false, EventUse: false,
+	EventSecretSeal: false, EventSecretRotate: false, EventSecretRemove: false,
 	EventSegment: true, EventAnchorIntent: true, EventAnchor: true, EventPrune: true, EventRecover: true,
 }
 

@@ -41,10 +41,11 @@ type Options struct {
 	// 24 h if zero.
 	SegmentBytes int64
 	SegmentAge   time.Duration
-	// MaxBytes bounds what the log takes on the disk; zero is no bound. Past it,
+	// MaxBytes bounds what the log takes on the disk; zero is no bound. Near it,
 	// the oldest segments are removed, as far as their records are older than
 	// KeepFor, and the removal is recorded. Where that isn't enough, Append
-	// refuses with [ErrFull].
+	// refuses with [ErrFull] what hands something out; a part of MaxBytes is
+	// reserved for what a daemon needs to start, stop and end leases.
 	MaxBytes int64
 	KeepFor  time.Duration
 	// RetryEvery is how long to wait before an unwritable log is tried again,
@@ -133,10 +134,10 @@ type Log struct {
 	scratch Leaf       // the one being encoded
 	err     error      // sticky: why nothing can be written
 	refused uint64     // records refused since then
-	full    bool       // the log is as large as it may be
-	carry   carried    // what a new segment repeats
-	segDue  bool       // the next batch begins a segment
-	segFrom time.Time  // when the segment began
+	room    room
+	carry   carried   // what a new segment repeats
+	segDue  bool      // the next batch begins a segment
+	segFrom time.Time // when the segment began
 	status  Status
 
 	tiler tiler         // the background's; Close's once that has ended
@@ -162,6 +163,7 @@ type Status struct {
 	SegmentLen  int64     // bytes in the segment being written
 	TileErr     error     // why the tiles lag behind
 	DiskBytes   int64     // what the log took on the disk when the tiles were last written
+	FullSoon    bool      // it is nearly as large as it may be, and nothing is old enough to go
 	Err         error     // why nothing can be written; wraps ErrUnwritable
 }
 
@@ -199,6 +201,8 @@ func open(d disk, release func() error, o Options) (*Log, error) {
 		wake:    make(chan struct{}, 1),
 		quit:    make(chan struct{}),
 		stopped: make(chan struct{}),
+		status:  Status{Origin: s.Name(), Key: s.vkey},
+		room:    room{pass: make(chan struct{})},
 	}
 	l.tiler = tiler{disk: d, signer: s}
 	l.pending = l.freshBatch()
@@ -257,7 +261,7 @@ func (l *Log) Status() Status {
 	defer l.mu.Unlock()
 	s := l.status
 	s.Err = l.err
-	if s.Err == nil && l.full {
+	if s.Err == nil && l.room.full {
 		s.Err = ErrFull
 	}
 	return s

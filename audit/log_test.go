@@ -231,6 +231,19 @@ func TestLogWithoutVerifierSaysAnchorsAreNotChecked(t *testing.T) {
 	}
 }
 
+func TestStatusNamesTheKeyOfANewLog(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	l, err := Open(h.dir, h.opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st := l.Status(); st.Key != h.vkey() || st.Origin != h.opt.Origin {
+		t.Errorf("%q of %q, want %q of %q", st.Key, st.Origin, h.vkey(), h.opt.Origin)
+	}
+	h.stop(l)
+}
+
 func TestLogGoesOnAfterRestart(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)

@@ -167,6 +167,35 @@ func CheckConsistency(proof, oldSigned, newSigned []byte, vkey string) error {
 	return nil
 }
 
+// Extend returns the checkpoint that the log published last, signed, and the
+// hashes that prove that it continues the log's state of oldSize records (RFC
+// 6962 §2.1.2); none where oldSize is 0. A log that has fewer records than that
+// is [ErrShorter].
+func Extend(fsys fs.FS, oldSize uint64, vkey string) (signed []byte, c Checkpoint, proof [][32]byte, err error) {
+	signed, c, hashes, err := published(fsys, vkey)
+	if err != nil {
+		return nil, Checkpoint{}, nil, fmt.Errorf("proving that the log continues %d records: %w", oldSize, err)
+	}
+	if oldSize > c.Size {
+		return signed, c, nil, fmt.Errorf("%w: it published %d, and %d are known of", ErrShorter, c.Size, oldSize)
+	}
+	if oldSize == 0 {
+		return signed, c, nil, nil
+	}
+	path, err := tlog.ProveTree(int64(c.Size), int64(oldSize), hashes)
+	if err != nil {
+		return nil, Checkpoint{}, nil, fmt.Errorf("proving that the log continues %d records: %w", oldSize, err)
+	}
+	for _, h := range path {
+		proof = append(proof, h)
+	}
+	return signed, c, proof, nil
+}
+
+// ErrShorter means that a log has fewer records than somebody has seen it have:
+// its end was removed.
+var ErrShorter = errors.New("the log has fewer records than it had")
+
 // splitProof returns the lines between the title and the empty line, and what
 // follows that.
 func splitProof(proof []byte, title string) (lines []string, rest []byte, err error) {

@@ -46,6 +46,7 @@ const (
 	EventRun          Event = "program.start"        // Workload: who had which program started (vouch run)
 	EventStreamEnd    Event = "stream.end"           // Workload: a stream cut off, and why
 	EventAdmin        Event = "admin.request"        // Workload: what an administrator asked the daemon to do
+	EventWitness      Event = "log.witness"          // a witness refused the log: it saw another history of it
 )
 
 // The events of leased credentials. A grant and a revocation are two records
@@ -59,6 +60,16 @@ const (
 	EventLeaseRevoke       Event = "lease.revoke"        // Credential
 	EventLeaseEnd          Event = "lease.end"           // Credential: ran out by itself
 	EventUse               Event = "credential.use"      // Workload, Credential, Use
+)
+
+// The events of secrets that are sealed to the machine, each before it takes
+// effect. Their Credential is the secret: its Handle names the value, NotAfter is
+// when it is due to be rotated. Its uses are the grants whose Upstream is
+// "sealed:" and its name.
+const (
+	EventSecretSeal   Event = "secret.seal"   // Workload: who asked; Credential: a value under a new name
+	EventSecretRotate Event = "secret.rotate" // Workload, Credential: a value in the place of the last one
+	EventSecretRemove Event = "secret.remove" // Workload, Credential: the value that is forgotten
 )
 
 // An Outcome is how a decision went.

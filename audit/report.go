@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -27,6 +28,8 @@ type Finding struct {
 	Place    string   `json:"place,omitempty"`  // file and offset, if it is about bytes
 	Message  string   `json:"message"`          // what was found
 	Meaning  string   `json:"meaning"`          // what follows from it
+
+	order uint64 // how many checkpoints were met before it
 }
 
 // maxFindings bounds how many findings of one name a report lists.
@@ -53,11 +56,13 @@ type Report struct {
 	AnchorsByTPM bool             `json:"anchors_checked"`
 	FirstCounter uint64           `json:"first_counter,omitempty"` // the TPM's, in the first anchor
 	Counter      uint64           `json:"counter,omitempty"`       // and in the last
+	Witnessed    []Witnessed      `json:"witnessed,omitempty"`
 	EKSHA256     string           `json:"ek_sha256,omitempty"`
 	AKName       string           `json:"ak_name,omitempty"`
 
 	Findings []Finding         `json:"findings"`
 	Left     map[string]uint64 `json:"findings_left_out,omitempty"` // by name, beyond the first ones
+	order    uint64            // of the next finding
 	failed   bool
 	counts   map[string]int
 }
@@ -65,6 +70,9 @@ type Report struct {
 func (r *Report) add(f Finding) {
 	if f.Severity == Failure {
 		r.failed = true
+	}
+	if f.order == 0 {
+		f.order = r.order
 	}
 	f.Message, f.Place = printed(f.Message), printed(f.Place)
 	if r.counts[f.Name]++; r.counts[f.Name] > maxFindings {
@@ -86,6 +94,7 @@ func printed(s string) string {
 // conclude sets the verdict.
 func (r *Report) conclude() {
 	r.OK = !r.failed
+	slices.SortStableFunc(r.Findings, func(a, b Finding) int { return cmp.Compare(a.order, b.order) })
 	count := func(s Severity) (n int) {
 		for _, f := range r.Findings {
 			if f.Severity == s {
@@ -128,6 +137,13 @@ func (r *Report) WriteText(w io.Writer) error {
 		row("anchors", "%d, the last covers %d records; counter %d to %d", r.Anchors, r.Anchored, r.FirstCounter, r.Counter)
 	} else {
 		row("anchors", "%d, not checked", r.Anchors)
+	}
+	for _, w := range r.Witnessed {
+		known := "a key that only the log names"
+		if w.Known {
+			known = "a key that you gave"
+		}
+		row("witness", "%s saw %d records at %s; %s", w.Name, w.Size, w.Time.Format(time.RFC3339), known)
 	}
 	names := make([]string, 0, len(r.Events))
 	for e := range r.Events {

@@ -15,9 +15,12 @@ import (
 type Usage struct {
 	Since      time.Time        `json:"since,omitzero"`
 	Records    uint64           `json:"records"`
-	Identities []*IdentityUsage `json:"identities"` // by SPIFFE ID
+	Identities []*IdentityUsage `json:"identities"`        // by SPIFFE ID
+	Secrets    []*SecretUsage   `json:"secrets,omitempty"` // by name
 	Unmatched  uint64           `json:"denied_without_identity"`
 	Left       uint64           `json:"records_left_out,omitempty"` // of identities beyond the first so many
+
+	end time.Time // of the last record
 }
 
 // An IdentityUsage is what one identity got and used.
@@ -60,11 +63,14 @@ const (
 func Summarise(ctx context.Context, fsys fs.FS, since time.Time) (*Usage, error) {
 	u := &Usage{Since: since}
 	byID := map[string]*IdentityUsage{}
+	secrets := secretUsages{}
 	for e, err := range Records(ctx, fsys, 0) {
 		if err != nil {
 			return nil, err
 		}
 		l := &e.Leaf
+		secrets.take(l, since)
+		u.end = l.Time
 		if l.Time.Before(since) {
 			continue
 		}
@@ -91,6 +97,7 @@ func Summarise(ctx context.Context, fsys fs.FS, since time.Time) (*Usage, error)
 		id.conclude()
 		u.Identities = append(u.Identities, id)
 	}
+	u.Secrets = secrets.conclude(u.end)
 	return u, nil
 }
 
@@ -212,6 +219,9 @@ func (u *Usage) WriteText(w io.Writer) error {
 		for _, a := range id.Anomalies {
 			fmt.Fprintf(&b, "  ! %s\n", a)
 		}
+	}
+	for _, s := range u.Secrets {
+		fmt.Fprintf(&b, "\n%s\n", s.text(u.end))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

@@ -27,6 +27,10 @@ type VerifyOptions struct {
 	// Checkpoint is a signed checkpoint from elsewhere, from a witness or the
 	// SIEM, that the log must contain.
 	Checkpoint []byte
+	// Witnesses are the verifier keys of those that must have cosigned a state of
+	// the log (see [ParseWitness]), and whose cosignatures are therefore more than
+	// the log's own word.
+	Witnesses []string
 	// Counter is a value that an anchor of this log is known to have had: a log
 	// whose last anchor has less was rolled back.
 	Counter uint64
@@ -77,7 +81,10 @@ func Verify(ctx context.Context, fsys fs.FS, o VerifyOptions) (*Report, error) {
 	r := &Report{Events: map[Event]uint64{}, counts: map[string]int{}, Left: map[string]uint64{}, Findings: []Finding{}}
 	v := &verifier{fsys: fsys, o: o, rep: r, chain: newChain(o, r), set: new(tileSet)}
 	v.tiles = tileChecker{v: v}
-	if err := v.run(ctx); err != nil {
+	v.checkpoints = checkpointChecker{rep: r}
+	err := v.run(ctx)
+	v.checkpoints.finish()
+	if err != nil {
 		return nil, fmt.Errorf("verifying attestation log: %w", err)
 	}
 	v.end()
@@ -103,12 +110,16 @@ type verifier struct {
 
 	tiles tileChecker
 	known []knownCheckpoint // that the tree has not reached yet
+
+	witnesses   []witnessFile
+	checkpoints checkpointChecker
 }
 
 // A knownCheckpoint must be met on the way.
 type knownCheckpoint struct {
 	Checkpoint
 	source string
+	met    func() // may be nil
 }
 
 // A leafAt is a leaf with what anchors need of the tree around it.
@@ -121,6 +132,9 @@ type leafAt struct {
 func (v *verifier) run(ctx context.Context) error {
 	// The checkpoint first: so the segments have all that it covers.
 	if err := v.tiles.readCheckpoint(); err != nil {
+		return err
+	}
+	if err := v.readWitnesses(); err != nil {
 		return err
 	}
 	segs, err := openSegments(v.fsys, v.o.Live)
@@ -224,6 +238,7 @@ func (v *verifier) header(data []byte, first uint64) error {
 // open settles which key the log is held against.
 func (v *verifier) open(vkey string, verifier note.Verifier) {
 	v.begun, v.vkey, v.v = true, vkey, verifier
+	v.checkpoints.key = verifier
 	if v.o.Key != "" && v.o.Key != vkey {
 		v.fail("wrong-key", nil, fmt.Sprintf("the log is signed by %s and not by %s", vkey, v.o.Key),
 			"this is another log than the one asked about")
@@ -232,6 +247,7 @@ func (v *verifier) open(vkey string, verifier note.Verifier) {
 	v.chain.vkey, v.chain.origin = vkey, verifier.Name()
 	v.expect(v.o.Checkpoint, "the known checkpoint")
 	v.expect(v.tiles.checkpoint, checkpointName)
+	v.expectWitnessed()
 }
 
 // expect has the log held against a signed checkpoint from elsewhere.
@@ -244,7 +260,7 @@ func (v *verifier) expect(signed []byte, source string) {
 		v.fail("checkpoint-signature", nil, source+": "+err.Error(), "it is not this log's word")
 		return
 	}
-	v.known = append(v.known, knownCheckpoint{c, source})
+	v.known = append(v.known, knownCheckpoint{Checkpoint: c, source: source})
 	if source == checkpointName {
 		v.tiles.size = c.Size
 	}
@@ -352,6 +368,8 @@ func (v *verifier) meet() {
 		if k.Root != v.root() {
 			v.fail("fork", nil, fmt.Sprintf("the first %d records are not those that %s stands for", k.Size, k.source),
 				"a record up to there was changed, or the two have different histories")
+		} else if k.met != nil {
+			k.met()
 		}
 		v.known = slices.Delete(v.known, i, i+1)
 		v.meet()
@@ -359,22 +377,11 @@ func (v *verifier) meet() {
 	}
 }
 
-// checkpoint checks the one that ends a batch.
+// checkpoint has the one that ends a batch checked.
 func (v *verifier) checkpoint(signed []byte) {
 	v.rep.Checkpoints++
-	size := v.size()
-	last := max(size, 1) - 1
-	c, err := openCheckpoint(signed, v.v)
-	switch {
-	case err != nil:
-		v.fail("checkpoint-signature", &last, err.Error(), "somebody without the log's key wrote this checkpoint")
-	case c.Size != size:
-		v.fail("tree-mismatch", &last, fmt.Sprintf("the checkpoint is of %d records where there are %d", c.Size, size),
-			"records were removed or put in")
-	case c.Root != v.root():
-		v.fail("tree-mismatch", &last, "the checkpoint is not of the records before it",
-			"a record up to here was changed, swapped or taken from another log")
-	}
+	v.rep.order++
+	v.checkpoints.add(signed, v.size(), v.root())
 }
 
 // broken deals with bytes that are no frame, or leaves without a checkpoint.
@@ -419,6 +426,7 @@ func (v *verifier) end() {
 		v.fail("rolled-back", nil, fmt.Sprintf("the log has %d records, and %s is of %d", r.Size, k.source, k.Size),
 			"records at the end were removed, or this is an older copy")
 	}
+	v.missWitnesses()
 	v.chain.end(r.Size)
 }
 

@@ -275,7 +275,7 @@ func (c *tileChecker) file(name string) error {
 	switch {
 	case strings.HasSuffix(name, tempSuffix):
 		return nil // what a crash, or a daemon at work, leaves
-	case name == checkpointName, path.Dir(name) == walDir:
+	case name == checkpointName, path.Dir(name) == walDir, isWitnessFile(name):
 		return nil
 	case !strings.HasPrefix(name, tileDir+"/"):
 		v.rep.add(Finding{Severity: Note, Name: "unknown-file", Place: name, Message: "the file is none of the log's", Meaning: "it was not looked at"})

@@ -2,6 +2,7 @@ package config
 
 import (
 	"cmp"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -22,6 +23,7 @@ type Config struct {
 	CredentialsDir string               `yaml:"credentials_dir" default:"/etc/vouchd/credentials.d"`
 	ProgramsDir    string               `yaml:"programs_dir" default:"/etc/vouchd/programs.d"`
 	RunSocket      string               `yaml:"run_socket" default:"/run/vouchd/run.sock"`
+	SystemdSocket  string               `yaml:"systemd_socket" default:"/run/vouchd/systemd.sock"`
 	Metrics        string               `yaml:"metrics" default:"none"` // or a loopback address, or unix: and a path
 	Authority      Authority            `yaml:"authority"`
 	Log            Log                  `yaml:"log"`
@@ -46,6 +48,15 @@ type Log struct {
 	OCSF        bool          `yaml:"ocsf" default:"false"`
 	Journal     bool          `yaml:"journal" default:"false"`
 	OTLP        bool          `yaml:"otlp" default:"false"`
+	Witnesses   []Witness     `yaml:"witnesses"`
+}
+
+// Witness is one that cosigns the log's checkpoints.
+type Witness struct {
+	URL      string        `yaml:"url" required:"true" like:"https://witness.example.org"`
+	Key      string        `yaml:"key" required:"true" like:"witness.example.org+8d66cf3f+BCVZ…"`
+	Interval time.Duration `yaml:"interval" default:"1m" min:"10s" max:"24h"`
+	Timeout  time.Duration `yaml:"timeout" default:"10s" min:"1s" max:"1m"`
 }
 
 // Node is what this machine is held to.
@@ -131,6 +142,14 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 	if a.JWTIssuer != "" && !isIssuer(a.JWTIssuer) {
 		problem("authority.jwt_issuer", "%q is not an https URL without user, query and fragment; write it like https://example.org", clip(a.JWTIssuer))
 	}
+	if n := len(c.Log.Witnesses); n > maxWitnesses {
+		problem("log.witnesses", "has %d witnesses and may have %d; remove some", n, maxWitnesses)
+	}
+	for _, w := range c.Log.Witnesses {
+		if w.URL != "" && !isWitnessURL(w.URL) {
+			problem("log.witnesses", "%q is not an https URL without user, query and fragment; write it like https://witness.example.org (http may lead to this machine alone)", clip(w.URL))
+		}
+	}
 	for _, p := range []struct {
 		key, path string
 		most      int
@@ -140,6 +159,7 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 		{"agent_socket", c.AgentSocket, maxSocketPath},
 		{"admin_socket", c.AdminSocket, maxSocketPath},
 		{"run_socket", c.RunSocket, maxSocketPath},
+		{"systemd_socket", c.SystemdSocket, maxSocketPath},
 		{"entries_dir", c.EntriesDir, maxPath},
 		{"programs_dir", c.ProgramsDir, maxPath},
 		{"credentials_dir", c.CredentialsDir, maxPath},
@@ -165,6 +185,19 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 	if c.EntriesDir != "" && c.EntriesDir == c.CredentialsDir {
 		problem("credentials_dir", "is the entries_dir too; give each its own directory")
 	}
+}
+
+const maxWitnesses = 16
+
+// isWitnessURL allows plain http to a witness on this machine: what is sent is no
+// secret, but somebody on the way could have the log pass for a forked one.
+func isWitnessURL(s string) bool {
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" || u.User != nil || strings.ContainsAny(s, "?#") {
+		return false
+	}
+	at, err := netip.ParseAddr(u.Hostname())
+	return u.Scheme == "https" || u.Scheme == "http" && err == nil && at.IsLoopback()
 }
 
 // isIssuer holds an issuer to what OpenID Connect Discovery 1.0 §3 asks of

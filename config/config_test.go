@@ -30,6 +30,7 @@ func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
 		Metrics:        "none",
 		ProgramsDir:    "/etc/vouchd/programs.d",
 		RunSocket:      "/run/vouchd/run.sock",
+		SystemdSocket:  "/run/vouchd/systemd.sock",
 		Authority: Authority{
 			Mode:            "standalone",
 			IssuingCATTL:    4 * time.Hour,
@@ -114,6 +115,8 @@ vouchd.yaml:4: authority.jwt_key_ttl "1h" is out of range; give it 2h to 2160h`}
 			"vouchd.yaml:3: authority.rotation_overlap 2h0m1s is more than half of authority.issuing_ca_ttl; give it 2h or less"},
 		{"an issuer no relying party could fetch from", "trust_domain: a\nauthority:\n  jwt_issuer: http://example.org\n", nil,
 			`vouchd.yaml:3: authority.jwt_issuer "http://example.org" is not an https URL without user, query and fragment; write it like https://example.org`},
+		{"a witness that somebody on the way could speak for", "trust_domain: a\nlog:\n  witnesses:\n    - {url: \"http://witness.example.org\", key: w1+0+x}\n", nil,
+			`vouchd.yaml:4: log.witnesses "http://witness.example.org" is not an https URL without user, query and fragment; write it like https://witness.example.org (http may lead to this machine alone)`},
 		{"an override of an unknown key", "trust_domain: a", []string{"authority.issuer=x"},
 			"--set authority.issuer: unknown key; the nearest known is authority.jwt_issuer"},
 		{"an override with a bad value", "trust_domain: a", []string{"authority.issuing_ca_ttl=soon"},

@@ -55,14 +55,17 @@ type Traits struct {
 	// ChoosesTTL is true if the upstream, and not the caller, may choose the
 	// lifetime. Expires is then what the upstream said.
 	ChoosesTTL bool
+	// ProxyOnly is true if no workload may be given the value.
+	ProxyOnly bool
 }
 
 // A Request is what one lease is asked for.
 type Request struct {
-	LeaseID string
-	Holder  Holder
-	Params  map[string]string // every declared parameter
-	TTL     time.Duration
+	LeaseID   string
+	RequestID string // by which the log tells of it; no secret
+	Holder    Holder
+	Params    map[string]string // every declared parameter
+	TTL       time.Duration
 }
 
 // A Handle finds a credential upstream.

@@ -54,6 +54,8 @@ var (
 	// ErrOnlyExpires is a broker's answer about a credential that it cannot find
 	// upstream and that ends by itself. The lease waits for that.
 	ErrOnlyExpires = errors.New("credential can only expire")
+	// ErrProxyOnly means that the value is never given to a workload.
+	ErrProxyOnly = errors.New("credential is proxy-only")
 	// ErrClosed means that the daemon is stopping.
 	ErrClosed = errors.New("credential manager is closed")
 )
@@ -110,4 +112,7 @@ const (
 	Hard       Revocation = "hard"        // the credential and all sessions opened with it end
 	GrantWide  Revocation = "grant-wide"  // it ends, and so does everything else issued by the same grant
 	ExpiryOnly Revocation = "expiry-only" // nothing: it works until it expires
+	// Unrevocable is for what does not expire either: it works until it is
+	// rotated where it comes from. The lease's end is this daemon's alone.
+	Unrevocable Revocation = "none"
 )

@@ -33,6 +33,7 @@ type Definition struct {
 	Bind        Bind
 	Limits      Limits
 	Parameters  []Parameter
+	For         []Offer // what tools may ask it for
 	Traits      Traits
 	Pos         config.Pos
 
@@ -56,16 +57,23 @@ type document struct {
 type written struct {
 	Name        config.At[string]        `yaml:"name" required:"true" like:"warehouse-readonly"`
 	Description config.At[string]        `yaml:"description"`
-	Broker      config.At[string]        `yaml:"broker" required:"true" oneof:"federation oauth2 postgres vault"`
+	Broker      config.At[string]        `yaml:"broker" required:"true" oneof:"aws-secret azure-secret federation github infisical oauth2 postgres ssh static vault"`
 	TTL         config.At[time.Duration] `yaml:"ttl" default:"5m" min:"10s" max:"24h"`
 	MaxTTL      config.At[time.Duration] `yaml:"max_ttl" min:"10s" max:"168h"` // left out, TTL
 	Renewable   config.At[bool]          `yaml:"renewable" default:"false"`
 	Bind        string                   `yaml:"bind" default:"process" oneof:"process unit lease"`
 	Limits      writtenLimits            `yaml:"limits"`
 	Parameters  []writtenParameter       `yaml:"parameters"`
+	For         []writtenOffer           `yaml:"for"`
+	AWSSecret   config.Section           `yaml:"aws-secret"`
+	AzureSecret config.Section           `yaml:"azure-secret"`
 	Federation  config.Section           `yaml:"federation"`
+	GitHub      config.Section           `yaml:"github"`
+	Infisical   config.Section           `yaml:"infisical"`
 	OAuth2      config.Section           `yaml:"oauth2"`
 	Postgres    config.Section           `yaml:"postgres"`
+	SSH         config.Section           `yaml:"ssh"`
+	Static      config.Section           `yaml:"static"`
 	Vault       config.Section           `yaml:"vault"`
 
 	Pos config.Pos
@@ -74,19 +82,31 @@ type written struct {
 // section returns the settings of one broker.
 func (w *written) section(broker string) config.Section {
 	switch broker {
+	case "aws-secret":
+		return w.AWSSecret
+	case "azure-secret":
+		return w.AzureSecret
 	case "federation":
 		return w.Federation
+	case "github":
+		return w.GitHub
+	case "infisical":
+		return w.Infisical
 	case "oauth2":
 		return w.OAuth2
 	case "postgres":
 		return w.Postgres
+	case "ssh":
+		return w.SSH
+	case "static":
+		return w.Static
 	case "vault":
 		return w.Vault
 	}
 	return config.Section{}
 }
 
-var brokerNames = []string{"federation", "oauth2", "postgres", "vault"}
+var brokerNames = []string{"aws-secret", "azure-secret", "federation", "github", "infisical", "oauth2", "postgres", "ssh", "static", "vault"}
 
 // LoadDefinitions reads the *.yaml files of dir in the order of their names,
 // and opens each definition's broker. A missing directory has no definitions.
@@ -166,6 +186,7 @@ func (l *loader) definition(w *written) {
 		d.Limits.Hours = append(d.Limits.Hours, h.Value)
 	}
 	l.parameters(d, w)
+	l.offers(d, w)
 	if len(l.problems) > before {
 		return // the broker is not asked about what is wrong already
 	}
@@ -238,6 +259,11 @@ func (l *loader) open(d *Definition, w *written) {
 		return
 	}
 	d.broker, d.Traits = broker, broker.Traits()
+	if len(d.For) > 0 {
+		if err := d.helps(); err != nil {
+			l.problems.Add(w.For[0].Pos, "%v", err)
+		}
+	}
 	if d.Renewable && !d.Traits.Renews {
 		l.problems.Add(w.Renewable.Pos, "credential %s is renewable, which %s cannot do; remove the key, and let the caller ask for the next one", d.Name, d.Traits.Upstream)
 	}

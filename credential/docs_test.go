@@ -11,20 +11,12 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/vouchd/vouchd/credential"
-	"github.com/vouchd/vouchd/credential/federation"
-	"github.com/vouchd/vouchd/credential/oauth2"
-	"github.com/vouchd/vouchd/credential/postgres"
-	"github.com/vouchd/vouchd/credential/vault"
+	"github.com/vouchd/vouchd/credential/brokers"
 	"github.com/vouchd/vouchd/identity"
 )
 
 // every is all the brokers there are.
-var every = credential.Brokers{
-	"federation": federation.Open,
-	"oauth2":     oauth2.Opener(nil),
-	"postgres":   postgres.Open,
-	"vault":      vault.Open,
-}
+var every = brokers.All(brokers.Deps{})
 
 func TestExamplesOfTheDocumentLoad(t *testing.T) {
 	t.Parallel()

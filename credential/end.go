@@ -146,7 +146,7 @@ func (m *Manager) endUpstream(l *lease) (Use, Outcome, error) {
 		return Use{}, "", nil
 	}
 	m.mu.Unlock()
-	if onlyExpires {
+	if onlyExpires || l.Revocation == Unrevocable {
 		return Use{}, RanOut, nil
 	}
 	if source == nil {

@@ -98,6 +98,9 @@ func (m *Manager) admit(h Holder, a Ask) (*pending, error) {
 	if !ok {
 		return nil, fmt.Errorf("%w: %s; add it to the credentials directory", ErrUndefined, a.Name)
 	}
+	if d.Traits.ProxyOnly {
+		return nil, fmt.Errorf("%w: the value of %s is not handed out, and there is no proxy yet that would use it for %s; its definition can make it disclosable", ErrProxyOnly, a.Name, h.ID)
+	}
 	if len(a.RequestID) > maxRequestIDLen || strings.ContainsFunc(a.RequestID, unicode.IsControl) ||
 		!slices.Contains([]Exposure{"", InMemory, InFile, InEnvironment}, a.Exposure) {
 		return nil, fmt.Errorf("%w: request ID or exposure of %s is malformed", ErrParameter, a.Name)
@@ -145,7 +148,7 @@ func (m *Manager) admit(h Holder, a Ask) (*pending, error) {
 		ask:     a,
 		def:     d,
 		lease:   l,
-		request: Request{LeaseID: l.ID, Holder: h, Params: params, TTL: l.Expires.Sub(now)},
+		request: Request{LeaseID: l.ID, RequestID: a.RequestID, Holder: h, Params: params, TTL: l.Expires.Sub(now)},
 		began:   m.clock(),
 	}, nil
 }

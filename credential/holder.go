@@ -24,7 +24,11 @@ type Holder struct {
 type Identity interface {
 	// JWT returns a JWT-SVID of the holder for one audience.
 	JWT(ctx context.Context, audience string) (secret.Bytes, error)
-	// X509 returns an X509-SVID of the holder with its key.
+	// JWTWith returns one with a claim more, for an upstream that takes what it
+	// has to know from the token alone.
+	JWTWith(ctx context.Context, audience, claim string, value any) (secret.Bytes, error)
+	// X509 returns an X509-SVID of the holder with its key. Its common name
+	// stands for the SPIFFE ID, for an upstream that goes by that.
 	X509(ctx context.Context) (tls.Certificate, error)
 }
 

@@ -71,7 +71,7 @@ type Options struct {
 	Sealer      Sealer
 
 	IssuingCATTL time.Duration // life of an issuing CA
-	Overlap      time.Duration // how long before its end a key's successor is made, at most half of either life
+	Overlap      time.Duration // how long before its end an issuing CA's successor is made, at most half of either life
 	JWTKeyTTL    time.Duration // how long a JWT key signs
 	JWTKey       crypto.Signer // signs all JWT-SVIDs, for ever, in place of keys that rotate; nil: they rotate
 	JWTIssuer    string        // the iss claim; empty: none

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ecdsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -11,6 +12,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -363,7 +365,7 @@ func keyID(t *testing.T, token string) string {
 	return header.Kid
 }
 
-func TestJWTKeyIsPublishedOneOverlapBeforeItSigns(t *testing.T) {
+func TestJWTKeyIsPublishedOneLifeBeforeItSigns(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	a := h.start()
@@ -393,13 +395,45 @@ func TestJWTKeyIsPublishedOneOverlapBeforeItSigns(t *testing.T) {
 		kid := keyID(t, h.issueJWT(a))
 		if !signed[kid] {
 			signed[kid] = true
-			if ahead := h.clock.Now().Sub(published[kid]); ahead < 2*time.Hour-15*time.Minute {
-				t.Errorf("key %s signs %v after it was published, want 2h", kid, ahead)
+			if ahead := h.clock.Now().Sub(published[kid]); ahead < 24*time.Hour-15*time.Minute {
+				t.Errorf("key %s signs %v after it was published, want 24h", kid, ahead)
 			}
 		}
 	}
 	if len(signed) != 3 {
 		t.Errorf("%d keys signed within 60 hours, want 3", len(signed))
+	}
+}
+
+// Somebody publishes the JWKS as a file, and only as often as it says.
+func TestPublishedJWKSVerifiesUntilItSays(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	a := h.start()
+	bundle := a.Bundle()
+	replaced := 0
+	for step := range 7 * 96 {
+		if step%50 == 49 {
+			a = h.start()
+		}
+		if err := a.Rotate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if !h.clock.Now().Before(bundle.JWKSGoodUntil) {
+			bundle = a.Bundle()
+			replaced++
+		}
+		keys, err := jwtbundle.Parse(domain, bundle.JWKS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := keys.FindJWTAuthority(keyID(t, h.issueJWT(a))); !ok {
+			t.Fatalf("step %d: the published JWKS lacks the key that signs", step)
+		}
+		h.clock.move(15 * time.Minute)
+	}
+	if replaced != 3 { // in a week, with keys of a day, of which it has two
+		t.Errorf("it was published %d times anew, want 3", replaced)
 	}
 }
 
@@ -488,7 +522,7 @@ func TestBundleSequence(t *testing.T) {
 		t.Errorf("a restart without a change moves the sequence from %d to %d", first, again)
 	}
 	changed := a.Changed()
-	h.clock.move(22*time.Hour + time.Minute)
+	h.clock.move(24*time.Hour + time.Minute)
 	if err := a.Rotate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -533,5 +567,60 @@ func TestSelfCheckPasses(t *testing.T) {
 	t.Parallel()
 	if err := newHost(t).start().SelfCheck(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestNamedX509SVIDsNameStandsForItsID(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	a := h.start()
+	long := spiffeid.RequireFromString("spiffe://example.org/" + strings.Repeat("a", 44)) // 65 bytes
+	fits := spiffeid.RequireFromString("spiffe://example.org/" + strings.Repeat("a", 43))
+	for id, want := range map[spiffeid.ID]string{
+		agent: agent.String(),
+		fits:  fits.String(),
+		long:  fmt.Sprintf("%x", sha256.Sum256([]byte(long.String()))),
+	} {
+		svid, err := a.IssueNamedX509(t.Context(), id, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		leaf, err := x509.ParseCertificate(svid.Leaf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if leaf.Subject.CommonName != want || len(want) > 64 || len(leaf.URIs) != 1 || leaf.URIs[0].String() != id.String() || len(leaf.DNSNames) != 0 {
+			t.Errorf("%s has the common name %q, want %q, and URIs %v", id, leaf.Subject.CommonName, want, leaf.URIs)
+		}
+		chain, err := x509.ParseCertificates(svid.Chain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		roots, err := x509.ParseCertificates(a.Bundle().X509)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, _, err := x509svid.Verify(chain, x509bundle.FromX509Authorities(id.TrustDomain(), roots)); err != nil || got != id {
+			t.Errorf("it verifies as %v, %v", got, err)
+		}
+	}
+}
+
+func TestJWTSVIDWithAClaimMoreSaysTheRestAsAlways(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	a := h.start()
+	svid, err := a.IssueJWTWith(t.Context(), agent, time.Minute, []string{"api"}, "https://aws.amazon.com/tags", map[string]any{"principal_tags": map[string][]string{"project": {"p"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := a.ValidateJWT(svid.Token, "api")
+	if err != nil || got.ID != agent || fmt.Sprint(got.Claims["https://aws.amazon.com/tags"]) != "map[principal_tags:map[project:[p]]]" {
+		t.Errorf("it says %+v, %v", got, err)
+	}
+	for _, claim := range []string{"", "sub", "aud", "exp", "iss", "iat", "nbf", "jti"} {
+		if _, err := a.IssueJWTWith(t.Context(), agent, time.Minute, []string{"api"}, claim, "x"); err == nil {
+			t.Errorf("claim %q could be set", claim)
+		}
 	}
 }

@@ -131,7 +131,9 @@ func TestPackagedSettingsAreTheDefaultsWrittenOut(t *testing.T) {
 		}
 	}
 	same := cmp.Comparer(func(a, b spiffeid.TrustDomain) bool { return a == b })
-	if diff := cmp.Diff(load(packaged), load(written), same); diff != "" {
+	uncommented := load(written)
+	uncommented.Log.Witnesses = nil // an example: there is no default
+	if diff := cmp.Diff(load(packaged), uncommented, same); diff != "" {
 		t.Errorf("-defaults +as written in the packaged file:\n%s", diff)
 	}
 }

@@ -35,6 +35,20 @@ type jwtKey struct {
 	until  time.Time // zero: without end
 }
 
+// good is how long a copy of these keys is enough to verify what is signed: to
+// the end of the last; zero if that is without end.
+func (ks jwtKeys) good() (until time.Time) {
+	for _, k := range ks {
+		if k.until.IsZero() {
+			return time.Time{}
+		}
+		if k.until.After(until) {
+			until = k.until
+		}
+	}
+	return until
+}
+
 // published is the end of the key's time in the bundle.
 func (k *jwtKey) published() time.Time {
 	if k.until.IsZero() {
@@ -61,7 +75,7 @@ func (ks jwtKeys) signing(now time.Time) *jwtKey {
 func (a *Authority) rotateJWTKeys(ctx context.Context, now time.Time) error {
 	keys := *a.jwt.Load()
 	if a.o.JWTKey == nil {
-		advanced, err := keys.advance(now, a.o.JWTKeyTTL, a.o.Overlap)
+		advanced, err := keys.advance(now, a.o.JWTKeyTTL)
 		if err != nil {
 			return fmt.Errorf("making a JWT key: %w", err)
 		}
@@ -81,10 +95,11 @@ func (a *Authority) rotateJWTKeys(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-// advance drops keys whose last token has expired, makes sure that one signs
-// now, and makes its successor one overlap before it is to sign, so that who
-// caches the bundle has it by then (Federation §4.1).
-func (ks jwtKeys) advance(now time.Time, ttl, overlap time.Duration) (jwtKeys, error) {
+// advance drops keys whose last token has expired, and makes sure that one signs
+// now and that its successor is there. So every bundle has the key that signs
+// next: whoever keeps a copy of it, or publishes one as a file, has the life of a
+// key to take the next (Federation §4.1).
+func (ks jwtKeys) advance(now time.Time, ttl time.Duration) (jwtKeys, error) {
 	var next jwtKeys
 	for _, k := range ks {
 		if now.Before(k.published()) {
@@ -99,8 +114,7 @@ func (ks jwtKeys) advance(now time.Time, ttl, overlap time.Duration) (jwtKeys, e
 		}
 		next, signing = append(next, k), k
 	}
-	due := !now.Before(signing.until.Add(-overlap))
-	if due && next.signing(signing.until) == nil {
+	if next.signing(signing.until) == nil {
 		k, err := newJWTKey(signing.until, signing.until.Add(ttl))
 		if err != nil {
 			return nil, err

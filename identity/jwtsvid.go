@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/go-jose/go-jose/v4/jwt"
@@ -43,6 +44,20 @@ type claims struct {
 // audience must name somebody (JWT-SVID §3.2). It returns [ErrNoAuthority] if
 // there is no key to sign with and none could be made.
 func (a *Authority) IssueJWT(ctx context.Context, id spiffeid.ID, ttl time.Duration, audience []string) (*JWTSVID, error) {
+	return a.issueJWT(ctx, id, ttl, audience, nil)
+}
+
+// IssueJWTWith is IssueJWT with one claim more, which JWT-SVID §3 leaves room
+// for: what a relying party takes from tokens alone. It cannot be one of those
+// that every token has.
+func (a *Authority) IssueJWTWith(ctx context.Context, id spiffeid.ID, ttl time.Duration, audience []string, claim string, value any) (*JWTSVID, error) {
+	if claim == "" || slices.Contains([]string{"iss", "sub", "aud", "exp", "iat", "nbf", "jti"}, claim) {
+		return nil, fmt.Errorf("claim %q is not for a caller to set", claim)
+	}
+	return a.issueJWT(ctx, id, ttl, audience, map[string]any{claim: value})
+}
+
+func (a *Authority) issueJWT(ctx context.Context, id spiffeid.ID, ttl time.Duration, audience []string, more map[string]any) (*JWTSVID, error) {
 	now := a.o.Now()
 	if err := a.mayIssue(id, ttl, now); err != nil {
 		return nil, err
@@ -63,7 +78,11 @@ func (a *Authority) IssueJWT(ctx context.Context, id spiffeid.ID, ttl time.Durat
 		IssuedAt:  issued,
 		ExpiresAt: issued.Add(min(ttl, MaxJWTTTL)),
 	}
-	svid.Token, err = jwt.Signed(key.signer).Claims(claims{
+	token := jwt.Signed(key.signer)
+	if len(more) > 0 {
+		token = token.Claims(more)
+	}
+	svid.Token, err = token.Claims(claims{
 		Issuer:   a.o.JWTIssuer,
 		Subject:  id.String(),
 		Audience: audience,

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"fmt"
@@ -39,6 +40,29 @@ type X509SVID struct {
 // until the issuing CA expires if that is sooner. It returns [ErrNoAuthority]
 // if there is no valid issuing CA and none could be made.
 func (a *Authority) IssueX509(ctx context.Context, id spiffeid.ID, ttl time.Duration) (*X509SVID, error) {
+	return a.issueX509(ctx, id, ttl, "")
+}
+
+// IssueNamedX509 is IssueX509 for relying parties that know whom they see by a
+// common name alone: [CommonName] of the ID, in the subject.
+func (a *Authority) IssueNamedX509(ctx context.Context, id spiffeid.ID, ttl time.Duration) (*X509SVID, error) {
+	return a.issueX509(ctx, id, ttl, CommonName(id))
+}
+
+// CommonName is the name that a SPIFFE ID has where there is only room for one: the
+// ID itself where it fits in the 64 characters of a common name (RFC 5280
+// §4.1.2.6, appendix A), else its SHA-256 in hexadecimal, which is no ID. No
+// two IDs have one name.
+func CommonName(id spiffeid.ID) string {
+	const most = 64
+	if name := id.String(); len(name) <= most {
+		return name
+	}
+	sum := sha256.Sum256([]byte(id.String()))
+	return hex.EncodeToString(sum[:])
+}
+
+func (a *Authority) issueX509(ctx context.Context, id spiffeid.ID, ttl time.Duration, name string) (*X509SVID, error) {
 	now := a.o.Now()
 	if err := a.mayIssue(id, ttl, now); err != nil {
 		return nil, err
@@ -57,6 +81,7 @@ func (a *Authority) IssueX509(ctx context.Context, id spiffeid.ID, ttl time.Dura
 		notAfter = earlier(notAfter, upstream.notAfter())
 	}
 	t := leafTemplate(id, now, notAfter)
+	t.Subject.CommonName = name
 	leaf, err := x509.CreateCertificate(rand.Reader, t, ca.cert, &key.PublicKey, ca.key)
 	if err != nil {
 		return nil, fmt.Errorf("signing X509-SVID for %s: %w", id, err)
@@ -78,7 +103,7 @@ func (a *Authority) IssueX509(ctx context.Context, id spiffeid.ID, ttl time.Dura
 	}, nil
 }
 
-// leafTemplate has the ID as its only URI SAN, critical because the subject is
+// leafTemplate has the ID as its only URI SAN, critical where the subject is
 // empty (X509-SVID §2, §3.1), cA unset (§4.1), a critical key usage of
 // digitalSignature (§4.3), and both TLS purposes (§4.4).
 func leafTemplate(id spiffeid.ID, now, notAfter time.Time) *x509.Certificate {

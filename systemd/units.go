@@ -41,7 +41,11 @@ type Service struct {
 	RootDirectory    string
 	RootImage        string
 	PAMName          string
+	LoadCredential   []Credential
 }
+
+// A Credential is one that a unit loads from a path (LoadCredential=).
+type Credential struct{ ID, Path string }
 
 // A Command is a program and its arguments, of which the first is its name.
 type Command struct {
@@ -80,6 +84,7 @@ const (
 	managerPath  = "/org/freedesktop/systemd1"
 	managerIface = "org.freedesktop.systemd1.Manager"
 	unitIface    = "org.freedesktop.systemd1.Unit"
+	serviceIface = "org.freedesktop.systemd1.Service"
 	everyIface   = "" // all of an object's, as they are at one moment
 )
 
@@ -134,6 +139,7 @@ func (u *Units) unit(ctx context.Context, name string) (*Unit, error) {
 			RootDirectory:    p.text("RootDirectory"),
 			RootImage:        p.text("RootImage"),
 			PAMName:          p.text("PAMName"),
+			LoadCredential:   p.credentials("LoadCredential"),
 		}
 	}
 	return unit, p.err
@@ -334,6 +340,11 @@ func (p *properties) paths(name string) []string {
 		paths = append(paths, e.Path)
 	}
 	return paths
+}
+
+func (p *properties) credentials(name string) (list []Credential) {
+	p.get(name, &list)
+	return list
 }
 
 func (p *properties) commands(name string) []Command {

@@ -29,8 +29,10 @@ type Status struct {
 	Entries     EntriesStatus     `json:"entries"`
 	Log         LogStatus         `json:"log"`
 	Credentials CredentialsStatus `json:"credentials"`
-	Streams     int64             `json:"streams"`  // open on the agent socket
-	Problems    []string          `json:"problems"` // each one sentence with the way out; empty: all is well
+	Secrets     SecretsStatus     `json:"secrets"`
+	Streams     int64             `json:"streams"`   // open on the agent socket
+	Reminders   []string          `json:"reminders"` // what is not wrong yet, each one sentence with what to do
+	Problems    []string          `json:"problems"`  // each one sentence with the way out; empty: all is well
 }
 
 // TPMStatus says which TPM holds the keys.
@@ -38,6 +40,8 @@ type TPMStatus struct {
 	Address  string `json:"address"`
 	EKSHA256 string `json:"ek_sha256"` // of the EK's public key, hexadecimal
 	AKName   string `json:"ak_name"`   // hexadecimal
+
+	EKCertificate bool `json:"ek_certificate"` // whether its maker certified the EK
 }
 
 // AuthorityStatus says how long the authority's keys go on.
@@ -52,10 +56,11 @@ type AuthorityStatus struct {
 
 // EntriesStatus says which registrations are in force.
 type EntriesStatus struct {
-	Dir    string    `json:"dir"`
-	Count  int       `json:"count"`
-	Loaded time.Time `json:"loaded"`
-	Error  string    `json:"error,omitempty"` // why what is on disk now is not in force
+	Dir      string    `json:"dir"`
+	Count    int       `json:"count"`
+	Disabled int       `json:"disabled"` // identities that an administrator has cut off
+	Loaded   time.Time `json:"loaded"`
+	Error    string    `json:"error,omitempty"` // why what is on disk now is not in force
 }
 
 // LogStatus says how far the attestation log has come.
@@ -66,6 +71,19 @@ type LogStatus struct {
 	LastAnchor time.Time `json:"last_anchor"`
 	Anchored   uint64    `json:"anchored"` // records that the last anchor covers
 	Error      string    `json:"error,omitempty"`
+
+	DiskBytes int64           `json:"disk_bytes"`
+	MaxBytes  int64           `json:"max_bytes"`
+	Witnesses []WitnessStatus `json:"witnesses,omitempty"`
+}
+
+// WitnessStatus says what a witness has signed of the log.
+type WitnessStatus struct {
+	Name    string    `json:"name"`
+	URL     string    `json:"url"`
+	Records uint64    `json:"records"`       // that it signed last
+	Time    time.Time `json:"time,omitzero"` // when, by its clock
+	Error   string    `json:"error,omitempty"`
 }
 
 // An EntryView is a registration entry as it is listed.
@@ -76,6 +94,8 @@ type EntryView struct {
 	X509TTL   string   `json:"x509_svid_ttl"`
 	JWTTTL    string   `json:"jwt_svid_ttl"`
 	Hint      string   `json:"hint,omitempty"`
+
+	Disabled *Disabled `json:"disabled,omitempty"` // missing: the identity is in use
 }
 
 // An Explanation says what a process is, and what that entitles it to.
@@ -104,11 +124,14 @@ type NearMissView struct {
 // the daemon's own user; the socket's mode keeps others out and the kernel's
 // word on who connected is checked besides.
 type Admin struct {
-	Server *Server
-	Status func() Status // of all but the server's own part
-	Node   *NodeAdmin
-	Leases *LeaseAdmin // nil where there are no credentials
-	Logger *slog.Logger
+	Server  *Server
+	Status  func() Status // of all but the server's own part
+	Node    *NodeAdmin
+	Entry   *EntryAdmin
+	Leases  *LeaseAdmin  // nil where there are no credentials
+	Secrets *SecretAdmin // the same
+	Bundles *BundleAdmin
+	Logger  *slog.Logger
 }
 
 // Serve answers on l until the context ends.
@@ -120,6 +143,9 @@ func (a *Admin) Serve(ctx context.Context, l *net.UnixListener) error {
 	mux.HandleFunc("POST /v1/programs/start", a.programStart)
 	a.Node.routes(mux)
 	a.Leases.routes(mux)
+	a.Entry.routes(mux)
+	a.Secrets.routes(mux)
+	a.Bundles.routes(mux)
 	h := &http.Server{
 		Handler:           mux,
 		ConnContext:       rememberAsker,
@@ -194,12 +220,13 @@ func (a *Admin) status(w http.ResponseWriter, _ *http.Request) {
 func (s *Server) FillStatus(st *Status) {
 	st.Streams = s.streams.Load()
 	st.Entries.Count = s.entries.Load().Len()
+	st.Entries.Disabled = len(*s.disabled.Load())
 }
 
 func (a *Admin) entries(w http.ResponseWriter, _ *http.Request) {
 	views := []EntryView{}
 	for _, e := range a.Server.entries.Load().All() {
-		views = append(views, entryView(e))
+		views = append(views, a.Server.entryView(e))
 	}
 	reply(w, views)
 }
@@ -228,20 +255,24 @@ func (s *Server) explanation(p *process.Attested) Explanation {
 	for _, gap := range p.Gaps {
 		x.Gaps = append(x.Gaps, gap.Error())
 	}
-	for _, e := range s.match(p) {
-		x.Matches = append(x.Matches, entryView(e))
+	for _, e := range s.matching(p) {
+		x.Matches = append(x.Matches, s.entryView(e))
 	}
 	for _, m := range s.entries.Load().NearMisses(s.selectors(p), nearestShown) {
-		x.Nearest = append(x.Nearest, NearMissView{entryView(m.Entry), m.Missing.Strings()})
+		x.Nearest = append(x.Nearest, NearMissView{s.entryView(m.Entry), m.Missing.Strings()})
 	}
 	return x
 }
 
-func entryView(e identity.Entry) EntryView {
-	return EntryView{
+func (s *Server) entryView(e identity.Entry) EntryView {
+	v := EntryView{
 		SPIFFEID: e.ID.String(), Selectors: e.Selectors.Strings(), Position: e.Pos.String(),
 		X509TTL: e.X509TTL.String(), JWTTTL: e.JWTTTL.String(), Hint: e.Hint,
 	}
+	if d, ok := (*s.disabled.Load())[v.SPIFFEID]; ok {
+		v.Disabled = &d
+	}
+	return v
 }
 
 func reply(w http.ResponseWriter, v any) {

@@ -18,6 +18,13 @@ type LeaseAdmin struct {
 	List   func() []credential.Lease
 	Hash   func(id string) string // what the log calls a lease by
 	Revoke func(ctx context.Context, by Asker, w credential.Where) (int, error)
+	SSHCA  func(ctx context.Context, by Asker, name string) (SSHCAView, error)
+}
+
+// An SSHCAView is an authority that certifies SSH keys.
+type SSHCAView struct {
+	Name      string `json:"name"`
+	PublicKey string `json:"public_key"` // a line as TrustedUserCAKeys takes it
 }
 
 // A CredentialsStatus says which credentials are in force and how many leases
@@ -64,6 +71,10 @@ func (l *LeaseAdmin) routes(mux *http.ServeMux) {
 	}
 	mux.HandleFunc("GET /v1/leases", l.list)
 	mux.HandleFunc("POST /v1/leases/revoke", l.revoke)
+	mux.HandleFunc("POST /v1/ssh-ca", func(w http.ResponseWriter, r *http.Request) { // which may make the key
+		name := r.URL.Query().Get("name")
+		answerNode(w, r, func(ctx context.Context, by Asker, _ []byte) (SSHCAView, error) { return l.SSHCA(ctx, by, name) })
+	})
 }
 
 func (l *LeaseAdmin) list(w http.ResponseWriter, _ *http.Request) {
@@ -136,4 +147,10 @@ func (c *AdminClient) RevokeLeases(ctx context.Context, w credential.Where) (Rev
 		q.Set("credential", w.Credential)
 	}
 	return post[RevokedView](ctx, c, "/v1/leases/revoke", q, nil)
+}
+
+// SSHCA returns the public key of an authority that definitions name, making
+// the key on first use.
+func (c *AdminClient) SSHCA(ctx context.Context, name string) (SSHCAView, error) {
+	return post[SSHCAView](ctx, c, "/v1/ssh-ca", url.Values{"name": {name}}, nil)
 }

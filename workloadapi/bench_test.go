@@ -18,15 +18,20 @@ import (
 	"google.golang.org/grpc/metadata"
 )
 
-// fixed is the floor: a bare gRPC server on a Unix socket that attests nothing,
-// records nothing and answers a fixed message of the same size.
+// fixed is the floor: a bare gRPC server on a Unix socket that attests nothing
+// and answers a fixed message of the same size, after a durable write of a
+// record's size if it has a file for it.
 type fixed struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
 	x509 *workload.X509SVIDResponse
 	jwt  *workload.JWTSVIDResponse
+	file *os.File // nil: write nothing
 }
 
 func (f *fixed) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
+	if err := f.write(); err != nil {
+		return err
+	}
 	if err := stream.Send(f.x509); err != nil {
 		return err
 	}
@@ -35,11 +40,22 @@ func (f *fixed) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStr
 }
 
 func (f *fixed) FetchJWTSVID(context.Context, *workload.JWTSVIDRequest) (*workload.JWTSVIDResponse, error) {
-	return f.jwt, nil
+	return f.jwt, f.write()
 }
 
-// serveFixed serves answers of the size that the stack gives.
-func serveFixed(b *testing.B, s *stack) (socket string) {
+func (f *fixed) write() error {
+	if f.file == nil {
+		return nil
+	}
+	if _, err := f.file.Write(make([]byte, 1400)); err != nil {
+		return err
+	}
+	return fdatasync(f.file)
+}
+
+// serveFixed serves answers of the size that the stack gives from a socket,
+// and from another one with a durable write before each.
+func serveFixed(b *testing.B, s *stack) (socket, writing string) {
 	b.Helper()
 	f := new(fixed)
 	withConn(b, s.socket, func(ctx context.Context, c workload.SpiffeWorkloadAPIClient) error {
@@ -53,7 +69,19 @@ func serveFixed(b *testing.B, s *stack) (socket string) {
 		f.jwt, err = c.FetchJWTSVID(ctx, &workload.JWTSVIDRequest{Audience: []string{"api"}})
 		return err
 	})
-	socket = filepath.Join(s.dir, "floor.sock")
+	file, err := os.Create(filepath.Join(s.dir, "floor"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { file.Close() })
+	socket, writing = filepath.Join(s.dir, "floor.sock"), filepath.Join(s.dir, "writing.sock")
+	f.serve(b, socket)
+	(&fixed{x509: f.x509, jwt: f.jwt, file: file}).serve(b, writing)
+	return socket, writing
+}
+
+func (f *fixed) serve(b *testing.B, socket string) {
+	b.Helper()
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		b.Fatal(err)
@@ -62,7 +90,6 @@ func serveFixed(b *testing.B, s *stack) (socket string) {
 	workload.RegisterSpiffeWorkloadAPIServer(g, f)
 	go g.Serve(l)
 	b.Cleanup(g.Stop)
-	return socket
 }
 
 // withConn calls f over a new connection.
@@ -95,16 +122,16 @@ func fetchJWT(ctx context.Context, c workload.SpiffeWorkloadAPIClient) error {
 }
 
 // BenchmarkFetch is one fetch over a new connection each, by 1, 16 and 64
-// clients, beside the floor.
+// clients, beside the floor and the floor that writes.
 func BenchmarkFetch(b *testing.B) {
 	s := startStack(b, entry("/agent", os.Getuid()))
-	floor := serveFixed(b, s)
+	floor, writing := serveFixed(b, s)
 	for _, call := range []struct {
 		name string
 		do   func(context.Context, workload.SpiffeWorkloadAPIClient) error
 	}{{"x509", fetchX509}, {"jwt", fetchJWT}} {
 		for _, clients := range []int{1, 16, 64} {
-			for _, on := range []struct{ name, socket string }{{"floor", floor}, {"vouchd", s.socket}} {
+			for _, on := range []struct{ name, socket string }{{"floor", floor}, {"writing", writing}, {"vouchd", s.socket}} {
 				b.Run(fmt.Sprintf("%s/clients=%d/%s", call.name, clients, on.name), func(b *testing.B) {
 					concurrently(b, clients, func() { withConn(b, on.socket, call.do) })
 				})
@@ -128,26 +155,6 @@ func concurrently(b *testing.B, workers int, call func()) {
 	}
 	for range workers {
 		<-done
-	}
-}
-
-// BenchmarkDurableWrite is the other part of the floor: one write of a
-// record's size and one fdatasync.
-func BenchmarkDurableWrite(b *testing.B) {
-	f, err := os.CreateTemp("", "durable")
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer os.Remove(f.Name())
-	defer f.Close()
-	record := []byte(strings.Repeat("x", 1400))
-	for b.Loop() {
-		if _, err := f.Write(record); err != nil {
-			b.Fatal(err)
-		}
-		if err := fdatasync(f); err != nil {
-			b.Fatal(err)
-		}
 	}
 }
 

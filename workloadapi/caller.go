@@ -51,7 +51,12 @@ func (s *Server) attest(ctx context.Context, c *caller) error {
 	if err := s.refusal(); err != nil {
 		return err
 	}
-	if c.entries = s.match(c.process); len(c.entries) == 0 {
+	var disabled []identity.Entry
+	c.entries, disabled = s.entitled(c.process)
+	switch {
+	case len(c.entries) == 0 && len(disabled) > 0:
+		return fmt.Errorf("%w: %s", errDisabled, disabled[0].ID)
+	case len(c.entries) == 0:
 		return errNoIdentity
 	}
 	if len(c.entries) > maxIdentities {
@@ -63,9 +68,15 @@ func (s *Server) attest(ctx context.Context, c *caller) error {
 	return nil
 }
 
-// match returns the entries of a process, one for each SPIFFE ID, the default
-// identity first (Workload API §8).
+// match returns the entries by which a process is entitled, as matching does.
 func (s *Server) match(p *process.Attested) []identity.Entry {
+	entries, _ := s.entitled(p)
+	return entries
+}
+
+// matching returns the entries that a process matches, one for each SPIFFE ID,
+// the default identity first (Workload API §8).
+func (s *Server) matching(p *process.Attested) []identity.Entry {
 	seen := make(map[spiffeid.ID]bool)
 	return slices.DeleteFunc(s.entries.Load().Match(s.selectors(p)), func(e identity.Entry) bool {
 		again := seen[e.ID]
@@ -79,12 +90,16 @@ const maxIdentities = 1500
 
 // prove returns once the process that was attested has shown, after it was
 // attested, that it is the one which speaks on the connection. It is the last
-// check before the record and the answer, so the node is looked at again.
+// check before the record and the answer, so the node is looked at again, and
+// what an administrator has cut off.
 func (s *Server) prove(ctx context.Context, c *caller) error {
 	ctx, cancel := context.WithTimeout(ctx, proofTimeout)
 	defer cancel()
 	if err := c.present(ctx); err != nil {
 		return fmt.Errorf("%w: proving its presence: %w", errAttestation, err)
+	}
+	if err := s.cutOff(c); err != nil {
+		return err
 	}
 	return s.refusal()
 }

@@ -91,6 +91,11 @@ func (a *credentialAPI) WatchCredential(req *credentialv1.GrantCredentialRequest
 		}
 		return stream.Send(grantMessage(g))
 	})
+	if errors.Is(err, credential.ErrHolderGone) && refused == nil && ctx.Err() == nil && l.caller.conn.peer().Alive() == nil {
+		// A lease that was revoked because its holder is granted it no more is
+		// not worth trying again.
+		refused = a.s.confirm(ctx, l)
+	}
 	if refused != nil {
 		return a.s.refuse(ctx, l.caller, audit.EventLeaseGrant, refused)
 	}
@@ -124,7 +129,7 @@ func (s *Server) beginLease(ctx context.Context, req *credentialv1.GrantCredenti
 	if err != nil {
 		return nil, err
 	}
-	holder, entry, err := s.holder(c, want, req.Name)
+	holder, entry, err := s.holder(ctx, c, want, req.Name)
 	if err != nil {
 		return nil, s.refuse(ctx, c, audit.EventLeaseIntent, err)
 	}
@@ -157,7 +162,7 @@ func (a *credentialAPI) RenewLease(ctx context.Context, req *credentialv1.RenewL
 	if err != nil {
 		return nil, err
 	}
-	holder, entry, lease, err := a.s.holderOf(c, req.LeaseId)
+	holder, entry, lease, err := a.s.holderOf(ctx, c, req.LeaseId)
 	if err == nil && !slices.Contains(entry.Credentials, lease.Credential) {
 		err = fmt.Errorf("%w: %q to %s; its entry must list it", credential.ErrNotGranted, lease.Credential, holder.ID)
 	}
@@ -180,7 +185,7 @@ func (a *credentialAPI) RevokeLease(ctx context.Context, req *credentialv1.Revok
 	if err != nil {
 		return nil, err
 	}
-	holder, _, lease, err := a.s.holderOf(c, req.LeaseId)
+	holder, _, lease, err := a.s.holderOf(ctx, c, req.LeaseId)
 	if err != nil {
 		return nil, a.s.refuse(ctx, c, audit.EventLeaseRevokeIntent, err)
 	}
@@ -249,7 +254,7 @@ func (c *caller) entryOf(id spiffeid.ID) (identity.Entry, bool) {
 // holder returns who leases, and by which entry: the caller under the identity it
 // wants, else under its first that is granted the credential, else under its
 // default identity, to which it is refused.
-func (s *Server) holder(c *caller, want spiffeid.ID, name string) (credential.Holder, identity.Entry, error) {
+func (s *Server) holder(ctx context.Context, c *caller, want spiffeid.ID, name string) (credential.Holder, identity.Entry, error) {
 	entry := c.entries[0]
 	if !want.IsZero() {
 		var ok bool
@@ -263,29 +268,49 @@ func (s *Server) holder(c *caller, want spiffeid.ID, name string) (credential.Ho
 		// It will be refused, and is not worth a file descriptor until it exits.
 		return credential.Holder{ID: entry.ID}, entry, nil
 	}
-	h, err := s.holderAs(c, entry)
+	var bind credential.Bind
+	if d, ok := s.o.Credentials.Definitions().Get(name); ok {
+		bind = d.Bind
+	}
+	h, err := s.holderAs(ctx, c, entry, bind)
 	return h, entry, err
 }
 
 // holderOf returns the caller as the holder of a lease. Whose lease it is, the
 // manager checks once more.
-func (s *Server) holderOf(c *caller, leaseID string) (credential.Holder, identity.Entry, credential.Lease, error) {
+func (s *Server) holderOf(ctx context.Context, c *caller, leaseID string) (credential.Holder, identity.Entry, credential.Lease, error) {
 	lease, ok := s.o.Credentials.Lease(leaseID)
 	entry, its := c.entryOf(lease.Identity)
 	if !ok || !its {
 		return credential.Holder{}, entry, lease, fmt.Errorf("lease %.64q: %w", leaseID, credential.ErrNoLease)
 	}
-	h, err := s.holderAs(c, entry)
+	h, err := s.holderAs(ctx, c, entry, lease.Bind)
 	return h, entry, lease, err
 }
 
-func (s *Server) holderAs(c *caller, e identity.Entry) (credential.Holder, error) {
+// holderAs returns the caller as the holder of a lease that ends with what bind
+// says. Systemd is asked only where it says the unit.
+func (s *Server) holderAs(ctx context.Context, c *caller, e identity.Entry, bind credential.Bind) (credential.Holder, error) {
 	process, exit, err := s.o.Holders.hold(c.conn.peer(), c.process)
 	if err != nil {
 		return credential.Holder{}, fmt.Errorf("%w: %w", errAttestation, err)
 	}
-	return credential.Holder{ID: e.ID, Process: process, Exit: exit, Identity: &workloadIdentity{s, c, e}}, nil
+	h := credential.Holder{ID: e.ID, Process: process, Exit: exit, Identity: &workloadIdentity{s, c, e}}
+	if bind != credential.BindUnit {
+		return h, nil
+	}
+	if h.Process.Invocation, err = s.o.Attester.Invocation(ctx, c.conn.peer(), c.process); err == nil {
+		h.Stop, err = s.o.Holders.stop(ctx, h.Process.Unit, h.Process.Invocation)
+	}
+	if err != nil {
+		return credential.Holder{}, fmt.Errorf("%w: %w", errNoUnit, err)
+	}
+	return h, nil
 }
+
+// errNoUnit means that a lease would end with the caller's system unit, and the
+// caller is in none whose end can be told.
+var errNoUnit = errors.New("the credential is bound to the caller's system unit")
 
 // asCaller lets the manager's records tell who asked, and by which entry.
 func asCaller(ctx context.Context, c *caller, e identity.Entry) context.Context {
@@ -319,6 +344,9 @@ func (s *Server) granted(c *caller) (list []*credentialv1.Credential) {
 				of.Pattern = p.Pattern.String()
 			}
 			m.Parameters = append(m.Parameters, of)
+		}
+		for _, o := range d.For {
+			m.Targets = append(m.Targets, &credentialv1.Target{Tool: o.Tool, Location: o.Location, Username: o.Username})
 		}
 		list = append(list, m)
 	}
@@ -388,6 +416,8 @@ var (
 		credential.Hard:       credentialv1.Revocation_REVOCATION_HARD,
 		credential.GrantWide:  credentialv1.Revocation_REVOCATION_GRANT_WIDE,
 		credential.ExpiryOnly: credentialv1.Revocation_REVOCATION_EXPIRY_ONLY,
+
+		credential.Unrevocable: credentialv1.Revocation_REVOCATION_NONE,
 	}
 )
 
@@ -405,6 +435,7 @@ func credentialStatus(err error) (code codes.Code, text string, ok bool) {
 		{credential.ErrTTL, codes.InvalidArgument, ""},
 		{credential.ErrLimit, codes.ResourceExhausted, ""},
 		{credential.ErrHours, codes.FailedPrecondition, ""},
+		{credential.ErrProxyOnly, codes.FailedPrecondition, ""},
 		{credential.ErrNoLease, codes.NotFound, "the caller has no such lease"},
 		{credential.ErrNotRenewable, codes.FailedPrecondition, ""},
 		{credential.ErrUnrecorded, codes.Unavailable, "the lease could not be recorded"},

@@ -153,7 +153,7 @@ func TestRefusalsOfCredentialsAreBounded(t *testing.T) {
 
 func TestHoldersKnowAProcessAgain(t *testing.T) {
 	t.Parallel()
-	h, err := NewHolders()
+	h, err := NewHolders(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,5 +191,35 @@ func TestHoldersKnowAProcessAgain(t *testing.T) {
 	case <-end:
 	case <-time.After(10 * time.Second):
 		t.Error("its exit is not noticed")
+	}
+}
+
+func TestHoldersWithoutSystemdKnowNoUnit(t *testing.T) {
+	t.Parallel()
+	h, err := NewHolders(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	p := credential.Process{BootID: h.bootID, Unit: "agent.service", Invocation: "5a3c"}
+	if _, alive, err := h.Find(p, credential.BindUnit); alive || err == nil {
+		t.Errorf("a unit is found: %v, %v", alive, err)
+	}
+	p.BootID = "another"
+	if _, alive, err := h.Find(p, credential.BindUnit); alive || err != nil {
+		t.Errorf("a unit of another boot is alive (%v)", err)
+	}
+}
+
+func TestCredentialBoundToAUnitIsRefusedOutsideOne(t *testing.T) {
+	t.Parallel()
+	s := startStack(t, granting("currents"))
+	api, ctx := s.credentials()
+	_, err := api.GrantCredential(ctx, &credentialv1.GrantCredentialRequest{Name: "currents"})
+	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "bound to the caller's system unit") {
+		t.Errorf("got %v", err)
+	}
+	if refused := s.records(audit.EventLeaseIntent); len(refused) != 1 || refused[0].Outcome != audit.Denied {
+		t.Errorf("records %+v", refused)
 	}
 }

@@ -2,12 +2,12 @@ package workloadapi
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -79,7 +79,7 @@ func fieldsOf(resp *credentialv1.GrantCredentialResponse) (fields []credential.F
 
 // Watch leases a credential and gives each lease to take, the next one before
 // the last expires, until ctx ends, take returns an error or there is no next. It
-// returns why.
+// returns why; see [MayTryAgain].
 func (c *CredentialClient) Watch(ctx context.Context, req *credentialv1.GrantCredentialRequest, take func(*credentialv1.Lease, []credential.Field) error) error {
 	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, securityHeader, "true"))
 	defer cancel()
@@ -107,7 +107,8 @@ func (c *CredentialClient) Renew(ctx context.Context, leaseID string, ttl time.D
 }
 
 // Revoke ends a lease of this process, and returns once the source has
-// confirmed it or can do no more than let the credential expire.
+// confirmed it or can do no more than let the credential expire. The error wraps
+// [credential.ErrNoLease] if nothing is left of it.
 func (c *CredentialClient) Revoke(ctx context.Context, leaseID string) error {
 	if _, err := c.api.RevokeLease(ctx, &credentialv1.RevokeLeaseRequest{LeaseId: leaseID}); err != nil {
 		return c.explain("revoking a lease", err)
@@ -115,7 +116,28 @@ func (c *CredentialClient) Revoke(ctx context.Context, leaseID string) error {
 	return nil
 }
 
+// MayTryAgain reports whether an error of this client, or of one of the SPIFFE
+// Workload API, means that the daemon or the source of the credential cannot
+// answer now, that a limit is reached, or that the lease was revoked: asking
+// again may help.
+func MayTryAgain(err error) bool {
+	switch status.Code(err) {
+	case codes.Unavailable, codes.Aborted, codes.ResourceExhausted, codes.DeadlineExceeded:
+		return true
+	}
+	return false
+}
+
+// A callError is an answer that is none, in the daemon's words.
+type callError struct{ *status.Status }
+
+func (e callError) Error() string              { return e.Message() }
+func (e callError) GRPCStatus() *status.Status { return e.Status }
+func (e callError) Is(target error) bool {
+	return target == credential.ErrNoLease && e.Code() == codes.NotFound
+}
+
 // explain says what was tried in the place of gRPC's wrapping.
 func (c *CredentialClient) explain(what string, err error) error {
-	return fmt.Errorf("%s from the daemon on %s: %w", what, c.endpoint, errors.New(status.Convert(err).Message()))
+	return fmt.Errorf("%s from the daemon on %s: %w", what, c.endpoint, callError{status.Convert(err)})
 }

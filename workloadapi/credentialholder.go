@@ -1,22 +1,26 @@
 package workloadapi
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/vouchd/vouchd/attest/process"
 	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/systemd"
 )
 
 // Holders keeps the processes that hold leases pinned, beyond the connection
-// over which they asked: one file descriptor for each, until it exits. Its
-// methods are safe for concurrent use.
+// over which they asked: one file descriptor for each, until it exits. Units
+// that hold leases it has watched. Its methods are safe for concurrent use.
 type Holders struct {
 	bootID  string
-	stopped chan struct{} // closed by Close
+	units   *systemd.Invocations // nil where systemd is not PID 1
+	stopped chan struct{}        // closed by Close
 	work    sync.WaitGroup
 
 	mu   sync.Mutex // guards pins
@@ -30,14 +34,15 @@ type pinned struct {
 }
 
 // NewHolders returns Holders, which the caller closes after the
-// [credential.Manager] that uses them.
-func NewHolders() (*Holders, error) {
+// [credential.Manager] that uses them. Units may be nil: then none holds a lease.
+func NewHolders(units *systemd.Invocations) (*Holders, error) {
 	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return nil, fmt.Errorf("reading the boot ID: %w", err)
 	}
 	return &Holders{
 		bootID:  strings.TrimSpace(string(bootID)),
+		units:   units,
 		stopped: make(chan struct{}),
 		pins:    make(map[pinned]*process.Peer),
 	}, nil
@@ -63,19 +68,36 @@ func (h *Holders) hold(p *process.Peer, at *process.Attested) (credential.Proces
 	return credential.Process{PID: at.PID, StartTime: at.StartTime, BootID: h.bootID, Unit: at.Unit}, exit, nil
 }
 
-// Find implements [credential.Processes] for leases that are bound to a process.
-func (h *Holders) Find(p credential.Process, b credential.Bind) (<-chan struct{}, bool, error) {
+// stop returns a channel that is closed when the invocation of a unit ends.
+func (h *Holders) stop(ctx context.Context, unit, invocation string) (<-chan struct{}, error) {
+	if h.units == nil {
+		return nil, errors.New("systemd is not PID 1, so that there are no units")
+	}
+	return h.units.Watch(ctx, systemd.Invocation{Unit: unit, ID: invocation})
+}
+
+// findTimeout bounds how long systemd is waited for at the daemon's start.
+const findTimeout = 10 * time.Second
+
+// Find implements [credential.Processes].
+func (h *Holders) Find(p credential.Process, b credential.Bind) (end <-chan struct{}, alive bool, err error) {
 	if p.BootID != h.bootID {
 		return nil, false, nil
 	}
-	if b != credential.BindProcess {
-		return nil, false, fmt.Errorf("binding to a %s is not possible", b)
+	switch b {
+	case credential.BindProcess:
+		end, err = h.pin(pinned{p.PID, p.StartTime})
+	case credential.BindUnit:
+		ctx, cancel := context.WithTimeout(context.Background(), findTimeout)
+		defer cancel()
+		end, err = h.stop(ctx, p.Unit, p.Invocation)
+	default:
+		return nil, false, fmt.Errorf("a lease that ends with its %s has nothing to be found", b)
 	}
-	exit, err := h.pin(pinned{p.PID, p.StartTime})
-	if errors.Is(err, process.ErrPeerGone) {
+	if errors.Is(err, process.ErrPeerGone) || errors.Is(err, systemd.ErrEnded) {
 		return nil, false, nil
 	}
-	return exit, err == nil, err
+	return end, err == nil, err
 }
 
 // pin returns a channel that is closed when the process exits.

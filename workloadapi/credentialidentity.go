@@ -23,10 +23,23 @@ type workloadIdentity struct {
 
 // JWT issues a JWT-SVID for the upstream.
 func (w *workloadIdentity) JWT(ctx context.Context, audience string) (secret.Bytes, error) {
+	return w.jwt(ctx, audience, func() (*identity.JWTSVID, error) {
+		return w.s.o.Authority.IssueJWT(ctx, w.entry.ID, w.entry.JWTTTL, []string{audience})
+	})
+}
+
+// JWTWith issues one with a claim more.
+func (w *workloadIdentity) JWTWith(ctx context.Context, audience, claim string, value any) (secret.Bytes, error) {
+	return w.jwt(ctx, audience, func() (*identity.JWTSVID, error) {
+		return w.s.o.Authority.IssueJWTWith(ctx, w.entry.ID, w.entry.JWTTTL, []string{audience}, claim, value)
+	})
+}
+
+func (w *workloadIdentity) jwt(ctx context.Context, audience string, issue func() (*identity.JWTSVID, error)) (secret.Bytes, error) {
 	if err := checkAudience([]string{audience}); err != nil {
 		return secret.Bytes{}, err
 	}
-	svid, err := w.s.o.Authority.IssueJWT(ctx, w.entry.ID, w.entry.JWTTTL, []string{audience})
+	svid, err := issue()
 	if err != nil {
 		return secret.Bytes{}, err
 	}
@@ -40,7 +53,7 @@ func (w *workloadIdentity) JWT(ctx context.Context, audience string) (secret.Byt
 
 // X509 issues an X509-SVID for the upstream.
 func (w *workloadIdentity) X509(ctx context.Context) (tls.Certificate, error) {
-	svid, err := w.s.o.Authority.IssueX509(ctx, w.entry.ID, w.entry.X509TTL)
+	svid, err := w.s.o.Authority.IssueNamedX509(ctx, w.entry.ID, w.entry.X509TTL)
 	if err != nil {
 		return tls.Certificate{}, err
 	}

@@ -22,6 +22,12 @@ func Listen(passed map[string]*net.UnixListener, agentPath, adminPath string) (a
 	return agent, admin, nil
 }
 
+// ListenUnits returns the socket for [Server.ServeUnits]: the one that systemd has
+// passed, else one made at the path. Root alone may connect: PID 1 is.
+func ListenUnits(passed *net.UnixListener, path string) (*net.UnixListener, error) {
+	return listenOr(passed, "systemd_socket", path, 0o600)
+}
+
 func listenOr(passed *net.UnixListener, key, path string, mode fs.FileMode) (*net.UnixListener, error) {
 	if passed == nil {
 		return listen(path, mode)

@@ -64,8 +64,9 @@ type Server struct {
 	refusals *refusals
 	entries  atomic.Pointer[identity.Entries]
 	node     atomic.Pointer[nodeState]
-	streams  atomic.Int64  // open
-	stopping chan struct{} // closed when Serve is to end
+	disabled atomic.Pointer[map[string]Disabled] // by SPIFFE ID; never nil
+	streams  atomic.Int64                        // open
+	stopping chan struct{}                       // closed when Serve is to end
 
 	mu      sync.Mutex    // guards changed
 	changed chan struct{} // closed and replaced when entries or the node change
@@ -81,6 +82,7 @@ func New(o Options) *Server {
 	}
 	s.entries.Store(new(identity.Entries))
 	s.node.Store(new(nodeState))
+	s.disabled.Store(new(map[string]Disabled))
 	return s
 }
 
@@ -90,6 +92,9 @@ func (s *Server) SetEntries(es *identity.Entries) {
 	s.entries.Store(es)
 	s.tellChanged()
 }
+
+// Entries returns the registration entries in force.
+func (s *Server) Entries() []identity.Entry { return s.entries.Load().All() }
 
 func (s *Server) tellChanged() {
 	s.mu.Lock()
@@ -202,6 +207,10 @@ func (s *Server) toStatus(err error, requestID string) error {
 		code, text = codes.PermissionDenied, "no identity issued any longer: the process is not what its entry names, or the entry has gone"
 	case errors.Is(err, errNoIdentity):
 		code, text = codes.PermissionDenied, "no identity issued"
+	case errors.Is(err, errDisabled):
+		code, text = codes.PermissionDenied, "the identity is disabled"
+	case errors.Is(err, errNoUnit):
+		code, text = codes.FailedPrecondition, err.Error()
 	case errors.Is(err, errNotEntitled):
 		code, text = codes.PermissionDenied, "not entitled to the requested SPIFFE ID"
 	case errors.Is(err, errAttestation), errors.Is(err, process.ErrPeerGone):
@@ -227,6 +236,7 @@ var (
 	errStopping        = errors.New("stopping")
 	errNode            = errors.New("this host may not issue")
 	errNoIdentity      = errors.New("no entry matches")
+	errDisabled        = errors.New("the identity is disabled by an administrator")
 	errLost            = errors.New("no longer entitled")
 	errNotEntitled     = errors.New("the requested SPIFFE ID is not the caller's")
 	errAttestation     = errors.New("attesting the caller")

@@ -416,23 +416,11 @@ func TestStreamEndsWithItsProcess(t *testing.T) {
 }
 
 // helperHold opens a stream whose socket a child holds too, and waits. The
-// child ends when the daemon closes the connection.
+// child ends when the daemon closes the connection, and may take what is meant
+// for its parent.
 func helperHold(args []string) error {
-	conn, err := net.Dial("unix", args[0])
+	conn, stream, err := holdStream(args[0])
 	if err != nil {
-		return err
-	}
-	cc, err := grpc.NewClient("passthrough:///x", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return conn, nil }))
-	if err != nil {
-		return err
-	}
-	ctx := metadata.AppendToOutgoingContext(context.Background(), securityHeader, "true")
-	stream, err := workload.NewSpiffeWorkloadAPIClient(cc).FetchX509SVID(ctx, &workload.X509SVIDRequest{})
-	if err != nil {
-		return err
-	}
-	if _, err := stream.Recv(); err != nil {
 		return err
 	}
 	socket, err := conn.(*net.UnixConn).File()
@@ -452,6 +440,37 @@ func helperHold(args []string) error {
 	fmt.Println("held")
 	_, err = stream.Recv()
 	return err
+}
+
+// helperStay opens a stream, and waits for what comes after the first answer.
+func helperStay(args []string) error {
+	_, stream, err := holdStream(args[0])
+	if err != nil {
+		return err
+	}
+	fmt.Println("held")
+	_, err = stream.Recv()
+	return err
+}
+
+// holdStream opens a stream and takes its first answer.
+func holdStream(socket string) (net.Conn, grpc.ServerStreamingClient[workload.X509SVIDResponse], error) {
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		return nil, nil, err
+	}
+	cc, err := grpc.NewClient("passthrough:///x", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return conn, nil }))
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx := metadata.AppendToOutgoingContext(context.Background(), securityHeader, "true")
+	stream, err := workload.NewSpiffeWorkloadAPIClient(cc).FetchX509SVID(ctx, &workload.X509SVIDRequest{})
+	if err != nil {
+		return nil, nil, err
+	}
+	_, err = stream.Recv()
+	return conn, stream, err
 }
 
 // helperDrain reads descriptor 3 to its end.
@@ -582,7 +601,7 @@ func TestStreamEndsWhenItsProgramIsReplacedOnDisk(t *testing.T) {
 		t.Fatalf("cp: %s", out)
 	}
 	s := startStack(t, fmt.Sprintf("  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:path:%s\"]}\n", program))
-	cmd := exec.CommandContext(t.Context(), program, "helper:hold", s.socket)
+	cmd := exec.CommandContext(t.Context(), program, "helper:stay", s.socket)
 	var said strings.Builder
 	cmd.Stderr = &said
 	out, err := cmd.StdoutPipe()

@@ -113,6 +113,10 @@ credentials:
   - name: winds
     broker: postgres
     postgres: {host: %[1]s, database: d, user: u, grants: ["GRANT SELECT ON air.winds TO {{role}}"]}
+  - name: currents
+    broker: postgres
+    bind: unit
+    postgres: {host: %[1]s, database: d, user: u, grants: ["GRANT SELECT ON sea.currents TO {{role}}"]}
 `
 
 func (s *stack) openCredentials(sealer credential.Sealer, logger *slog.Logger) (*Holders, *credential.Manager) {
@@ -128,7 +132,7 @@ func (s *stack) openCredentials(sealer credential.Sealer, logger *slog.Logger) (
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	holders, err := NewHolders()
+	holders, err := NewHolders(nil)
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -37,6 +37,7 @@ var helpers = map[string]func(args []string) error{
 	"send-files": helperSendFiles,
 	"forge":      helperForge,
 	"hold":       helperHold,
+	"stay":       helperStay,
 	"drain":      helperDrain,
 }
 

@@ -55,6 +55,8 @@ func ApproveBootState(authority crypto.Signer, pcrs map[uint][]byte) ([]byte, er
 	return json.Marshal(a)
 }
 
+var errOtherAuthority = errors.New("it is not signed by the authority that the keys are bound to")
+
 func parseApproval(b []byte, authority *ecdsa.PublicKey) (approval, error) {
 	var a approval
 	if err := decodeJSON(b, maxApprovalLen, &a); err != nil {
@@ -68,7 +70,7 @@ func parseApproval(b []byte, authority *ecdsa.PublicKey) (approval, error) {
 		return approval{}, err
 	}
 	if !ecdsa.VerifyASN1(authority, digest[:], a.Signature) {
-		return approval{}, errors.New("it is not signed by the authority that the keys are bound to")
+		return approval{}, errOtherAuthority
 	}
 	return a, nil
 }

@@ -55,36 +55,76 @@ func LoadBound(ctx context.Context, t *TPM, s Store, authority *ecdsa.PublicKey,
 }
 
 // Reseal adds approvals of boot states, such as the one that an update will
-// boot into. The keys stay as they are; what was sealed stays sealed.
+// boot into, to whatever is bound to their authority: the node's keys and what
+// SealBound has sealed. Keys and secrets stay as they are.
 func (n *Node) Reseal(approvals ...[]byte) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	bound := n.keys.Binding
-	if len(approvals) == 0 {
-		return nil
-	}
-	if bound == nil {
-		return errors.New("adding an approved boot state: the node's keys are bound to none; see vouch node reset")
-	}
-	authority, err := bound.authority()
-	if err != nil {
-		return fmt.Errorf("adding an approved boot state: %w", err)
-	}
-	next := &binding{Authority: bound.Authority, Approvals: slices.Clone(bound.Approvals)}
-	for _, b := range approvals {
-		a, err := parseApproval(b, authority)
-		if err != nil {
+	for _, document := range approvals {
+		if err := n.approve(document); err != nil {
 			return fmt.Errorf("adding an approved boot state: %w", err)
 		}
-		// An approval that comes again becomes the newest.
-		next.Approvals = slices.DeleteFunc(next.Approvals, func(old approval) bool {
-			return maps.EqualFunc(old.PCRs, a.PCRs, func(x, y pcrHex) bool { return bytes.Equal(x, y) })
-		})
-		next.Approvals = append(next.Approvals, a)
 	}
+	return nil
+}
+
+// approve adds one approval. The caller holds mu.
+func (n *Node) approve(document []byte) error {
+	if n.keys.Binding == nil && len(n.bindings) == 0 {
+		return errors.New("nothing is bound to boot states here, neither the node's keys nor a sealed secret; see vouch node reset and vouch secret seal")
+	}
+	taken := false
+	if b := n.keys.Binding; b != nil {
+		next, err := b.with(document)
+		switch {
+		case err == nil:
+			taken, n.keys.Binding = true, next
+			if err := n.save(); err != nil {
+				return err
+			}
+		case !errors.Is(err, errOtherAuthority):
+			return err
+		}
+	}
+	for i, b := range n.bindings {
+		next, err := b.with(document)
+		if errors.Is(err, errOtherAuthority) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		bindings := slices.Clone(n.bindings)
+		bindings[i] = next
+		if err := n.saveBindings(bindings); err != nil {
+			return err
+		}
+		taken = true
+	}
+	if !taken {
+		return errOtherAuthority
+	}
+	return nil
+}
+
+// with returns the binding with one more approval.
+func (b *binding) with(document []byte) (*binding, error) {
+	authority, err := b.authority()
+	if err != nil {
+		return nil, err
+	}
+	a, err := parseApproval(document, authority)
+	if err != nil {
+		return nil, err
+	}
+	next := &binding{Authority: b.Authority, Approvals: slices.Clone(b.Approvals)}
+	// An approval that comes again becomes the newest.
+	next.Approvals = slices.DeleteFunc(next.Approvals, func(old approval) bool {
+		return maps.EqualFunc(old.PCRs, a.PCRs, func(x, y pcrHex) bool { return bytes.Equal(x, y) })
+	})
+	next.Approvals = append(next.Approvals, a)
 	next.Approvals = next.Approvals[max(0, len(next.Approvals)-maxApprovals):]
-	n.keys.Binding = next
-	return n.save()
+	return next, nil
 }
 
 // Bound reports whether the node's keys are bound to approved boot states.

@@ -55,7 +55,8 @@ type Node struct {
 	ak    tpm2.TPMTPublic
 	node  *Key
 
-	mu sync.Mutex // guards keys.Binding; held while a named key is looked up or made
+	mu       sync.Mutex // guards keys.Binding and bindings; held while a named key is looked up or made
+	bindings []*binding // of what SealBound has sealed, one for each authority; replaced whole
 
 	certified atomic.Uint64 // the counter's value when it was certified last, 0 before
 }
@@ -116,6 +117,9 @@ func loadNode(ctx context.Context, t *TPM, s Store, bound *binding) (*Node, erro
 		if err := n.makeCounter(ctx); err != nil {
 			return nil, err
 		}
+	}
+	if err := n.loadBindings(); err != nil {
+		return nil, err
 	}
 	return n, n.parse()
 }
@@ -220,6 +224,10 @@ func (n *Node) EKSHA256() string { return n.keys.EK.sha256() }
 // AKName returns the attestation key's TPM name in hexadecimal: the algorithm
 // and digest of its public area (TPM 2.0 Part 1, 16).
 func (n *Node) AKName() string { return nameText(&n.ak) }
+
+// HasEKCertificate tells whether the TPM's maker certified the endorsement key, so
+// that a verifier can trace it to the maker.
+func (n *Node) HasEKCertificate() bool { return len(n.keys.EK.Certificates) > 0 }
 
 // Signer returns the node key. Signing takes SHA-256 digests only and at most
 // 30 seconds, the TPM's time included.

@@ -20,7 +20,7 @@ var ErrUnseal = errors.New("not sealed by this node under this label, or changed
 
 // Format of a sealed blob: version, salt, AES-256-GCM over the secret. Each
 // blob has a key of its own, derived from the seal key and the salt, so that
-// its nonce can be zero.
+// its nonce can be zero. Version 2 is [Node.SealBound]'s.
 const (
 	sealVersion = 1
 	sealSalt    = 32 // bytes
@@ -42,9 +42,13 @@ func (n *Node) Seal(ctx context.Context, label string, secret []byte) ([]byte, e
 	return aead.Seal(sealed, make([]byte, aead.NonceSize()), secret, []byte(label)), nil
 }
 
-// Unseal returns the secret that Seal was given. It returns [ErrUnseal] if the
-// blob is not one that this node sealed under this label.
+// Unseal returns the secret that Seal or SealBound was given. It returns
+// [ErrUnseal] if the blob is not one that this node sealed under this label, and
+// [ErrBootState] if it may be opened in other boot states only.
 func (n *Node) Unseal(ctx context.Context, label string, sealed []byte) ([]byte, error) {
+	if len(sealed) > 0 && sealed[0] == sealBoundVersion {
+		return n.unsealBound(ctx, label, sealed)
+	}
 	if len(sealed) < sealHeader || sealed[0] != sealVersion {
 		return nil, fmt.Errorf("unsealing %s: %w", label, ErrUnseal)
 	}
@@ -59,13 +63,27 @@ func (n *Node) Unseal(ctx context.Context, label string, sealed []byte) ([]byte,
 	return secret, nil
 }
 
-// sealCipher takes the seal key from the TPM, in an encrypted session, for as
-// long as it takes to derive one blob's key.
+// sealCipher takes the seal key from the TPM for as long as it takes to derive
+// one blob's key.
 func (n *Node) sealCipher(ctx context.Context, label string, salt []byte) (cipher.AEAD, error) {
-	bound := n.binding()
-	var master []byte
-	err := n.tpm.do(ctx, "taking the seal key", operationLimit, func(tr transport.TPM) error {
-		h, err := n.load(tr, n.keys.Seal)
+	master, err := n.takeKey(ctx, n.keys.Seal, n.binding())
+	if err != nil {
+		return nil, err
+	}
+	defer clear(master)
+	key, err := hkdf.Key(sha256.New, master, salt, "vouchd seal v1\n"+label, 32)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(key)
+	return newGCM(key)
+}
+
+// takeKey returns a key that is sealed in the TPM, in an encrypted session. The
+// caller overwrites it.
+func (n *Node) takeKey(ctx context.Context, sealed blob, bound *binding) (key []byte, err error) {
+	err = n.tpm.do(ctx, "taking a seal key", operationLimit, func(tr transport.TPM) error {
+		h, err := n.load(tr, sealed)
 		if err != nil {
 			return err
 		}
@@ -75,21 +93,16 @@ func (n *Node) sealCipher(ctx context.Context, label string, salt []byte) (ciphe
 		if err != nil {
 			return err
 		}
-		master = r.OutData.Buffer
+		key = r.OutData.Buffer
 		return nil
 	})
-	if err != nil {
-		return nil, err
+	if err == nil && len(key) != sealKeyLen {
+		err = fmt.Errorf("the TPM returned a seal key of %d bytes", len(key))
 	}
-	defer clear(master)
-	if len(master) != sealKeyLen {
-		return nil, fmt.Errorf("the TPM returned a seal key of %d bytes", len(master))
-	}
-	key, err := hkdf.Key(sha256.New, master, salt, "vouchd seal v1\n"+label, 32)
-	if err != nil {
-		return nil, err
-	}
-	defer clear(key)
+	return key, err
+}
+
+func newGCM(key []byte) (cipher.AEAD, error) {
 	block, err := aes.NewCipher(key)
 	if err != nil {
 		return nil, err
@@ -97,7 +110,7 @@ func (n *Node) sealCipher(ctx context.Context, label string, salt []byte) (ciphe
 	return cipher.NewGCM(block)
 }
 
-// createSealKey seals a new random key; it travels encrypted.
+// createSealKey seals a new random key as the node's keys are made.
 func (n *Node) createSealKey(tr transport.TPM) (blob, error) {
 	template, err := n.template(sealTemplate())
 	if err != nil {
@@ -106,6 +119,11 @@ func (n *Node) createSealKey(tr transport.TPM) (blob, error) {
 	key := make([]byte, sealKeyLen)
 	rand.Read(key)
 	defer clear(key)
+	return n.sealKey(tr, template, key)
+}
+
+// sealKey seals a key in the TPM; it travels encrypted.
+func (n *Node) sealKey(tr transport.TPM, template tpm2.TPMTPublic, key []byte) (blob, error) {
 	r, err := tpm2.Create{
 		ParentHandle: n.parent(n.salted(tpm2.AESEncryption(128, tpm2.EncryptIn))),
 		InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{

@@ -31,6 +31,9 @@ type Verified struct {
 	counter []byte // name of the NV index
 }
 
+// CounterName is the TPM name of the NV index that counts, in hexadecimal.
+func (v *Verified) CounterName() string { return hex.EncodeToString(v.counter) }
+
 // VerifyStatement verifies a statement about a log key. What it refuses it
 // refuses with one of the errors above. It needs no TPM and no network.
 func VerifyStatement(data []byte, logKey ed25519.PublicKey) (*Verified, error) {

@@ -172,7 +172,7 @@ func ocsfClass(l *audit.Leaf) (class, activity int) {
 		return classAuthentication, authLogon
 	case audit.EventJWTValidated:
 		return classAuthentication, activityOther
-	case audit.EventRecover, audit.EventPrune, audit.EventStreamEnd:
+	case audit.EventRecover, audit.EventPrune, audit.EventStreamEnd, audit.EventWitness:
 		return classDetection, findingCreate
 	case audit.EventAnchor, audit.EventNode:
 		if l.Outcome != audit.Success {
@@ -181,11 +181,11 @@ func ocsfClass(l *audit.Leaf) (class, activity int) {
 		return classAPI, apiCreate
 	case audit.EventBundle, audit.EventAdmin:
 		return classAPI, apiRead
-	case audit.EventReload, audit.EventLeaseRenew:
+	case audit.EventReload, audit.EventLeaseRenew, audit.EventSecretRotate:
 		return classAPI, apiUpdate
-	case audit.EventLeaseIntent, audit.EventLeaseGrant, audit.EventIssuingCA, audit.EventJWTKey:
+	case audit.EventLeaseIntent, audit.EventLeaseGrant, audit.EventIssuingCA, audit.EventJWTKey, audit.EventSecretSeal:
 		return classAPI, apiCreate
-	case audit.EventLeaseRevokeIntent, audit.EventLeaseRevoke, audit.EventLeaseEnd:
+	case audit.EventLeaseRevokeIntent, audit.EventLeaseRevoke, audit.EventLeaseEnd, audit.EventSecretRemove:
 		return classAPI, apiDelete
 	}
 	return classAPI, activityOther

@@ -13,10 +13,7 @@ import (
 
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/credential"
-	"github.com/vouchd/vouchd/credential/federation"
-	"github.com/vouchd/vouchd/credential/oauth2"
-	"github.com/vouchd/vouchd/credential/postgres"
-	"github.com/vouchd/vouchd/credential/vault"
+	"github.com/vouchd/vouchd/credential/brokers"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/programs"
 )
@@ -118,12 +115,7 @@ func (o *options) checkEntriesAlone(dir, td string) (checkView, error) {
 // checkAll checks entries, the credentials that they grant, and programs.
 func checkAll(entries, credentials, defined string, td spiffeid.TrustDomain, limits identity.Limits) (checkView, error) {
 	es, entriesErr := identity.LoadEntries(entries, td, limits)
-	defs, err := credential.LoadDefinitions(credentials, credential.Brokers{
-		"federation": federation.Open,
-		"oauth2":     oauth2.Opener(nil), // which keeps nothing before it is asked for a credential
-		"postgres":   postgres.Open,
-		"vault":      vault.Open,
-	}, limits.AnyOwner)
+	defs, err := credential.LoadDefinitions(credentials, brokers.All(brokers.Deps{}), limits.AnyOwner)
 	ps, programsErr := programs.Load(defined, limits.AnyOwner)
 	if err := errors.Join(entriesErr, err, programsErr); err != nil {
 		return checkView{}, err

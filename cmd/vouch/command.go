@@ -81,6 +81,7 @@ Exit codes: 0 success, 1 failed, 2 wrong usage.`,
 			return o.checkOutput("text", "json")
 		},
 	}
+	root.SetVersionTemplate(version.Text("vouch"))
 	root.PersistentFlags().StringVar(&o.config, "config", defaultConfig(), "the daemon's configuration `file` (or VOUCHD_CONFIG)")
 	root.PersistentFlags().StringVarP(&o.output, "output", "o", "text", "output `format`: text or json")
 	root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
@@ -89,7 +90,8 @@ Exit codes: 0 success, 1 failed, 2 wrong usage.`,
 	})
 	root.AddCommand(
 		newRun(&o), newHash(&o), newStatus(&o), newDoctor(&o), newCheck(&o), newEntry(&o), newFetch(&o), newLog(&o),
-		newNode(&o), newAuthority(&o), newGet(&o), newExec(&o), newLease(&o),
+		newNode(&o), newAuthority(&o), newGet(&o), newExec(&o), newLease(&o), newSecret(&o), newMigrate(&o), newBundle(&o), newAWSCredentialProcess(&o),
+		newSSHAgent(&o), newSSHCA(&o), newGitCredential(&o), newDockerCredential(&o), newKubectlCredential(&o),
 	)
 	for _, cmd := range root.Commands() {
 		strict(cmd)

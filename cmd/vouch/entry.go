@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -16,9 +17,9 @@ import (
 func newEntry(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "entry",
-		Short: "List registration entries, and explain what a process is entitled to",
+		Short: "List registration entries, explain what a process is entitled to, and cut identities off",
 	}
-	cmd.AddCommand(newEntryList(o), newEntryExplain(o), newEntryNew(o))
+	cmd.AddCommand(newEntryList(o), newEntryExplain(o), newEntryNew(o), newEntryDisable(o), newEntryEnable(o))
 	return cmd
 }
 
@@ -48,7 +49,7 @@ func newEntryList(o *options) *cobra.Command {
 }
 
 func printEntry(w io.Writer, e workloadapi.EntryView) {
-	fmt.Fprintf(w, "%s  (%s)\n", e.SPIFFEID, e.Position)
+	fmt.Fprintf(w, "%s  (%s)%s\n", e.SPIFFEID, e.Position, disabledNote(e))
 	for _, s := range e.Selectors {
 		fmt.Fprintf(w, "    %s\n", s)
 	}
@@ -61,7 +62,8 @@ func newEntryExplain(o *options) *cobra.Command {
 		Short: "Say what a process is, which entries it matches and what it lacks for others",
 		Long: `Explain attests a process as if it had called and prints every selector it has
 with who vouches for it, the entries it matches, and for the entries nearest to
-matching, which selectors are missing. It exits 1 if no entry matches.`,
+matching, which selectors are missing. It exits 1 if no entry matches whose identity
+is not disabled.`,
 		Example: `  vouch entry explain $$
   vouch entry explain --self
   vouch entry explain $(systemctl show -p MainPID --value agent.service)`,
@@ -88,7 +90,7 @@ matching, which selectors are missing. It exits 1 if no entry matches.`,
 			if err := o.print(cmd, x, func(w io.Writer) { printExplanation(w, x) }); err != nil {
 				return err
 			}
-			if len(x.Matches) == 0 {
+			if !slices.ContainsFunc(x.Matches, func(e workloadapi.EntryView) bool { return e.Disabled == nil }) {
 				return errSaid
 			}
 			return nil
@@ -112,7 +114,7 @@ func printExplanation(w io.Writer, x workloadapi.Explanation) {
 		fmt.Fprint(w, "\nmatches:\n")
 	}
 	for _, e := range x.Matches {
-		fmt.Fprintf(w, "  %s  (%s)\n", e.SPIFFEID, e.Position)
+		fmt.Fprintf(w, "  %s  (%s)%s\n", e.SPIFFEID, e.Position, disabledNote(e))
 	}
 	for _, m := range x.Nearest {
 		fmt.Fprintf(w, "\nalmost %s  (%s), but it has no\n  %s\n", m.SPIFFEID, m.Position, strings.Join(m.Missing, "\n  "))

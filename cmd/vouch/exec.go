@@ -25,8 +25,9 @@ import (
 func newExec(*options) *cobra.Command {
 	var l leaser
 	var wanted []string
+	var envFile string
 	cmd := &cobra.Command{
-		Use:   "exec --credential NAME=VARIABLE... -- COMMAND [ARGUMENT...]",
+		Use:   "exec {--credential NAME=VARIABLE... | --env-file FILE} -- COMMAND [ARGUMENT...]",
 		Short: "Run a command with leased credentials, which end with it",
 		Long: `Exec leases credentials to itself, starts the command with them in its
 environment, waits for it, and then revokes them. Standard streams are the
@@ -36,15 +37,22 @@ that may be renewed is renewed while the command runs. Should vouch itself be ki
 the daemon revokes what is bound to its process.
 
 A credential with one field is in VARIABLE; of one with several, each is in
-VARIABLE_FIELD. NAME:FIELD=VARIABLE takes one field alone. The environment of a
+VARIABLE_FIELD. NAME:FIELD=VARIABLE takes one field alone. A .env file may have handles
+in the place of values: vouch:NAME, or vouch:NAME:FIELD; its other variables are set as
+they are. The environment of a
 process can be read by others of the same user, so prefer an agent that asks the
 socket itself.`,
 		Example: `  vouch exec --credential openai-research=OPENAI_API_KEY -- python agent.py
   vouch exec --credential warehouse-readonly:url=DATABASE_URL -- psql
-  vouch exec --credential warehouse-readonly=PG --param schema=sales -- ./report`,
+  vouch exec --credential warehouse-readonly=PG --param schema=sales -- ./report
+  vouch exec --env-file .env -- ./app`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			vars, err := parseVariables(wanted)
+			vars, plain, err := readEnvironment(cmd, envFile)
+			if err != nil {
+				return err
+			}
+			more, err := parseVariables(wanted, envFile != "")
 			if err != nil {
 				return err
 			}
@@ -53,12 +61,13 @@ socket itself.`,
 			signals := make(chan os.Signal, 16)
 			signal.Notify(signals, passedOn...)
 			defer signal.Stop(signals)
-			return l.exec(cmd.Context(), vars, args, signals)
+			return l.exec(cmd.Context(), append(vars, more...), plain, args, signals)
 		},
 	}
 	l.flags(cmd)
 	cmd.Flags().SetInterspersed(false)
 	cmd.Flags().StringArrayVar(&wanted, "credential", nil, "put a credential into the environment, as `NAME=VARIABLE`; may be repeated")
+	cmd.Flags().StringVar(&envFile, "env-file", "", "set what this .env `file` sets, with credentials for its handles")
 	cmd.Flags().StringArrayVar(&l.params, "param", nil, "choose a parameter, as `key=value`, or NAME:key=value where there are several credentials; may be repeated")
 	return cmd
 }
@@ -78,9 +87,9 @@ type variable struct {
 
 var variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
-func parseVariables(wanted []string) (vars []variable, err error) {
-	if len(wanted) == 0 {
-		return nil, usageError{errors.New("which credential? name it with --credential NAME=VARIABLE")}
+func parseVariables(wanted []string, fromFile bool) (vars []variable, err error) {
+	if len(wanted) == 0 && !fromFile {
+		return nil, usageError{errors.New("which credential? name it with --credential NAME=VARIABLE, or a file of handles with --env-file")}
 	}
 	for _, w := range wanted {
 		from, to, ok := strings.Cut(w, "=")
@@ -95,7 +104,7 @@ func parseVariables(wanted []string) (vars []variable, err error) {
 
 // exec leases, which ctx ends, runs and revokes, which it does not. The error of
 // a revocation does not hide the command's exit code.
-func (l *leaser) exec(ctx context.Context, vars []variable, args []string, signals <-chan os.Signal) error {
+func (l *leaser) exec(ctx context.Context, vars []variable, plain, args []string, signals <-chan os.Signal) error {
 	client, err := l.client()
 	if err != nil {
 		return err
@@ -115,7 +124,7 @@ func (l *leaser) exec(ctx context.Context, vars []variable, args []string, signa
 		go keepRenewed(renewing, client, lease)
 	}
 	defer stop()
-	return runCommand(args, env, signals)
+	return runCommand(args, append(plain, env...), signals)
 }
 
 // leaseAll leases each credential once. It returns what was leased so far with
@@ -201,7 +210,7 @@ func (l *leaser) revokeAll(ctx context.Context, client *workloadapi.CredentialCl
 	ctx, cancel := context.WithTimeout(ctx, revokeTimeout)
 	defer cancel()
 	for _, lease := range leases {
-		if err := client.Revoke(ctx, lease.Id); err != nil {
+		if err := client.Revoke(ctx, lease.Id); err != nil && !errors.Is(err, credential.ErrNoLease) {
 			fmt.Fprintf(os.Stderr, "vouch: %s: %v; the daemon ends it as soon as it can\n", lease.Credential, err)
 		}
 	}

@@ -74,19 +74,31 @@ type x509View struct {
 }
 
 func (f *fetcher) x509() *cobra.Command {
-	var dir string
+	var k svidKeeper
 	cmd := &cobra.Command{
 		Use:   "x509",
 		Short: "Fetch X509-SVIDs",
 		Long: `Fetch this process's X509-SVIDs and print what they are. With --write the
 certificates, the keys (readable by the owner alone) and the bundle are written
 as PEM: svid.0.pem, svid.0.key and bundle.0.pem for the default identity, then
-svid.1.pem and so on. Keys are never printed.`,
+svid.1.pem and so on. Keys are never printed.
+
+With --follow vouch goes on: it replaces the files, the key last, as the daemon issues
+the next SVIDs or the bundle changes, tells the program that reads them, and at its
+end removes them. As a service of Type=notify it has started once the files are
+there.`,
 		Example: `  vouch fetch x509
   vouch fetch x509 --write /run/agent/svid
+  vouch fetch x509 --write /run/web/svid --follow --exec 'nginx -s reload'
   vouch fetch x509 --output json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := k.check(); err != nil {
+				return err
+			}
+			if k.follow {
+				return f.keepX509(cmd.Context(), &k)
+			}
 			client, ctx, done, err := f.client(cmd.Context())
 			if err != nil {
 				return err
@@ -96,7 +108,7 @@ svid.1.pem and so on. Keys are never printed.`,
 			if err != nil {
 				return fmt.Errorf("fetching X509-SVIDs: %w", err)
 			}
-			views, err := f.x509Views(got, dir)
+			views, err := f.x509Views(got, k.path)
 			if err != nil {
 				return err
 			}
@@ -110,7 +122,7 @@ svid.1.pem and so on. Keys are never printed.`,
 			})
 		},
 	}
-	cmd.Flags().StringVar(&dir, "write", "", "write PEM files into this `directory`")
+	k.flags(cmd)
 	return cmd
 }
 
@@ -178,37 +190,35 @@ func writeSVID(dir string, i int, svid *x509svid.SVID, bundle []byte) ([]string,
 	return files, nil
 }
 
-// replaceFile puts a whole new file in the place of the old one, so that a
-// reader sees either.
-func replaceFile(path string, data []byte, mode os.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // no effect once renamed
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Chmod(mode), f.Close())
-	if err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
-}
-
 func (f *fetcher) jwt() *cobra.Command {
 	var audience []string
 	var id string
 	var show bool
+	var p place
 	cmd := &cobra.Command{
 		Use:   "jwt --audience AUDIENCE",
 		Short: "Fetch JWT-SVIDs",
 		Long: `Fetch this process's JWT-SVIDs for an audience. A token is a secret: in text
 output it is printed only when standard output is not a terminal, or with
---show.`,
+--show.
+
+With --write the token goes into a file, as programs want it that exchange an
+identity token themselves, and with --follow vouch goes on and keeps it fresh there.
+Of several identities it is the default one's, or that of --spiffe-id.`,
 		Example: `  vouch fetch jwt --audience https://api.example.org
   vouch fetch jwt --audience a --audience b --spiffe-id spiffe://example.org/agent
+  vouch fetch jwt --audience https://api.anthropic.com --write /run/agent/token --follow
   curl -H "Authorization: Bearer $(vouch fetch jwt --audience https://api.example.org)" https://api.example.org`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if p.path != "" {
+				return f.keepToken(cmd.Context(), &p, audience, id)
+			}
+			for _, name := range placeFlags {
+				if cmd.Flags().Changed(name) {
+					return usageError{fmt.Errorf("--%s is for --write", name)}
+				}
+			}
 			svids, err := f.jwtSVIDs(cmd.Context(), audience, id)
 			if err != nil {
 				return err
@@ -231,6 +241,7 @@ output it is printed only when standard output is not a terminal, or with
 	cmd.Flags().StringArrayVar(&audience, "audience", nil, "who the token is for; may be repeated")
 	cmd.Flags().StringVar(&id, "spiffe-id", "", "only the token of this `identity`")
 	cmd.Flags().BoolVar(&show, "show", false, "print the token to a terminal")
+	p.flags(cmd, "write")
 	return cmd
 }
 

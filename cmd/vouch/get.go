@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -71,33 +72,49 @@ const (
 	formatText = "text"
 	formatJSON = "json"
 	formatEnv  = "env"
+	formatFile = "file"
 )
 
 func newGet(o *options) *cobra.Command {
 	var l leaser
-	var field string
+	var p place
+	var field, format string
 	var show bool
 	cmd := &cobra.Command{
 		Use:   "get NAME",
-		Short: "Lease a credential and print it",
+		Short: "Lease a credential and print it, or keep it in a file",
 		Long: `Get leases a credential to this process (vouch, as started by you) and prints its
 fields: one a line, as JSON, or as NAME=value lines that a shell can read. With
 --field the value of that one alone. Secrets are printed only where standard output
 is not a terminal, or with --show.
 
+With --output file they go into the file of --path, in the form of --format. The file
+is replaced as a whole, with its mode and owner, so that a reader sees one value or
+the next. With --follow vouch goes on: it puts the next value there before the last
+expires, tells the program that reads it, and at its end removes the file and revokes
+what it has leased. As a service of Type=notify it has started once the file is
+there.
+
 A lease may end with the process that asked for it, which is vouch itself. Such a
-credential would be revoked before it could be used, so get refuses it: run the
-command that needs it under vouch exec.`,
+credential would be revoked before it could be used, so get refuses it without
+--follow: run the command that needs it under vouch exec.`,
 		Example: `  vouch get openai-research --field access_token | my-agent --token-file /dev/stdin
   vouch get warehouse-readonly --param schema=sales --ttl 10m --output json
-  vouch get warehouse-readonly --output env --show`,
+  vouch get warehouse-readonly --output env --show
+  vouch get warehouse-readonly --output file --path /run/app/db.json --follow --signal HUP --pid 4211`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), l.timeout)
-			defer cancel()
+			if err := checkFileFlags(cmd, o.output, &p); err != nil {
+				return err
+			}
+			if o.output == formatFile {
+				return l.keepFile(cmd.Context(), &p, args[0], format, field)
+			}
 			if field != "" && o.output != formatText {
 				return usageError{errors.New("--field prints one value as it is; leave out --output")}
 			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), l.timeout)
+			defer cancel()
 			lease, fields, err := l.get(ctx, args[0])
 			if err != nil {
 				return err
@@ -111,16 +128,43 @@ command that needs it under vouch exec.`,
 		},
 	}
 	l.flags(cmd)
+	p.flags(cmd, "path")
 	cmd.Flags().StringArrayVar(&l.params, "param", nil, "choose a parameter, as `key=value`; may be repeated")
 	cmd.Flags().StringVar(&field, "field", "", "print this `field` alone, as it is")
+	cmd.Flags().StringVar(&format, "format", formatJSON, "`form` of the file: text, json or env")
 	cmd.Flags().BoolVar(&show, "show", false, "print secrets to a terminal")
-	cmd.PersistentPreRunE = func(*cobra.Command, []string) error { return o.checkOutput(formatText, formatJSON, formatEnv) }
+	outputs := []string{formatText, formatJSON, formatEnv, formatFile}
+	cmd.PersistentPreRunE = func(*cobra.Command, []string) error { return o.checkOutput(outputs...) }
+	cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(outputs[:3], cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
-// get leases a credential that outlives this process.
+// checkFileFlags refuses flags of a file where there is none, and a file without
+// a path.
+func checkFileFlags(cmd *cobra.Command, output string, p *place) error {
+	if output == formatFile {
+		if p.path == "" {
+			return usageError{errors.New("which file? name it with --path")}
+		}
+		if format := cmd.Flag("format"); !slices.Contains([]string{formatText, formatJSON, formatEnv}, format.Value.String()) {
+			return usageError{fmt.Errorf("--format %q: want text, json or env", format.Value)}
+		}
+		if cmd.Flags().Changed("format") && cmd.Flags().Changed("field") {
+			return usageError{errors.New("--field writes one value as it is; leave out --format")}
+		}
+		return nil
+	}
+	for _, name := range append([]string{"path", "format"}, placeFlags...) {
+		if cmd.Flags().Changed(name) {
+			return usageError{fmt.Errorf("--%s is for --output file", name)}
+		}
+	}
+	return nil
+}
+
+// get leases a credential that outlives this process, to be printed.
 func (l *leaser) get(ctx context.Context, name string) (*credentialv1.Lease, []credential.Field, error) {
-	req, err := l.request(name, credentialv1.Exposure_EXPOSURE_UNSPECIFIED)
+	req, err := l.request(name, printedTo(os.Stdout))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -129,13 +173,27 @@ func (l *leaser) get(ctx context.Context, name string) (*credentialv1.Lease, []c
 		return nil, nil, err
 	}
 	defer client.Close()
+	return l.lasting(ctx, client, req)
+}
+
+// printedTo says where what is printed will be. Who reads a pipe is not known.
+func printedTo(f *os.File) credentialv1.Exposure {
+	if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+		return credentialv1.Exposure_EXPOSURE_FILE
+	}
+	return credentialv1.Exposure_EXPOSURE_UNSPECIFIED
+}
+
+// lasting leases a credential that outlives this process.
+func (l *leaser) lasting(ctx context.Context, client *workloadapi.CredentialClient, req *credentialv1.GrantCredentialRequest) (*credentialv1.Lease, []credential.Field, error) {
 	granted, err := client.List(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
 	for _, c := range granted {
-		if c.Name == name && c.Bind == credentialv1.Bind_BIND_PROCESS && c.Revocation != credentialv1.Revocation_REVOCATION_EXPIRY_ONLY {
-			return nil, nil, fmt.Errorf("%s ends with the process that asks for it, which is vouch itself; use vouch exec --credential %s=ENV -- COMMAND, or give its definition bind: lease", name, name)
+		if c.Name == req.Name && c.Bind == credentialv1.Bind_BIND_PROCESS &&
+			c.Revocation != credentialv1.Revocation_REVOCATION_EXPIRY_ONLY && c.Revocation != credentialv1.Revocation_REVOCATION_NONE {
+			return nil, nil, fmt.Errorf("%[1]s ends with the process that asks for it, which is vouch itself; use vouch exec --credential %[1]s=ENV -- COMMAND, or --output file with --follow, or give its definition bind: lease or bind: unit", req.Name)
 		}
 	}
 	return client.Grant(ctx, req)
@@ -202,7 +260,7 @@ func write(w io.Writer, format, field string, lease *credentialv1.Lease, fields 
 			if bytes.IndexByte(f.Value.Reveal(), 0) >= 0 {
 				return fmt.Errorf("field %s of %s holds a zero byte, which no variable can; use --field or --output json", f.Name, lease.Credential)
 			}
-			fmt.Fprintf(&b, "%s='%s'\n", envName(f.Name), strings.ReplaceAll(string(f.Value.Reveal()), "'", `'\''`))
+			fmt.Fprintf(&b, "%s=%s\n", envName(f.Name), shellQuote(string(f.Value.Reveal())))
 		}
 	default:
 		for _, f := range fields {
@@ -239,3 +297,6 @@ func envName(field string) string {
 		return '_'
 	}, field)
 }
+
+// shellQuote is a value as one word of a shell.
+func shellQuote(value string) string { return "'" + strings.ReplaceAll(value, "'", `'\''`) + "'" }

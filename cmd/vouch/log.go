@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"errors"
@@ -199,8 +200,9 @@ func credentialText(c *audit.Credential, u *audit.Use) string {
 }
 
 func newLogVerify(o *options) *cobra.Command {
-	var live, traced bool
-	var machine string
+	var traced bool
+	var machine, checkpoint string
+	var ask audit.VerifyOptions
 	cmd := &cobra.Command{
 		Use:   "verify [DIR|ARCHIVE]",
 		Short: "Verify a log, back to the TPM",
@@ -213,11 +215,16 @@ what it means. It needs no TPM and no network.
 A log proves that one TPM stands behind it, and names it. Whether that is the TPM
 of a machine you know, --node tells: FILE is what vouch node appraise or vouch node
 verify printed with --output json when you checked that machine, and every
-statement in the log must then be by its keys.`,
+statement in the log must then be by its keys.
+
+An older copy of a log looks whole. What is known of the log from elsewhere tells it
+apart: a checkpoint of it (--checkpoint), a value that the TPM's counter had
+(--counter), or who must have signed it (--witness).`,
 		Example: `  vouch log verify
   vouch log verify --trace ./copy-of/var/lib/vouchd/log
   vouch log verify ./copy-of/var/lib/vouchd/log --node machine.json
-  vouch log verify log-2026-11.tar
+  vouch log verify log-2026-11.tar --from 120064
+  vouch log verify --checkpoint seen-in-october --witness "$WITNESS_KEY" ./copy
   vouch log verify --live --output json`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -231,7 +238,18 @@ statement in the log must then be by its keys.`,
 				return err
 			}
 			tpm := &tpmVerifier{known: known}
-			report, err := audit.Verify(cmd.Context(), fsys, audit.VerifyOptions{TPM: tpm, Live: live})
+			ask.TPM = tpm
+			if checkpoint != "" {
+				if ask.Checkpoint, err = readCheckpoint(cmd, checkpoint); err != nil {
+					return err
+				}
+			}
+			for _, key := range ask.Witnesses {
+				if _, err := audit.ParseWitness(key); err != nil {
+					return usageError{err}
+				}
+			}
+			report, err := audit.Verify(cmd.Context(), fsys, ask)
 			if err != nil {
 				return fmt.Errorf("reading the log in %s: %w", name, err)
 			}
@@ -248,10 +266,28 @@ statement in the log must then be by its keys.`,
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&live, "live", false, "the log is still being written: its end may not be anchored yet")
+	cmd.Flags().BoolVar(&ask.Live, "live", false, "the log is still being written: its end may not be anchored yet")
 	cmd.Flags().BoolVar(&traced, "trace", false, "print how each SVID leads back to the TPM")
+	cmd.Flags().StringVar(&ask.Key, "key", "", "the `key` that the log must be signed with; without it, the one that the log names")
+	cmd.Flags().StringVar(&checkpoint, "checkpoint", "", "a signed checkpoint of the log that it must contain, in this `file`")
+	cmd.Flags().StringArrayVar(&ask.Witnesses, "witness", nil, "the `key` of a witness that must have signed the log; may be repeated")
+	cmd.Flags().Uint64Var(&ask.Counter, "counter", 0, "a `value` that the TPM's counter is known to have had in this log")
+	cmd.Flags().Uint64Var(&ask.From, "from", 0, "the first `record` of a copy that is known to begin later, such as an archive")
 	cmd.Flags().StringVar(&machine, "node", "", "the machine whose log it must be: a result in JSON of vouch node appraise or vouch node verify, in this `file`")
 	return cmd
+}
+
+// readCheckpoint reads a signed checkpoint, or what a log keeps of a witness:
+// the witness's key, an empty line and the checkpoint that it signed.
+func readCheckpoint(cmd *cobra.Command, file string) ([]byte, error) {
+	b, err := readDocument(cmd, file, maxSmallDocument)
+	if err != nil {
+		return nil, err
+	}
+	if _, rest, _ := bytes.Cut(b, []byte("\n\n")); bytes.Contains(rest, []byte("\n\n")) {
+		b = rest
+	}
+	return append(b, '\n'), nil
 }
 
 // A tpmVerifier gives the log's verification what attest/node can tell of a
@@ -285,7 +321,7 @@ func (v *tpmVerifier) Anchor(anchor []byte, digest [32]byte) (audit.AnchorFacts,
 	if err != nil {
 		return audit.AnchorFacts{}, err
 	}
-	return audit.AnchorFacts{Counter: facts.Counter, Resets: facts.Resets}, nil
+	return audit.AnchorFacts{Counter: facts.Counter, Resets: facts.Resets, Index: v.machine.CounterName()}, nil
 }
 
 // Quote checks a quote of that machine over the digest of an authority key.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -12,11 +13,12 @@ import (
 	"github.com/vouchd/vouchd/audit"
 )
 
-// keyFlag is the log's key, which whoever checks a proof must have from
-// elsewhere.
-func keyFlag(cmd *cobra.Command, key *string, usage string) {
-	cmd.Flags().StringVar(key, "key", "", usage)
-}
+// What the log's key is good for: whoever checks a proof must have it from
+// elsewhere, whoever makes one can take the log's word.
+const (
+	keyToCheck = "the log's `key`, as vouch log verify prints it"
+	keyToProve = "the log's `key`; without it, the one that the log names"
+)
 
 func newLogProve(o *options) *cobra.Command {
 	var key string
@@ -33,14 +35,11 @@ has the log's key checks it with vouch log check-proof and needs nothing else.`,
 			if err != nil {
 				return err
 			}
-			fsys, _, done, err := o.logFS(args[1:])
+			fsys, key, done, err := o.logAndKey(cmd, args[1:], key)
 			if err != nil {
 				return err
 			}
 			defer done()
-			if key, err = keyOr(cmd, key, fsys); err != nil {
-				return err
-			}
 			proof, err := audit.Prove(cmd.Context(), fsys, index, key)
 			if err != nil {
 				return err
@@ -49,24 +48,27 @@ has the log's key checks it with vouch log check-proof and needs nothing else.`,
 			return err
 		},
 	}
-	keyFlag(cmd, &key, "the log's `key`; without it, the one that the log names")
+	cmd.Flags().StringVar(&key, "key", "", keyToProve)
 	return cmd
 }
 
-// keyOr returns the key, or the one that the log names of itself.
-func keyOr(cmd *cobra.Command, key string, fsys fs.FS) (string, error) {
-	if key != "" {
-		return key, nil
+// logAndKey opens the log as logFS does, and returns the key, or the one that the
+// log names of itself. The caller calls done when it has read it.
+func (o *options) logAndKey(cmd *cobra.Command, args []string, key string) (fsys fs.FS, vkey string, done func() error, err error) {
+	fsys, _, done, err = o.logFS(args)
+	if err != nil || key != "" {
+		return fsys, key, done, err
 	}
-	for e, err := range audit.Records(cmd.Context(), fsys, 0) {
-		if err != nil {
-			return "", err
+	for e, readErr := range audit.Records(cmd.Context(), fsys, 0) {
+		if err = readErr; err != nil {
+			break
 		}
 		if e.Leaf.Event == audit.EventSegment && e.Leaf.Log != nil {
-			return e.Leaf.Log.Key, nil
+			return fsys, e.Leaf.Log.Key, done, nil
 		}
 	}
-	return "", errors.New("the log names no key; name it with --key")
+	done()
+	return nil, "", nil, cmp.Or(err, errors.New("the log names no key; name it with --key"))
 }
 
 func newLogCheckProof(o *options) *cobra.Command {
@@ -99,7 +101,7 @@ vouch log verify.`,
 			return err
 		},
 	}
-	keyFlag(cmd, &key, "the log's `key`, as vouch log verify prints it")
+	cmd.Flags().StringVar(&key, "key", "", keyToCheck)
 	return cmd
 }
 
@@ -122,14 +124,11 @@ that you hold.`,
 			if err != nil {
 				return err
 			}
-			fsys, _, done, err := o.logFS(args[2:])
+			fsys, key, done, err := o.logAndKey(cmd, args[2:], key)
 			if err != nil {
 				return err
 			}
 			defer done()
-			if key, err = keyOr(cmd, key, fsys); err != nil {
-				return err
-			}
 			proof, err := audit.ProveConsistency(fsys, older, newer, key)
 			if err != nil {
 				return err
@@ -138,7 +137,7 @@ that you hold.`,
 			return err
 		},
 	}
-	keyFlag(cmd, &key, "the log's `key`; without it, the one that the log names")
+	cmd.Flags().StringVar(&key, "key", "", keyToProve)
 	return cmd
 }
 
@@ -171,6 +170,6 @@ of the log, which lie in files: that the newer continues the older.`,
 			})
 		},
 	}
-	keyFlag(cmd, &key, "the log's `key`, as vouch log verify prints it")
+	cmd.Flags().StringVar(&key, "key", "", keyToCheck)
 	return cmd
 }

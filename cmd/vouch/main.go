@@ -4,13 +4,20 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/vouchd/vouchd/secret"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+	if err := secret.KeepOutOfDumps(); err != nil { // some commands hold credentials
+		fmt.Fprintln(os.Stderr, "vouch:", err)
+		os.Exit(1)
+	}
+	os.Exit(run(ctx, argsFor(os.Args), os.Stdout, os.Stderr))
 }

@@ -59,11 +59,22 @@ func printStatus(out io.Writer, st workloadapi.Status) {
 	} else {
 		row("JWT key", "%s, signs until %s", st.Authority.JWTKeyID, at(st.Authority.JWTKeyUntil))
 	}
-	row("entries", "%d from %s, loaded %s ago", st.Entries.Count, st.Entries.Dir, ago(st.Entries.Loaded))
+	disabled := ""
+	if n := st.Entries.Disabled; n > 0 {
+		disabled = fmt.Sprintf("; %d identities are disabled, see vouch entry list", n)
+	}
+	row("entries", "%d from %s, loaded %s ago%s", st.Entries.Count, st.Entries.Dir, ago(st.Entries.Loaded), disabled)
 	row("credentials", "%d from %s, %d leases", st.Credentials.Count, st.Credentials.Dir, st.Credentials.Leases)
+	row("secrets", "%d sealed to this machine, %d due to be rotated", st.Secrets.Count, st.Secrets.Due)
 	row("streams", "%d open", st.Streams)
 	row("log", "%d records in %s, %d of them anchored in the TPM, last %s ago", st.Log.Records, st.Log.Dir, st.Log.Anchored, ago(st.Log.LastAnchor))
+	for _, x := range st.Log.Witnesses {
+		row("witness", "%s signed %d records, last %s ago", x.Name, x.Records, ago(x.Time))
+	}
 	w.Flush()
+	for _, r := range st.Reminders {
+		fmt.Fprintf(out, "reminder: %s\n", r)
+	}
 	for _, p := range st.Problems {
 		fmt.Fprintf(out, "problem: %s\n", strings.ReplaceAll(p, "\n", "\n         "))
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -174,5 +175,17 @@ func TestLogCommandsWorkOnACopyAlone(t *testing.T) {
 	must(t, os.WriteFile(segments[0], []byte(strings.Replace(string(data), "example.org/cli", "example.org/cla", 1)), 0o600))
 	if out, _, code := h.vouch("log", "verify", log); code != 1 || !strings.Contains(out, "does not hold") {
 		t.Errorf("verify of a changed log exits %d and says\n%s", code, out)
+	}
+}
+
+func TestVersionNamesTheModules(t *testing.T) {
+	t.Parallel()
+	dir, err := binaries()
+	must(t, err)
+	for _, program := range []string{"vouch", "vouchd"} {
+		out, err := exec.Command(filepath.Join(dir, program), "--version").Output()
+		if err != nil || !matches(`^`+program+` version \S+ .*go1\.\d+.*\n`, string(out)) || !matches(`(?m)^  github\.com/google/go-tpm v0\.\d+\.\d+$`, string(out)) {
+			t.Errorf("%s --version: %v\n%s", program, err, out)
+		}
 	}
 }

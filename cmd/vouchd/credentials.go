@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"fmt"
@@ -11,11 +12,11 @@ import (
 
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/credential"
-	"github.com/vouchd/vouchd/credential/federation"
-	"github.com/vouchd/vouchd/credential/oauth2"
-	"github.com/vouchd/vouchd/credential/postgres"
-	"github.com/vouchd/vouchd/credential/vault"
+	"github.com/vouchd/vouchd/credential/brokers"
+	"github.com/vouchd/vouchd/credential/sealed"
+	"github.com/vouchd/vouchd/credential/sshca"
 	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/systemd"
 	"github.com/vouchd/vouchd/workloadapi"
 )
 
@@ -24,6 +25,9 @@ import (
 // not keep the daemon from starting: no credential is granted until they are
 // mended, and the leases there are wait for that too.
 func (d *daemon) openCredentials(ctx context.Context) (err error) {
+	if d.secrets = sealed.Open(ctx, d.state, d.node); d.secrets.Err() != nil {
+		d.slog.Error("no sealed secret can be opened", "err", d.secrets.Err())
+	}
 	defs, refused := d.loadCredentials()
 	if refused != nil {
 		defs = new(credential.Definitions)
@@ -31,7 +35,7 @@ func (d *daemon) openCredentials(ctx context.Context) (err error) {
 	if err := d.recordCredentials(ctx, defs, refused); err != nil {
 		return err
 	}
-	if d.holders, err = workloadapi.NewHolders(); err != nil {
+	if err := d.openHolders(); err != nil {
 		return err
 	}
 	d.credentials, err = credential.Open(ctx, credential.Config{
@@ -49,6 +53,19 @@ func (d *daemon) openCredentials(ctx context.Context) (err error) {
 	return nil
 }
 
+// openHolders makes what tells when the processes and units that hold leases
+// end.
+func (d *daemon) openHolders() (err error) {
+	d.units = new(systemd.Units)
+	if systemd.IsManager() {
+		if d.invocations, err = systemd.NewInvocations(d.units); err != nil {
+			return err
+		}
+	}
+	d.holders, err = workloadapi.NewHolders(d.invocations)
+	return err
+}
+
 // closeCredentials leaves the leases as they are, for the next start.
 func (d *daemon) closeCredentials() {
 	if d.credentials != nil {
@@ -57,15 +74,20 @@ func (d *daemon) closeCredentials() {
 	if d.holders != nil {
 		d.holders.Close()
 	}
+	if d.secrets != nil {
+		if err := d.secrets.Close(); err != nil {
+			d.slog.Error("writing down who used which secret; the log has it", "err", err)
+		}
+	}
+	if d.invocations != nil {
+		d.invocations.Close()
+	}
 }
 
 func (d *daemon) loadCredentials() (*credential.Definitions, error) {
-	return credential.LoadDefinitions(d.config.CredentialsDir, credential.Brokers{
-		"federation": federation.Open,
-		"oauth2":     oauth2.Opener(credential.NewSecrets(d.state, d.node)),
-		"postgres":   postgres.Open,
-		"vault":      vault.Open,
-	}, false)
+	return credential.LoadDefinitions(d.config.CredentialsDir, brokers.All(brokers.Deps{
+		Keys: d.node, Secrets: credential.NewSecrets(d.state, d.node), Sealed: d.secrets,
+	}), false)
 }
 
 // reloadCredentials puts the definitions on disk in force if they are in order
@@ -106,6 +128,18 @@ func (d *daemon) recordCredentials(ctx context.Context, defs *credential.Definit
 	return d.log.Append(ctx, r)
 }
 
+// serveUnits answers systemd, which loads credentials for units.
+func (d *daemon) serveUnits(ctx context.Context) error {
+	if !systemd.IsManager() {
+		return nil
+	}
+	l, err := workloadapi.ListenUnits(d.load, d.config.SystemdSocket)
+	if err != nil {
+		return err
+	}
+	return d.server.ServeUnits(ctx, l, d.units)
+}
+
 // endUngranted ends the leases of identities that no entry grants the
 // credential any more.
 func (d *daemon) endUngranted(es *identity.Entries) {
@@ -137,7 +171,29 @@ func (d *daemon) leaseAdmin() *workloadapi.LeaseAdmin {
 			}
 			return d.credentials.RevokeWhere(ctx, w, fmt.Sprintf("revoked by an administrator (user %d)", by.UID))
 		},
+		SSHCA: d.sshCA,
 	}
+}
+
+// sshCA tells the public key of an authority, if a definition names it: no key
+// is made for a name that nothing uses.
+func (d *daemon) sshCA(ctx context.Context, by workloadapi.Asker, name string) (workloadapi.SSHCAView, error) {
+	var known []string
+	for _, def := range d.credentials.Definitions().All() {
+		if def.Broker == sshca.Kind {
+			known = append(known, sshca.Name(def.Traits.Upstream))
+		}
+	}
+	if !slices.Contains(known, name) {
+		slices.Sort(known)
+		return workloadapi.SSHCAView{}, fmt.Errorf("no credential in force has the ssh authority %.40q; those that have one name: %s",
+			name, cmp.Or(strings.Join(slices.Compact(known), ", "), "none"))
+	}
+	if err := d.asked(ctx, by, "public key of ssh authority "+name); err != nil {
+		return workloadapi.SSHCAView{}, err
+	}
+	key, err := sshca.PublicKey(ctx, d.node, name)
+	return workloadapi.SSHCAView{Name: name, PublicKey: strings.TrimSpace(key)}, err
 }
 
 func whereText(w credential.Where) string {

@@ -7,9 +7,11 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -19,6 +21,7 @@ import (
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/sealed"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/programs"
 	"github.com/vouchd/vouchd/state"
@@ -35,6 +38,7 @@ type daemon struct {
 	config  *config.Config
 	started time.Time
 	slog    *slog.Logger
+	hup     chan os.Signal
 
 	state     *state.Dir
 	tpm       *node.TPM
@@ -46,9 +50,13 @@ type daemon struct {
 	watcher   *process.Watcher
 	server    *workloadapi.Server
 	exports   []*exported
+	witnesses []*witnessed
+	load      *net.UnixListener // for LoadCredential=, if systemd has passed one
 
 	credentials *credential.Manager
+	secrets     *sealed.Store
 	holders     *workloadapi.Holders
+	invocations *systemd.Invocations // nil where systemd is not PID 1
 
 	appraiser *appraiser
 
@@ -63,17 +71,25 @@ type daemon struct {
 	credentialsRefused error                        // the same of credentials
 	granting           []string                     // credentials that the entries in force grant
 
+	disabling sync.Mutex // held while identities are cut off or taken up again
+
 	enrolment *workloadapi.EnrolmentView // that was installed; nil: none
 	enrolErr  error                      // why it is of no use
 }
 
 // run serves until the context ends.
 func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
-	d := &daemon{config: c, started: time.Now(), slog: log, programs: make(map[string]*programs.Program)}
-	passed, err := passedSockets("agent", "admin")
+	d := &daemon{
+		config: c, started: time.Now(), slog: log, hup: make(chan os.Signal, 1),
+		programs: make(map[string]*programs.Program),
+	}
+	signal.Notify(d.hup, syscall.SIGHUP) // which would end a daemon that is starting yet
+	defer signal.Stop(d.hup)
+	passed, err := passedSockets("agent", "admin", "systemd")
 	if err != nil {
 		return err
 	}
+	d.load = passed["systemd"]
 	agent, admin, err := workloadapi.Listen(passed, c.AgentSocket, c.AdminSocket)
 	if err != nil {
 		return err
@@ -87,7 +103,11 @@ func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
 	if err := d.openLog(ctx); err != nil {
 		return err
 	}
+	defer d.lastWords(ctx)
 	defer func() { err = errors.Join(err, d.closeLog(ctx, err)) }()
+	if err := d.openWitnesses(); err != nil {
+		return err
+	}
 	if err := d.openExports(ctx); err != nil {
 		return err
 	}
@@ -121,14 +141,21 @@ func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) erro
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.server.Serve(ctx, agent) })
 	group.Go(func() error {
-		return (&workloadapi.Admin{Server: d.server, Status: d.status, Node: d.nodeAdmin(), Leases: d.leaseAdmin(), Logger: d.slog}).Serve(ctx, admin)
+		a := &workloadapi.Admin{
+			Server: d.server, Status: d.status, Node: d.nodeAdmin(), Entry: d.entryAdmin(), Leases: d.leaseAdmin(), Secrets: d.secretAdmin(), Bundles: d.bundleAdmin(), Logger: d.slog,
+		}
+		return a.Serve(ctx, admin)
 	})
 	group.Go(func() error { d.authority.Run(ctx); return nil })
 	group.Go(func() error { return d.watch(ctx) })
+	group.Go(func() error { return d.serveUnits(ctx) })
 	group.Go(func() error { return d.serveMetrics(ctx) })
 	group.Go(func() error { d.keepEnrolment(ctx); return nil })
 	for _, x := range d.exports {
 		group.Go(func() error { x.Run(ctx); return nil })
+	}
+	for _, w := range d.witnesses {
+		group.Go(func() error { w.Run(ctx); return nil })
 	}
 	group.Go(func() error { return d.appraiser.run(ctx) })
 	group.Go(func() error { return systemd.Watchdog(ctx, d.selfCheck) })
@@ -175,7 +202,6 @@ func (d *daemon) close() error {
 // Entries that are not in order do not keep the daemon from starting: nobody is
 // issued anything until they are mended.
 func (d *daemon) openIdentity(ctx context.Context) error {
-	d.units = new(systemd.Units)
 	o := process.Options{Wants: func(kind string) bool { return d.server.Wants(kind) }}
 	if systemd.IsManager() {
 		o.Manager = d.units
@@ -194,6 +220,9 @@ func (d *daemon) openIdentity(ctx context.Context) error {
 		Attester: d.attester, Watcher: d.watcher, Authority: d.authority, Log: d.log, Logger: d.slog,
 		Credentials: d.credentials, Holders: d.holders,
 	})
+	if err := d.loadDisabled(); err != nil {
+		return err
+	}
 	d.reload(ctx)
 	d.reloadPrograms(ctx)
 	d.appraiser = newAppraiser(d)

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -66,6 +67,8 @@ type host struct {
 	dir  string
 	name string // the host's name; empty: the test machine's
 	tpm  *tpmtest.TPM
+	env  []string // more for the daemon
+	wrap []string // what the daemon is started by; empty: directly
 
 	cmd    *exec.Cmd
 	stderr *lines
@@ -129,6 +132,11 @@ func (h *host) launch(args ...string) {
 	if h.name != "" {
 		h.cmd = exec.Command("unshare", append([]string{"--uts", "sh", "-c", `hostname "$0" && exec "$@"`, h.name}, h.cmd.Args...)...)
 	}
+	h.cmd.Args = append(slices.Clone(h.wrap), h.cmd.Args...)
+	if len(h.wrap) > 0 {
+		h.cmd = exec.Command(h.cmd.Args[0], h.cmd.Args[1:]...)
+	}
+	h.cmd.Env = append(os.Environ(), h.env...)
 	h.cmd.Stderr = h.stderr
 	must(h.t, h.cmd.Start())
 	cmd, stderr, waited := h.cmd, h.stderr, make(chan error, 1)
@@ -169,10 +177,17 @@ func (h *host) admin() *workloadapi.AdminClient {
 // vouch runs the command line.
 func (h *host) vouch(args ...string) (stdout, stderr string, code int) {
 	h.t.Helper()
+	return h.vouchReads(nil, args...)
+}
+
+// vouchReads runs the command line with something to read.
+func (h *host) vouchReads(stdin []byte, args ...string) (stdout, stderr string, code int) {
+	h.t.Helper()
 	dir, err := binaries()
 	must(h.t, err)
 	cmd := exec.Command(filepath.Join(dir, "vouch"), args...)
 	cmd.Env = append(os.Environ(), "VOUCHD_CONFIG="+h.path("vouchd.yaml"), "SPIFFE_ENDPOINT_SOCKET=unix://"+h.path("agent.sock"))
+	cmd.Stdin = bytes.NewReader(stdin)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {

@@ -4,9 +4,6 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
-	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"github.com/vouchd/vouchd/audit"
@@ -22,16 +19,13 @@ func (d *daemon) loadEntries() (*identity.Entries, error) {
 
 // watch reloads entries, credentials and programs when they change on disk, and on SIGHUP.
 func (d *daemon) watch(ctx context.Context) error {
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
 	changed := make(chan struct{}, 1)
 	go func() {
 		for {
 			select {
 			case <-ctx.Done():
 				return
-			case <-hup:
+			case <-d.hup:
 				systemd.Reloading()
 				d.reloadCredentials(ctx)
 				d.reload(ctx)

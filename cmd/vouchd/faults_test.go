@@ -90,7 +90,7 @@ func TestHangupReloads(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	h.start()
-	must(t, h.cmd.Process.Signal(syscall.SIGHUP))
+	must(t, h.cmd.Process.Signal(syscall.SIGHUP)) // as soon as it serves
 	h.write("entries.d/a.yaml", entriesFor(1))
 	must(t, h.cmd.Process.Signal(syscall.SIGHUP))
 	eventually(t, "the new file is in force", func() bool { _, err := h.fetch(); return err == nil })
@@ -229,6 +229,47 @@ func TestFullDiskRefusesAndRecovers(t *testing.T) {
 	}
 	must(t, os.Remove(fill))
 	eventually(t, "the daemon serves again", func() bool { _, err := h.fetch(); return err == nil })
+	h.stop()
+	h.verifyLog()
+}
+
+// TestFullLogStartsRefusesAndServesOnceItHasRoom has a log that is as large as it
+// may be, and too young to lose anything.
+func TestFullLogStartsRefusesAndServesOnceItHasRoom(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.write("entries.d/a.yaml", entriesFor(1))
+	h.start()
+	h.stop()
+	ballast, err := os.Create(h.path("state/log/tile/ballast.tmp")) // counts, and is none of the log's
+	must(t, err)
+	must(t, ballast.Truncate(63<<20))
+	must(t, ballast.Close())
+	for range 2 {
+		h.start("--set", "log.max_mib=64", "--set", "log.keep_for=1h")
+		eventually(t, "the daemon refuses for want of room", func() bool {
+			_, err := h.fetch()
+			return err != nil && strings.Contains(err.Error(), "attestation log")
+		})
+		if p := strings.Join(h.problems(), "\n"); !strings.Contains(p, "it is as large as it may be; give it more by log.max_mib, or archive it and lower log.keep_for, which keeps its records for 1h0m0s") {
+			t.Errorf("problems with a full log: %q", p)
+		}
+		h.stop()
+		h.verifyLog()
+	}
+	must(t, os.Truncate(h.path("state/log/tile/ballast.tmp"), 56<<20))
+	h.start("--set", "log.max_mib=64", "--set", "log.keep_for=1h")
+	eventually(t, "status says that it will be full", func() bool {
+		return strings.Contains(strings.Join(h.problems(), "\n"), "none of its records is older than log.keep_for")
+	})
+	_, err = h.fetch()
+	must(t, err)
+	h.stop()
+	h.start("--set", "log.max_mib=128")
+	eventually(t, "the daemon serves again", func() bool { _, err := h.fetch(); return err == nil })
+	if p := h.problems(); len(p) > 0 {
+		t.Errorf("problems with room: %q", p)
+	}
 	h.stop()
 	h.verifyLog()
 }

@@ -53,9 +53,10 @@ func TestCommandLineLeases(t *testing.T) {
 		}
 	}
 	var n int
-	must(t, pg.Admin(t, "postgres").QueryRow(t.Context(), "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'vouch\\_tides\\_for\\_all\\_%'").Scan(&n))
-	if n != 0 {
-		t.Errorf("%d roles are left", n)
+	roles := h.roles("tides-for-all")
+	must(t, pg.Admin(t, "postgres").QueryRow(t.Context(), "SELECT count(*) FROM pg_roles WHERE rolname = ANY($1)", roles).Scan(&n))
+	if len(roles) != 2 || n != 0 {
+		t.Errorf("of the roles %q, %d are left", roles, n)
 	}
 	for event, reason := range map[string]string{
 		"admin.request":      "revoke leases of credential tides-for-all",
@@ -65,6 +66,23 @@ func TestCommandLineLeases(t *testing.T) {
 			t.Errorf("the log does not say %q:\n%s", reason, out)
 		}
 	}
+}
+
+// roles returns every role that was leased, as the log has them.
+func (h *host) roles(credential string) (names []string) {
+	h.t.Helper()
+	out, stderr, code := h.vouch("log", "show", "--credential", credential, "--event", "lease.grant", "--output", "json")
+	if code != 0 {
+		h.t.Fatalf("vouch log show: %s", stderr)
+	}
+	for line := range strings.Lines(out) {
+		var r record
+		must(h.t, json.Unmarshal([]byte(line), &r))
+		if r.Event == "lease.grant" {
+			names = append(names, r.Credential.Handle)
+		}
+	}
+	return names
 }
 
 func TestExecPassesSignalsAndRevokesAfterwards(t *testing.T) {

@@ -15,6 +15,8 @@ import (
 
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/packaging/version"
+	"github.com/vouchd/vouchd/secret"
+	"github.com/vouchd/vouchd/systemd"
 )
 
 func main() {
@@ -28,7 +30,7 @@ func main() {
 func command() *cobra.Command {
 	var file string
 	var overrides []string
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	log := slog.New(systemd.LogHandler(os.Stderr, systemd.JournalSocket, slog.NewTextHandler(os.Stderr, nil)))
 	cmd := &cobra.Command{
 		Use:   "vouchd",
 		Short: "Serve short-lived identities to the processes of this host",
@@ -44,7 +46,11 @@ error. SIGHUP reloads the entries, which also happens whenever they change.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := config.Load(file, overrides...)
+			err := secret.KeepOutOfDumps()
+			var c *config.Config
+			if err == nil {
+				c, err = config.Load(file, overrides...)
+			}
 			if err == nil {
 				err = run(cmd.Context(), log, c)
 			}
@@ -54,6 +60,7 @@ error. SIGHUP reloads the entries, which also happens whenever they change.`,
 			return err
 		},
 	}
+	cmd.SetVersionTemplate(version.Text("vouchd"))
 	cmd.CompletionOptions.DisableDefaultCmd = true // systemd starts it
 	cmd.AddCommand(newPrograms(log, &file, &overrides))
 	cmd.PersistentFlags().StringVar(&file, "config", "/etc/vouchd/vouchd.yaml", "configuration `file`")

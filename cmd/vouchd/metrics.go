@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/vouchd/vouchd/credential/sealed"
 	"github.com/vouchd/vouchd/workloadapi"
 )
 
@@ -30,7 +31,7 @@ func (d *daemon) serveMetrics(ctx context.Context) error {
 		return fmt.Errorf("serving metrics: %w", err)
 	}
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(statusCollector{func() workloadapi.Status {
+	registry.MustRegister(statusCollector{secrets: d.secrets.List, status: func() workloadapi.Status {
 		st := d.status()
 		d.server.FillStatus(&st)
 		return st
@@ -69,7 +70,10 @@ func listenMetrics(address string) (net.Listener, error) {
 }
 
 // A statusCollector makes metrics of the daemon's status, as it is asked for.
-type statusCollector struct{ status func() workloadapi.Status }
+type statusCollector struct {
+	status  func() workloadapi.Status
+	secrets func() []sealed.Secret
+}
 
 // The metrics. Times are Unix times in seconds, so that an alert compares them
 // with time().
@@ -96,11 +100,39 @@ var metrics = []struct {
 	{metric("log_records", "Records in the attestation log."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Log.Records), true }},
 	{metric("log_anchored_records", "Records that the last anchor in the TPM covers."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Log.Anchored), true }},
 	{metric("log_last_anchor_seconds", "When the log was last anchored in the TPM, as Unix time."), func(st *workloadapi.Status) (float64, bool) { return unixTime(st.Log.LastAnchor) }},
+	{metric("log_disk_bytes", "What the attestation log takes on the disk."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Log.DiskBytes), true }},
+	{metric("log_max_bytes", "What it may take; nothing is issued past that."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Log.MaxBytes), true }},
+	{metric("log_writable", "1 where the attestation log can be written, 0 where nothing is issued because it can't."), func(st *workloadapi.Status) (float64, bool) {
+		if st.Log.Error != "" {
+			return 0, true
+		}
+		return 1, true
+	}},
+	{metric("secrets", "Secrets sealed to this machine."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Secrets.Count), st.Secrets.Error == "" }},
+	{metric("secrets_due", "Secrets that should have been rotated by now."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Secrets.Due), st.Secrets.Error == "" }},
 	{metric("problems", "Problems that vouch status reports."), func(st *workloadapi.Status) (float64, bool) { return float64(len(st.Problems)), true }},
 }
 
-func metric(name, help string) *prometheus.Desc {
-	return prometheus.NewDesc("vouchd_"+name, help, nil, nil)
+// What is told of each witness, by its name.
+var (
+	witnessUp      = metric("log_witness_up", "1 where the witness signed when it was last asked.", "witness")
+	witnessRecords = metric("log_witness_records", "Records that the witness signed last.", "witness")
+	witnessTime    = metric("log_witness_last_seconds", "When the witness last signed, as Unix time.", "witness")
+)
+
+// secretMetrics are one for each sealed secret, of which there are
+// [sealed.MaxCount] at most.
+var secretMetrics = []struct {
+	desc  *prometheus.Desc
+	value func(s sealed.Secret) time.Time
+}{
+	{metric("secret_sealed_seconds", "When the secret's value was sealed, as Unix time.", "secret"), func(s sealed.Secret) time.Time { return s.Sealed }},
+	{metric("secret_rotate_by_seconds", "When the secret is due to be rotated, as Unix time.", "secret"), sealed.Secret.RotateBy},
+	{metric("secret_last_use_seconds", "When the secret was last used, as Unix time; missing where it was not.", "secret"), func(s sealed.Secret) time.Time { return s.LastUse }},
+}
+
+func metric(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("vouchd_"+name, help, labels, nil)
 }
 
 func unixTime(t time.Time) (float64, bool) { return float64(t.Unix()), !t.IsZero() }
@@ -108,6 +140,12 @@ func unixTime(t time.Time) (float64, bool) { return float64(t.Unix()), !t.IsZero
 // Describe implements [prometheus.Collector].
 func (c statusCollector) Describe(descs chan<- *prometheus.Desc) {
 	for _, m := range metrics {
+		descs <- m.desc
+	}
+	descs <- witnessUp
+	descs <- witnessRecords
+	descs <- witnessTime
+	for _, m := range secretMetrics {
 		descs <- m.desc
 	}
 }
@@ -118,6 +156,25 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 	for _, m := range metrics {
 		if v, ok := m.value(&st); ok {
 			out <- prometheus.MustNewConstMetric(m.desc, prometheus.GaugeValue, v)
+		}
+	}
+	for _, w := range st.Log.Witnesses {
+		up := 1.0
+		if w.Error != "" {
+			up = 0
+		}
+		out <- prometheus.MustNewConstMetric(witnessUp, prometheus.GaugeValue, up, w.Name)
+		out <- prometheus.MustNewConstMetric(witnessRecords, prometheus.GaugeValue, float64(w.Records), w.Name)
+		if t, ok := unixTime(w.Time); ok {
+			out <- prometheus.MustNewConstMetric(witnessTime, prometheus.GaugeValue, t, w.Name)
+		}
+	}
+	secrets := c.secrets()
+	for _, m := range secretMetrics {
+		for _, s := range secrets {
+			if v, ok := unixTime(m.value(s)); ok {
+				out <- prometheus.MustNewConstMetric(m.desc, prometheus.GaugeValue, v, s.Name)
+			}
 		}
 	}
 }

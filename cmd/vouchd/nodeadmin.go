@@ -24,6 +24,13 @@ func (d *daemon) nodeAdmin() *workloadapi.NodeAdmin {
 	}
 }
 
+// bundleAdmin is what administrators publish.
+func (d *daemon) bundleAdmin() *workloadapi.BundleAdmin {
+	return &workloadapi.BundleAdmin{
+		TrustDomain: d.config.TrustDomain.Name(), JWTIssuer: d.config.Authority.JWTIssuer, Bundle: d.authority.Bundle,
+	}
+}
+
 // asked records what an administrator asks for, before it is done.
 func (d *daemon) asked(ctx context.Context, by workloadapi.Asker, what string) error {
 	return d.log.Append(ctx, audit.Record{

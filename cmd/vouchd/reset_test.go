@@ -79,6 +79,17 @@ func files(t *testing.T, dir string) []string {
 	return names
 }
 
+// approveBoot has the authority approve the state that of is in, and gives h the
+// approval.
+func (d *desk) approveBoot(h, of *host, file string) {
+	d.ask(of)
+	d.write("policy.yaml", d.ok("node", "policy", "learn", "evidence.json"))
+	d.write("result.json", d.ok("node", "appraise", "evidence.json", "--policy", "policy.yaml", "--any-nonce",
+		"--kept", "kept.json", "--answer", "answer.json", "--output", "json"))
+	d.ok("authority", "approve-boot", "result.json", "--pcr", "0,7", "--write", file, "--dir", "authority", "--passphrase-file", "passphrase")
+	h.write(file, d.read(file))
+}
+
 func TestBoundKeysWorkInApprovedBootStatesAlone(t *testing.T) {
 	t.Parallel()
 	d := newDesk(t)
@@ -86,19 +97,10 @@ func TestBoundKeysWorkInApprovedBootStatesAlone(t *testing.T) {
 	h := newHost(t)
 	h.write("entries.d/a.yaml", entriesFor(1))
 	h.start()
-	// approve has the authority approve the state that a host is in.
-	approve := func(of *host, file string) {
-		d.ask(of)
-		d.write("policy.yaml", d.ok("node", "policy", "learn", "evidence.json"))
-		d.write("result.json", d.ok("node", "appraise", "evidence.json", "--policy", "policy.yaml", "--any-nonce",
-			"--kept", "kept.json", "--answer", "answer.json", "--output", "json"))
-		d.ok("authority", "approve-boot", "result.json", "--pcr", "0,7", "--write", file, "--dir", "authority", "--passphrase-file", "passphrase")
-		h.write(file, d.read(file))
-	}
-	approve(h, "good.json")
+	d.approveBoot(h, h, "good.json")
 	good := h.path("good.json")
 	h.write("root.pem", d.read("authority/root.pem"))
-	if _, stderr, code := h.vouch("node", "reseal", good); code != 1 || !strings.Contains(stderr, "bound to none") {
+	if _, stderr, code := h.vouch("node", "reseal", good); code != 1 || !strings.Contains(stderr, "nothing is bound") {
 		t.Errorf("adding a state for keys that are not bound exits %d: %s", code, stderr)
 	}
 	h.stop()
@@ -116,7 +118,7 @@ func TestBoundKeysWorkInApprovedBootStatesAlone(t *testing.T) {
 	other := newHost(t)
 	other.tpm.Extend(7, "an update")
 	other.start()
-	approve(other, "update.json")
+	d.approveBoot(h, other, "update.json")
 	h.ok("node", "reseal", h.path("update.json"))
 	h.stop()
 	h.tpm.Restart()

@@ -57,6 +57,15 @@ func NewWorkload(t testing.TB, id spiffeid.ID) *Workload {
 
 // JWT returns a JWT-SVID.
 func (w *Workload) JWT(_ context.Context, audience string) (secret.Bytes, error) {
+	return w.sign(audience, nil)
+}
+
+// JWTWith returns one with a claim more.
+func (w *Workload) JWTWith(_ context.Context, audience, claim string, value any) (secret.Bytes, error) {
+	return w.sign(audience, map[string]any{claim: value})
+}
+
+func (w *Workload) sign(audience string, more map[string]any) (secret.Bytes, error) {
 	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: w.Key, KeyID: KeyID}}, nil)
 	if err != nil {
 		return secret.Bytes{}, err
@@ -68,7 +77,11 @@ func (w *Workload) JWT(_ context.Context, audience string) (secret.Bytes, error)
 	if w.Change != nil {
 		w.Change(&c)
 	}
-	token, err := jwt.Signed(signer).Claims(c).Serialize()
+	builder := jwt.Signed(signer).Claims(c)
+	if more != nil {
+		builder = builder.Claims(more)
+	}
+	token, err := builder.Serialize()
 	return secret.Of([]byte(token)), err
 }
 
@@ -76,7 +89,7 @@ func (w *Workload) JWT(_ context.Context, audience string) (secret.Bytes, error)
 // common name.
 func (w *Workload) X509(context.Context) (tls.Certificate, error) {
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "workload"}, URIs: []*url.URL{w.ID.URL()},
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: w.ID.String()}, URIs: []*url.URL{w.ID.URL()},
 		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}
@@ -130,7 +143,9 @@ func Broker(t testing.TB, kind string, open credential.Opener, text string) (b c
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(b.(interface{ Close() }).Close)
+	if c, ok := b.(interface{ Close() }); ok {
+		t.Cleanup(c.Close)
+	}
 	return b
 }
 

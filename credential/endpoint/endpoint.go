@@ -110,34 +110,63 @@ func (c *Client) JSON(ctx context.Context, to string, value any, header http.Hea
 }
 
 func (c *Client) post(ctx context.Context, to, contentType string, body []byte, header http.Header) ([]byte, error) {
+	header = header.Clone()
+	if header == nil {
+		header = make(http.Header)
+	}
+	header.Set("Content-Type", contentType)
+	status, answer, err := c.send(ctx, http.MethodPost, to, body, header)
+	if err == nil && status != http.StatusOK {
+		err = &StatusError{Status: status, err: fmt.Errorf("%w: %s answered with status %d", credential.ErrUpstream, host(to), status)}
+	}
+	return answer, err
+}
+
+// Ask sends a request and returns the body of a success, which is any 2xx. The
+// body is overwritten.
+func (c *Client) Ask(ctx context.Context, method, to string, body []byte, header http.Header) ([]byte, error) {
+	_, answer, err := c.send(ctx, method, to, body, header)
+	return answer, err
+}
+
+func (c *Client) send(ctx context.Context, method, to string, body []byte, header http.Header) (status int, answer []byte, err error) {
 	defer clear(body)
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, to, strings.NewReader(string(body)))
+	req, err := http.NewRequestWithContext(ctx, method, to, strings.NewReader(string(body)))
 	if err != nil {
-		return nil, err
+		return 0, nil, err
 	}
 	for name, values := range header {
 		req.Header[name] = values
 	}
-	req.Header.Set("Content-Type", contentType)
 	if req.Header.Get("Accept") == "" {
 		req.Header.Set("Accept", "application/json")
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("%w: asking %s: %w", credential.ErrUpstream, host(to), withoutURL(err))
+		return 0, nil, fmt.Errorf("%w: asking %s: %w", credential.ErrUpstream, host(to), withoutURL(err))
 	}
 	defer resp.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
+	answer, err = io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("%w: reading the answer of %s: %w", credential.ErrUpstream, host(to), err)
+		return 0, nil, fmt.Errorf("%w: reading the answer of %s: %w", credential.ErrUpstream, host(to), err)
 	case len(answer) > maxBody:
-		return nil, fmt.Errorf("%w: %s answered with more than %d bytes", credential.ErrUpstream, host(to), maxBody)
-	case resp.StatusCode == http.StatusOK:
-		return answer, nil
+		return 0, nil, fmt.Errorf("%w: %s answered with more than %d bytes", credential.ErrUpstream, host(to), maxBody)
+	case resp.StatusCode >= 200 && resp.StatusCode < 300:
+		return resp.StatusCode, answer, nil
 	}
-	return nil, refusal(to, resp, answer)
+	return 0, nil, &StatusError{Status: resp.StatusCode, err: refusal(to, resp, answer)}
 }
+
+// A StatusError is an answer that is not a success. It wraps
+// [credential.ErrUpstream] or [credential.ErrRefused].
+type StatusError struct {
+	Status int // of HTTP
+	err    error
+}
+
+func (e *StatusError) Error() string { return e.err.Error() }
+func (e *StatusError) Unwrap() error { return e.err }
 
 // refusal tells a no from a failure. Only a code of the registered form is
 // repeated (RFC 6749 §5.2, and the vendors' like it).
@@ -161,14 +190,18 @@ func errorCode(contentType string, body []byte) string {
 	if m := xmlCode.FindSubmatch(body); m != nil {
 		return ": " + string(m[1])
 	}
-	if t, _, err := mime.ParseMediaType(contentType); err != nil || t != "application/json" {
+	if t, _, err := mime.ParseMediaType(contentType); err != nil || t != "application/json" && t != "application/x-amz-json-1.1" {
 		return ""
 	}
 	var flat struct {
 		Error json.RawMessage `json:"error"`
+		Type  string          `json:"__type"` // AWS JSON protocol 1.1, after a namespace or without
 	}
 	if json.Unmarshal(body, &flat) != nil {
 		return ""
+	}
+	if code := flat.Type[strings.LastIndexByte(flat.Type, '#')+1:]; registered.MatchString(code) {
+		return ": " + code
 	}
 	var code string
 	if json.Unmarshal(flat.Error, &code) != nil {

@@ -19,6 +19,7 @@ import (
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/endpoint"
+	"github.com/vouchd/vouchd/secret"
 )
 
 // A Broker exchanges tokens with one vendor.
@@ -49,13 +50,13 @@ func (b *Broker) Traits() credential.Traits {
 // Plan names the session. Nothing is asked of the vendor.
 func (b *Broker) Plan(_ context.Context, r credential.Request) (credential.Plan, error) {
 	longest := max(b.profile.longest, r.TTL)
-	return credential.Plan{Handle: credential.Handle{Name: sessionName(r)}, NotAfter: b.now().Add(longest)}, nil
+	return credential.Plan{Handle: credential.Handle{Name: SessionName(r)}, NotAfter: b.now().Add(longest)}, nil
 }
 
-// sessionName says in the vendor's own log, where it has a place for it, which
+// SessionName says in the vendor's own log, where it has a place for it, which
 // identity and which lease it was: "research-KJ3V5X2A7Q". It has the characters
 // that an AWS role session may have, and at most 64.
-func sessionName(r credential.Request) string {
+func SessionName(r credential.Request) string {
 	path := r.Holder.ID.Path()
 	last := strings.Map(func(c rune) rune {
 		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("._-", c) {
@@ -68,9 +69,9 @@ func sessionName(r credential.Request) string {
 
 // Issue exchanges a JWT-SVID of the workload for the vendor's token.
 func (b *Broker) Issue(ctx context.Context, r credential.Request, p credential.Plan) (credential.Issued, error) {
-	assertion, err := r.Holder.Identity.JWT(ctx, b.settings.Audience.Value)
+	assertion, attributes, err := b.assertion(ctx, r)
 	if err != nil {
-		return credential.Issued{}, fmt.Errorf("getting a JWT-SVID for %s: %w", b.settings.Audience.Value, err)
+		return credential.Issued{}, err
 	}
 	e := exchange{settings: b.settings, client: b.client, endpoint: b.settings.endpoint(b.profile), request: r, session: p.Handle.Name, assertion: assertion, asked: b.now()}
 	issued, err := b.profile.exchange(ctx, e)
@@ -78,7 +79,30 @@ func (b *Broker) Issue(ctx context.Context, r credential.Request, p credential.P
 		return credential.Issued{}, fmt.Errorf("%s: %w", b.profile.name, err)
 	}
 	issued.Audience = []string{b.settings.Audience.Value}
+	issued.Scope = append(issued.Scope, attributes...)
 	return issued, nil
+}
+
+// tagsClaimName is where AWS looks for session tags.
+const tagsClaimName = "https://aws.amazon.com/tags"
+
+// assertion returns a JWT-SVID of the workload, and which attributes it carries
+// beside.
+func (b *Broker) assertion(ctx context.Context, r credential.Request) (token secret.Bytes, attributes []string, err error) {
+	audience := b.settings.Audience.Value
+	if len(b.settings.SessionTags) == 0 {
+		token, err = r.Holder.Identity.JWT(ctx, audience)
+	} else {
+		var claim map[string]any
+		if claim, attributes, err = b.settings.tagsClaim(r.Params); err != nil {
+			return token, nil, err
+		}
+		token, err = r.Holder.Identity.JWTWith(ctx, audience, tagsClaimName, claim)
+	}
+	if err != nil {
+		return token, nil, fmt.Errorf("getting a JWT-SVID for %s: %w", audience, err)
+	}
+	return token, attributes, nil
 }
 
 // Renew is not something that these vendors do.

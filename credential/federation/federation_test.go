@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -385,5 +386,63 @@ func TestCallersWildcardDoesNotWidenASessionPolicy(t *testing.T) {
 	_, err := issue(t, open(t, v, tt.profile, tt.path, tt.settings), d, "*")
 	if !errors.Is(err, credential.ErrParameter) || len(v.seen) != 0 {
 		t.Errorf("%v after %q", err, v.seen)
+	}
+}
+
+func TestSessionTagsAreInTheTokenAndNowhereElse(t *testing.T) {
+	t.Parallel()
+	d := newDomain(t)
+	tt := vendors[2]
+	var claim map[string]any
+	v := newVendor(t, d, tt.audience, func(v *vendor, w http.ResponseWriter, r *http.Request) {
+		r.ParseForm()
+		token, err := jwt.ParseSigned(r.PostForm.Get("WebIdentityToken"), []jose.SignatureAlgorithm{jose.ES256})
+		if err == nil {
+			err = token.Claims(d.Key.Public(), &claim)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		tt.answer(v, w, r)
+	})
+	b := open(t, v, tt.profile, tt.path, tt.settings+`, session_tags: [{name: project, value: "{{who}}"}, {name: stage, value: test, transitive: true}]`)
+	if _, err := issue(t, b, d, `alice"s`); !errors.Is(err, credential.ErrParameter) || len(v.seen) != 0 {
+		t.Errorf("a value that no tag can have: %v after %q", err, v.seen)
+	}
+	b = open(t, v, tt.profile, tt.path, tt.settings+`, session_tags: [{name: project, value: "p-1"}, {name: stage, value: test, transitive: true}]`)
+	issued, err := issue(t, b, d, `alice"s`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := json.Marshal(claim["https://aws.amazon.com/tags"])
+	if want := `{"principal_tags":{"project":["p-1"],"stage":["test"]},"transitive_tag_keys":["stage"]}`; err != nil || string(got) != want {
+		t.Errorf("the token's tags are %s, want %s", got, want)
+	}
+	if !slices.Contains(issued.Scope, "tag project=p-1") {
+		t.Errorf("the scope does not tell of the tags: %q", issued.Scope)
+	}
+}
+
+func TestSessionTagsThatAWSWouldRefuseAreNot(t *testing.T) {
+	t.Parallel()
+	var many strings.Builder
+	for i := range 51 {
+		fmt.Fprintf(&many, "{name: a%d, value: v}, ", i)
+	}
+	for tags, want := range map[string]string{
+		`[{name: "aws:x", value: v}]`:                "not a name",
+		`[{name: "a*", value: v}]`:                   "not a name",
+		`[{name: a, value: v}, {name: A, value: v}]`: "there already",
+		`[{name: a, value: "{{nobody}}"}]`:           "which is no parameter",
+		`[` + many.String() + `]`:                    "AWS takes 50",
+	} {
+		dir := t.TempDir()
+		text := fmt.Sprintf("credentials:\n  - {name: api, broker: federation, max_ttl: 1h, federation: {profile: aws-2011-06-15, audience: a, region: r, role_arn: x, session_tags: %s}}\n", tags)
+		if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := credential.LoadDefinitions(dir, credential.Brokers{"federation": federation.Open}, true); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.60s: %v, want %q", tags, err, want)
+		}
 	}
 }

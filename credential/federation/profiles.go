@@ -35,7 +35,7 @@ var profiles = map[string]profile{
 	},
 	// AWS Security Token Service API, version 2011-06-15.
 	"aws-2011-06-15": {
-		name: "aws-2011-06-15", needs: []string{"region", "role_arn"}, may: []string{"session_policy", "policy_arns"},
+		name: "aws-2011-06-15", needs: []string{"region", "role_arn"}, may: []string{"session_policy", "policy_arns", "session_tags"},
 		shortest: 15 * time.Minute, longest: 12 * time.Hour,
 		endpoint: func(s *settings) string {
 			if strings.HasPrefix(s.Region.Value, "cn-") {

@@ -1,8 +1,10 @@
 package federation
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"regexp"
@@ -33,6 +35,7 @@ type settings struct {
 	RoleARN       config.At[string]              `yaml:"role_arn" like:"arn:aws:iam::123456789012:role/agent"`
 	SessionPolicy config.At[credential.Template] `yaml:"session_policy"` // JSON
 	PolicyARNs    []config.At[string]            `yaml:"policy_arns"`
+	SessionTags   []tag                          `yaml:"session_tags"`
 
 	Provider       config.At[string]   `yaml:"provider" like:"//iam.googleapis.com/projects/123/locations/global/workloadIdentityPools/pool/providers/vouchd"` // gcp
 	ServiceAccount config.At[string]   `yaml:"service_account" like:"agent@project.iam.gserviceaccount.com"`
@@ -42,6 +45,13 @@ type settings struct {
 	TenantID config.At[string] `yaml:"tenant_id"` // azure
 	ClientID config.At[string] `yaml:"client_id"`
 	Scope    config.At[string] `yaml:"scope" like:"https://graph.microsoft.com/.default"`
+}
+
+// A tag is one attribute of an AWS session, by which policies may grant.
+type tag struct {
+	Name       config.At[string]              `yaml:"name" required:"true" like:"project"`
+	Value      config.At[credential.Template] `yaml:"value" required:"true" like:"{{project}}"`
+	Transitive bool                           `yaml:"transitive"` // stays when the session assumes another role
 }
 
 // keys are the profile-specific keys that a definition gives, with their places.
@@ -59,6 +69,9 @@ func (s *settings) keys() map[string]config.Pos {
 	}
 	if s.SessionPolicy.Value.String() != "" {
 		given["session_policy"] = s.SessionPolicy.Pos
+	}
+	if len(s.SessionTags) > 0 {
+		given["session_tags"] = s.SessionTags[0].Name.Pos
 	}
 	for name, list := range map[string][]config.At[string]{"policy_arns": s.PolicyARNs, "scopes": s.Scopes} {
 		if len(list) > 0 {
@@ -108,8 +121,67 @@ func readSettings(d *credential.Definition, section config.Section) (s settings,
 		problems.Add(section.Pos, "%s gives no less than %s; set max_ttl to that or more", p.name, config.FormatDuration(p.shortest))
 	}
 	checkPolicy(d, s.SessionPolicy, &problems)
+	checkTags(d, s.SessionTags, &problems)
 	return s, p, problems.Err()
 }
+
+// What AWS allows in session tags ("Pass session tags in AWS STS", IAM User
+// Guide).
+const maxTags = 50
+
+var (
+	tagName  = regexp.MustCompile(`^[\p{L}\p{Z}\p{N}_.:/=+\-@]{1,128}$`)
+	tagValue = regexp.MustCompile(`^[\p{L}\p{Z}\p{N}_.:/=+\-@]{0,256}$`)
+)
+
+func checkTags(d *credential.Definition, tags []tag, problems *config.Errors) {
+	if len(tags) > maxTags {
+		problems.Add(tags[maxTags].Name.Pos, "session_tags has %d tags, and AWS takes %d; remove some", len(tags), maxTags)
+	}
+	seen := make(map[string]bool)
+	for _, t := range tags {
+		name := strings.ToLower(t.Name.Value) // AWS takes two that differ in case alone for one
+		switch {
+		case !tagName.MatchString(t.Name.Value) || strings.HasPrefix(name, "aws:"):
+			problems.Add(t.Name.Pos, "session tag %.80q is not a name that AWS takes", t.Name.Value)
+		case seen[name]:
+			problems.Add(t.Name.Pos, "session tag %s is there already", t.Name.Value)
+		}
+		seen[name] = true
+		if err := t.Value.Value.Check(d, nil); err != nil {
+			problems.Add(t.Value.Pos, "value of session tag %s %v", t.Name.Value, err)
+		}
+	}
+}
+
+// quoteTag refuses what AWS would.
+func quoteTag(_, value string) (string, error) {
+	if !tagValue.MatchString(value) {
+		return "", fmt.Errorf("holds characters that a session tag cannot")
+	}
+	return value, nil
+}
+
+// tagsClaim is what AWS reads of a token ("Passing session tags using
+// AssumeRoleWithWebIdentity"), with a word for each tag.
+func (s *settings) tagsClaim(params map[string]string) (claim map[string]any, scope []string, err error) {
+	tags := make(map[string][]string)
+	transitive := []string{}
+	for _, t := range s.SessionTags {
+		value, err := t.Value.Value.Expand(params, quoteTag)
+		if err != nil || !tagValue.MatchString(value) {
+			return nil, nil, fmt.Errorf("%w: session tag %s: %w", credential.ErrParameter, t.Name.Value, cmp.Or(err, errTooLong))
+		}
+		tags[t.Name.Value] = []string{value}
+		scope = append(scope, "tag "+t.Name.Value+"="+value)
+		if t.Transitive {
+			transitive = append(transitive, t.Name.Value)
+		}
+	}
+	return map[string]any{"principal_tags": tags, "transitive_tag_keys": transitive}, scope, nil
+}
+
+var errTooLong = errors.New("it has more than 256 characters, or some that a tag cannot have")
 
 // checkPolicy looks whether a session policy is JSON once values are put in.
 func checkPolicy(d *credential.Definition, policy config.At[credential.Template], problems *config.Errors) {

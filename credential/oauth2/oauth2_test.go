@@ -1,218 +1,36 @@
 package oauth2_test
 
 import (
-	"context"
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"net/http"
-	"net/http/httptest"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/go-jose/go-jose/v4"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"github.com/zitadel/oidc/v3/example/server/storage"
 	"github.com/zitadel/oidc/v3/pkg/oidc"
-	"github.com/zitadel/oidc/v3/pkg/op"
 
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/credentialtest"
 	"github.com/vouchd/vouchd/credential/oauth2"
+	"github.com/vouchd/vouchd/credential/oauth2/oauth2test"
 	"github.com/vouchd/vouchd/state"
 )
 
 var id = spiffeid.RequireFromString("spiffe://example.org/agent/crm")
 
-// provider is a real OpenID provider that was told to trust a trust domain.
-type provider struct {
-	*op.LegacyServer
-	*httptest.Server
-	store  *store
-	caFile string
-	fault  func(w http.ResponseWriter, r *http.Request) bool
-	mu     sync.Mutex
-	forms  []url.Values // that were posted to it
-}
-
-// store is the library's storage in memory, with a client of each kind and with
-// a trust domain whose JWT-SVIDs may be exchanged.
-type store struct {
-	*storage.Storage
-	domain *credentialtest.Workload
-	key    crypto.PublicKey // of the client that authenticates by one
-	url    string
-}
-
-// client may use every grant.
-type client struct {
-	*storage.Client
-	method oidc.AuthMethod
-}
-
-func (c client) AuthMethod() oidc.AuthMethod { return c.method }
-func (c client) GrantTypes() []oidc.GrantType {
-	return []oidc.GrantType{oidc.GrantTypeClientCredentials, oidc.GrantTypeRefreshToken, oidc.GrantTypeTokenExchange}
-}
-
-func (s *store) GetClientByClientID(ctx context.Context, clientID string) (op.Client, error) {
-	methods := map[string]oidc.AuthMethod{"public": oidc.AuthMethodNone, "keyed": oidc.AuthMethodPrivateKeyJWT, "secret": oidc.AuthMethodBasic, "workload": oidc.AuthMethodPrivateKeyJWT}
-	method, ok := methods[clientID]
-	if !ok {
-		return nil, errors.New("no such client")
-	}
-	return client{storage.WebClient(clientID, "pass word+%"), method}, nil
-}
-
-func (s *store) AuthorizeClientIDSecret(_ context.Context, clientID, clientSecret string) error {
-	if clientID != "secret" || clientSecret != "pass word+%" {
-		return errors.New("wrong secret")
-	}
-	return nil
-}
-
-func (s *store) GetKeyByIDAndClientID(_ context.Context, keyID, clientID string) (*jose.JSONWebKey, error) {
-	if keyID != "ck" || clientID != "keyed" {
-		return nil, errors.New("no such key")
-	}
-	return &jose.JSONWebKey{Key: s.key, KeyID: keyID, Use: "sig"}, nil
-}
-
-func (s *store) ClientCredentialsTokenRequest(_ context.Context, clientID string, scopes []string) (op.TokenRequest, error) {
-	return &oidc.JWTTokenRequest{Subject: clientID, Audience: []string{"api"}, Scopes: scopes}, nil
-}
-
-// SetUserinfoFromToken accepts tokens of clients too, who are no users.
-func (s *store) SetUserinfoFromToken(ctx context.Context, info *oidc.UserInfo, tokenID, subject, origin string) error {
-	err := s.Storage.SetUserinfoFromToken(ctx, info, tokenID, subject, origin)
-	if err != nil && err.Error() != "user not found" {
-		return err
-	}
-	info.Subject = subject
-	return nil
-}
-
-func (s *store) VerifyExchangeSubjectToken(_ context.Context, token string, _ oidc.TokenType) (string, string, map[string]any, error) {
-	if !s.domain.Verify(token, s.url) {
-		return "", "", nil, errors.New("not a JWT-SVID of the trust domain")
-	}
-	return token, s.domain.ID.String(), nil, nil
-}
-
-func (s *store) VerifyExchangeActorToken(context.Context, string, oidc.TokenType) (string, string, map[string]any, error) {
-	return "", "", nil, errors.New("no actor here")
-}
-
-func (s *store) ValidateTokenExchangeRequest(_ context.Context, r op.TokenExchangeRequest) error {
-	if r.GetExchangeSubject() != id.String() {
-		return errors.New("no mapping for the subject")
-	}
-	r.SetSubject("id1") // the account that the workload is mapped to
-	var scopes []string
-	for _, scope := range r.GetScopes() {
-		if scope != "admin" {
-			scopes = append(scopes, scope)
-		}
-	}
-	r.SetCurrentScopes(scopes)
-	return nil
-}
-
-// VerifyClient lets clients authenticate by assertion with every grant, and a
-// workload by its JWT-SVID.
-func (p *provider) VerifyClient(ctx context.Context, r *op.Request[op.ClientCredentials]) (op.Client, error) {
-	if r.Data.ClientAssertion == "" {
-		if r.Data.ClientID == "secret" {
-			if err := p.store.AuthorizeClientIDSecret(ctx, r.Data.ClientID, r.Data.ClientSecret); err != nil {
-				return nil, oidc.ErrInvalidClient()
-			}
-			return p.store.GetClientByClientID(ctx, "secret")
-		}
-		return p.LegacyServer.VerifyClient(ctx, r)
-	}
-	if p.store.domain.Verify(r.Data.ClientAssertion, p.URL+"/oauth/token") {
-		return p.store.GetClientByClientID(ctx, "workload")
-	}
-	c, err := op.AuthorizePrivateJWTKey(ctx, r.Data.ClientAssertion, p.Provider().(op.JWTAuthorizationGrantExchanger))
-	if err != nil {
-		return nil, oidc.ErrInvalidClient()
-	}
-	return c, nil
-}
-
-func newProvider(t *testing.T, domain *credentialtest.Workload, key crypto.PublicKey) *provider {
-	t.Helper()
-	s := &store{Storage: storage.NewStorage(storage.NewUserStore("http://x")), domain: domain, key: key}
-	p := &provider{store: s}
-	var handler http.Handler
-	p.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if p.fault != nil && p.fault(w, r) {
-			return
-		}
-		if r.ParseForm() == nil {
-			p.mu.Lock()
-			p.forms = append(p.forms, r.PostForm)
-			p.mu.Unlock()
-		}
-		handler.ServeHTTP(w, r)
-	}))
-	t.Cleanup(p.Server.Close)
-	s.url = p.URL
-	provider, err := op.NewProvider(&op.Config{CryptoKey: [32]byte{1}, AuthMethodPrivateKeyJWT: true, GrantTypeRefreshToken: true},
-		s, op.StaticIssuer(p.URL), op.WithLogger(slog.New(slog.DiscardHandler)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.LegacyServer = op.NewLegacyServer(provider, *op.DefaultEndpoints)
-	handler = op.RegisterServer(p, *op.DefaultEndpoints, op.WithFallbackLogger(slog.New(slog.DiscardHandler)), op.WithHTTPMiddleware(op.NewIssuerInterceptor(provider.IssuerFromRequest).Handler))
-	p.caFile = filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(p.caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.Certificate().Raw}), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	return p
-}
-
-// works asks the provider whether a token is good, and for what subject.
-func (p *provider) works(t *testing.T, token string) (subject string) {
-	t.Helper()
-	req, err := http.NewRequest("GET", p.URL+"/userinfo", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("Authorization", "Bearer "+token)
-	resp, err := p.Client().Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	body, _ := io.ReadAll(resp.Body)
-	if resp.StatusCode != 200 {
-		return ""
-	}
-	var user struct{ Sub string }
-	if err := json.Unmarshal(body, &user); err != nil {
-		t.Fatal(err)
-	}
-	return user.Sub
-}
-
 // env is a provider, a workload that it trusts, and the daemon's files.
 type env struct {
-	*provider
+	*oauth2test.Provider
 	workload *credentialtest.Workload
 	dir      string
 	secrets  *credential.Secrets
@@ -226,13 +44,19 @@ func newEnv(t *testing.T) *env {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &env{provider: newProvider(t, domain, key.Public()), workload: domain, dir: t.TempDir()}
+	verify := func(token, audience string) string {
+		if !domain.Verify(token, audience) {
+			return ""
+		}
+		return domain.ID.String()
+	}
+	e := &env{Provider: oauth2test.Start(t, id.String(), verify, key.Public()), workload: domain, dir: t.TempDir()}
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		t.Fatal(err)
 	}
 	e.write(t, "client.key", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
-	e.write(t, "client.secret", []byte("pass word+%\n"))
+	e.write(t, "client.secret", []byte(oauth2test.Secret+"\n"))
 	dir, err := state.Open(filepath.Join(e.dir, "state"))
 	if err != nil {
 		t.Fatal(err)
@@ -252,7 +76,7 @@ func (e *env) write(t *testing.T, name string, data []byte) {
 
 func (e *env) open(t *testing.T, settings string) credential.Broker {
 	t.Helper()
-	text := strings.NewReplacer("URL", e.URL, "CA", e.caFile, "DIR", e.dir).Replace(`
+	text := strings.NewReplacer("URL", e.URL, "CA", e.CAFile, "DIR", e.dir).Replace(`
 credentials:
   - name: crm
     broker: oauth2
@@ -309,10 +133,10 @@ func TestEachGrantAndClientGetsATokenThatTheServerAccepts(t *testing.T) {
 			if len(issued.Fields) != 1 || issued.Fields[0].Name != "access_token" || issued.NotAfter.Before(time.Now()) {
 				t.Errorf("issued %+v", issued)
 			}
-			if got := e.works(t, string(issued.Fields[0].Value.Reveal())); got != tt.subject {
+			if got := e.Subject(t, string(issued.Fields[0].Value.Reveal())); got != tt.subject {
 				t.Errorf("the token is of %q, want %q", got, tt.subject)
 			}
-			if form := e.forms[0]; form.Get("scope") != "crm.contacts.read admin" {
+			if form := e.Forms()[0]; form.Get("scope") != "crm.contacts.read admin" {
 				t.Errorf("asked for scope %q", form.Get("scope"))
 			}
 			if strings.HasPrefix(tt.settings, exchange) && slices.Contains(issued.Scope, "admin") {
@@ -348,7 +172,7 @@ func TestRevokedTokenIsRefusedByTheServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	token := string(issued.Fields[0].Value.Reveal())
-	if e.works(t, token) != "id1" {
+	if e.Subject(t, token) != "id1" {
 		t.Fatal("the token does not work to begin with")
 	}
 	if issued.Handle == nil || !strings.Contains(string(issued.Handle.Data.Reveal()), token) {
@@ -359,10 +183,10 @@ func TestRevokedTokenIsRefusedByTheServer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if form := e.forms[len(e.forms)-1]; form.Get("token") != token || form.Get("token_type_hint") != "access_token" {
+	if form := e.Forms()[len(e.Forms())-1]; form.Get("token") != token || form.Get("token_type_hint") != "access_token" {
 		t.Errorf("the server was told %v", form)
 	}
-	if e.works(t, token) != "" {
+	if e.Subject(t, token) != "" {
 		t.Error("the token works on")
 	}
 	if err := b.Recover(t.Context(), credential.Handle{Name: "token-x"}); !errors.Is(err, credential.ErrOnlyExpires) {
@@ -374,11 +198,11 @@ func TestRevokedTokenIsRefusedByTheServer(t *testing.T) {
 func (e *env) enrol(t *testing.T) string {
 	t.Helper()
 	request := &oidc.AuthRequest{ClientID: "keyed", Scopes: oidc.SpaceDelimitedArray{"openid", "offline_access", "crm.contacts.read", "admin"}}
-	auth, err := e.store.CreateAuthRequest(t.Context(), request, "id1")
+	auth, err := e.Storage.CreateAuthRequest(t.Context(), request, "id1")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, refresh, _, err := e.store.CreateAccessAndRefreshTokens(t.Context(), auth, "")
+	_, refresh, _, err := e.Storage.CreateAccessAndRefreshTokens(t.Context(), auth, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -401,7 +225,7 @@ func TestRotatedRefreshTokenIsKeptAcrossRestarts(t *testing.T) {
 		if _, err := e.issue(t, b); err != nil {
 			t.Fatalf("time %d: %v", i, err)
 		}
-		used[e.forms[len(e.forms)-1].Get("refresh_token")] = true
+		used[e.Forms()[len(e.Forms())-1].Get("refresh_token")] = true
 	}
 	if len(used) != 3 || !used[first] {
 		t.Errorf("%d refresh tokens were used, want a new one each time", len(used))
@@ -423,7 +247,7 @@ func TestRotatedRefreshTokenIsKeptAcrossRestarts(t *testing.T) {
 	}
 	second := e.enrol(t)
 	e.write(t, "refresh", []byte(second))
-	if _, err := e.issue(t, e.open(t, refreshing)); err != nil || e.forms[len(e.forms)-1].Get("refresh_token") != second {
+	if _, err := e.issue(t, e.open(t, refreshing)); err != nil || e.Forms()[len(e.Forms())-1].Get("refresh_token") != second {
 		t.Errorf("after enrolling another: %v", err)
 	}
 }
@@ -488,7 +312,7 @@ func TestServerFaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	for status, want := range map[int]error{500: credential.ErrUpstream, 503: credential.ErrUpstream, 302: credential.ErrUpstream, 429: credential.ErrUpstream, 403: credential.ErrRefused} {
-		e.fault = func(w http.ResponseWriter, _ *http.Request) bool {
+		e.Fault = func(w http.ResponseWriter, _ *http.Request) bool {
 			w.Header().Set("Location", "/elsewhere")
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(status)
@@ -502,7 +326,7 @@ func TestServerFaults(t *testing.T) {
 			t.Errorf("revoking with status %d: %v", status, err)
 		}
 	}
-	e.fault = nil
+	e.Fault = nil
 	if _, err := b.Revoke(t.Context(), *issued.Handle); err != nil {
 		t.Error(err)
 	}

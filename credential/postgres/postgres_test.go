@@ -412,11 +412,14 @@ func TestHandleOfAnotherRoleIsRefused(t *testing.T) {
 
 func waitFor(t testing.TB, condition func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	late := time.After(20 * time.Second)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
 	for !condition() {
-		if time.Now().After(deadline) {
+		select {
+		case <-tick.C:
+		case <-late:
 			t.Fatal("waited for 20s")
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
 }

@@ -110,6 +110,15 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 		answer(w, map[string]any{"lease_id": "", "data": map[string]any{
 			"certificate": "pem", "private_key": canary, "ca_chain": []string{"x"}, "expiration": time.Now().Add(30 * time.Minute).Unix(),
 		}})
+	case path == "secret/data/app" && r.Method == "GET": // kv, version 2
+		answer(w, map[string]any{"lease_id": "", "lease_duration": 0, "renewable": false, "data": map[string]any{
+			"data":     map[string]any{"password": canary, "port": 5432, "username": "app"},
+			"metadata": map[string]any{"created_time": "2026-03-22T02:24:06Z", "version": 2, "destroyed": false},
+		}})
+	case path == "kv/app" && r.Method == "GET": // version 1, which suggests when to look again
+		answer(w, map[string]any{"lease_id": "", "lease_duration": 2764800, "renewable": false, "data": map[string]any{"password": canary}})
+	case path == "secret/data/empty":
+		answer(w, map[string]any{"data": map[string]any{"data": nil, "metadata": map[string]any{"deletion_time": "2026-03-22T02:24:06Z"}}})
 	case path == "database/creds/leaseless":
 		answer(w, map[string]any{"data": map[string]any{"password": canary}})
 	default:
@@ -129,7 +138,7 @@ func verifyCert(r *http.Request) bool {
 		return false
 	}
 	c := r.TLS.PeerCertificates[0]
-	return c.Subject.CommonName != "" && len(c.URIs) == 1 && c.URIs[0].String() == id.String()
+	return c.Subject.CommonName == id.String() && len(c.URIs) == 1 && c.URIs[0].String() == id.String()
 }
 
 func (f *fake) login(w http.ResponseWriter, ok bool, how string) {

@@ -22,7 +22,8 @@ type settings struct {
 	Audience  config.At[string]              `yaml:"audience" like:"https://vault.internal:8200"` // of the JWT-SVID; left out, Address
 	Path      config.At[credential.Template] `yaml:"path" required:"true" like:"database/creds/readonly"`
 	Leased    config.At[bool]                `yaml:"leased" default:"true"`
-	Data      []argument                     `yaml:"data"` // makes it a write, as pki/issue and ssh/sign want
+	Static    config.At[bool]                `yaml:"static" default:"false"` // the same value for everybody, as kv has them
+	Data      []argument                     `yaml:"data"`                   // makes it a write, as pki/issue and ssh/sign want
 }
 
 // argument is one value of a write.
@@ -56,6 +57,15 @@ func readSettings(d *credential.Definition, section config.Section) (s settings,
 	if s.Auth.Value == "cert" && s.Audience.Value != "" {
 		problems.Add(s.Audience.Pos, "audience is for auth jwt; remove it")
 	}
+	if s.Static.Value {
+		if s.Leased.Pos.Line > 0 && s.Leased.Value {
+			problems.Add(s.Leased.Pos, "leased does not go with static: a value that is there for everybody has no lease; remove one")
+		}
+		if len(s.Data) > 0 {
+			problems.Add(s.Data[0].Name.Pos, "data does not go with static, which reads; remove one")
+		}
+		s.Leased.Value = false
+	}
 	if err := s.Path.Value.Check(d, nil); err != nil {
 		problems.Add(s.Path.Pos, "path %v", err)
 	} else {
@@ -79,9 +89,14 @@ func (s *settings) checkPath(d *credential.Definition, problems *config.Errors) 
 	if err != nil || !plainPath.MatchString(path) {
 		problems.Add(s.Path.Pos, "path %.80q is not one of a secret; write it like database/creds/readonly", s.Path.Value.String())
 	}
-	for _, static := range []string{"kv/", "secret/", "cubbyhole/", "sys/", "auth/"} {
-		if strings.HasPrefix(path, static) {
-			problems.Add(s.Path.Pos, "path %.80q holds no secret that ends by itself or by revocation; use an engine that makes one for each lease", s.Path.Value.String())
+	for _, own := range []string{"cubbyhole/", "sys/", "auth/"} {
+		if strings.HasPrefix(path, own) {
+			problems.Add(s.Path.Pos, "path %.80q holds no secret; name one of an engine's", s.Path.Value.String())
+		}
+	}
+	for _, static := range []string{"kv/", "secret/"} {
+		if strings.HasPrefix(path, static) && !s.Static.Value {
+			problems.Add(s.Path.Pos, "path %.80q holds a value that nothing ends, neither time nor revocation; use an engine that makes one for each lease, or say that it is meant with static: true", s.Path.Value.String())
 		}
 	}
 }

@@ -18,7 +18,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/openbao/openbao/api/v2"
 
 	"github.com/vouchd/vouchd/credential"
@@ -68,10 +67,12 @@ func setUp(t *testing.T) *realServer {
 	s.database()
 	s.pki()
 	s.ssh()
+	s.kv()
 	s.write("sys/policies/acl/"+s.prefix, map[string]any{"policy": fmt.Sprintf(`
 path "%[1]s-db/creds/readonly" { capabilities = ["read"] }
 path "%[1]s-pki/issue/agent" { capabilities = ["update"] }
 path "%[1]s-ssh/sign/agent" { capabilities = ["update"] }
+path "%[1]s-kv/data/app" { capabilities = ["read"] }
 path "sys/leases/revoke" { capabilities = ["update"] }
 `, s.prefix)})
 	t.Cleanup(func() { admin.Logical().Delete("sys/policies/acl/" + s.prefix) })
@@ -170,6 +171,27 @@ func (s *realServer) ssh() {
 	})
 }
 
+func (s *realServer) kv() {
+	at := "mounts/" + s.prefix + "-kv"
+	s.write("sys/"+at, map[string]any{"type": "kv", "options": map[string]any{"version": "2"}})
+	s.t.Cleanup(func() { s.admin.Logical().Delete("sys/" + at) })
+	// A new mount of version 2 upgrades itself for a moment.
+	late := time.After(20 * time.Second)
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		_, err := s.admin.Logical().Write(s.prefix+"-kv/data/app", map[string]any{"data": map[string]any{"password": "static", "port": 5432}})
+		if err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-late:
+			s.t.Fatalf("setting up kv: %v", err)
+		}
+	}
+}
+
 // sshKey is a public key as ssh/sign wants it.
 func sshKey(t *testing.T) string {
 	public, _, err := ed25519.GenerateKey(rand.Reader)
@@ -199,6 +221,7 @@ credentials:
   - {name: db-cert, broker: vault, ttl: 2m, max_ttl: 10m, vault: {%[2]s, path: %[3]s-db/creds/readonly}}
   - {name: pki, broker: vault, max_ttl: 1h, vault: {%[1]s, path: %[3]s-pki/issue/agent, leased: false, data: [{name: common_name, value: a.example.org}]}}
   - {name: ssh, broker: vault, max_ttl: 1h, vault: {%[1]s, path: %[3]s-ssh/sign/agent, leased: false, data: [{name: public_key, value: %[4]q}]}}
+  - {name: kv, broker: vault, max_ttl: 1h, vault: {%[1]s, path: %[3]s-kv/data/app, static: true}}
 `, jwt, cert, s.prefix, sshKey(s.t))
 	definitions := filepath.Join(dir, "credentials.d")
 	if err := os.MkdirAll(definitions, 0o700); err != nil {
@@ -251,17 +274,20 @@ func (s *realServer) ends(fields map[string]string, leave func()) {
 		s.t.Fatal(err)
 	}
 	leave()
-	deadline := time.Now().Add(time.Second)
+	late := time.After(time.Second)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
 	for {
-		var again *pgx.Conn
-		if again, err = s.pg.Login(ctx, fields["username"], fields["password"], "postgres"); err != nil {
+		again, err := s.pg.Login(ctx, fields["username"], fields["password"], "postgres")
+		if err != nil {
 			break
 		}
 		again.Close(ctx)
-		if time.Now().After(deadline) {
+		select {
+		case <-tick.C:
+		case <-late:
 			s.t.Fatal("the login works a second after the end")
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	if _, err := session.Exec(ctx, "SELECT 1"); err == nil {
 		s.t.Error("the open session outlived the login")
@@ -317,6 +343,13 @@ func TestRealServer(t *testing.T) {
 			}
 		})
 	}
+	t.Run("kv is not said to end", func(t *testing.T) {
+		s := s.with(t)
+		g, fields, _ := s.grant(s.manager(t.TempDir()), "kv")
+		if fields["password"] != "static" || fields["port"] != "5432" || g.Lease.Revocation != credential.Unrevocable {
+			t.Errorf("fields %v of lease %+v", g.Fields, g.Lease)
+		}
+	})
 }
 
 type discard struct{}

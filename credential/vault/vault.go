@@ -10,7 +10,8 @@
 // Out of reach: how hard a revocation is, is the secret engine's to say. The
 // database engine drops a role by its revocation statements and leaves open
 // sessions unless these terminate them. Certificates and signed SSH keys have no
-// lease and only expire.
+// lease and only expire. What is static, as in kv, is everybody's: nothing ends it
+// but changing it there.
 package vault
 
 import (
@@ -54,7 +55,10 @@ func (b *Broker) Close() { b.base.CloseIdleConnections() }
 func (b *Broker) Traits() credential.Traits {
 	s := b.settings
 	t := credential.Traits{Upstream: strings.TrimSuffix(s.Address.Value, "/") + "/v1/" + s.Path.Value.String(), Revocation: credential.Hard, Renews: true}
-	if !s.Leased.Value {
+	switch {
+	case s.Static.Value:
+		t.Revocation, t.Renews = credential.Unrevocable, false
+	case !s.Leased.Value:
 		t.Revocation, t.Renews, t.ChoosesTTL = credential.ExpiryOnly, false, true
 	}
 	return t
@@ -170,6 +174,9 @@ func quotePath(_, value string) (string, error) {
 }
 
 func (b *Broker) issued(answer *api.Secret, h handle, p credential.Plan, asked, tokenEnds time.Time) (credential.Issued, error) {
+	if b.settings.Static.Value {
+		return static(answer)
+	}
 	i := credential.Issued{Fields: fields(answer.Data)}
 	if !b.settings.Leased.Value {
 		i.NotAfter = expiration(answer, asked)
@@ -184,6 +191,27 @@ func (b *Broker) issued(answer *api.Secret, h handle, p credential.Plan, asked, 
 	named, err := b.handle(accessor, h)
 	i.Handle = &named
 	return i, err
+}
+
+// static is a value that is there for everybody. Version 2 of kv puts it beside
+// what it says about it.
+func static(answer *api.Secret) (credential.Issued, error) {
+	if answer.LeaseID != "" {
+		return credential.Issued{}, fmt.Errorf("%w: it made a secret for this lease, which ended with the token that asked for it; remove static: true", credential.ErrUpstream)
+	}
+	data := answer.Data
+	inner, versioned := data["data"]
+	if _, about := data["metadata"].(map[string]any); versioned && about && len(data) == 2 {
+		data, _ = inner.(map[string]any) // none if that version was deleted
+	}
+	i := credential.Issued{Fields: fields(data)}
+	if len(i.Fields) == 0 {
+		return i, fmt.Errorf("%w: the path holds no value", credential.ErrRefused)
+	}
+	for n := range i.Fields {
+		i.Fields[n].Public = false // nobody knows what a name means there
+	}
+	return i, nil
 }
 
 // fields are the secret's values by name. What is not text is written as JSON.

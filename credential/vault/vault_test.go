@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -178,6 +179,80 @@ func TestSecretWithoutALeaseOnlyExpires(t *testing.T) {
 	}
 	if _, err := leased.Issue(t.Context(), r, p); !errors.Is(err, credential.ErrUpstream) || !strings.Contains(err.Error(), "leased: false") {
 		t.Errorf("a secret that claims no lease: %v", err)
+	}
+}
+
+func TestStaticValueIsNotSaidToEnd(t *testing.T) {
+	t.Parallel()
+	w := newWorkload(t)
+	f := newFake(t, w)
+	for path, want := range map[string][]string{
+		"secret/data/app": {"password", "port", "username"},
+		"kv/app":          {"password"},
+	} {
+		b := open(t, f, "static: true, path: "+path)
+		if tr := b.Traits(); tr.Revocation != credential.Unrevocable || tr.Renews || tr.ChoosesTTL {
+			t.Errorf("%s: traits %+v claim too much", path, tr)
+		}
+		_, i := issue(t, b, w)
+		var names []string
+		for _, field := range i.Fields {
+			names = append(names, field.Name)
+			if field.Public {
+				t.Errorf("%s: %s counts as public", path, field.Name)
+			}
+		}
+		if !slices.Equal(names, want) || string(i.Fields[0].Value.Reveal()) != canary {
+			t.Errorf("%s: fields %q", path, names)
+		}
+		if !i.NotAfter.IsZero() {
+			t.Errorf("%s is said to end at %v", path, i.NotAfter)
+		}
+		if tokens, _ := f.left(); tokens != 0 {
+			t.Errorf("%s: a token that nothing hangs on is left", path)
+		}
+	}
+	for path, want := range map[string]error{
+		"database/creds/readonly": credential.ErrUpstream, // made for this lease
+		"secret/data/empty":       credential.ErrRefused,
+	} {
+		b := open(t, f, "static: true, path: "+path)
+		r, p, err := plan(t, b, w, "db1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Issue(t.Context(), r, p); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", path, err, want)
+		}
+		if _, leases := f.left(); leases != 0 {
+			t.Errorf("%s: %d leases are left", path, leases)
+		}
+	}
+}
+
+func TestPathsThatNothingEndsAreMeantOrRefused(t *testing.T) {
+	t.Parallel()
+	for more, want := range map[string]string{
+		"path: kv/app":                                       "static: true",
+		"path: secret/data/app":                              "static: true",
+		"path: secret/data/app, static: true":                "",
+		"path: app/creds, static: true":                      "",
+		"path: app/creds, static: true, leased: true":        "leased does not go with static",
+		"path: app/creds, static: true, leased: false":       "",
+		"path: sys/raw, static: true":                        "holds no secret",
+		"path: auth/token/create":                            "holds no secret",
+		"path: cubbyhole/x, static: true":                    "holds no secret",
+		"path: x, static: true, data: [{name: a, value: b}]": "data does not go with static",
+	} {
+		dir := t.TempDir()
+		text := fmt.Sprintf("credentials:\n  - {name: api, broker: vault, vault: {address: \"https://vault.internal\", role: r, %s}}\n", more)
+		if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := credential.LoadDefinitions(dir, credential.Brokers{"vault": vault.Open}, true)
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v, want %q", more, err, want)
+		}
 	}
 }
 

@@ -99,6 +99,7 @@ const (
 	Revocation_REVOCATION_HARD        Revocation = 1 // the credential and all sessions opened with it end
 	Revocation_REVOCATION_GRANT_WIDE  Revocation = 2 // so does everything else issued by the same grant
 	Revocation_REVOCATION_EXPIRY_ONLY Revocation = 3 // nothing: it works until it expires
+	Revocation_REVOCATION_NONE        Revocation = 4 // nothing, and it does not expire: it works until it is rotated where it comes from
 )
 
 // Enum value maps for Revocation.
@@ -108,12 +109,14 @@ var (
 		1: "REVOCATION_HARD",
 		2: "REVOCATION_GRANT_WIDE",
 		3: "REVOCATION_EXPIRY_ONLY",
+		4: "REVOCATION_NONE",
 	}
 	Revocation_value = map[string]int32{
 		"REVOCATION_UNSPECIFIED": 0,
 		"REVOCATION_HARD":        1,
 		"REVOCATION_GRANT_WIDE":  2,
 		"REVOCATION_EXPIRY_ONLY": 3,
+		"REVOCATION_NONE":        4,
 	}
 )
 
@@ -290,6 +293,7 @@ type Credential struct {
 	Bind          Bind                   `protobuf:"varint,7,opt,name=bind,proto3,enum=vouchd.credential.v1.Bind" json:"bind,omitempty"`
 	Revocation    Revocation             `protobuf:"varint,8,opt,name=revocation,proto3,enum=vouchd.credential.v1.Revocation" json:"revocation,omitempty"`
 	SpiffeIds     []string               `protobuf:"bytes,9,rep,name=spiffe_ids,json=spiffeIds,proto3" json:"spiffe_ids,omitempty"` // the caller's identities that are granted it
+	Targets       []*Target              `protobuf:"bytes,10,rep,name=targets,proto3" json:"targets,omitempty"`                     // what tools may ask it for
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -387,6 +391,74 @@ func (x *Credential) GetSpiffeIds() []string {
 	return nil
 }
 
+func (x *Credential) GetTargets() []*Target {
+	if x != nil {
+		return x.Targets
+	}
+	return nil
+}
+
+// A Target is a place for which a tool asks its credential helper.
+type Target struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tool          string                 `protobuf:"bytes,1,opt,name=tool,proto3" json:"tool,omitempty"`         // "git", "docker" or "kubernetes"
+	Location      string                 `protobuf:"bytes,2,opt,name=location,proto3" json:"location,omitempty"` // the URL of repositories, a registry, the URL of a cluster
+	Username      string                 `protobuf:"bytes,3,opt,name=username,proto3" json:"username,omitempty"` // that goes with the secret; empty: the credential's own
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Target) Reset() {
+	*x = Target{}
+	mi := &file_credential_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Target) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Target) ProtoMessage() {}
+
+func (x *Target) ProtoReflect() protoreflect.Message {
+	mi := &file_credential_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Target.ProtoReflect.Descriptor instead.
+func (*Target) Descriptor() ([]byte, []int) {
+	return file_credential_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Target) GetTool() string {
+	if x != nil {
+		return x.Tool
+	}
+	return ""
+}
+
+func (x *Target) GetLocation() string {
+	if x != nil {
+		return x.Location
+	}
+	return ""
+}
+
+func (x *Target) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
 // A Parameter is a choice that is left to the caller.
 type Parameter struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -400,7 +472,7 @@ type Parameter struct {
 
 func (x *Parameter) Reset() {
 	*x = Parameter{}
-	mi := &file_credential_proto_msgTypes[3]
+	mi := &file_credential_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -412,7 +484,7 @@ func (x *Parameter) String() string {
 func (*Parameter) ProtoMessage() {}
 
 func (x *Parameter) ProtoReflect() protoreflect.Message {
-	mi := &file_credential_proto_msgTypes[3]
+	mi := &file_credential_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -425,7 +497,7 @@ func (x *Parameter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Parameter.ProtoReflect.Descriptor instead.
 func (*Parameter) Descriptor() ([]byte, []int) {
-	return file_credential_proto_rawDescGZIP(), []int{3}
+	return file_credential_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Parameter) GetName() string {
@@ -469,7 +541,7 @@ type GrantCredentialRequest struct {
 
 func (x *GrantCredentialRequest) Reset() {
 	*x = GrantCredentialRequest{}
-	mi := &file_credential_proto_msgTypes[4]
+	mi := &file_credential_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -481,7 +553,7 @@ func (x *GrantCredentialRequest) String() string {
 func (*GrantCredentialRequest) ProtoMessage() {}
 
 func (x *GrantCredentialRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_credential_proto_msgTypes[4]
+	mi := &file_credential_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -494,7 +566,7 @@ func (x *GrantCredentialRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantCredentialRequest.ProtoReflect.Descriptor instead.
 func (*GrantCredentialRequest) Descriptor() ([]byte, []int) {
-	return file_credential_proto_rawDescGZIP(), []int{4}
+	return file_credential_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *GrantCredentialRequest) GetName() string {
@@ -542,7 +614,7 @@ type GrantCredentialResponse struct {
 
 func (x *GrantCredentialResponse) Reset() {
 	*x = GrantCredentialResponse{}
-	mi := &file_credential_proto_msgTypes[5]
+	mi := &file_credential_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -554,7 +626,7 @@ func (x *GrantCredentialResponse) String() string {
 func (*GrantCredentialResponse) ProtoMessage() {}
 
 func (x *GrantCredentialResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_credential_proto_msgTypes[5]
+	mi := &file_credential_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -567,7 +639,7 @@ func (x *GrantCredentialResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantCredentialResponse.ProtoReflect.Descriptor instead.
 func (*GrantCredentialResponse) Descriptor() ([]byte, []int) {
-	return file_credential_proto_rawDescGZIP(), []int{5}
+	return file_credential_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *GrantCredentialResponse) GetLease() *Lease {
@@ -601,7 +673,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_credential_proto_msgTypes[6]
+	mi := &file_credential_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -613,7 +685,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_credential_proto_msgTypes[6]
+	mi := &file_credential_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -626,7 +698,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_credential_proto_rawDescGZIP(), []int{6}
+	return file_credential_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Lease) GetId() string {
@@ -697,7 +769,7 @@ type Field struct {
 
 func (x *Field) Reset() {
 	*x = Field{}
-	mi := &file_credential_proto_msgTypes[7]
+	mi := &file_credential_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -709,7 +781,7 @@ func (x *Field) String() string {
 func (*Field) ProtoMessage() {}
 
 func (x *Field) ProtoReflect() protoreflect.Message {
-	mi := &file_credential_proto_msgTypes[7]
+	mi := &file_credential_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -722,7 +794,7 @@ func (x *Field) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Field.ProtoReflect.Descriptor instead.
 func (*Field) Descriptor() ([]byte, []int) {
-	return file_credential_proto_rawDescGZIP(), []int{7}
+	return file_credential_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Field) GetName() string {
@@ -756,7 +828,7 @@ type RenewLeaseRequest struct {
 
 func (x *RenewLeaseRequest) Reset() {
 	*x = RenewLeaseRequest{}
-	mi := &file_credential_proto_msgTypes[8]
+	mi := &file_credential_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -768,7 +840,7 @@ func (x *RenewLeaseRequest) String() string {
 func (*RenewLeaseRequest) ProtoMessage() {}
 
 func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_credential_proto_msgTypes[8]
+	mi := &file_credential_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -781,7 +853,7 @@ func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseRequest.ProtoReflect.Descriptor instead.
 func (*RenewLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_credential_proto_rawDescGZIP(), []int{8}
+	return file_credential_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RenewLeaseRequest) GetLeaseId() string {
@@ -807,7 +879,7 @@ type RenewLeaseResponse struct {
 
 func (x *RenewLeaseResponse) Reset() {
 	*x = RenewLeaseResponse{}
-	mi := &file_credential_proto_msgTypes[9]
+	mi := &file_credential_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -819,7 +891,7 @@ func (x *RenewLeaseResponse) String() string {
 func (*RenewLeaseResponse) ProtoMessage() {}
 
 func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_credential_proto_msgTypes[9]
+	mi := &file_credential_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -832,7 +904,7 @@ func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseResponse.ProtoReflect.Descriptor instead.
 func (*RenewLeaseResponse) Descriptor() ([]byte, []int) {
-	return file_credential_proto_rawDescGZIP(), []int{9}
+	return file_credential_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RenewLeaseResponse) GetLease() *Lease {
@@ -851,7 +923,7 @@ type RevokeLeaseRequest struct {
 
 func (x *RevokeLeaseRequest) Reset() {
 	*x = RevokeLeaseRequest{}
-	mi := &file_credential_proto_msgTypes[10]
+	mi := &file_credential_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -863,7 +935,7 @@ func (x *RevokeLeaseRequest) String() string {
 func (*RevokeLeaseRequest) ProtoMessage() {}
 
 func (x *RevokeLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_credential_proto_msgTypes[10]
+	mi := &file_credential_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -876,7 +948,7 @@ func (x *RevokeLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeLeaseRequest.ProtoReflect.Descriptor instead.
 func (*RevokeLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_credential_proto_rawDescGZIP(), []int{10}
+	return file_credential_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RevokeLeaseRequest) GetLeaseId() string {
@@ -894,7 +966,7 @@ type RevokeLeaseResponse struct {
 
 func (x *RevokeLeaseResponse) Reset() {
 	*x = RevokeLeaseResponse{}
-	mi := &file_credential_proto_msgTypes[11]
+	mi := &file_credential_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -906,7 +978,7 @@ func (x *RevokeLeaseResponse) String() string {
 func (*RevokeLeaseResponse) ProtoMessage() {}
 
 func (x *RevokeLeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_credential_proto_msgTypes[11]
+	mi := &file_credential_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -919,7 +991,7 @@ func (x *RevokeLeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeLeaseResponse.ProtoReflect.Descriptor instead.
 func (*RevokeLeaseResponse) Descriptor() ([]byte, []int) {
-	return file_credential_proto_rawDescGZIP(), []int{11}
+	return file_credential_proto_rawDescGZIP(), []int{12}
 }
 
 var File_credential_proto protoreflect.FileDescriptor
@@ -929,7 +1001,7 @@ const file_credential_proto_rawDesc = "" +
 	"\x10credential.proto\x12\x14vouchd.credential.v1\"\x18\n" +
 	"\x16ListCredentialsRequest\"]\n" +
 	"\x17ListCredentialsResponse\x12B\n" +
-	"\vcredentials\x18\x01 \x03(\v2 .vouchd.credential.v1.CredentialR\vcredentials\"\xfb\x02\n" +
+	"\vcredentials\x18\x01 \x03(\v2 .vouchd.credential.v1.CredentialR\vcredentials\"\xb3\x03\n" +
 	"\n" +
 	"Credential\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12 \n" +
@@ -946,7 +1018,13 @@ const file_credential_proto_rawDesc = "" +
 	"revocation\x18\b \x01(\x0e2 .vouchd.credential.v1.RevocationR\n" +
 	"revocation\x12\x1d\n" +
 	"\n" +
-	"spiffe_ids\x18\t \x03(\tR\tspiffeIds\"l\n" +
+	"spiffe_ids\x18\t \x03(\tR\tspiffeIds\x126\n" +
+	"\atargets\x18\n" +
+	" \x03(\v2\x1c.vouchd.credential.v1.TargetR\atargets\"T\n" +
+	"\x06Target\x12\x12\n" +
+	"\x04tool\x18\x01 \x01(\tR\x04tool\x12\x1a\n" +
+	"\blocation\x18\x02 \x01(\tR\blocation\x12\x1a\n" +
+	"\busername\x18\x03 \x01(\tR\busername\"l\n" +
 	"\tParameter\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x15\n" +
 	"\x06one_of\x18\x02 \x03(\tR\x05oneOf\x12\x18\n" +
@@ -999,13 +1077,14 @@ const file_credential_proto_rawDesc = "" +
 	"\fBIND_PROCESS\x10\x01\x12\r\n" +
 	"\tBIND_UNIT\x10\x02\x12\x0e\n" +
 	"\n" +
-	"BIND_LEASE\x10\x03*t\n" +
+	"BIND_LEASE\x10\x03*\x89\x01\n" +
 	"\n" +
 	"Revocation\x12\x1a\n" +
 	"\x16REVOCATION_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fREVOCATION_HARD\x10\x01\x12\x19\n" +
 	"\x15REVOCATION_GRANT_WIDE\x10\x02\x12\x1a\n" +
-	"\x16REVOCATION_EXPIRY_ONLY\x10\x03*f\n" +
+	"\x16REVOCATION_EXPIRY_ONLY\x10\x03\x12\x13\n" +
+	"\x0fREVOCATION_NONE\x10\x04*f\n" +
 	"\bExposure\x12\x18\n" +
 	"\x14EXPOSURE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fEXPOSURE_MEMORY\x10\x01\x12\x11\n" +
@@ -1032,7 +1111,7 @@ func file_credential_proto_rawDescGZIP() []byte {
 }
 
 var file_credential_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_credential_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_credential_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_credential_proto_goTypes = []any{
 	(Bind)(0),                       // 0: vouchd.credential.v1.Bind
 	(Revocation)(0),                 // 1: vouchd.credential.v1.Revocation
@@ -1040,44 +1119,46 @@ var file_credential_proto_goTypes = []any{
 	(*ListCredentialsRequest)(nil),  // 3: vouchd.credential.v1.ListCredentialsRequest
 	(*ListCredentialsResponse)(nil), // 4: vouchd.credential.v1.ListCredentialsResponse
 	(*Credential)(nil),              // 5: vouchd.credential.v1.Credential
-	(*Parameter)(nil),               // 6: vouchd.credential.v1.Parameter
-	(*GrantCredentialRequest)(nil),  // 7: vouchd.credential.v1.GrantCredentialRequest
-	(*GrantCredentialResponse)(nil), // 8: vouchd.credential.v1.GrantCredentialResponse
-	(*Lease)(nil),                   // 9: vouchd.credential.v1.Lease
-	(*Field)(nil),                   // 10: vouchd.credential.v1.Field
-	(*RenewLeaseRequest)(nil),       // 11: vouchd.credential.v1.RenewLeaseRequest
-	(*RenewLeaseResponse)(nil),      // 12: vouchd.credential.v1.RenewLeaseResponse
-	(*RevokeLeaseRequest)(nil),      // 13: vouchd.credential.v1.RevokeLeaseRequest
-	(*RevokeLeaseResponse)(nil),     // 14: vouchd.credential.v1.RevokeLeaseResponse
-	nil,                             // 15: vouchd.credential.v1.GrantCredentialRequest.ParametersEntry
+	(*Target)(nil),                  // 6: vouchd.credential.v1.Target
+	(*Parameter)(nil),               // 7: vouchd.credential.v1.Parameter
+	(*GrantCredentialRequest)(nil),  // 8: vouchd.credential.v1.GrantCredentialRequest
+	(*GrantCredentialResponse)(nil), // 9: vouchd.credential.v1.GrantCredentialResponse
+	(*Lease)(nil),                   // 10: vouchd.credential.v1.Lease
+	(*Field)(nil),                   // 11: vouchd.credential.v1.Field
+	(*RenewLeaseRequest)(nil),       // 12: vouchd.credential.v1.RenewLeaseRequest
+	(*RenewLeaseResponse)(nil),      // 13: vouchd.credential.v1.RenewLeaseResponse
+	(*RevokeLeaseRequest)(nil),      // 14: vouchd.credential.v1.RevokeLeaseRequest
+	(*RevokeLeaseResponse)(nil),     // 15: vouchd.credential.v1.RevokeLeaseResponse
+	nil,                             // 16: vouchd.credential.v1.GrantCredentialRequest.ParametersEntry
 }
 var file_credential_proto_depIdxs = []int32{
 	5,  // 0: vouchd.credential.v1.ListCredentialsResponse.credentials:type_name -> vouchd.credential.v1.Credential
-	6,  // 1: vouchd.credential.v1.Credential.parameters:type_name -> vouchd.credential.v1.Parameter
+	7,  // 1: vouchd.credential.v1.Credential.parameters:type_name -> vouchd.credential.v1.Parameter
 	0,  // 2: vouchd.credential.v1.Credential.bind:type_name -> vouchd.credential.v1.Bind
 	1,  // 3: vouchd.credential.v1.Credential.revocation:type_name -> vouchd.credential.v1.Revocation
-	15, // 4: vouchd.credential.v1.GrantCredentialRequest.parameters:type_name -> vouchd.credential.v1.GrantCredentialRequest.ParametersEntry
-	2,  // 5: vouchd.credential.v1.GrantCredentialRequest.exposure:type_name -> vouchd.credential.v1.Exposure
-	9,  // 6: vouchd.credential.v1.GrantCredentialResponse.lease:type_name -> vouchd.credential.v1.Lease
-	10, // 7: vouchd.credential.v1.GrantCredentialResponse.fields:type_name -> vouchd.credential.v1.Field
-	0,  // 8: vouchd.credential.v1.Lease.bind:type_name -> vouchd.credential.v1.Bind
-	1,  // 9: vouchd.credential.v1.Lease.revocation:type_name -> vouchd.credential.v1.Revocation
-	9,  // 10: vouchd.credential.v1.RenewLeaseResponse.lease:type_name -> vouchd.credential.v1.Lease
-	3,  // 11: vouchd.credential.v1.CredentialAPI.ListCredentials:input_type -> vouchd.credential.v1.ListCredentialsRequest
-	7,  // 12: vouchd.credential.v1.CredentialAPI.GrantCredential:input_type -> vouchd.credential.v1.GrantCredentialRequest
-	7,  // 13: vouchd.credential.v1.CredentialAPI.WatchCredential:input_type -> vouchd.credential.v1.GrantCredentialRequest
-	11, // 14: vouchd.credential.v1.CredentialAPI.RenewLease:input_type -> vouchd.credential.v1.RenewLeaseRequest
-	13, // 15: vouchd.credential.v1.CredentialAPI.RevokeLease:input_type -> vouchd.credential.v1.RevokeLeaseRequest
-	4,  // 16: vouchd.credential.v1.CredentialAPI.ListCredentials:output_type -> vouchd.credential.v1.ListCredentialsResponse
-	8,  // 17: vouchd.credential.v1.CredentialAPI.GrantCredential:output_type -> vouchd.credential.v1.GrantCredentialResponse
-	8,  // 18: vouchd.credential.v1.CredentialAPI.WatchCredential:output_type -> vouchd.credential.v1.GrantCredentialResponse
-	12, // 19: vouchd.credential.v1.CredentialAPI.RenewLease:output_type -> vouchd.credential.v1.RenewLeaseResponse
-	14, // 20: vouchd.credential.v1.CredentialAPI.RevokeLease:output_type -> vouchd.credential.v1.RevokeLeaseResponse
-	16, // [16:21] is the sub-list for method output_type
-	11, // [11:16] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	6,  // 4: vouchd.credential.v1.Credential.targets:type_name -> vouchd.credential.v1.Target
+	16, // 5: vouchd.credential.v1.GrantCredentialRequest.parameters:type_name -> vouchd.credential.v1.GrantCredentialRequest.ParametersEntry
+	2,  // 6: vouchd.credential.v1.GrantCredentialRequest.exposure:type_name -> vouchd.credential.v1.Exposure
+	10, // 7: vouchd.credential.v1.GrantCredentialResponse.lease:type_name -> vouchd.credential.v1.Lease
+	11, // 8: vouchd.credential.v1.GrantCredentialResponse.fields:type_name -> vouchd.credential.v1.Field
+	0,  // 9: vouchd.credential.v1.Lease.bind:type_name -> vouchd.credential.v1.Bind
+	1,  // 10: vouchd.credential.v1.Lease.revocation:type_name -> vouchd.credential.v1.Revocation
+	10, // 11: vouchd.credential.v1.RenewLeaseResponse.lease:type_name -> vouchd.credential.v1.Lease
+	3,  // 12: vouchd.credential.v1.CredentialAPI.ListCredentials:input_type -> vouchd.credential.v1.ListCredentialsRequest
+	8,  // 13: vouchd.credential.v1.CredentialAPI.GrantCredential:input_type -> vouchd.credential.v1.GrantCredentialRequest
+	8,  // 14: vouchd.credential.v1.CredentialAPI.WatchCredential:input_type -> vouchd.credential.v1.GrantCredentialRequest
+	12, // 15: vouchd.credential.v1.CredentialAPI.RenewLease:input_type -> vouchd.credential.v1.RenewLeaseRequest
+	14, // 16: vouchd.credential.v1.CredentialAPI.RevokeLease:input_type -> vouchd.credential.v1.RevokeLeaseRequest
+	4,  // 17: vouchd.credential.v1.CredentialAPI.ListCredentials:output_type -> vouchd.credential.v1.ListCredentialsResponse
+	9,  // 18: vouchd.credential.v1.CredentialAPI.GrantCredential:output_type -> vouchd.credential.v1.GrantCredentialResponse
+	9,  // 19: vouchd.credential.v1.CredentialAPI.WatchCredential:output_type -> vouchd.credential.v1.GrantCredentialResponse
+	13, // 20: vouchd.credential.v1.CredentialAPI.RenewLease:output_type -> vouchd.credential.v1.RenewLeaseResponse
+	15, // 21: vouchd.credential.v1.CredentialAPI.RevokeLease:output_type -> vouchd.credential.v1.RevokeLeaseResponse
+	17, // [17:22] is the sub-list for method output_type
+	12, // [12:17] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_credential_proto_init() }
@@ -1091,7 +1172,7 @@ func file_credential_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_credential_proto_rawDesc), len(file_credential_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

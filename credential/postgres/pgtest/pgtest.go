@@ -162,16 +162,19 @@ func (s *Server) Restart() error {
 		s.cmd = nil
 		return err
 	}
-	deadline := time.Now().Add(20 * time.Second)
+	late := time.After(20 * time.Second)
+	tick := time.NewTicker(20 * time.Millisecond) // there is nothing to wait on but the socket
+	defer tick.Stop()
 	for {
 		conn, err := s.connect(context.Background())
 		if err == nil {
 			return conn.Close(context.Background())
 		}
-		if time.Now().After(deadline) {
+		select {
+		case <-tick.C:
+		case <-late:
 			return fmt.Errorf("postgres did not come up: %w", err)
 		}
-		time.Sleep(20 * time.Millisecond) // there is nothing to wait on but the socket
 	}
 }
 

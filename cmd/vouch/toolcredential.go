@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/tool"
+	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/credentialv1"
+)
+
+// errNoOffer means that this process is granted nothing for a place, and the
+// tool should go on without.
+var errNoOffer = errors.New("nothing is granted for it")
+
+// A found is a credential that a tool is given.
+type found struct {
+	lease  *credentialv1.Lease
+	fields []credential.Field
+	offer  workloadapi.OfferedCredential
+}
+
+// A helper leases for a tool.
+type helper struct {
+	leaser
+	verbose bool
+}
+
+func (h *helper) flags(cmd *cobra.Command) {
+	h.leaser.flags(cmd)
+	cmd.Flags().BoolVarP(&h.verbose, "verbose", "v", false, "say on standard error what was asked for and what is granted")
+}
+
+// explain says what was asked for, and what there is.
+func (h *helper) explain(asked credential.Target, offers, near []workloadapi.OfferedCredential) {
+	if !h.verbose {
+		return
+	}
+	fmt.Fprintf(os.Stderr, "vouch: %s asks for %s\n", asked.Tool, asked.Location)
+	for _, o := range offers {
+		word := "is not for it but for"
+		if slices.Contains(near, o) {
+			word = "is for it, as for"
+		}
+		fmt.Fprintf(os.Stderr, "vouch: credential %s %s %s\n", o.Name, word, o.Location)
+	}
+	if len(offers) == 0 {
+		fmt.Fprintf(os.Stderr, "vouch: this process has no identity that is granted anything for %s\n", asked.Tool)
+	}
+}
+
+// lend leases what this process is granted for a place, for give to hand to the
+// tool. What could not be handed over is revoked.
+func (h *helper) lend(ctx context.Context, client *workloadapi.CredentialClient, asked credential.Target, give func(*found) error) error {
+	got, err := h.find(ctx, client, asked)
+	if err != nil {
+		return err
+	}
+	defer wipe(got.fields)
+	if err := give(got); err != nil {
+		h.revokeAll(context.WithoutCancel(ctx), client, []*credentialv1.Lease{got.lease})
+		return fmt.Errorf("%s cannot be given to %s: %w", got.offer.Name, asked.Tool, err)
+	}
+	return nil
+}
+
+// find leases what this process is granted for a place, or returns errNoOffer.
+func (h *helper) find(ctx context.Context, client *workloadapi.CredentialClient, asked credential.Target) (*found, error) {
+	offers, err := client.Offers(ctx, asked.Tool)
+	if err != nil {
+		return nil, err
+	}
+	near := workloadapi.Nearest(offers, asked)
+	h.explain(asked, offers, near)
+	switch len(near) {
+	case 0:
+		return nil, errNoOffer
+	case 1:
+	default:
+		var names []string
+		for _, o := range near {
+			names = append(names, o.Name)
+		}
+		return nil, fmt.Errorf("credentials %s are for %s alike; let one of them be", strings.Join(names, ", "), near[0].Location)
+	}
+	req, err := h.request(near[0].Name, credentialv1.Exposure_EXPOSURE_MEMORY)
+	if err != nil {
+		return nil, err
+	}
+	lease, fields, err := client.Grant(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return &found{lease, fields, near[0]}, nil
+}
+
+func (f *found) expires() time.Time { return time.Unix(f.lease.ExpiresAt, 0) }
+
+// login is the credential as a tool wants it.
+func (f *found) login() (tool.Login, error) { return tool.LoginOf(f.fields, f.offer.Username) }
+
+// notATerminal keeps secrets from being shown by a helper that was run by hand.
+func notATerminal(w io.Writer, reader string) error {
+	if isTerminal(w) {
+		return fmt.Errorf("this prints secrets for %s to read, and standard output is a terminal", reader)
+	}
+	return nil
+}
+
+// toolNames are the names under which tools look for their helpers. Each is a
+// link to vouch.
+var toolNames = map[string]string{
+	"docker-credential-vouch": "docker-credential",
+	"git-credential-vouch":    "git-credential",
+}
+
+// argsFor returns vouch's arguments, where it may have been called by one of a
+// tool's names.
+func argsFor(argv []string) []string {
+	if len(argv) == 0 {
+		return nil
+	}
+	if command, ok := toolNames[filepath.Base(argv[0])]; ok {
+		return append([]string{command}, argv[1:]...)
+	}
+	return argv[1:]
+}

@@ -1,0 +1,222 @@
+package main
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
+	spiffe "github.com/spiffe/go-spiffe/v2/workloadapi"
+)
+
+// A catch is what left the daemon by one way.
+type catch struct {
+	mu  sync.Mutex
+	got bytes.Buffer
+}
+
+func (c *catch) Write(b []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.got.Write(b)
+}
+
+func (c *catch) bytes() []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return bytes.Clone(c.got.Bytes())
+}
+
+// TestNoSecretLeavesTheDaemonButToItsHolder hands out secrets of every kind and
+// looks for them, in every writing, wherever the daemon writes.
+func TestNoSecretLeavesTheDaemonButToItsHolder(t *testing.T) {
+	t.Parallel()
+	h, _ := newLeasingHost(t)
+	const sealed = "canary?/8+{4f1b}&sealed-value"
+	credentials, err := os.ReadFile(h.path("credentials.d/a.yaml"))
+	must(t, err)
+	h.write("credentials.d/a.yaml", string(credentials)+"\n  - {name: stripe, broker: static, static: {secret: stripe-key, disclosable: true}}\n")
+	h.write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], credentials: [tides, stripe]}\n", os.Getuid()))
+
+	var otlp, journal catch
+	collector := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(&otlp, r.Body)
+		w.Header().Set("Content-Type", "application/x-protobuf")
+	}))
+	defer collector.Close()
+	h.env = []string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + collector.URL}
+	h.wrap = h.withJournal(&journal)
+	h.start("--set", "log.ocsf=true", "--set", "log.otlp=true", "--set", "log.journal=true", "--set", "metrics=unix:"+h.path("metrics.sock"))
+
+	if _, stderr, code := h.vouchReads([]byte(sealed), "secret", "seal", "stripe-key"); code != 0 {
+		t.Fatalf("vouch secret seal exits %d: %s", code, stderr)
+	}
+	if out, stderr, code := h.vouch("get", "stripe", "--field", "value"); code != 0 || strings.TrimSpace(out) != sealed {
+		t.Fatalf("vouch get exits %d: %q %s", code, out, stderr)
+	}
+	a := startAgent(t, h)
+	addr := spiffe.WithAddr("unix://" + h.path("agent.sock"))
+	svid, err := spiffe.FetchX509SVID(t.Context(), addr)
+	must(t, err)
+	key, err := svid.PrivateKey.(*ecdsa.PrivateKey).Bytes()
+	must(t, err)
+	token, err := spiffe.FetchJWTSVID(t.Context(), jwtsvid.Params{Audience: "api"}, addr)
+	must(t, err)
+	if _, err := spiffe.ValidateJWTSVID(t.Context(), token.Marshal()+"x", "api", addr); err == nil {
+		t.Error("a token with a character more is valid")
+	}
+	signature, err := base64.RawURLEncoding.DecodeString(token.Marshal()[strings.LastIndexByte(token.Marshal(), '.')+1:])
+	must(t, err)
+	h.vouch("get", "stripe", "--param", "x="+sealed) // a caller's own, in what is refused
+	canaries := map[string][]byte{
+		"the sealed secret": []byte(sealed), "the leased password": []byte(a.Password), "the daemon's own password": []byte("the-daemons-own"),
+		"the SVID's key": key, "the token's signature": signature,
+	}
+
+	told := map[string][]byte{"metrics": []byte(h.metrics("metrics.sock"))}
+	for _, args := range [][]string{
+		{"status", "--output", "json"}, {"lease", "list", "--output", "json"}, {"secret", "list", "--output", "json"}, {"doctor", "--output", "json"},
+		{"log", "show", "--output", "json"}, {"log", "report", "--output", "json"}, {"log", "archive", "--to", h.path("log.tar")},
+	} {
+		out, stderr, _ := h.vouch(args...)
+		told["vouch "+strings.Join(args, " ")] = []byte(out + stderr)
+	}
+	a.exit(t)
+	eventually(t, "the end of the login is recorded", func() bool {
+		out, _, _ := h.vouch("log", "show", "--event", "lease.revoke")
+		return strings.Contains(out, "process ended")
+	})
+	records := h.recordCount()
+	eventually(t, "every record is handed on", func() bool {
+		ocsf, _ := os.ReadFile(h.path("state/ocsf.jsonl"))
+		return bytes.Count(ocsf, []byte("\n")) >= records && bytes.Count(journal.bytes(), []byte("VOUCHD_LEAF_HASH")) >= records &&
+			bytes.Count(otlp.bytes(), []byte("vouchd.log.leaf_hash")) >= records
+	})
+	h.stop()
+	told["standard error"], told["OTLP"], told["the journal"] = []byte(h.stderr.String()), otlp.bytes(), journal.bytes()
+	for name, text := range h.tree() {
+		told[name] = text
+	}
+	delete(told, "password") // the administrator's own file
+	if len(told["state/leases"]) == 0 && len(told["log.tar"]) == 0 {
+		t.Error("the lease journal or the archive was not looked at")
+	}
+	for place, text := range told {
+		for what, canary := range canaries {
+			for _, w := range writings(canary) {
+				if bytes.Contains(bytes.ToLower(text), bytes.ToLower(w)) {
+					t.Errorf("%s is in %s, as %q", what, place, w)
+				}
+			}
+		}
+	}
+	if !bytes.Contains(told["OTLP"], []byte("stripe")) || !bytes.Contains(told["the journal"], []byte("VOUCHD_CREDENTIAL=stripe")) {
+		t.Error("what was looked at does not tell of the credential either")
+	}
+}
+
+// writings are the forms in which a secret might slip out.
+func writings(s []byte) [][]byte {
+	list := [][]byte{s, []byte(hex.EncodeToString(s)), []byte(url.QueryEscape(string(s))), []byte(url.PathEscape(string(s)))}
+	if b, err := json.Marshal(string(s)); err == nil {
+		list = append(list, bytes.Trim(b, `"`))
+	}
+	for lead := range 3 { // base64 of something that holds it, at each alignment
+		padded := append(make([]byte, lead), s...)
+		padded = padded[:len(padded)/3*3]
+		for _, enc := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
+			text := enc.EncodeToString(padded)
+			if lead > 0 {
+				text = text[4:]
+			}
+			list = append(list, []byte(text))
+		}
+	}
+	return list
+}
+
+// withJournal returns what gives the daemon a journal of its own.
+func (h *host) withJournal(c *catch) []string {
+	h.t.Helper()
+	dir := h.path("journal")
+	must(h.t, os.Mkdir(dir, 0o755))
+	conn, err := net.ListenPacket("unixgram", filepath.Join(dir, "socket"))
+	must(h.t, err)
+	h.t.Cleanup(func() { conn.Close() })
+	go func() {
+		b := make([]byte, 1<<20)
+		for {
+			n, _, err := conn.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			c.Write(b[:n])
+		}
+	}()
+	return []string{"unshare", "--mount", "sh", "-c", `mount -t tmpfs none /run && mkdir -p /run/systemd/journal && mount --bind "$0" /run/systemd/journal && exec "$@"`, dir}
+}
+
+func (h *host) recordCount() int {
+	h.t.Helper()
+	st, err := h.admin().Status(h.t.Context())
+	must(h.t, err)
+	return int(st.Log.Records)
+}
+
+// tree reads every file of the host.
+func (h *host) tree() map[string][]byte {
+	h.t.Helper()
+	files := make(map[string][]byte)
+	must(h.t, fs.WalkDir(os.DirFS(h.dir), ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		files[name], err = os.ReadFile(h.path(name))
+		return err
+	}))
+	return files
+}
+
+// TestCrashLeavesNoCore has the daemon end by a signal that makes the kernel dump
+// what may be dumped.
+func TestCrashLeavesNoCore(t *testing.T) {
+	t.Parallel()
+	shell := exec.Command("sh", "-c", "ulimit -c unlimited; kill -ABRT $$")
+	shell.Dir = t.TempDir()
+	shell.Run()
+	if !shell.ProcessState.Sys().(syscall.WaitStatus).CoreDump() {
+		t.Log("this system dumps nothing of any process; what follows shows less")
+	}
+	h := newHost(t)
+	h.env = []string{"GOTRACEBACK=crash"}
+	h.wrap = []string{"sh", "-c", `ulimit -c unlimited; cd "$0" && exec "$@"`, t.TempDir()}
+	h.start()
+	must(t, h.cmd.Process.Signal(syscall.SIGABRT))
+	h.wait()
+	status := h.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if !status.Signaled() || status.Signal() != syscall.SIGABRT {
+		t.Fatalf("ended with %v, want the signal; it said:\n%s", h.cmd.ProcessState, h.stderr)
+	}
+	if status.CoreDump() {
+		t.Error("the kernel dumped the daemon's memory")
+	}
+	if left, err := os.ReadDir(h.wrap[len(h.wrap)-1]); err != nil || len(left) > 0 {
+		t.Errorf("left in the working directory: %v, %v", left, err)
+	}
+}

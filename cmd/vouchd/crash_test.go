@@ -1,0 +1,192 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/vouchd/vouchd/credential/postgres/pgtest"
+)
+
+// A gate stands between the daemon and PostgreSQL, and does something at the nth
+// message that the daemon sends.
+type gate struct {
+	server string // its socket
+
+	mu     sync.Mutex // guards the fields below
+	passed int        // messages so far
+	at     int        // 0: none
+	do     func()     // on the way of that message
+	after  moment
+}
+
+// A moment is where a message is when the daemon dies.
+type moment string
+
+const (
+	sent     moment = "before it reaches the server"
+	done     moment = "before the answer reaches the daemon"
+	answered moment = "as the answer reaches the daemon"
+)
+
+// newGate puts a gate into a directory.
+func newGate(t *testing.T, dir string, pg *pgtest.Server) *gate {
+	t.Helper()
+	name := fmt.Sprintf(".s.PGSQL.%d", pg.Port)
+	g := &gate{server: filepath.Join(pg.SocketDir, name)}
+	must(t, os.Mkdir(dir, 0o755))
+	l, err := net.Listen("unix", filepath.Join(dir, name))
+	must(t, err)
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go g.relay(conn)
+		}
+	}()
+	return g
+}
+
+// arm sets what happens at the nth message from now on, counted from 1.
+func (g *gate) arm(n int, after moment, do func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.passed, g.at, g.after, g.do = 0, n, after, do
+}
+
+// count counts a message, and returns what is to be done on its way.
+func (g *gate) count() (after moment, do func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.passed++; g.passed == g.at {
+		return g.after, g.do
+	}
+	return "", nil
+}
+
+func (g *gate) relay(daemon net.Conn) {
+	defer daemon.Close()
+	server, err := net.Dial("unix", g.server)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	answers := make(chan []byte)
+	go func() {
+		defer close(answers)
+		for {
+			b := make([]byte, 64<<10)
+			n, err := server.Read(b)
+			if err != nil {
+				return
+			}
+			answers <- b[:n]
+		}
+	}()
+	messages := make(chan []byte)
+	go func() {
+		defer close(messages)
+		for {
+			b := make([]byte, 64<<10)
+			n, err := daemon.Read(b)
+			if err != nil {
+				return
+			}
+			messages <- b[:n]
+		}
+	}()
+	defer func() { go drain(answers); go drain(messages) }()
+	var after moment
+	var do func()
+	for {
+		select {
+		case m, ok := <-messages:
+			if !ok {
+				return
+			}
+			if after, do = g.count(); do != nil && after == sent {
+				do()
+				return
+			}
+			if _, err := server.Write(m); err != nil {
+				return
+			}
+		case a, ok := <-answers:
+			if !ok {
+				return
+			}
+			if do != nil && after == done {
+				do()
+				return
+			}
+			if _, err := daemon.Write(a); err != nil {
+				return
+			}
+			if do != nil {
+				do()
+				return
+			}
+		}
+	}
+}
+
+func drain(c <-chan []byte) {
+	for range c {
+	}
+}
+
+// Whatever message of a lease's life the daemon is killed at, its next start
+// leaves nothing at the server: neither what was asked for nor what was got.
+func TestDaemonKilledAtEveryStepOfALeaseLeavesNoOrphan(t *testing.T) {
+	t.Parallel()
+	pg, err := database()
+	must(t, err)
+	for i, after := range []moment{sent, done, answered} {
+		t.Run(string(after), func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t)
+			g := newGate(t, h.path("pg"), pg)
+			must(t, os.WriteFile(h.path("password"), []byte("the-daemons-own\n"), 0o600))
+			name := fmt.Sprintf("killed%d", i)
+			h.grants(fmt.Sprintf("  - {name: %s, broker: postgres, postgres: {host: %s, port: %d, database: postgres, user: vouchd, password_file: %s, grants: [\"GRANT SELECT ON public.tides TO {{role}}\"]}}\n",
+				name, h.path("pg"), pg.Port, h.path("password")), name)
+			admin := pg.Admin(t, "postgres")
+			steps := 0
+			for n := 1; ; n++ {
+				h.start()
+				killed := make(chan struct{})
+				g.arm(n, after, func() { h.cmd.Process.Kill(); close(killed) })
+				_, stderr, code := h.vouch("exec", "--credential", name+"=PG", "--", "true")
+				select {
+				case <-killed:
+				default:
+					if code != 0 {
+						t.Fatalf("undisturbed, vouch exits %d: %s", code, stderr)
+					}
+					if steps < 6 {
+						t.Errorf("only %d messages make a lease", steps)
+					}
+					return
+				}
+				h.wait()
+				steps++
+				g.arm(0, "", nil)
+				h.start()
+				eventually(t, fmt.Sprintf("nothing is left, killed at message %d", n), func() bool {
+					leases, err := h.admin().Leases(t.Context())
+					must(t, err)
+					var roles int
+					must(t, admin.QueryRow(t.Context(), "SELECT count(*) FROM pg_roles WHERE rolname LIKE $1", `vouch\_`+name+`\_%`).Scan(&roles))
+					return len(leases) == 0 && roles == 0
+				})
+				h.stop()
+			}
+		})
+	}
+}

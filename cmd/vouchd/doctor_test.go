@@ -1,0 +1,52 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+)
+
+func TestDaemonWithoutTheCapabilityToSeeOthersSaysSo(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.wrap = []string{"setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"}
+	h.start()
+	if out, _, code := h.vouch("doctor"); code != 1 || !strings.Contains(out, "lacks CAP_SYS_PTRACE and can't see the programs of other users; start it with CAP_SYS_PTRACE, as vouchd.service does") {
+		t.Errorf("vouch doctor exits %d: %s", code, out)
+	}
+}
+
+func TestDoctorTellsWhetherTheTPMHasACertificate(t *testing.T) {
+	t.Parallel()
+	without, with := newHost(t), newHost(t)
+	without.tpm.Do(removeCertificates)
+	without.start()
+	with.start()
+	const note = "endorsement key: the TPM has no certificate of its maker"
+	if out, _, _ := without.vouch("doctor"); !strings.Contains(out, note) {
+		t.Errorf("without a certificate: %s", out)
+	}
+	if out, _, _ := with.vouch("doctor"); strings.Contains(out, note) {
+		t.Errorf("with a certificate: %s", out)
+	}
+}
+
+// removeCertificates leaves a TPM as clouds and some makers deliver it.
+func removeCertificates(tr transport.TPM) error {
+	for index := tpm2.TPMHandle(0x01c00000); index < 0x01c00020; index++ {
+		r, err := tpm2.NVReadPublic{NVIndex: index}.Execute(tr)
+		if err != nil {
+			continue
+		}
+		_, err = tpm2.NVUndefineSpace{
+			AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHPlatform, Auth: tpm2.PasswordAuth(nil)},
+			NVIndex:    tpm2.NamedHandle{Handle: index, Name: r.NVName},
+		}.Execute(tr)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

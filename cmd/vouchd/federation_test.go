@@ -1,0 +1,122 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/credentials/processcreds"
+
+	"github.com/vouchd/vouchd/credential/oauth2/oauth2test"
+)
+
+func TestAWSSDKReadsWhatItsCredentialProcessPrints(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	u := newUpstream(t, h, sts)
+	h.grants(fmt.Sprintf(`  - {name: s3, broker: federation, max_ttl: 1h, federation: {profile: aws-2011-06-15, audience: sts.amazonaws.com,
+      endpoint: %q, ca_file: %q, region: eu-central-1, role_arn: "arn:aws:iam::123456789012:role/agent"}}
+  - {name: model, broker: federation, max_ttl: 1h, federation: {profile: openai-2026-06, audience: "https://api.openai.com/v1",
+      endpoint: %[1]q, ca_file: %[2]q, identity_provider_id: idp_1, service_account_id: sa_1}}
+`, u.URL+"/", u.caFile), "s3, model")
+	h.start()
+	dir, err := binaries()
+	must(t, err)
+	process := fmt.Sprintf("%s aws-credential-process s3 --socket unix://%s", filepath.Join(dir, "vouch"), h.path("agent.sock"))
+	got, err := processcreds.NewProvider(process).Retrieve(t.Context())
+	if err != nil {
+		t.Fatalf("the SDK got none: %v; the daemon said:\n%s", err, h.stderr)
+	}
+	if got.AccessKeyID != "ASIA1" || got.SecretAccessKey != u.canary || got.SessionToken != u.canary+"-session" ||
+		!got.CanExpire || time.Until(got.Expires) > 20*time.Minute || time.Until(got.Expires) < 15*time.Minute {
+		t.Errorf("the SDK got %+v", got)
+	}
+	if len(u.seen) != 1 || !strings.HasPrefix(u.seen[0], "spiffe://example.org/agent as agent-") {
+		t.Errorf("STS saw %q", u.seen)
+	}
+	out, _, _ := h.vouch("log", "show", "--credential", "s3", "--output", "json")
+	for _, want := range []string{`"exposure":"memory"`, `"revocation":"expiry-only"`, `arn:aws:iam::123456789012:role/agent`} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the log does not say %s:\n%s", want, out)
+		}
+	}
+	h.checkSecret(login{Password: u.canary})
+	if _, stderr, code := h.vouch("aws-credential-process", "model"); code != 1 || !strings.Contains(stderr, "source of the credential refused") {
+		t.Errorf("asked of the wrong vendor, it exits %d: %s", code, stderr)
+	}
+	if _, stderr, code := h.vouch("aws-credential-process", "other"); code != 1 || !strings.Contains(stderr, "not granted") {
+		t.Errorf("of what is not granted it exits %d: %s", code, stderr)
+	}
+}
+
+func TestModelsTokenIsHadWithoutAnyStoredKey(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	u := newUpstream(t, h, openAI)
+	h.grants(fmt.Sprintf(`  - {name: model, broker: federation, max_ttl: 1h, federation: {profile: openai-2026-06, audience: "https://api.openai.com/v1",
+      endpoint: %q, ca_file: %q, identity_provider_id: idp_1, service_account_id: sa_1}}
+`, u.URL+"/oauth/token", u.caFile), "model")
+	h.start()
+	out, stderr, code := h.vouch("exec", "--credential", "model=OPENAI_API_KEY", "--", "sh", "-c", "echo $OPENAI_API_KEY")
+	if code != 0 || out != u.canary+"\n" {
+		t.Fatalf("exits %d with %s%s; the daemon said:\n%s", code, out, stderr, h.stderr)
+	}
+	if len(u.seen) != 1 || u.seen[0] != "spiffe://example.org/agent" {
+		t.Errorf("the vendor saw %q", u.seen)
+	}
+	story, _, _ := h.vouch("log", "show", "--spiffe-id", "spiffe://example.org/agent", "--output", "json")
+	for _, want := range []string{
+		`"event":"lease.grant_intent"`, `"event":"jwt_svid.issue"`, `"audience":["https://api.openai.com/v1"]`, `"event":"lease.grant"`, `"exposure":"environment"`, `"kind":"federation"`,
+	} {
+		if !strings.Contains(story, want) {
+			t.Errorf("the log does not say %s:\n%s", want, story)
+		}
+	}
+	// Nobody took it back, and nobody says so.
+	if strings.Contains(story, `"event":"lease.revoke"`) {
+		t.Errorf("the log says that it was revoked:\n%s", story)
+	}
+	if out, _, _ := h.vouch("lease", "list", "--output", "json"); !strings.Contains(out, `"revocation": "expiry-only"`) || !strings.Contains(out, `"state": "revoking"`) {
+		t.Errorf("the lease, which only expires, is listed as\n%s", out)
+	}
+	h.checkSecret(login{Password: u.canary})
+}
+
+func TestAccessTokenIsHadByTokenExchangeWithoutAnyStoredKey(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	p := oauth2test.Start(t, "spiffe://example.org/agent", h.subject, nil)
+	h.grants(fmt.Sprintf(`  - name: crm
+    broker: oauth2
+    max_ttl: 1h
+    parameters: [{name: object, one_of: [contacts, companies]}]
+    oauth2: {grant: token-exchange, token_url: %q, subject_audience: %q, client_auth: jwt-svid, ca_file: %q, scopes: ["crm.{{object}}.read", admin]}
+`, p.URL+"/oauth/token", p.URL, p.CAFile), "crm")
+	h.start()
+	out, stderr, code := h.vouch("exec", "--credential", "crm:access_token=TOKEN", "--param", "object=contacts", "--", "sh", "-c", "printf %s $TOKEN")
+	if code != 0 || out == "" {
+		t.Fatalf("exits %d: %s; the daemon said:\n%s", code, stderr, h.stderr)
+	}
+	if got := p.Subject(t, out); got != oauth2test.Account {
+		t.Errorf("the token is of %q, want %q", got, oauth2test.Account)
+	}
+	// Nothing but the workload's JWT-SVIDs was there to obtain it with.
+	form := p.Forms()[0]
+	if h.subject(form.Get("subject_token"), p.URL) != "spiffe://example.org/agent" || form.Get("client_secret") != "" || form.Get("scope") != "crm.contacts.read admin" {
+		t.Errorf("the provider was asked with %v", form)
+	}
+	story, _, _ := h.vouch("log", "show", "--spiffe-id", "spiffe://example.org/agent", "--output", "json")
+	for _, want := range []string{
+		`"scope_asked":"object=contacts"`, `"scope_granted":"crm.contacts.read"`, `"event":"jwt_svid.issue"`, `"event":"lease.grant"`, `"kind":"oauth2"`, `"revocation":"expiry-only"`,
+	} {
+		if !strings.Contains(story, want) {
+			t.Errorf("the log does not say %s:\n%s", want, story)
+		}
+	}
+	h.checkSecret(login{Password: out})
+	if _, stderr, code := h.vouch("exec", "--credential", "crm=TOKEN", "--param", "object=billing", "--", "true"); code != 1 || !strings.Contains(stderr, "not one of contacts, companies") {
+		t.Errorf("asked for what is not granted, it exits %d: %s", code, stderr)
+	}
+}

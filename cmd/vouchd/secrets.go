@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/sealed"
+	"github.com/vouchd/vouchd/credential/static"
+	"github.com/vouchd/vouchd/secret"
+	"github.com/vouchd/vouchd/workloadapi"
+)
+
+// secretAdmin is what administrators may do about sealed secrets.
+func (d *daemon) secretAdmin() *workloadapi.SecretAdmin {
+	return &workloadapi.SecretAdmin{
+		List: func() ([]sealed.Secret, error) { return d.secrets.List(), d.secrets.Err() },
+		Seal: func(ctx context.Context, by workloadapi.Asker, name string, value secret.Bytes, o sealed.Options) (sealed.Secret, error) {
+			return d.secrets.Seal(ctx, name, value, o, d.recordSecret(ctx, audit.EventSecretSeal, by))
+		},
+		Rotate: func(ctx context.Context, by workloadapi.Asker, name string, value secret.Bytes, o sealed.Options) (sealed.Secret, error) {
+			s, err := d.secrets.Rotate(ctx, name, value, o, d.recordSecret(ctx, audit.EventSecretRotate, by))
+			if err == nil {
+				err = d.endLeasesOf(ctx, name, "its secret was rotated")
+			}
+			return s, err
+		},
+		Remove: func(ctx context.Context, by workloadapi.Asker, name string) error {
+			err := d.secrets.Remove(ctx, name, d.recordSecret(ctx, audit.EventSecretRemove, by))
+			if err == nil {
+				err = d.endLeasesOf(ctx, name, "its secret was removed")
+			}
+			return err
+		},
+	}
+}
+
+// recordSecret records a change that an administrator makes, before it is made.
+func (d *daemon) recordSecret(ctx context.Context, event audit.Event, by workloadapi.Asker) sealed.Record {
+	return func(s sealed.Secret) error {
+		return d.log.Append(ctx, audit.Record{
+			Event: event, Outcome: audit.Success,
+			Workload:   &audit.Workload{PID: by.PID, UID: by.UID, GID: by.GID},
+			Credential: &audit.Credential{Name: s.Name, Kind: "sealed", Handle: s.Handle(), NotBefore: s.Sealed, NotAfter: s.RotateBy()},
+		})
+	}
+}
+
+// endLeasesOf ends the leases of a secret's former value, so that whoever goes
+// on asks for the next.
+func (d *daemon) endLeasesOf(ctx context.Context, name, reason string) error {
+	for _, def := range d.credentials.Definitions().All() {
+		if def.Traits.Upstream != static.Upstream(name) {
+			continue
+		}
+		if _, err := d.credentials.RevokeWhere(ctx, credential.Where{Credential: def.Name}, reason); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// reportSecrets says which secrets are due to be rotated, and what keeps
+// definitions from handing theirs out.
+func (d *daemon) reportSecrets(st *workloadapi.Status, problem func(string, ...any)) {
+	if err := d.secrets.Err(); err != nil {
+		st.Secrets.Error = err.Error()
+		problem("no secret can be opened: %v", err)
+		return
+	}
+	now := time.Now()
+	secrets := d.secrets.List()
+	st.Secrets.Count = len(secrets)
+	for _, s := range secrets {
+		if now.After(s.RotateBy()) {
+			st.Secrets.Due++
+			st.Reminders = append(st.Reminders, fmt.Sprintf("secret %s is %d days old and should be rotated after %d; give it a new value at its source, and then: vouch secret rotate %[1]s",
+				s.Name, int(now.Sub(s.Sealed).Hours()/24), int(s.RotateAfter.Hours()/24)))
+		}
+	}
+	for _, def := range d.credentials.Definitions().All() {
+		name, ok := strings.CutPrefix(def.Traits.Upstream, static.Upstream(""))
+		if !ok || def.Broker != "static" {
+			continue
+		}
+		if !slices.ContainsFunc(secrets, func(s sealed.Secret) bool { return s.Name == name }) {
+			problem("credential %s needs the secret %s, which is not sealed; run: vouch secret seal %[2]s", def.Name, name)
+		}
+	}
+}

@@ -1,0 +1,270 @@
+// Package sealed keeps secrets that cannot be leased, sealed to this machine:
+// what an administrator was given once by a vendor that knows nothing better.
+//
+// A value is encrypted with AES-256-GCM under a key of its own that this
+// machine's TPM alone gives out, bound to its name and to the revision that the
+// list of secrets has for it. The list is sealed as well. So a file that is
+// swapped for another secret's, cut off, changed, or put back from before a
+// rotation does not open, and on another machine, or after the TPM was cleared,
+// nothing does. Each change is recorded before it is made.
+//
+// Out of reach: list and files put back together open as they did then. The
+// attestation log names the revision of each value that is sealed and handed
+// out, so that its report tells. Root on the running machine can have what the
+// daemon can.
+package sealed
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vouchd/vouchd/secret"
+)
+
+// Bounds of what is kept.
+const (
+	MaxLen   = 1 << 20 // bytes of a secret
+	MaxCount = 1000    // secrets of a host
+	maxUsers = 32      // identities that are remembered for each; the latest stay
+)
+
+// How old a value gets before somebody is reminded to rotate it.
+const (
+	rotateAfter      = 90 * 24 * time.Hour
+	rotateBroadAfter = 30 * 24 * time.Hour
+)
+
+// What a caller can tell apart. The message says what to do.
+var (
+	// ErrNone means that nothing is sealed under the name.
+	ErrNone = errors.New("nothing is sealed under this name")
+	// ErrExists means that another value is sealed under the name.
+	ErrExists = errors.New("another value is sealed under this name")
+	// ErrValue means a name, a value or an option that cannot be.
+	ErrValue = errors.New("cannot be sealed")
+)
+
+// Files keeps small files durably, as the daemon's state directory does. Remove
+// returns nil for a missing file; Load returns an error that satisfies
+// [fs.ErrNotExist].
+type Files interface {
+	Load(name string, version int) (data []byte, savedVersion int, err error)
+	Save(name string, version int, data []byte) error
+	Remove(name string) error
+}
+
+// A Sealer encrypts to this machine. What it sealed under one label it opens
+// under no other. SealBound's opens only in boot states that the authority has
+// approved.
+type Sealer interface {
+	Seal(ctx context.Context, label string, secret []byte) ([]byte, error)
+	SealBound(ctx context.Context, label string, authority *ecdsa.PublicKey, secret []byte) ([]byte, error)
+	Unseal(ctx context.Context, label string, blob []byte) ([]byte, error)
+}
+
+// A Secret is what is known of a secret without opening it.
+type Secret struct {
+	Name        string
+	Revision    uint64    // no two values on this host have the same, whatever their names
+	Len         int       // bytes
+	Created     time.Time // when something was first sealed under the name
+	Sealed      time.Time // when this value was
+	RotateAfter time.Duration
+	Broad       bool // who has it can do much
+	Bound       bool // to boot states
+	LastUse     time.Time
+	Uses        uint64   // since it was created
+	UsedBy      []string // SPIFFE IDs, those that used it last at most
+}
+
+// RotateBy is when the value is due to be replaced.
+func (s Secret) RotateBy() time.Time { return s.Sealed.Add(s.RotateAfter) }
+
+// Handle names this value in records.
+func (s Secret) Handle() string { return fmt.Sprintf("%s@%d", s.Name, s.Revision) }
+
+// Options say how a value is to be kept. Rotating keeps what is left zero.
+type Options struct {
+	RotateAfter time.Duration // 0: 90 days, or 30 for a broad one; 1 second to 10 years
+	Broad       *bool
+	Authority   *ecdsa.PublicKey // of boot states that it is bound to
+	// Same makes it no error to seal the very value that is sealed already.
+	Same bool
+}
+
+// A Record makes a change durable in the attestation log. The change is made
+// only if it returns nil.
+type Record func(Secret) error
+
+// A Store is the secrets of this host. It is safe for concurrent use.
+type Store struct {
+	files  Files
+	sealer Sealer
+	now    func() time.Time
+	broken error // why the list cannot be read; nothing is sealed or revealed then
+
+	mu   sync.RWMutex // guards list; held while a value is changed, and for reading while one is revealed
+	list list
+
+	using sync.Mutex // guards uses and saved
+	uses  map[string]*use
+	saved time.Time // when uses was last
+}
+
+// Open reads the list of secrets. One that cannot be read is not an empty one:
+// the store then refuses everything, and [Store.Err] says why.
+func Open(ctx context.Context, files Files, sealer Sealer) *Store {
+	s := &Store{files: files, sealer: sealer, now: time.Now}
+	if s.broken = s.loadList(ctx); s.broken == nil {
+		s.broken = s.loadUses()
+	}
+	return s
+}
+
+// Err returns why nothing can be sealed or revealed, nil if all is well.
+func (s *Store) Err() error { return s.broken }
+
+// Close writes down what is not durable yet of who used what.
+func (s *Store) Close() error {
+	s.using.Lock()
+	defer s.using.Unlock()
+	return s.saveUses()
+}
+
+// List returns every secret by name.
+func (s *Store) List() []Secret {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	all := make([]Secret, 0, len(s.list.Secrets))
+	for name, k := range s.list.Secrets {
+		all = append(all, s.describe(name, k))
+	}
+	slices.SortFunc(all, func(a, b Secret) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+// Get returns what is known of one secret.
+func (s *Store) Get(name string) (Secret, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	k, ok := s.list.Secrets[name]
+	if !ok {
+		return Secret{}, false
+	}
+	return s.describe(name, k), true
+}
+
+var secretName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
+
+// CheckName returns an error that wraps [ErrValue] unless something can be
+// sealed under the name.
+func CheckName(name string) error {
+	if !secretName.MatchString(name) {
+		return fmt.Errorf("secret %.80q: %w: use letters, digits, dots, dashes and underscores, at most 128", name, ErrValue)
+	}
+	return nil
+}
+
+func checkValue(name string, value secret.Bytes) error {
+	switch n := value.Len(); {
+	case n == 0:
+		return fmt.Errorf("secret %s: %w: it is empty; did the command before the pipe fail?", name, ErrValue)
+	case n > MaxLen:
+		return fmt.Errorf("secret %s: %w: it has more than %d bytes", name, ErrValue, MaxLen)
+	}
+	return nil
+}
+
+func checkOptions(name string, o Options) error {
+	if o.RotateAfter != 0 && (o.RotateAfter < time.Second || o.RotateAfter > 10*365*24*time.Hour) {
+		return fmt.Errorf("secret %s: %w: a reminder after %v; want 1s to 10 years", name, ErrValue, o.RotateAfter)
+	}
+	return nil
+}
+
+// Seal keeps a value under a name that has none yet.
+func (s *Store) Seal(ctx context.Context, name string, value secret.Bytes, o Options, record Record) (Secret, error) {
+	if err := errors.Join(CheckName(name), checkValue(name, value), checkOptions(name, o)); err != nil {
+		return Secret{}, err
+	}
+	if s.broken != nil {
+		return Secret{}, s.broken
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if k, ok := s.list.Secrets[name]; ok {
+		return s.sameValue(ctx, name, k, value, o)
+	}
+	if len(s.list.Secrets) >= MaxCount {
+		return Secret{}, fmt.Errorf("secret %s: %w: there are %d already; remove some", name, ErrValue, MaxCount)
+	}
+	now := s.now().UTC().Truncate(time.Second)
+	return s.keep(ctx, name, kept{Created: now, Sealed: now, Len: value.Len()}.with(o), value, record)
+}
+
+// sameValue answers who seals what is there already.
+func (s *Store) sameValue(ctx context.Context, name string, k kept, value secret.Bytes, o Options) (Secret, error) {
+	if !o.Same {
+		return Secret{}, fmt.Errorf("secret %s: %w; to replace it: vouch secret rotate %s", name, ErrExists, name)
+	}
+	there, err := s.open(ctx, name, k)
+	if err != nil {
+		return Secret{}, err
+	}
+	defer there.Wipe()
+	if !there.Equal(value) {
+		return Secret{}, fmt.Errorf("secret %s: %w; choose another name, or replace it: vouch secret rotate %s", name, ErrExists, name)
+	}
+	return s.describe(name, k), nil
+}
+
+// Rotate keeps a value in the place of the last one, which is gone then.
+func (s *Store) Rotate(ctx context.Context, name string, value secret.Bytes, o Options, record Record) (Secret, error) {
+	if err := errors.Join(CheckName(name), checkValue(name, value), checkOptions(name, o)); err != nil {
+		return Secret{}, err
+	}
+	if s.broken != nil {
+		return Secret{}, s.broken
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old, ok := s.list.Secrets[name]
+	if !ok {
+		return Secret{}, fmt.Errorf("secret %s: %w; to begin: vouch secret seal %s", name, ErrNone, name)
+	}
+	next := old.with(o)
+	next.Sealed, next.Len = s.now().UTC().Truncate(time.Second), value.Len()
+	rotated, err := s.keep(ctx, name, next, value, record)
+	if err != nil {
+		return Secret{}, err
+	}
+	return rotated, s.files.Remove(fileOf(name, old.Revision))
+}
+
+// Remove forgets a secret.
+func (s *Store) Remove(ctx context.Context, name string, record Record) error {
+	if s.broken != nil {
+		return s.broken
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k, ok := s.list.Secrets[name]
+	if !ok {
+		return fmt.Errorf("secret %.80q: %w", name, ErrNone)
+	}
+	if err := record(s.describe(name, k)); err != nil {
+		return fmt.Errorf("recording that secret %s is removed: %w", name, err)
+	}
+	if err := s.saveList(ctx, s.list.without(name)); err != nil {
+		return err
+	}
+	s.forgetUses(name)
+	return s.files.Remove(fileOf(name, k.Revision))
+}

@@ -1,0 +1,112 @@
+// Package static hands out secrets that are sealed to this machine
+// ([sealed.Store]), for vendors that know nothing but a key for life.
+//
+// By default a secret is proxy-only: its value is for the daemon to use in a
+// workload's stead, and no workload is given it. A definition that says
+// disclosable hands the value itself to whoever is granted it.
+//
+// Out of reach: ending it. Whoever has read a static secret has it until it is
+// rotated where it comes from. The lease's end says that vouchd considers it
+// over, and nothing more.
+package static
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/vouchd/vouchd/config"
+	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/sealed"
+	"github.com/vouchd/vouchd/secret"
+)
+
+// Field is the name of the one field that there is.
+const Field = "value"
+
+// A Store opens secrets, as [sealed.Store] does.
+type Store interface {
+	Get(name string) (sealed.Secret, bool)
+	Reveal(ctx context.Context, name string, by spiffeid.ID) (secret.Bytes, sealed.Secret, error)
+}
+
+type settings struct {
+	Secret      config.At[string] `yaml:"secret" like:"stripe-key"` // left out, the credential's name
+	Disclosable bool              `yaml:"disclosable" default:"false"`
+}
+
+// A Broker hands out one secret.
+type Broker struct {
+	store       Store
+	secret      string
+	disclosable bool
+}
+
+// Opener returns the [credential.Opener] of this kind of source. Where
+// definitions are only checked, the store may be nil.
+func Opener(store Store) credential.Opener {
+	return func(d *credential.Definition, section config.Section) (credential.Broker, error) {
+		var s settings
+		if err := section.Decode(&s); err != nil {
+			return nil, err
+		}
+		b := &Broker{store: store, secret: cmp.Or(s.Secret.Value, d.Name), disclosable: s.Disclosable}
+		if err := sealed.CheckName(b.secret); err != nil {
+			var problems config.Errors
+			problems.Add(s.Secret.Pos, "%v", err)
+			return nil, problems.Err()
+		}
+		return b, nil
+	}
+}
+
+// Secret returns the name of the secret it hands out.
+func (b *Broker) Secret() string { return b.secret }
+
+// Traits says that nothing ends it, and whether a workload may have it.
+func (b *Broker) Traits() credential.Traits {
+	return credential.Traits{Upstream: Upstream(b.secret), Revocation: credential.Unrevocable, ProxyOnly: !b.disclosable}
+}
+
+// Upstream is what records and leases call a secret as a source.
+func Upstream(name string) string { return "sealed:" + name }
+
+// Plan says which value it will be.
+func (b *Broker) Plan(context.Context, credential.Request) (credential.Plan, error) {
+	s, ok := b.store.Get(b.secret)
+	if !ok {
+		return credential.Plan{}, fmt.Errorf("%w: nothing is sealed under %s; to seal it: vouch secret seal %[2]s", credential.ErrRefused, b.secret)
+	}
+	return credential.Plan{Handle: credential.Handle{Name: s.Handle()}}, nil
+}
+
+// Issue opens the secret.
+func (b *Broker) Issue(ctx context.Context, r credential.Request, p credential.Plan) (credential.Issued, error) {
+	value, s, err := b.store.Reveal(ctx, b.secret, r.Holder.ID)
+	if err != nil {
+		kind := credential.ErrUpstream
+		if errors.Is(err, sealed.ErrNone) {
+			kind = credential.ErrRefused
+		}
+		return credential.Issued{}, fmt.Errorf("%w: %w", kind, err)
+	}
+	p.Handle.Name = s.Handle() // it may have been rotated just now
+	return credential.Issued{Fields: []credential.Field{{Name: Field, Value: value}}, Handle: &p.Handle}, nil
+}
+
+// Renew has nothing to renew: definitions cannot ask for it.
+func (b *Broker) Renew(context.Context, credential.Handle, time.Duration) (time.Time, error) {
+	return time.Time{}, credential.ErrNotRenewable
+}
+
+// Revoke has nothing to end.
+func (b *Broker) Revoke(context.Context, credential.Handle) (credential.Use, error) {
+	return credential.Use{}, nil
+}
+
+// Recover has nothing to find.
+func (b *Broker) Recover(context.Context, credential.Handle) error { return nil }
