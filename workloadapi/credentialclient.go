@@ -2,7 +2,6 @@ package workloadapi
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -138,11 +137,19 @@ func (e callError) Is(target error) bool {
 	return target == credential.ErrNoLease && e.Code() == codes.NotFound
 }
 
-// explain says what was tried in the place of gRPC's wrapping. Where time was up,
-// it is chance which end says so first, and how.
+// explain says what was tried in the place of gRPC's wrapping.
 func (c *CredentialClient) explain(ctx context.Context, what string, err error) error {
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		err = status.Error(codes.DeadlineExceeded, "there was no answer in time")
+	s := status.Convert(err)
+	if (s.Code() == codes.Canceled || s.Code() == codes.DeadlineExceeded) && timeIsUp(ctx) {
+		s = status.New(codes.DeadlineExceeded, "there was no answer in time")
 	}
-	return fmt.Errorf("%s from the daemon on %s: %w", what, c.endpoint, callError{status.Convert(err)})
+	return fmt.Errorf("%s from the daemon on %s: %w", what, c.endpoint, callError{s})
+}
+
+// timeIsUp reports whether a call ended because of its deadline. The daemon knows
+// it too, and it is chance which end gives up first.
+func timeIsUp(ctx context.Context) bool {
+	const sooner = 100 * time.Millisecond
+	deadline, ok := ctx.Deadline()
+	return ok && time.Until(deadline) < sooner
 }
