@@ -3,6 +3,11 @@ package audit
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -122,4 +127,47 @@ func TestRecordHasNoFreeFormField(t *testing.T) {
 		}
 	}
 	check("Leaf", reflect.TypeFor[Leaf]())
+}
+
+func FuzzParseWitness(f *testing.F) {
+	f.Add("witness.example.org/w1+7f8c5a01+BBCVZ")
+	f.Add((&Witness{name: "w1", key: make([]byte, ed25519.PublicKeySize)}).String())
+	f.Fuzz(func(t *testing.T, vkey string) {
+		w, err := ParseWitness(vkey)
+		if err == nil && (w.String() != vkey || printed(w.Name()) != w.Name()) {
+			t.Errorf("%q is read as %q", vkey, w)
+		}
+	})
+}
+
+// What a log keeps of a witness has one form: whatever is taken for it, both have
+// signed.
+func FuzzKeptOfAWitness(f *testing.F) {
+	log, err := newSigner("example.org/log", ed25519.NewKeyFromSeed(bytes.Repeat([]byte{3}, 32)))
+	if err != nil {
+		f.Fatal(err)
+	}
+	key := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{4}, 32))
+	w := &Witness{name: "w1", key: key.Public().(ed25519.PublicKey)}
+	sum := sha256.Sum256(append([]byte("w1\n\x04"), w.key...))
+	w.hash = binary.BigEndian.Uint32(sum[:])
+	signed, err := log.checkpoint(new(tree))
+	if err != nil {
+		f.Fatal(err)
+	}
+	text, _, _ := bytes.Cut(signed, []byte("\n\n"))
+	sig := append(make([]byte, 8), ed25519.Sign(key, []byte("cosignature/v1\ntime 0\n"+string(text)+"\n"))...)
+	line := fmt.Sprintf("— w1 %s\n", base64.StdEncoding.EncodeToString(append(sum[:4], sig...)))
+	kept := []byte(w.String() + "\n\n" + string(signed) + line)
+	if _, _, err := parseKept(w.fileName(), kept, log); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(kept)
+	f.Add(kept[:len(kept)-1])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		got, c, err := parseKept(w.fileName(), b, log)
+		if err == nil && (!bytes.Equal(b, kept) || got.String() != w.String() || c.Size != 0) {
+			t.Errorf("%q passes", b)
+		}
+	})
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"slices"
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
@@ -113,13 +112,6 @@ type verifier struct {
 
 	witnesses   []witnessFile
 	checkpoints checkpointChecker
-}
-
-// A knownCheckpoint must be met on the way.
-type knownCheckpoint struct {
-	Checkpoint
-	source string
-	met    func() // may be nil
 }
 
 // A leafAt is a leaf with what anchors need of the tree around it.
@@ -250,22 +242,6 @@ func (v *verifier) open(vkey string, verifier note.Verifier) {
 	v.expectWitnessed()
 }
 
-// expect has the log held against a signed checkpoint from elsewhere.
-func (v *verifier) expect(signed []byte, source string) {
-	if len(signed) == 0 {
-		return
-	}
-	c, err := openCosigned(signed, v.v)
-	if err != nil {
-		v.fail("checkpoint-signature", nil, source+": "+err.Error(), "it is not this log's word")
-		return
-	}
-	v.known = append(v.known, knownCheckpoint{Checkpoint: c, source: source})
-	if source == checkpointName {
-		v.tiles.size = c.Size
-	}
-}
-
 // startAt begins with a tree that the copy does not hold in full.
 func (v *verifier) startAt(t tree) {
 	size := uint64(t.size)
@@ -357,24 +333,6 @@ func (v *verifier) record(raw []byte) error {
 	}
 	v.chain.record(&v.at)
 	return nil
-}
-
-// meet compares the checkpoints that the tree has reached.
-func (v *verifier) meet() {
-	for i, k := range v.known {
-		if k.Size != v.size() {
-			continue
-		}
-		if k.Root != v.root() {
-			v.fail("fork", nil, fmt.Sprintf("the first %d records are not those that %s stands for", k.Size, k.source),
-				"a record up to there was changed, or the two have different histories")
-		} else if k.met != nil {
-			k.met()
-		}
-		v.known = slices.Delete(v.known, i, i+1)
-		v.meet()
-		return
-	}
 }
 
 // checkpoint has the one that ends a batch checked.
