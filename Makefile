@@ -32,10 +32,6 @@ test-clients: test-tools ## run the examples in Python and Node against the daem
 	@command -v npm >/dev/null || packaging/install-missing npm
 	$(GO) test -tags clients -count 1 -run TestExampleClients ./cmd/vouchd
 
-test-sdks: test-tools ## run the examples with the vendors' own SDKs, from npm, against fakes of their endpoints
-	@command -v npm >/dev/null || packaging/install-missing npm
-	$(GO) test -tags sdks -count 1 -v -run TestSDKs ./cmd/vouchd
-
 check: ## what must hold before a commit: formatting, vet, staticcheck, a tidy go.mod
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }
 	$(GO) vet ./...
@@ -60,6 +56,10 @@ system-test: ## what needs systemd as PID 1, in a container: tests of units, and
 	@packaging/test/units
 	@packaging/test/system
 	@packaging/test/secrets
+	@packaging/test/examples
+
+user-test: ## what peers are, and the attacks on that, tried as an ordinary user
+	@packaging/test/user
 
 vm-test: ## the same on a virtual machine with a TPM, with Secure Boot and without
 	@packaging/install-missing mmdebstrap swtpm swtpm-tools qemu-system-x86 qemu-utils ovmf \
@@ -81,4 +81,4 @@ repo-test: package ## what apt and dnf make of signed repositories, and of chang
 vuln: ## look for known vulnerabilities; asks vuln.go.dev
 	@packaging/vuln
 
-.PHONY: help build demo test test-vault test-clients test-sdks test-tools check bench fuzz package package-check system-test vm-test release repo repo-test vuln
+.PHONY: help build demo test test-vault test-clients test-tools check bench fuzz package package-check system-test user-test vm-test release repo repo-test vuln

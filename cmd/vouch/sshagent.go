@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vouchd/vouchd/credential/sshagent"
+	"github.com/vouchd/vouchd/systemd"
 	"github.com/vouchd/vouchd/workloadapi"
 	"github.com/vouchd/vouchd/workloadapi/credentialv1"
 )
@@ -52,7 +53,8 @@ func newSSHAgent(*options) *cobra.Command {
 		Long: `Ssh-agent makes a key in memory, has vouchd certify it for minutes at a time, and
 signs with it for ssh. Behind -- it runs a command with SSH_AUTH_SOCK set, ends with
 it, and passes its exit code back as exec does. With --listen it serves on a socket
-of that path, which must not exist yet, until it is ended.
+of that path, which must not exist yet, until it is ended; as a service it is of
+Type=notify.
 
 The certificate is asked for when ssh wants one and the last is no longer young. The
 key never leaves memory; keys cannot be added, and the agent cannot be locked. Only
@@ -121,6 +123,10 @@ func (l *leaser) sshAgentAt(ctx context.Context, name, socket string, out io.Wri
 		return err
 	}
 	if _, err := fmt.Fprintf(out, "SSH_AUTH_SOCK=%s; export SSH_AUTH_SOCK;\n", shellQuote(socket)); err != nil {
+		listener.Close()
+		return err
+	}
+	if err := systemd.Ready("Serves at " + socket); err != nil {
 		listener.Close()
 		return err
 	}

@@ -115,10 +115,3 @@ func TestExampleClientsLeaseForThemselves(t *testing.T) {
 		})
 	}
 }
-
-func read(t *testing.T, path string) string {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	must(t, err)
-	return string(b)
-}

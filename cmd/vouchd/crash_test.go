@@ -21,9 +21,10 @@ type gate struct {
 	at     int        // 0: none
 	do     func()     // on the way of that message
 	after  moment
+	cut    bool // the connection is cut then
 }
 
-// A moment is where a message is when the daemon dies.
+// A moment is where a message is when something happens.
 type moment string
 
 const (
@@ -53,21 +54,22 @@ func newGate(t *testing.T, dir string, pg *pgtest.Server) *gate {
 	return g
 }
 
-// arm sets what happens at the nth message from now on, counted from 1.
-func (g *gate) arm(n int, after moment, do func()) {
+// arm sets what happens at the nth message from now on, counted from 1, and
+// whether the connection is cut then, as if one end had died.
+func (g *gate) arm(n int, after moment, cut bool, do func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.passed, g.at, g.after, g.do = 0, n, after, do
+	g.passed, g.at, g.after, g.cut, g.do = 0, n, after, cut, do
 }
 
 // count counts a message, and returns what is to be done on its way.
-func (g *gate) count() (after moment, do func()) {
+func (g *gate) count() (after moment, cut bool, do func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.passed++; g.passed == g.at {
-		return g.after, g.do
+		return g.after, g.cut, g.do
 	}
-	return "", nil
+	return "", false, nil
 }
 
 func (g *gate) relay(daemon net.Conn) {
@@ -103,33 +105,35 @@ func (g *gate) relay(daemon net.Conn) {
 	}()
 	defer func() { go drain(answers); go drain(messages) }()
 	var after moment
+	var cut bool
 	var do func()
+	// happens does what is due at a moment, and reports whether that cuts the
+	// connection.
+	happens := func(now moment) bool {
+		if do == nil || after != now {
+			return false
+		}
+		do()
+		do = nil
+		return cut
+	}
 	for {
 		select {
 		case m, ok := <-messages:
 			if !ok {
 				return
 			}
-			if after, do = g.count(); do != nil && after == sent {
-				do()
+			if after, cut, do = g.count(); happens(sent) {
 				return
 			}
 			if _, err := server.Write(m); err != nil {
 				return
 			}
 		case a, ok := <-answers:
-			if !ok {
+			if !ok || happens(done) {
 				return
 			}
-			if do != nil && after == done {
-				do()
-				return
-			}
-			if _, err := daemon.Write(a); err != nil {
-				return
-			}
-			if do != nil {
-				do()
+			if _, err := daemon.Write(a); err != nil || happens(answered) {
 				return
 			}
 		}
@@ -150,18 +154,13 @@ func TestDaemonKilledAtEveryStepOfALeaseLeavesNoOrphan(t *testing.T) {
 	for i, after := range []moment{sent, done, answered} {
 		t.Run(string(after), func(t *testing.T) {
 			t.Parallel()
-			h := newHost(t)
-			g := newGate(t, h.path("pg"), pg)
-			must(t, os.WriteFile(h.path("password"), []byte("the-daemons-own\n"), 0o600))
 			name := fmt.Sprintf("killed%d", i)
-			h.grants(fmt.Sprintf("  - {name: %s, broker: postgres, postgres: {host: %s, port: %d, database: postgres, user: vouchd, password_file: %s, grants: [\"GRANT SELECT ON public.tides TO {{role}}\"]}}\n",
-				name, h.path("pg"), pg.Port, h.path("password")), name)
-			admin := pg.Admin(t, "postgres")
+			h, g := newGatedHost(t, pg, name)
 			steps := 0
 			for n := 1; ; n++ {
 				h.start()
 				killed := make(chan struct{})
-				g.arm(n, after, func() { h.cmd.Process.Kill(); close(killed) })
+				g.arm(n, after, true, func() { h.cmd.Process.Kill(); close(killed) })
 				_, stderr, code := h.vouch("exec", "--credential", name+"=PG", "--", "true")
 				select {
 				case <-killed:
@@ -176,17 +175,38 @@ func TestDaemonKilledAtEveryStepOfALeaseLeavesNoOrphan(t *testing.T) {
 				}
 				h.wait()
 				steps++
-				g.arm(0, "", nil)
+				g.arm(0, "", false, nil)
 				h.start()
-				eventually(t, fmt.Sprintf("nothing is left, killed at message %d", n), func() bool {
-					leases, err := h.admin().Leases(t.Context())
-					must(t, err)
-					var roles int
-					must(t, admin.QueryRow(t.Context(), "SELECT count(*) FROM pg_roles WHERE rolname LIKE $1", `vouch\_`+name+`\_%`).Scan(&roles))
-					return len(leases) == 0 && roles == 0
-				})
+				h.nothingLeft(pg, name, fmt.Sprintf("killed at message %d", n))
 				h.stop()
 			}
 		})
 	}
+}
+
+// newGatedHost returns a host whose daemon may lease one credential of the
+// database, through a gate.
+func newGatedHost(t *testing.T, pg *pgtest.Server, credential string) (*host, *gate) {
+	t.Helper()
+	h := newHost(t)
+	g := newGate(t, h.path("pg"), pg)
+	must(t, os.WriteFile(h.path("password"), []byte("the-daemons-own\n"), 0o600))
+	h.grants(fmt.Sprintf("  - {name: %s, broker: postgres, postgres: {host: %s, port: %d, database: postgres, user: vouchd, password_file: %s, grants: [\"GRANT SELECT ON public.tides TO {{role}}\"]}}\n",
+		credential, h.path("pg"), pg.Port, h.path("password")), credential)
+	return h, g
+}
+
+// nothingLeft waits until neither the daemon nor the server has anything of a
+// credential.
+func (h *host) nothingLeft(pg *pgtest.Server, credential, when string) {
+	h.t.Helper()
+	admin := pg.Admin(h.t, "postgres")
+	defer admin.Close(h.t.Context())
+	eventually(h.t, "nothing is left, "+when, func() bool {
+		leases, err := h.admin().Leases(h.t.Context())
+		must(h.t, err)
+		var roles int
+		must(h.t, admin.QueryRow(h.t.Context(), "SELECT count(*) FROM pg_roles WHERE rolname LIKE $1", `vouch\_`+credential+`\_%`).Scan(&roles))
+		return len(leases) == 0 && roles == 0
+	})
 }

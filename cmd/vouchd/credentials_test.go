@@ -134,7 +134,7 @@ type agent struct {
 	hold io.Closer // its standard input
 }
 
-func startAgent(t *testing.T, h *host) *agent {
+func startAgent(t testing.TB, h *host) *agent {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), leaseSocket+"="+h.path("agent.sock"))

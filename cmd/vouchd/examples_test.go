@@ -280,7 +280,7 @@ func TestUnitsOfTheExamplesAreInOrder(t *testing.T) {
 		must(t, err)
 		// What the units start and order themselves by is not installed here.
 		path := filepath.Join(dir, filepath.Base(unit))
-		must(t, os.WriteFile(path, []byte(strings.NewReplacer("/usr/bin/vouch ", "/bin/true ", "/usr/bin/python3", "/bin/true", "User=research", "User=daemon").Replace(string(text))), 0o644))
+		must(t, os.WriteFile(path, []byte(strings.NewReplacer("/usr/bin/vouch ", "/bin/true ", "/usr/bin/python3", "/bin/true", "User=research", "User=daemon", "User=deploy", "User=daemon").Replace(string(text))), 0o644))
 		args = append(args, path)
 	}
 	must(t, os.WriteFile(filepath.Join(dir, "vouchd.socket"), []byte("[Socket]\nListenStream=/run/vouchd/agent.sock\n"), 0o644))
@@ -290,7 +290,7 @@ func TestUnitsOfTheExamplesAreInOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(out)) {
-		if strings.Contains(line, dir) || strings.HasPrefix(line, "web-svid") || strings.HasPrefix(line, "research-") {
+		if strings.Contains(line, dir) || strings.HasPrefix(line, "web-svid") || strings.HasPrefix(line, "research-") || strings.HasPrefix(line, "deploy-") {
 			t.Error(strings.TrimSpace(line))
 		}
 	}

@@ -1,4 +1,4 @@
-//go:build sdks
+//go:build clients
 
 package main
 
@@ -13,7 +13,7 @@ import (
 
 // The vendors' own SDKs, from npm, exchange the JWT-SVID that vouch keeps in a
 // file. What they ask is a fake of the vendors' endpoints.
-func TestSDKsExchangeTheIdentityTokenInAFile(t *testing.T) {
+func TestExampleClientsOfVendorsExchangeTheIdentityTokenInAFile(t *testing.T) {
 	h := newHost(t)
 	u := newUpstream(t, h, models)
 	h.grants("  - {name: unused, broker: ssh, ssh: {principals: [x]}}\n", "unused")
@@ -67,7 +67,7 @@ func models(u *upstream, w http.ResponseWriter, r *http.Request) {
 	case "/v1/oauth/token":
 		var b map[string]string
 		json.NewDecoder(r.Body).Decode(&b)
-		subject := u.subject(b["assertion"], "https://api.anthropic.com")
+		subject := u.h.subject(b["assertion"], "https://api.anthropic.com")
 		if b["grant_type"] != "urn:ietf:params:oauth:grant-type:jwt-bearer" || b["federation_rule_id"] != "fdrl_1" || b["organization_id"] != "org" || b["service_account_id"] != "svac_1" || subject == "" {
 			send(w, 400, map[string]any{"error": map[string]string{"type": "invalid_request_error"}})
 			return

@@ -25,14 +25,15 @@ type upstream struct {
 	h      *host
 	caFile string
 
-	mu     sync.Mutex
-	canary string   // the secret that it gives
-	seen   []string // who asked for what
+	mu       sync.Mutex
+	canary   string        // the secret that it gives
+	lifetime time.Duration // of it
+	seen     []string      // who asked for what
 }
 
 func newUpstream(t testing.TB, h *host, answer func(u *upstream, w http.ResponseWriter, r *http.Request)) *upstream {
 	t.Helper()
-	u := &upstream{h: h, caFile: h.path("upstream-ca.pem"), canary: "canary-" + fmt.Sprint(time.Now().UnixNano())}
+	u := &upstream{h: h, lifetime: 5 * time.Minute, caFile: h.path("upstream-ca.pem"), canary: "canary-" + fmt.Sprint(time.Now().UnixNano())}
 	u.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		u.mu.Lock()
 		defer u.mu.Unlock()
@@ -95,7 +96,7 @@ func openAI(u *upstream, w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	u.seen = append(u.seen, subject)
-	send(w, 200, map[string]any{"access_token": u.canary, "token_type": "Bearer", "expires_in": 300, "issued_token_type": "urn:ietf:params:oauth:token-type:access_token"})
+	send(w, 200, map[string]any{"access_token": u.canary, "token_type": "Bearer", "expires_in": int(u.lifetime.Seconds()), "issued_token_type": "urn:ietf:params:oauth:token-type:access_token"})
 }
 
 // grants has an entry for this user's processes grant credentials that are so

@@ -22,6 +22,8 @@ type vaultServer struct {
 	*upstream
 	tokens map[string]string // who logged in, by token
 	leases map[string]string // token, by lease
+
+	refuseRevoke bool
 }
 
 func newVaultServer(t testing.TB, h *host) *vaultServer {
@@ -52,6 +54,10 @@ func (v *vaultServer) answer(w http.ResponseWriter, r *http.Request) {
 	case "auth/token/renew-self":
 		send(w, 200, map[string]any{"auth": map[string]any{"client_token": token, "lease_duration": body["increment"], "renewable": true}})
 	case "auth/token/revoke-self":
+		if v.refuseRevoke {
+			send(w, 500, map[string]any{"errors": []string{"internal error"}})
+			return
+		}
 		delete(v.tokens, token)
 		for lease, of := range v.leases {
 			if of == token {

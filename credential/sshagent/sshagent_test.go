@@ -1,6 +1,7 @@
 package sshagent
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -264,4 +265,37 @@ func must(t *testing.T, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// What comes in pieces is what went in, up to the first message that is too
+// long.
+func FuzzBounded(f *testing.F) {
+	f.Add([]byte{0, 0, 0, 1, 11}, 1)
+	f.Add([]byte{0, 0, 0, 2, 11, 0, 255, 255, 255, 255, 1}, 3)
+	f.Fuzz(func(t *testing.T, in []byte, piece int) {
+		b := &bounded{ReadWriter: struct {
+			io.Reader
+			io.Writer
+		}{bytes.NewReader(in), io.Discard}}
+		want := in
+		for rest := in; len(rest) >= 4; {
+			n := uint64(binary.BigEndian.Uint32(rest))
+			if n > maxMessage {
+				want = in[:len(in)-len(rest)+3] // its length's last byte is withheld
+				break
+			}
+			rest = rest[min(uint64(len(rest)), 4+n):]
+		}
+		var got []byte
+		buffer := make([]byte, 1+uint(piece)%100)
+		var err error
+		for err == nil {
+			var n int
+			n, err = b.Read(buffer)
+			got = append(got, buffer[:n]...)
+		}
+		if !bytes.HasPrefix(want, got) || len(want)-len(got) > 3 {
+			t.Errorf("read %x of %x, want %x: %v", got, in, want, err)
+		}
+	})
 }
