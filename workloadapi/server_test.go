@@ -218,7 +218,9 @@ func TestRefusalsOfAFloodAreCountedAndNotRecorded(t *testing.T) {
 // raw calls without the stock client, which would not let a test do wrong.
 func (s *stack) raw(t *testing.T, header ...string) (workload.SpiffeWorkloadAPIClient, context.Context) {
 	t.Helper()
-	return workload.NewSpiffeWorkloadAPIClient(dial(t, s.socket)), metadata.AppendToOutgoingContext(t.Context(), header...)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute) // what does not come fails the test, and not the run
+	t.Cleanup(cancel)
+	return workload.NewSpiffeWorkloadAPIClient(dial(t, s.socket)), metadata.AppendToOutgoingContext(ctx, header...)
 }
 
 func TestSecurityHeaderIsRequired(t *testing.T) {
