@@ -501,7 +501,7 @@ func TestBundleChangeIsPushed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.clock.move(23 * time.Hour)
+	s.clock.move(24*time.Hour + time.Minute)
 	if err := s.server.o.Authority.Rotate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
