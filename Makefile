@@ -58,6 +58,9 @@ system-test: ## what needs systemd as PID 1, in a container: tests of units, and
 	@packaging/test/secrets
 	@packaging/test/examples
 
+user-test: ## what peers are, and the attacks on that, tried as an ordinary user
+	@packaging/test/user
+
 vm-test: ## the same on a virtual machine with a TPM, with Secure Boot and without
 	@packaging/install-missing mmdebstrap swtpm swtpm-tools qemu-system-x86 qemu-utils ovmf \
 		systemd-boot-efi sbsigntool binutils mtools fdisk openssh-client
@@ -78,4 +81,4 @@ repo-test: package ## what apt and dnf make of signed repositories, and of chang
 vuln: ## look for known vulnerabilities; asks vuln.go.dev
 	@packaging/vuln
 
-.PHONY: help build demo test test-vault test-clients test-tools check bench fuzz package package-check system-test vm-test release repo repo-test vuln
+.PHONY: help build demo test test-vault test-clients test-tools check bench fuzz package package-check system-test user-test vm-test release repo repo-test vuln

@@ -43,17 +43,6 @@ func TestDefinition(t *testing.T) {
 	}
 }
 
-func TestThePackagedExampleIsInOrder(t *testing.T) {
-	t.Parallel()
-	const file = "../packaging/etc/programs.d/research.yaml.disabled"
-	text, err := os.ReadFile(file)
-	must(t, err)
-	programs, err := parse([]config.File{{Path: file, Data: text}}, nil, true) // of a user that is not here
-	if err != nil || len(programs) != 1 {
-		t.Errorf("got %v, %v", programs, err)
-	}
-}
-
 func TestDefinitionsThatAreRefused(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ name, old, new, want string }{

@@ -45,7 +45,7 @@ func receive(t *testing.T, c *net.UnixConn) []string {
 	return strings.Split(string(b[:n]), "\n")
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

@@ -122,7 +122,7 @@ type Run struct {
 
 // Run returns how far the service has come.
 func (u *Units) Run(ctx context.Context, name string) (Run, error) {
-	p, err := u.properties(ctx, query{objectOf(name), unitIface, ""}, query{objectOf(name), serviceIface, ""})
+	p, err := u.properties(ctx, query{objectOf(name), everyIface, ""})
 	if err != nil {
 		return Run{}, fmt.Errorf("asking systemd about unit %s: %w", name, err)
 	}

@@ -85,6 +85,7 @@ const (
 	managerIface = "org.freedesktop.systemd1.Manager"
 	unitIface    = "org.freedesktop.systemd1.Unit"
 	serviceIface = "org.freedesktop.systemd1.Service"
+	everyIface   = "" // all of an object's, as they are at one moment
 )
 
 // Unit returns what systemd holds of the unit, or [ErrNoUnit].
@@ -109,15 +110,9 @@ func (u *Units) Close() error {
 }
 
 func (u *Units) unit(ctx context.Context, name string) (*Unit, error) {
-	ask := []query{
-		{managerPath, managerIface, "UnitsLoadTimestamp"},
-		{objectOf(name), unitIface, ""},
-	}
-	isService := strings.HasSuffix(name, ".service")
-	if isService {
-		ask = append(ask, query{objectOf(name), serviceIface, ""})
-	}
-	p, err := u.properties(ctx, ask...)
+	// When systemd has read its units last comes last: a unit that it read anew
+	// in between is told from one that it had then.
+	p, err := u.properties(ctx, query{objectOf(name), everyIface, ""}, query{managerPath, managerIface, "UnitsLoadTimestamp"})
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +128,7 @@ func (u *Units) unit(ctx context.Context, name string) (*Unit, error) {
 		FragmentPath: p.text("FragmentPath"),
 		DropInPaths:  p.list("DropInPaths"),
 	}
-	if isService {
+	if strings.HasSuffix(name, ".service") {
 		unit.Service = &Service{
 			Type:             p.text("Type"),
 			NotifyAccess:     p.text("NotifyAccess"),
@@ -155,7 +150,7 @@ func objectOf(unit string) dbus.ObjectPath {
 }
 
 // A query asks for a property of one object's interface, or for all of them if
-// it names none.
+// it names none. The names that are asked for here differ between interfaces.
 type query struct {
 	path     dbus.ObjectPath
 	iface    string

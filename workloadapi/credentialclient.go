@@ -2,6 +2,7 @@ package workloadapi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -52,7 +53,7 @@ func (c *CredentialClient) Close() error { return c.conn.Close() }
 func (c *CredentialClient) List(ctx context.Context) ([]*credentialv1.Credential, error) {
 	resp, err := c.api.ListCredentials(ctx, &credentialv1.ListCredentialsRequest{})
 	if err != nil {
-		return nil, c.explain("listing credentials", err)
+		return nil, c.explain(ctx, "listing credentials", err)
 	}
 	return resp.Credentials, nil
 }
@@ -62,7 +63,7 @@ func (c *CredentialClient) List(ctx context.Context) ([]*credentialv1.Credential
 func (c *CredentialClient) Grant(ctx context.Context, req *credentialv1.GrantCredentialRequest) (*credentialv1.Lease, []credential.Field, error) {
 	resp, err := c.api.GrantCredential(ctx, req)
 	if err != nil {
-		return nil, nil, c.explain("leasing "+req.Name, err)
+		return nil, nil, c.explain(ctx, "leasing "+req.Name, err)
 	}
 	if resp.Lease == nil {
 		return nil, nil, fmt.Errorf("leasing %s: the daemon's answer has no lease", req.Name)
@@ -93,7 +94,7 @@ func (c *CredentialClient) Watch(ctx context.Context, req *credentialv1.GrantCre
 			return err
 		}
 	}
-	return c.explain("watching "+req.Name, err)
+	return c.explain(ctx, "watching "+req.Name, err)
 }
 
 // Renew lets a lease of this process live for ttl from now, or what its
@@ -101,7 +102,7 @@ func (c *CredentialClient) Watch(ctx context.Context, req *credentialv1.GrantCre
 func (c *CredentialClient) Renew(ctx context.Context, leaseID string, ttl time.Duration) (*credentialv1.Lease, error) {
 	resp, err := c.api.RenewLease(ctx, &credentialv1.RenewLeaseRequest{LeaseId: leaseID, TtlSeconds: int64(ttl / time.Second)})
 	if err != nil {
-		return nil, c.explain("renewing a lease", err)
+		return nil, c.explain(ctx, "renewing a lease", err)
 	}
 	return resp.Lease, nil
 }
@@ -111,7 +112,7 @@ func (c *CredentialClient) Renew(ctx context.Context, leaseID string, ttl time.D
 // [credential.ErrNoLease] if nothing is left of it.
 func (c *CredentialClient) Revoke(ctx context.Context, leaseID string) error {
 	if _, err := c.api.RevokeLease(ctx, &credentialv1.RevokeLeaseRequest{LeaseId: leaseID}); err != nil {
-		return c.explain("revoking a lease", err)
+		return c.explain(ctx, "revoking a lease", err)
 	}
 	return nil
 }
@@ -137,7 +138,11 @@ func (e callError) Is(target error) bool {
 	return target == credential.ErrNoLease && e.Code() == codes.NotFound
 }
 
-// explain says what was tried in the place of gRPC's wrapping.
-func (c *CredentialClient) explain(what string, err error) error {
+// explain says what was tried in the place of gRPC's wrapping. Where time was up,
+// it is chance which end says so first, and how.
+func (c *CredentialClient) explain(ctx context.Context, what string, err error) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		err = status.Error(codes.DeadlineExceeded, "there was no answer in time")
+	}
 	return fmt.Errorf("%s from the daemon on %s: %w", what, c.endpoint, callError{status.Convert(err)})
 }

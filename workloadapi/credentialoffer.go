@@ -26,7 +26,7 @@ func (c *CredentialClient) Offers(ctx context.Context, tool string) (offers []Of
 		return nil, nil
 	}
 	if err != nil {
-		return nil, c.explain("listing credentials", err)
+		return nil, c.explain(ctx, "listing credentials", err)
 	}
 	for _, granted := range resp.Credentials {
 		for _, t := range granted.Targets {

@@ -389,7 +389,10 @@ func TestForgedSenderIsRefused(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			if os.Geteuid() != 0 {
+			var as *syscall.Credential
+			if os.Geteuid() == 0 {
+				as = &syscall.Credential{Uid: tt.uid, Gid: tt.uid}
+			} else if tt.uid == 0 {
 				t.Skip("needs root")
 			}
 			attestErr, challengeErr := make(chan error, 1), make(chan error, 1)
@@ -408,7 +411,7 @@ func TestForgedSenderIsRefused(t *testing.T) {
 			cmd := exec.CommandContext(t.Context(), "unshare", append([]string{"-Urpf"}, copySelf(t, self.Args)...)...)
 			cmd.Stderr = t.Output()
 			cmd.WaitDelay = 5 * time.Second
-			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: tt.uid, Gid: tt.uid}, Setpgid: true}
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: as, Setpgid: true}
 			var out bytes.Buffer
 			cmd.Stdout = &out
 			must(t, cmd.Start())

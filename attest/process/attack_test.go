@@ -19,6 +19,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vouchd/vouchd/systemd"
 )
 
@@ -49,45 +51,84 @@ func TestTracedProcessIsRefused(t *testing.T) {
 	attestPID(t, a, child.Process.Pid)
 }
 
-// TestPeerInAContainer connects from PID and mount namespaces that root made.
+// contained has a workload connect from namespaces of its own, in which the
+// daemon's socket is mounted elsewhere.
+func contained(as *syscall.Credential, flags string) func(*exec.Cmd) {
+	return func(cmd *exec.Cmd) {
+		self, socket := cmd.Path, cmd.Args[2]
+		cmd.Path = "/usr/bin/unshare"
+		cmd.Args = []string{"unshare", flags, "--propagation", "private", "--kill-child", "sh", "-c", `
+			mount -t tmpfs none /mnt && mkdir /mnt/run && mount --bind "$2" /mnt/run && exec "$1" helper:connect /mnt/run/s`,
+			"sh", self, filepath.Dir(socket)}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: as}
+	}
+}
+
 func TestPeerInAContainer(t *testing.T) {
 	t.Parallel()
 	asRoot(t)
-	w := connect(t, func(cmd *exec.Cmd) {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS}
-	})
-	if w.peer.PID() != w.Process.Pid {
-		t.Errorf("peer is process %d, want %d", w.peer.PID(), w.Process.Pid)
+	w := connect(t, contained(nil, "-pfmn"))
+	if w.peer.PID() == w.Process.Pid {
+		t.Fatal("the peer is not in the container")
 	}
-	at := attestPeer(t, NewAttester(Options{}), w.peer)
-	wantOnly(t, at.Selectors, "unix:sha256:", sha256Of(t, w.Path))
+	a := NewAttester(Options{})
+	for i, kind := range namespaceKinds { // PID 1 may not be readable here
+		var err error
+		a.host.namespaces[i], err = namespace(unix.AT_FDCWD, "/proc/self/ns/"+kind)
+		must(t, err)
+	}
+	at := attestPeer(t, a, w.peer)
+	exe, err := os.Executable()
+	must(t, err)
+	wantOnly(t, at.Selectors, "unix:sha256:", sha256Of(t, exe))
+	wantOnly(t, at.Selectors, "ns:", "mnt:private", "net:private", "pid:private", "user:host", "ipc:host")
+}
+
+func TestPeerInARootlessContainerIsRefused(t *testing.T) {
+	t.Parallel()
+	needUserNamespaces(t)
+	for _, as := range users() {
+		t.Run(as.name, func(t *testing.T) {
+			t.Parallel()
+			w := connect(t, contained(as.credential, "-Urpfm"))
+			_, err := NewAttester(Options{}).Attest(t.Context(), w.peer)
+			if e, ok := errors.AsType[*Error](err); !ok || e.Fact != "PID namespace" {
+				t.Errorf("got error %v, want one about its PID namespace", err)
+			}
+		})
+	}
 }
 
 // TestProgramOnOverlay: a container's file system shows a file of its own at
 // the path of the host's.
 func TestProgramOnOverlay(t *testing.T) {
 	t.Parallel()
-	asRoot(t)
-	dir := openTempDir(t)
-	for _, d := range []string{"upper", "work", "tmp"} {
-		must(t, os.Mkdir(filepath.Join(dir, d), 0o755))
+	needUserNamespaces(t)
+	for _, as := range users() {
+		t.Run(as.name, func(t *testing.T) {
+			t.Parallel()
+			dir := openTempDir(t)
+			cat := program(t, "cat")
+			must(t, os.Mkdir(dir+"/evil", 0o755))
+			must(t, os.Mkdir(dir+"/mnt", 0o755))
+			evil := install(t, program(t, "sleep"), dir+"/evil/"+filepath.Base(cat), "evil")
+			// A layer that can be written to, as a container's, takes root.
+			namespaces, layers := "-Urm", `lowerdir=$1/evil:${2%/*}`
+			if as.credential == nil && os.Geteuid() == 0 {
+				namespaces, layers = "-m", `lowerdir=${2%/*},upperdir=$1/mnt/u,workdir=$1/mnt/w`
+			}
+			child := run(t, as.credential, "unshare", namespaces, "--propagation", "private", "sh", "-c", `
+				mount -t tmpfs none "$1/mnt" && mkdir "$1/mnt/u" "$1/mnt/w" "$1/mnt/m" &&
+				mount -t overlay -o "`+layers+`" none "$1/mnt/m" &&
+				{ cmp -s "$1/evil/${2##*/}" "$1/mnt/m/${2##*/}" || cp "$1/evil/${2##*/}" "$1/mnt/m/${2##*/}"; } &&
+				mount --bind "$1/mnt/m" "${2%/*}" &&
+				exec "$2" 600`, "sh", dir, cat)
+			waitForProgram(t, child, cat)
+			at := attestPID(t, NewAttester(Options{}), child.Process.Pid)
+			wantOnly(t, at.Selectors, "unix:path:")
+			wantOnly(t, at.Selectors, "unix:sha256:", sha256Of(t, evil))
+		})
 	}
-	if err := syscall.Mount("none", dir+"/tmp", "tmpfs", 0, ""); err != nil {
-		t.Skip(err)
-	}
-	t.Cleanup(func() { syscall.Unmount(dir+"/tmp", syscall.MNT_DETACH) })
-	cat := program(t, "cat")
-	evil := install(t, program(t, "sleep"), dir+"/evil", "evil")
-	child := run(t, nil, "unshare", "-m", "sh", "-c", `
-		mkdir "$1/tmp/u" "$1/tmp/w" "$1/tmp/m" &&
-		mount -t overlay -o "lowerdir=${2%/*},upperdir=$1/tmp/u,workdir=$1/tmp/w" none "$1/tmp/m" &&
-		cp "$1/evil" "$1/tmp/m/${2##*/}" &&
-		mount --bind "$1/tmp/m" "${2%/*}" &&
-		exec "$2" 600`, "sh", dir, cat)
-	waitForProgram(t, child, cat)
-	at := attestPID(t, NewAttester(Options{}), child.Process.Pid)
-	wantOnly(t, at.Selectors, "unix:path:")
-	wantOnly(t, at.Selectors, "unix:sha256:", sha256Of(t, evil))
 }
 
 func Test32BitProgram(t *testing.T) {

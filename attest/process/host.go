@@ -128,9 +128,9 @@ func systemdRoot(h hierarchy) (root string, ok bool) {
 }
 
 // unit returns the system unit, and its slice, that a control group belongs
-// to.
+// to; of one that was removed there is nothing to say.
 func (h host) unit(cgroup string) (unit, slice string, ok bool) {
-	if !h.systemd || !plainPath(cgroup) {
+	if !h.systemd || !plainPath(cgroup) || strings.HasSuffix(cgroup, " (deleted)") {
 		return "", "", false
 	}
 	below, ok := strings.CutPrefix(cgroup, h.root+"/")

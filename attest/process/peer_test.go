@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -180,49 +181,73 @@ func TestPeerByPID(t *testing.T) {
 }
 
 // TestRecycledPIDIsRefused takes the PID of a peer that has exited, before
-// the daemon pins it by PID.
+// the daemon pins it by PID: in a PID namespace, where nobody else takes one.
 func TestRecycledPIDIsRefused(t *testing.T) {
-	asRoot(t)
-	l := listener(t)
-	cmd := exec.Command(readableSelf(t), "helper:connect", l.Addr().String())
-	if err := cmd.Run(); err != nil {
-		t.Fatal(err)
+	t.Parallel()
+	namespaces := "-pf"
+	if os.Geteuid() != 0 {
+		needUserNamespaces(t)
+		namespaces = "-Urpf"
 	}
-	conn, err := l.AcceptUnix()
-	if err != nil {
-		t.Fatal(err)
+	command := []string{"unshare", namespaces, "--mount-proc", "--kill-child"}
+	if out, err := exec.Command(command[0], append(command[1:], "true")...).CombinedOutput(); err != nil {
+		t.Skipf("no PID namespace with a /proc of its own here: %s", out)
 	}
-	defer conn.Close()
-	accepted := sinceBoot()
-	eventually(t, "the clock has ticked", func() bool { return ticks(sinceBoot()) > ticks(accepted) })
-
-	trusted := startWithPID(t, cmd.Process.Pid)
-	cred := credOf(t, conn)
-	if int(cred.Pid) != trusted {
-		t.Fatalf("the connection names process %d, want %d", cred.Pid, trusted)
-	}
-	p, err := pinByPID(cred, accepted)
-	if err == nil {
-		p.Close()
-	}
-	if err == nil || !strings.Contains(err.Error(), "its PID was reused") {
-		t.Errorf("by PID: got error %v, want one of reuse", err)
-	}
-	if p, err := PeerOf(conn); err == nil {
-		if err := p.Alive(); !errors.Is(err, ErrPeerGone) {
-			t.Errorf("by pidfd: got error %v, want %v", err, ErrPeerGone)
-		}
-		p.Close()
-	} else if !errors.Is(err, ErrPeerGone) {
-		t.Errorf("by pidfd: got error %v, want %v", err, ErrPeerGone)
+	command = append(command, readableSelf(t), "helper:recycle")
+	if out, err := exec.CommandContext(t.Context(), command[0], command[1:]...).CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
 	}
 }
 
-func credOf(t testing.TB, conn *net.UnixConn) *unix.Ucred {
-	t.Helper()
+// helperRecycle is the daemon's side.
+func helperRecycle([]string) error {
+	dir, err := os.MkdirTemp("", "recycle-*")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: dir + "/s", Net: "unix"})
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	cmd := exec.Command("/proc/self/exe", "helper:connect", dir+"/s")
+	if err := cmd.Run(); err != nil {
+		return err
+	}
+	conn, err := l.AcceptUnix()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	accepted := sinceBoot()
+	for ticks(sinceBoot()) == ticks(accepted) {
+		runtime.Gosched() // a hundredth of a second, at most
+	}
+	trusted, err := startWithPID(cmd.Process.Pid)
+	if err != nil {
+		return err
+	}
+	defer func() { trusted.Process.Kill(); trusted.Wait() }()
 	cred, err := readCred(conn)
-	must(t, err)
-	return cred
+	if err != nil {
+		return err
+	}
+	if int(cred.Pid) != trusted.Process.Pid {
+		return fmt.Errorf("the connection names process %d, want %d", cred.Pid, trusted.Process.Pid)
+	}
+	if p, err := pinByPID(cred, accepted); err == nil || !strings.Contains(err.Error(), "its PID was reused") {
+		return fmt.Errorf("by PID: got %v and error %v, want one of reuse", p, err)
+	}
+	p, err := PeerOf(conn)
+	if err == nil {
+		err = p.Alive()
+		p.Close()
+	}
+	if !errors.Is(err, ErrPeerGone) {
+		return fmt.Errorf("by pidfd: got error %v, want %v", err, ErrPeerGone)
+	}
+	return nil
 }
 
 func readCred(conn *net.UnixConn) (cred *unix.Ucred, err error) {
@@ -237,30 +262,20 @@ func readCred(conn *net.UnixConn) (cred *unix.Ucred, err error) {
 }
 
 // startWithPID starts a program that gets the given PID, which must be free.
-func startWithPID(t testing.TB, pid int) int {
-	t.Helper()
-	const last = "/proc/sys/kernel/ns_last_pid"
-	if _, err := os.Stat(last); err != nil {
-		t.Skip("the kernel cannot be told which PID comes next (CONFIG_CHECKPOINT_RESTORE)")
-	}
-	for range 1000 { // other processes are started as well
-		if err := os.WriteFile(last, fmt.Append(nil, pid-1), 0); err != nil {
-			t.Skip(err) // in a container
+func startWithPID(pid int) (*exec.Cmd, error) {
+	for range 100 { // threads of this process take one, too
+		if err := os.WriteFile("/proc/sys/kernel/ns_last_pid", fmt.Append(nil, pid-1), 0); err != nil {
+			return nil, err
 		}
-		cmd := exec.CommandContext(t.Context(), "sleep", "600")
+		cmd := exec.Command("sleep", "600")
 		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 		if cmd.Process.Pid == pid {
-			t.Cleanup(func() {
-				cmd.Process.Kill()
-				cmd.Wait()
-			})
-			return pid
+			return cmd, nil
 		}
 		cmd.Process.Kill()
 		cmd.Wait()
 	}
-	t.Skip("somebody else has the PID now")
-	return 0
+	return nil, fmt.Errorf("PID %d is not to be had", pid)
 }

@@ -27,6 +27,8 @@ var helpers = map[string]func(args []string) error{
 	"connect": helperConnect,
 	"attest":  helperAttest,
 	"stress":  helperStress,
+	"recycle": helperRecycle,
+	"filter":  helperFilter,
 }
 
 func TestMain(m *testing.M) {

@@ -408,30 +408,64 @@ while True: signal.pause()
 	}
 }
 
-func TestSystemUserUnitIsNoSystemUnit(t *testing.T) {
+// TestSystemLookalikeControlGroups moves a unit's process to control groups below
+// the unit's own that are named like other units', as whoever has a delegated group
+// may: a user's own service manager, or a container's.
+func TestSystemLookalikeControlGroups(t *testing.T) {
 	needSystemd(t)
+	mount := "/sys/fs/cgroup"
 	if thisHierarchy() == namedHierarchy {
-		t.Skip("systemd delegates to users in version 2 only")
+		mount += "/systemd"
 	}
-	// Without a user session here, a delegated unit that makes the groups of a
-	// user's manager stands for it.
-	u := startUnit(t, func(u *unitTest) {
-		u.Lines = "Delegate=yes"
-		must(t, os.WriteFile(u.Script, []byte(`import os, time
-base = '/sys/fs/cgroup' + open('/proc/self/cgroup').read().split('::')[1].strip()
-os.makedirs(base + '/system.slice/sshd.service')
-open(base + '/system.slice/sshd.service/cgroup.procs', 'w').write(str(os.getpid()))
-time.sleep(600)
-`), 0o755))
-	})
-	pid := u.main(t)
-	eventually(t, "it has moved", func() bool {
-		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
-		return strings.Contains(string(b), "sshd.service")
-	})
-	at := attestPID(t, withManager(t), pid)
-	wantOnly(t, at.Selectors, "systemd:id:", u.Name)
-	wantOnly(t, at.Selectors, "cgroup:path:", "/system.slice/"+u.Name+"/system.slice/sshd.service")
+	for _, tt := range []struct {
+		name, below string
+		none        bool // nothing is said of it
+	}{
+		{"a system unit", "system.slice/sshd.service", false},
+		{"a user's manager", "user.slice/user-1000.slice/user@1000.service/app.slice/agent.service", false},
+		{"a container", "docker-" + strings.Repeat("0", 64) + ".scope", false},
+		{"percent signs and escapes", `system.slice/%n%i\x2d%%.service`, false},
+		{"spaces and colons", "system.slice/0::/system.slice/sshd.service x", false},
+		{"one that was removed", "system.slice/sshd.service (deleted)", true},
+		{"4 KB", strings.Repeat(strings.Repeat("x", 243)+".service/", 15) + "x", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			u := startUnit(t, func(u *unitTest) { u.Lines = "Delegate=yes" })
+			pid := u.main(t)
+			own := mount + "/system.slice/" + u.Name
+			must(t, os.MkdirAll(own+"/"+tt.below, 0o755))
+			t.Cleanup(func() {
+				syscall.Kill(pid, syscall.SIGKILL)
+				for dir := own + "/" + tt.below; dir != own; dir = filepath.Dir(dir) {
+					eventually(t, "the control group is empty", func() bool { return os.Remove(dir) == nil || !exists(dir) })
+				}
+			})
+			must(t, os.WriteFile(own+"/"+tt.below+"/cgroup.procs", fmt.Append(nil, pid), 0))
+			at := attestPID(t, withManager(t), pid)
+			if tt.none {
+				wantOnly(t, at.Selectors, "systemd:")
+				wantOnly(t, at.Selectors, "cgroup:")
+				return
+			}
+			wantOnly(t, at.Selectors, "systemd:id:", u.Name)
+			wantOnly(t, at.Selectors, "systemd:slice:", "system.slice")
+			wantOnly(t, at.Selectors, "systemd:user_unit:")
+			wantOnly(t, at.Selectors, "container:")
+			wantOnly(t, at.Selectors, "cgroup:slice:", "system.slice")
+			wantOnly(t, at.Selectors, "cgroup:path:", "/system.slice/"+u.Name+"/"+tt.below)
+		})
+	}
+	for _, name := range []string{"a\nb", "a/../b"} {
+		if err := os.Mkdir(mount+"/system.slice/"+name, 0o755); err == nil {
+			os.Remove(mount + "/system.slice/" + name)
+			t.Errorf("the kernel makes a control group %q", name)
+		}
+	}
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 func TestSystemManagerThatDoesNotAnswerIsNotWaitedFor(t *testing.T) {

@@ -58,7 +58,10 @@ func (l *leaser) follow(ctx context.Context, client *workloadapi.CredentialClien
 	following, cancel := untilGone(ctx, p)
 	defer cancel()
 	var held []*credentialv1.Lease // the last two: the one before is in use yet
-	defer func() { l.revokeAll(context.WithoutCancel(ctx), client, held) }()
+	defer func() {
+		p.close() // before what is in it is of no use any more
+		l.revokeAll(context.WithoutCancel(ctx), client, held)
+	}()
 	return again(following, p, func() error {
 		return client.Watch(following, req, func(lease *credentialv1.Lease, fields []credential.Field) error {
 			held = append(held[max(0, len(held)-1):], lease)

@@ -107,16 +107,26 @@ func lookup(name, flag string, by func(name string) (string, error)) (int, error
 }
 
 // checkDirectory refuses a directory in which others could put another file in
-// the place of the secret, for the program that reads it to trust.
+// the place of the secret, for the program that reads it to trust, or another
+// directory in the place of this one or those above.
 func checkDirectory(dir string) error {
-	info, err := os.Stat(dir)
+	dir, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		return fmt.Errorf("keeping a secret in a file: %w", err)
 	}
-	if mode := info.Mode(); mode.Perm()&0o022 != 0 && mode&os.ModeSticky == 0 {
-		return fmt.Errorf("keeping a secret in %s: mode %04o lets others replace files there; run: chmod go-w %s", dir, mode.Perm(), dir)
+	for {
+		info, err := os.Stat(dir)
+		if err != nil {
+			return fmt.Errorf("keeping a secret in a file: %w", err)
+		}
+		if mode := info.Mode(); mode.Perm()&0o022 != 0 && mode&os.ModeSticky == 0 {
+			return fmt.Errorf("keeping a secret in %s: mode %04o lets others replace files there; run: chmod go-w %s", dir, mode.Perm(), dir)
+		}
+		if dir == "/" {
+			return nil
+		}
+		dir = filepath.Dir(dir)
 	}
-	return nil
 }
 
 func (p *place) prepareSignal() (err error) {
@@ -197,6 +207,7 @@ func (p *place) tell(ctx context.Context) error {
 func (p *place) ready() error { return systemd.Ready("Keeps " + p.path) }
 
 // close removes the file if it was to be kept fresh and is the one written last.
+// It may be called more than once.
 func (p *place) close() {
 	if p.pinned != nil {
 		p.pinned.Close()

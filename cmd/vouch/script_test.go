@@ -3,11 +3,14 @@ package main
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
+
+	"github.com/vouchd/vouchd/programs"
 )
 
 func TestMain(m *testing.M) {
@@ -18,6 +21,20 @@ func TestMain(m *testing.M) {
 
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{Dir: "testdata"})
+}
+
+func TestThePackagedProgramIsInOrder(t *testing.T) {
+	text, err := os.ReadFile("../../packaging/etc/programs.d/research.yaml.disabled")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "research.yaml"), text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if defined, err := programs.Load(dir, true); err != nil || len(defined) != 1 { // of a user that is not here
+		t.Errorf("got %v, %v", defined, err)
+	}
 }
 
 func TestEveryCommandHasHelpWithAnExample(t *testing.T) {

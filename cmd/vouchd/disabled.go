@@ -58,6 +58,20 @@ func isIn(list []workloadapi.Disabled, id spiffeid.ID) bool {
 // disable cuts an identity off: that is recorded, then durable, then in force.
 // Its leases end whether it was cut off before or not.
 func (d *daemon) disable(ctx context.Context, by workloadapi.Asker, id spiffeid.ID, reason string) (workloadapi.DisabledView, error) {
+	view, err := d.cutOff(ctx, by, id, reason)
+	if err != nil {
+		return view, err
+	}
+	n, err := d.credentials.RevokeWhere(ctx, credential.Where{Identity: id}, fmt.Sprintf("the identity is disabled by an administrator (user %d)", by.UID))
+	view.Leases = n
+	if err != nil {
+		view.Unfinished = err.Error()
+	}
+	return view, nil
+}
+
+// cutOff adds an identity to those that are disabled.
+func (d *daemon) cutOff(ctx context.Context, by workloadapi.Asker, id spiffeid.ID, reason string) (workloadapi.DisabledView, error) {
 	d.disabling.Lock()
 	defer d.disabling.Unlock()
 	list := d.server.Disabled()
@@ -71,15 +85,7 @@ func (d *daemon) disable(ctx context.Context, by workloadapi.Asker, id spiffeid.
 		}
 		list = append(list, workloadapi.Disabled{SPIFFEID: id.String(), Since: time.Now().UTC().Truncate(time.Second), By: by.UID, Reason: reason})
 	}
-	if err := d.setDisabled(ctx, by, id, "disable the identity", reason, list); err != nil {
-		return view, err
-	}
-	n, err := d.credentials.RevokeWhere(ctx, credential.Where{Identity: id}, fmt.Sprintf("the identity is disabled by an administrator (user %d)", by.UID))
-	view.Leases = n
-	if err != nil {
-		view.Unfinished = err.Error()
-	}
-	return view, nil
+	return view, d.setDisabled(ctx, by, id, "disable the identity", reason, list)
 }
 
 // enable takes an identity up again.
