@@ -56,6 +56,7 @@ func benchAppend(b *testing.B, writers int) {
 	left.Store(int64(b.N))
 	all := make([][]time.Duration, writers)
 	b.ReportAllocs()
+	base := resetPeak(b)
 	b.ResetTimer()
 	var wg sync.WaitGroup
 	for w := range writers {
@@ -72,6 +73,7 @@ func benchAppend(b *testing.B, writers int) {
 	}
 	wg.Wait()
 	b.StopTimer()
+	b.ReportMetric(peak(b)-base, "peak-MiB")
 	percentiles(b, slices.Concat(all...))
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "records/s")
 	if err := l.Close(context.Background()); err != nil {
@@ -108,11 +110,13 @@ func BenchmarkVerify(b *testing.B) {
 			}
 			b.SetBytes(int64(len(m[segmentName(0)].Data)))
 			b.ReportAllocs()
+			base := resetPeak(b)
 			for b.Loop() {
 				if r := verifyImage(b, m, withTPM()); !r.OK {
 					b.Fatal(r.Verdict)
 				}
 			}
+			b.ReportMetric(peak(b)-base, "peak-MiB")
 			b.ReportMetric(float64(size)*float64(b.N)/b.Elapsed().Seconds(), "records/s")
 		})
 	}
@@ -129,6 +133,9 @@ func BenchmarkOpen(b *testing.B) {
 				h.append(l, slices.Repeat([]Record{attested(7)}, MaxAppend)...)
 			}
 			h.stop(l)
+			b.ReportAllocs()
+			base := resetPeak(b)
+			defer func() { b.ReportMetric(peak(b)-base, "peak-MiB") }()
 			for b.Loop() {
 				b.StopTimer()
 				if !clean {

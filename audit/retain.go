@@ -41,7 +41,8 @@ func (o *Options) most() int64 { return o.MaxBytes - max(minReserve, o.MaxBytes/
 // something is handed out, and those that anybody can bring about.
 func ordinary(e Event) bool {
 	switch e {
-	case EventStart, EventStop, EventReload, EventNode, EventIssuingCA, EventJWTKey, EventWitness, EventStreamEnd,
+	case EventStart, EventStop, EventReload, EventNode, EventIssuingCA, EventJWTKey, EventWitness, EventStreamEnd, EventAdmin,
+		EventSecretRotate, EventSecretRemove,
 		EventLeaseGrant, EventLeaseRevokeIntent, EventLeaseRevoke, EventLeaseEnd, EventUse:
 		return false
 	}

@@ -140,7 +140,7 @@ func TestFullLogRefusesHandOutsUntilRecordsAreOldEnough(t *testing.T) {
 	if !warned {
 		t.Error("it was full without a warning before")
 	}
-	for _, e := range []Event{EventLeaseRevokeIntent, EventLeaseRevoke, EventIssuingCA} {
+	for _, e := range []Event{EventLeaseRevokeIntent, EventLeaseRevoke, EventIssuingCA, EventAdmin} {
 		if err := l.Append(ctx, Record{Event: e, Outcome: Failed}); err != nil {
 			t.Errorf("%s in a full log: %v", e, err)
 		}

@@ -224,9 +224,6 @@ func (s *Server) prepare(ctx context.Context, asked request, files []*os.File, s
 	if s.Units == nil {
 		return none, errors.New("vouch run needs systemd as PID 1; there is no weaker way")
 	}
-	if len(files) != 3 {
-		return none, fmt.Errorf("got %d descriptors, want 3", len(files))
-	}
 	// The same answer for a program that is not there and one that the caller
 	// may not start.
 	p := s.Programs()[asked.Program]
@@ -239,6 +236,9 @@ func (s *Server) prepare(ctx context.Context, asked request, files []*os.File, s
 	}
 	if len(asked.Arguments) > maxArguments || slices.ContainsFunc(asked.Arguments, func(a string) bool { return strings.ContainsRune(a, 0) }) {
 		return none, fmt.Errorf("more than %d arguments, or one with a zero byte", maxArguments)
+	}
+	if err := checkStreams(files); err != nil {
+		return none, err
 	}
 	if err := p.check(ctx); err != nil {
 		return none, fmt.Errorf("program %s: %w", p.Name, err)

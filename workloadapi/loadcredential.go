@@ -134,7 +134,10 @@ func (s *Server) forUnit(ctx context.Context, conn *net.UnixConn, r *unitRequest
 		return nil, nil, err // which is recorded
 	}
 	// The source may have taken a while.
-	_, err = s.unitLease(ctx, r, units, path)
+	again, err := s.unitLease(ctx, r, units, path)
+	if err == nil && (again.entry.ID != l.entry.ID || !slices.Contains(again.entry.Credentials, r.name)) {
+		err = fmt.Errorf("%w: %q to %s any more", credential.ErrNotGranted, r.name, l.entry.ID)
+	}
 	var value []byte
 	if err == nil {
 		value, err = unitValue(g, r.field)

@@ -218,7 +218,9 @@ func TestRefusalsOfAFloodAreCountedAndNotRecorded(t *testing.T) {
 // raw calls without the stock client, which would not let a test do wrong.
 func (s *stack) raw(t *testing.T, header ...string) (workload.SpiffeWorkloadAPIClient, context.Context) {
 	t.Helper()
-	return workload.NewSpiffeWorkloadAPIClient(dial(t, s.socket)), metadata.AppendToOutgoingContext(t.Context(), header...)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute) // what does not come fails the test, and not the run
+	t.Cleanup(cancel)
+	return workload.NewSpiffeWorkloadAPIClient(dial(t, s.socket)), metadata.AppendToOutgoingContext(ctx, header...)
 }
 
 func TestSecurityHeaderIsRequired(t *testing.T) {
@@ -501,7 +503,7 @@ func TestBundleChangeIsPushed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.clock.move(24*time.Hour + time.Minute) // the next key signs, and the one after it is made known
+	s.clock.move(24*time.Hour + 30*time.Minute) // the second key signs, and a third is there
 	if err := s.server.o.Authority.Rotate(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -175,6 +175,26 @@ func must(t testing.TB, err error) {
 	}
 }
 
+// TestProgramOverwrittenWhileItRuns: most kernels do not let that happen, and
+// where one does the digest is of what is there now.
+func TestProgramOverwrittenWhileItRuns(t *testing.T) {
+	t.Parallel()
+	path := install(t, program(t, "sleep"), filepath.Join(openTempDir(t), "program"), "")
+	child := run(t, nil, path, "600")
+	waitForProgram(t, child, path)
+	a := NewAttester(Options{})
+	attestPID(t, a, child.Process.Pid) // fills the cache
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if err == nil {
+		_, err = f.WriteString("evil")
+		must(t, errors.Join(err, f.Close()))
+	} else if !errors.Is(err, syscall.ETXTBSY) {
+		t.Fatal(err)
+	}
+	at := attestPID(t, a, child.Process.Pid)
+	wantOnly(t, at.Selectors, "unix:sha256:", sha256Of(t, path))
+}
+
 // waitForProgram waits until the child runs the program: exec.Cmd.Start
 // returns once it is certain to, which the kernel may show a little later.
 func waitForProgram(t testing.TB, child *exec.Cmd, path string) {

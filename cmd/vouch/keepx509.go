@@ -8,9 +8,9 @@ import (
 	"slices"
 
 	"github.com/spf13/cobra"
-	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	spiffe "github.com/spiffe/go-spiffe/v2/workloadapi"
 
-	ours "github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi"
 )
 
 // A svidKeeper keeps X509-SVIDs in the files of a directory, whose path is the
@@ -83,7 +83,7 @@ type svidWatcher struct {
 }
 
 // OnX509ContextUpdate replaces the files.
-func (w *svidWatcher) OnX509ContextUpdate(got *workloadapi.X509Context) {
+func (w *svidWatcher) OnX509ContextUpdate(got *spiffe.X509Context) {
 	k := w.keeper
 	first := k.files == nil
 	if err := k.replace(w.fetcher, got); err != nil {
@@ -107,7 +107,7 @@ func (w *svidWatcher) OnX509ContextWatchError(err error) {
 	if w.ctx.Err() != nil {
 		return
 	}
-	if w.keeper.files == nil || !ours.MayTryAgain(err) {
+	if w.keeper.files == nil || !workloadapi.MayTryAgain(err) {
 		w.end(fmt.Errorf("fetching X509-SVIDs: %w", err))
 		return
 	}
@@ -128,7 +128,7 @@ func (k *svidKeeper) close() {
 
 // replace writes the files of all SVIDs, and removes those of SVIDs that there
 // are no more.
-func (k *svidKeeper) replace(f *fetcher, got *workloadapi.X509Context) error {
+func (k *svidKeeper) replace(f *fetcher, got *spiffe.X509Context) error {
 	views, err := f.x509Views(got, k.path)
 	if err != nil {
 		return err

@@ -74,6 +74,9 @@ func servePrograms(ctx context.Context, log *slog.Logger, file string, overrides
 		s.Programs = func() map[string]*programs.Program { return nil }
 		s.Recorder = noRecorder{err}
 		s.IdleAfter = time.Second
+		if err := systemd.Ready("Nothing is started: the configuration is not in order"); err != nil {
+			return err
+		}
 		return s.Serve(ctx, passed["run"])
 	}
 	l, err := programs.Listen(passed["run"], c.RunSocket)

@@ -2,10 +2,14 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vouchd/vouchd/audit/witness/witnesstest"
 	"github.com/vouchd/vouchd/workloadapi"
@@ -80,6 +84,32 @@ func TestWitnessTellsThatTheLogWasSetBack(t *testing.T) {
 			t.Errorf("vouch log verify exits %d without %q: %s", code, want, out)
 		}
 	}
+}
+
+func TestWitnessThatHangsDelaysNobody(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.write("entries.d/a.yaml", entriesFor(1))
+	w := witnesstest.Start(t, "witness.example.org/w1")
+	asked := make(chan struct{}, 100)
+	hangs := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body) // so that the server sees the client go
+		asked <- struct{}{}
+		<-r.Context().Done()
+	}))
+	defer hangs.Close()
+	h.configure(fmt.Sprintf("log:\n  anchor_every: 1s\n  witnesses:\n    - {url: %q, key: %q, interval: 10s, timeout: 1m}\n", hangs.URL, w.Key))
+	h.start()
+	select {
+	case <-asked:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the witness was not asked")
+	}
+	if _, err := h.fetch(); err != nil { // while the witness is being asked
+		t.Error(err)
+	}
+	h.stop() // and it is not waited for
+	h.verifyLog()
 }
 
 // logKey is what the log is signed with.

@@ -64,7 +64,7 @@ func (k kept) with(o Options) kept {
 		k.Broad = *o.Broad
 	}
 	if o.Authority != nil {
-		k.Authority, _ = x509.MarshalPKIXPublicKey(o.Authority) // a key that it cannot encode cannot be bound to, either
+		k.Authority, _ = x509.MarshalPKIXPublicKey(o.Authority) // which checkOptions has tried
 	}
 	return k
 }
@@ -82,15 +82,17 @@ func (k kept) authority() (*ecdsa.PublicKey, error) {
 
 // keep makes a value durable under the next revision, and then the list that
 // names it. A crash in between leaves a file that nothing names. The caller
-// holds mu.
+// holds changing, under which the list stays as it is.
 func (s *Store) keep(ctx context.Context, name string, k kept, value secret.Bytes, record Record) (Secret, error) {
 	k.Revision = s.list.Revision + 1
 	blob, err := s.seal(ctx, labelOf(name, k.Revision), k, value)
 	if err != nil {
 		return Secret{}, fmt.Errorf("secret %s: %w", name, err)
 	}
-	kept := s.describe(name, k)
-	if err := record(kept); err != nil {
+	s.mu.Lock()
+	described := s.describe(name, k)
+	s.mu.Unlock()
+	if err := record(described); err != nil {
 		return Secret{}, fmt.Errorf("recording secret %s: %w", name, err)
 	}
 	if err := s.files.Save(fileOf(name, k.Revision), fileFormat, blob); err != nil {
@@ -98,7 +100,7 @@ func (s *Store) keep(ctx context.Context, name string, k kept, value secret.Byte
 	}
 	next := list{k.Revision, maps.Clone(s.list.Secrets)}
 	next.Secrets[name] = k
-	return kept, s.saveList(ctx, next)
+	return described, s.saveList(ctx, next)
 }
 
 func (s *Store) seal(ctx context.Context, label string, k kept, value secret.Bytes) ([]byte, error) {
@@ -124,6 +126,8 @@ func (s *Store) saveList(ctx context.Context, next list) error {
 	if err != nil {
 		return fmt.Errorf("saving the list of secrets: %w", err)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.list = next
 	return nil
 }
@@ -149,20 +153,21 @@ func (s *Store) loadList(ctx context.Context) error {
 
 // Reveal opens a secret for an identity, whose use is noted.
 func (s *Store) Reveal(ctx context.Context, name string, by spiffeid.ID) (secret.Bytes, Secret, error) {
-	if s.broken != nil {
-		return secret.Bytes{}, Secret{}, s.broken
-	}
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	k, ok := s.list.Secrets[name]
-	if !ok {
-		return secret.Bytes{}, Secret{}, fmt.Errorf("secret %.80q: %w; to seal it: vouch secret seal %[1]s", name, ErrNone)
+	k, err := s.lookup(name)
+	if err != nil {
+		return secret.Bytes{}, Secret{}, err
 	}
 	value, err := s.open(ctx, name, k)
+	if now, lookupErr := s.lookup(name); err != nil && lookupErr == nil && now.Revision != k.Revision {
+		k = now // it was rotated meanwhile, and its file is gone
+		value, err = s.open(ctx, name, k)
+	}
 	if err != nil {
 		return secret.Bytes{}, Secret{}, err
 	}
 	s.note(name, by)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return value, s.describe(name, k), nil
 }
 
@@ -183,8 +188,7 @@ func (s *Store) open(ctx context.Context, name string, k kept) (secret.Bytes, er
 	return secret.Of(value), nil
 }
 
-// describe returns what is known of a secret. The caller holds mu, for reading
-// at least.
+// describe returns what is known of a secret. The caller holds mu.
 func (s *Store) describe(name string, k kept) Secret {
 	d := Secret{
 		Name: name, Revision: k.Revision, Len: k.Len, Created: k.Created, Sealed: k.Sealed,
@@ -196,8 +200,6 @@ func (s *Store) describe(name string, k kept) Secret {
 			d.RotateAfter = rotateBroadAfter
 		}
 	}
-	s.using.Lock()
-	defer s.using.Unlock()
 	if u := s.uses[name]; u != nil {
 		d.LastUse, d.Uses = u.Last, u.Count
 		d.UsedBy = slices.Sorted(maps.Keys(u.By))

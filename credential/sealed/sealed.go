@@ -17,6 +17,7 @@ package sealed
 import (
 	"context"
 	"crypto/ecdsa"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"regexp"
@@ -110,12 +111,13 @@ type Store struct {
 	now    func() time.Time
 	broken error // why the list cannot be read; nothing is sealed or revealed then
 
-	mu   sync.RWMutex // guards list; held while a value is changed, and for reading while one is revealed
-	list list
+	changing sync.Mutex // held while a value is changed
+	saving   sync.Mutex // held while uses are written down
 
-	using sync.Mutex // guards uses and saved
+	mu    sync.Mutex // guards the fields below; never held while the TPM or the disk is waited for
+	list  list
 	uses  map[string]*use
-	saved time.Time // when uses was last
+	saved time.Time // when uses were last
 }
 
 // Open reads the list of secrets. One that cannot be read is not an empty one:
@@ -132,16 +134,12 @@ func Open(ctx context.Context, files Files, sealer Sealer) *Store {
 func (s *Store) Err() error { return s.broken }
 
 // Close writes down what is not durable yet of who used what.
-func (s *Store) Close() error {
-	s.using.Lock()
-	defer s.using.Unlock()
-	return s.saveUses()
-}
+func (s *Store) Close() error { return s.saveUses() }
 
 // List returns every secret by name.
 func (s *Store) List() []Secret {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	all := make([]Secret, 0, len(s.list.Secrets))
 	for name, k := range s.list.Secrets {
 		all = append(all, s.describe(name, k))
@@ -150,15 +148,28 @@ func (s *Store) List() []Secret {
 	return all
 }
 
-// Get returns what is known of one secret.
-func (s *Store) Get(name string) (Secret, bool) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	k, ok := s.list.Secrets[name]
-	if !ok {
-		return Secret{}, false
+// Get returns what is known of one secret. The error wraps [ErrNone] if there is
+// none of the name.
+func (s *Store) Get(name string) (Secret, error) {
+	k, err := s.lookup(name)
+	if err != nil {
+		return Secret{}, err
 	}
-	return s.describe(name, k), true
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.describe(name, k), nil
+}
+
+func (s *Store) lookup(name string) (kept, error) {
+	if s.broken != nil {
+		return kept{}, s.broken
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if k, ok := s.list.Secrets[name]; ok {
+		return k, nil
+	}
+	return kept{}, fmt.Errorf("secret %.80q: %w; to seal it: vouch secret seal %[1]s", name, ErrNone)
 }
 
 var secretName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
@@ -186,6 +197,12 @@ func checkOptions(name string, o Options) error {
 	if o.RotateAfter != 0 && (o.RotateAfter < time.Second || o.RotateAfter > 10*365*24*time.Hour) {
 		return fmt.Errorf("secret %s: %w: a reminder after %v; want 1s to 10 years", name, ErrValue, o.RotateAfter)
 	}
+	if o.Authority == nil {
+		return nil
+	}
+	if _, err := x509.MarshalPKIXPublicKey(o.Authority); err != nil {
+		return fmt.Errorf("secret %s: %w: the authority's key: %w", name, ErrValue, err)
+	}
 	return nil
 }
 
@@ -194,15 +211,15 @@ func (s *Store) Seal(ctx context.Context, name string, value secret.Bytes, o Opt
 	if err := errors.Join(CheckName(name), checkValue(name, value), checkOptions(name, o)); err != nil {
 		return Secret{}, err
 	}
-	if s.broken != nil {
-		return Secret{}, s.broken
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if k, ok := s.list.Secrets[name]; ok {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	switch k, err := s.lookup(name); {
+	case err == nil:
 		return s.sameValue(ctx, name, k, value, o)
+	case !errors.Is(err, ErrNone):
+		return Secret{}, err
 	}
-	if len(s.list.Secrets) >= MaxCount {
+	if len(s.List()) >= MaxCount {
 		return Secret{}, fmt.Errorf("secret %s: %w: there are %d already; remove some", name, ErrValue, MaxCount)
 	}
 	now := s.now().UTC().Truncate(time.Second)
@@ -222,7 +239,7 @@ func (s *Store) sameValue(ctx context.Context, name string, k kept, value secret
 	if !there.Equal(value) {
 		return Secret{}, fmt.Errorf("secret %s: %w; choose another name, or replace it: vouch secret rotate %s", name, ErrExists, name)
 	}
-	return s.describe(name, k), nil
+	return s.Get(name)
 }
 
 // Rotate keeps a value in the place of the last one, which is gone then.
@@ -230,14 +247,11 @@ func (s *Store) Rotate(ctx context.Context, name string, value secret.Bytes, o O
 	if err := errors.Join(CheckName(name), checkValue(name, value), checkOptions(name, o)); err != nil {
 		return Secret{}, err
 	}
-	if s.broken != nil {
-		return Secret{}, s.broken
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	old, ok := s.list.Secrets[name]
-	if !ok {
-		return Secret{}, fmt.Errorf("secret %s: %w; to begin: vouch secret seal %s", name, ErrNone, name)
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	old, err := s.lookup(name)
+	if err != nil {
+		return Secret{}, err
 	}
 	next := old.with(o)
 	next.Sealed, next.Len = s.now().UTC().Truncate(time.Second), value.Len()
@@ -250,21 +264,17 @@ func (s *Store) Rotate(ctx context.Context, name string, value secret.Bytes, o O
 
 // Remove forgets a secret.
 func (s *Store) Remove(ctx context.Context, name string, record Record) error {
-	if s.broken != nil {
-		return s.broken
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	there, err := s.Get(name)
+	if err != nil {
+		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	k, ok := s.list.Secrets[name]
-	if !ok {
-		return fmt.Errorf("secret %.80q: %w", name, ErrNone)
-	}
-	if err := record(s.describe(name, k)); err != nil {
+	if err := record(there); err != nil {
 		return fmt.Errorf("recording that secret %s is removed: %w", name, err)
 	}
 	if err := s.saveList(ctx, s.list.without(name)); err != nil {
 		return err
 	}
-	s.forgetUses(name)
-	return s.files.Remove(fileOf(name, k.Revision))
+	return errors.Join(s.forgetUses(name), s.files.Remove(fileOf(name, there.Revision)))
 }

@@ -393,14 +393,15 @@ func TestUsesAreToldByIdentity(t *testing.T) {
 	}
 	must(t, s.Close())
 	for _, s := range []*sealed.Store{s, m.open(t)} {
-		k, _ := s.Get("key")
+		k, err := s.Get("key")
+		must(t, err)
 		if k.Uses != 40 || len(k.UsedBy) != 32 || k.LastUse.IsZero() || !slices.IsSorted(k.UsedBy) {
 			t.Errorf("%d uses by %d, last %v", k.Uses, len(k.UsedBy), k.LastUse)
 		}
 	}
 	must(t, s.Remove(t.Context(), "key", recorded))
 	mustSeal(t, s, "key", "value")
-	if k, _ := s.Get("key"); k.Uses != 0 {
+	if k, err := s.Get("key"); err != nil || k.Uses != 0 {
 		t.Errorf("a secret of a name that was removed has %d uses", k.Uses)
 	}
 }
@@ -430,5 +431,43 @@ func TestManyAtOnce(t *testing.T) {
 		if k.Name != "shared" && reveal(t, s, k.Name) != k.Name {
 			t.Errorf("%s has another value", k.Name)
 		}
+	}
+}
+
+// Status asks for the list, and has to say that the TPM hangs.
+func TestListDoesNotWaitForATPMThatHangs(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	s := m.open(t)
+	mustSeal(t, s, "key", "value")
+	m.tpm.Pause()
+	done := make(chan error, 2)
+	go func() {
+		_, err := s.Rotate(context.Background(), "key", secret.Of([]byte("next")), sealed.Options{}, recorded)
+		done <- err
+	}()
+	go func() {
+		_, _, err := s.Reveal(context.Background(), "key", agent)
+		done <- err
+	}()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for range 20 { // by when both wait for the TPM
+		<-tick.C
+		if len(s.List()) != 1 {
+			t.Error("the list is not the list")
+		}
+	}
+	select {
+	case err := <-done:
+		t.Errorf("the TPM does not hang: %v", err)
+	default:
+	}
+	m.tpm.Resume()
+	for range 2 {
+		must(t, <-done)
+	}
+	if got := reveal(t, s, "key"); got != "next" {
+		t.Errorf("the value is %q", got)
 	}
 }

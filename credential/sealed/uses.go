@@ -23,47 +23,55 @@ type use struct {
 
 // note counts a use.
 func (s *Store) note(name string, by spiffeid.ID) {
-	s.using.Lock()
-	defer s.using.Unlock()
+	now := s.now().UTC().Truncate(time.Second)
+	s.mu.Lock()
 	u := s.uses[name]
 	if u == nil || u.By == nil {
 		u = &use{By: make(map[string]time.Time)}
 		s.uses[name] = u
 	}
-	now := s.now().UTC().Truncate(time.Second)
 	u.Last, u.By[by.String()] = now, now
 	u.Count++
 	for len(u.By) > maxUsers {
-		oldest := ""
-		for id, at := range u.By {
-			if oldest == "" || at.Before(u.By[oldest]) {
-				oldest = id
-			}
-		}
-		delete(u.By, oldest)
+		delete(u.By, u.oldest())
 	}
-	if now.Sub(s.saved).Abs() >= saveEvery {
+	due := now.Sub(s.saved).Abs() >= saveEvery
+	s.mu.Unlock()
+	if due {
 		s.saveUses() // else the next use or Close tries again
 	}
 }
 
-func (s *Store) forgetUses(name string) {
-	s.using.Lock()
-	defer s.using.Unlock()
-	delete(s.uses, name)
-	s.saveUses()
+// oldest is who used it longest ago.
+func (u *use) oldest() (id string) {
+	for other, at := range u.By {
+		if id == "" || at.Before(u.By[id]) {
+			id = other
+		}
+	}
+	return id
 }
 
-// saveUses is called with using held.
+func (s *Store) forgetUses(name string) error {
+	s.mu.Lock()
+	delete(s.uses, name)
+	s.mu.Unlock()
+	return s.saveUses()
+}
+
 func (s *Store) saveUses() error {
 	if s.broken != nil {
 		return nil
 	}
+	s.saving.Lock()
+	defer s.saving.Unlock()
+	s.mu.Lock()
 	data, err := json.Marshal(s.uses)
+	s.saved = s.now()
+	s.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	s.saved = s.now()
 	return s.files.Save(usesFile, fileFormat, data)
 }
 

@@ -30,7 +30,7 @@ const Field = "value"
 
 // A Store opens secrets, as [sealed.Store] does.
 type Store interface {
-	Get(name string) (sealed.Secret, bool)
+	Get(name string) (sealed.Secret, error)
 	Reveal(ctx context.Context, name string, by spiffeid.ID) (secret.Bytes, sealed.Secret, error)
 }
 
@@ -77,9 +77,9 @@ func Upstream(name string) string { return "sealed:" + name }
 
 // Plan says which value it will be.
 func (b *Broker) Plan(context.Context, credential.Request) (credential.Plan, error) {
-	s, ok := b.store.Get(b.secret)
-	if !ok {
-		return credential.Plan{}, fmt.Errorf("%w: nothing is sealed under %s; to seal it: vouch secret seal %[2]s", credential.ErrRefused, b.secret)
+	s, err := b.store.Get(b.secret)
+	if err != nil {
+		return credential.Plan{}, failure(err)
 	}
 	return credential.Plan{Handle: credential.Handle{Name: s.Handle()}}, nil
 }
@@ -88,14 +88,18 @@ func (b *Broker) Plan(context.Context, credential.Request) (credential.Plan, err
 func (b *Broker) Issue(ctx context.Context, r credential.Request, p credential.Plan) (credential.Issued, error) {
 	value, s, err := b.store.Reveal(ctx, b.secret, r.Holder.ID)
 	if err != nil {
-		kind := credential.ErrUpstream
-		if errors.Is(err, sealed.ErrNone) {
-			kind = credential.ErrRefused
-		}
-		return credential.Issued{}, fmt.Errorf("%w: %w", kind, err)
+		return credential.Issued{}, failure(err)
 	}
 	p.Handle.Name = s.Handle() // it may have been rotated just now
 	return credential.Issued{Fields: []credential.Field{{Name: Field, Value: value}}, Handle: &p.Handle}, nil
+}
+
+// failure says whether trying again may help: not where nothing is sealed.
+func failure(err error) error {
+	if errors.Is(err, sealed.ErrNone) {
+		return fmt.Errorf("%w: %w", credential.ErrRefused, err)
+	}
+	return fmt.Errorf("%w: %w", credential.ErrUpstream, err)
 }
 
 // Renew has nothing to renew: definitions cannot ask for it.
