@@ -2,6 +2,8 @@ package credential
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/base32"
 	"time"
 
 	"github.com/vouchd/vouchd/config"
@@ -66,6 +68,14 @@ type Request struct {
 	Holder    Holder
 	Params    map[string]string // every declared parameter
 	TTL       time.Duration
+}
+
+// Tag is ten characters (A-Z, 2-7) that tell this lease from others in places
+// that anybody may read. Its ID, by which its holder ends it, does not follow
+// from them.
+func (r Request) Tag() string {
+	sum := sha256.Sum256([]byte("vouchd lease tag\x00" + r.LeaseID))
+	return base32.StdEncoding.EncodeToString(sum[:])[:10]
 }
 
 // A Handle finds a credential upstream.

@@ -64,7 +64,7 @@ func SessionName(r credential.Request) string {
 		}
 		return '-'
 	}, path[strings.LastIndexByte(path, '/')+1:])
-	return last[:min(len(last), 48)] + "-" + r.LeaseID[:min(len(r.LeaseID), 10)]
+	return last[:min(len(last), 48)] + "-" + r.Tag()
 }
 
 // Issue exchanges a JWT-SVID of the workload for the vendor's token.

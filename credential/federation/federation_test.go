@@ -115,7 +115,7 @@ func awsSTS(v *vendor, w http.ResponseWriter, r *http.Request) {
 	}
 	switch {
 	case f.Get("Action") != "AssumeRoleWithWebIdentity" || f.Get("Version") != "2011-06-15" || f.Get("RoleArn") != "arn:aws:iam::123456789012:role/agent",
-		f.Get("RoleSessionName") != "research-LEASEIDLON" || f.Get("PolicyArns.member.1.arn") != "arn:aws:iam::aws:policy/ReadOnlyAccess" || r.Header.Get("Authorization") != "":
+		f.Get("RoleSessionName") != "research-"+(credential.Request{LeaseID: "LEASEIDLONGER"}).Tag() || f.Get("PolicyArns.member.1.arn") != "arn:aws:iam::aws:policy/ReadOnlyAccess" || r.Header.Get("Authorization") != "":
 		fail("ValidationError")
 	case json.Unmarshal([]byte(f.Get("Policy")), &policy) != nil || !strings.Contains(f.Get("Policy"), "arn:aws:s3:::reports/alice\\\"s"):
 		fail("MalformedPolicyDocument")

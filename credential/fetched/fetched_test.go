@@ -87,7 +87,7 @@ func TestStoreGivesTheWorkloadOneSecret(t *testing.T) {
 			if !slices.Equal(i.Scope, []string{"secret=warehouse", "version=3"}) {
 				t.Errorf("scope %q", i.Scope)
 			}
-			if p.Handle.Name != "research-LEASEIDLON" || !p.NotAfter.IsZero() || !i.NotAfter.IsZero() {
+			if p.Handle.Name != "research-"+(credential.Request{LeaseID: "LEASEIDLONGER"}).Tag() || !p.NotAfter.IsZero() || !i.NotAfter.IsZero() {
 				t.Errorf("handle %s, which claims to end at %v and %v", p.Handle.Name, p.NotAfter, i.NotAfter)
 			}
 			if tr := b.Traits(); tr.Revocation != credential.Unrevocable || tr.Renews || tr.Upstream != v.URL {

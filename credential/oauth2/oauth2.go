@@ -66,7 +66,7 @@ const lostAfter = 24 * time.Hour
 
 // Plan names the token for the log. The server has no name for it.
 func (b *Broker) Plan(_ context.Context, r credential.Request) (credential.Plan, error) {
-	name := "token-" + r.LeaseID[:min(len(r.LeaseID), 10)]
+	name := "token-" + r.Tag()
 	return credential.Plan{Handle: credential.Handle{Name: name}, NotAfter: b.now().Add(max(lostAfter, r.TTL))}, nil
 }
 
