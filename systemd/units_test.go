@@ -1,10 +1,13 @@
 package systemd
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -14,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 )
 
@@ -120,6 +124,47 @@ func TestManagerThatTakesConnectionsAndSaysNothingIsNotWaitedFor(t *testing.T) {
 	}
 	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("waited for %v", took)
+	}
+}
+
+// A manager that executes itself anew may end its connections anywhere.
+func TestMessageThatIsCutOffAnywhereIsAnError(t *testing.T) {
+	reply := &dbus.Message{
+		Type: dbus.TypeMethodReply,
+		Headers: map[dbus.HeaderField]dbus.Variant{
+			dbus.FieldReplySerial: dbus.MakeVariant(uint32(1)),
+			dbus.FieldSignature:   dbus.MakeVariant(dbus.SignatureOf("")),
+		},
+		Body: []any{"active"},
+	}
+	var whole bytes.Buffer
+	must(t, reply.EncodeTo(&whole, binary.LittleEndian))
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	must(t, err)
+	defer l.Close()
+	for n := range whole.Len() {
+		go func() {
+			manager, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer manager.Close()
+			said := bufio.NewReader(manager)
+			said.ReadString('\n') // AUTH
+			io.WriteString(manager, "REJECTED EXTERNAL\r\n")
+			said.ReadString('\n') // AUTH EXTERNAL
+			io.WriteString(manager, "OK 0123456789abcdef0123456789abcdef\r\n")
+			said.ReadString('\n') // BEGIN
+			if call, _ := said.Peek(1); len(call) == 0 {
+				t.Error("the handshake failed before the call")
+			}
+			manager.Write(whole.Bytes()[:n])
+		}()
+		if conn, err := dial(t.Context(), path); err == nil {
+			conn.Close()
+			t.Errorf("took the first %d of %d bytes for an answer", n, whole.Len())
+		}
 	}
 }
 
