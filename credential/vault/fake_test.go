@@ -30,6 +30,7 @@ type fake struct {
 
 	mu          sync.Mutex
 	tokens      map[string]time.Time // until when
+	byCert      map[string]bool      // tokens that were got by certificate
 	leases      map[string]string    // of which token
 	logins      []string             // who logged in, and how
 	maySync     bool                 // the policy allows sys/leases/revoke
@@ -40,7 +41,7 @@ type fake struct {
 }
 
 func newFake(t *testing.T, domain *credentialtest.Workload) *fake {
-	f := &fake{t: t, domain: domain, tokens: make(map[string]time.Time), leases: make(map[string]string), mayRevoke: true}
+	f := &fake{t: t, domain: domain, tokens: make(map[string]time.Time), byCert: make(map[string]bool), leases: make(map[string]string), mayRevoke: true}
 	f.Server = httptest.NewUnstartedServer(http.HandlerFunc(f.serve))
 	f.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
 	f.StartTLS()
@@ -75,6 +76,8 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	switch {
+	case path == "auth/token/renew-self" && f.byCert[token]:
+		refuse(w, 400) // without the certificate of the login
 	case path == "auth/token/renew-self":
 		seconds, _ := body["increment"].(float64)
 		f.tokens[token] = time.Now().Add(time.Duration(seconds) * time.Second)
@@ -152,6 +155,7 @@ func (f *fake) login(w http.ResponseWriter, ok bool, how string) {
 		accessor = ""
 	}
 	f.tokens[token] = time.Now().Add(time.Minute)
+	f.byCert[token] = how == "cert"
 	answer(w, map[string]any{"auth": map[string]any{"client_token": token, "accessor": accessor, "lease_duration": 60, "renewable": true, "policies": []string{"default"}}})
 }
 

@@ -132,7 +132,7 @@ func (s *realServer) certAuth() {
 	s.write("auth/"+at+"/certs/research", map[string]any{
 		"certificate":      string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: authority})),
 		"allowed_uri_sans": []string{id.String()},
-		"token_policies":   []string{s.prefix}, "token_ttl": "1m", "token_max_ttl": "1h", "token_type": "service",
+		"token_policies":   []string{s.prefix}, "token_ttl": "15m", "token_max_ttl": "1h", "token_type": "service",
 	})
 }
 

@@ -60,9 +60,16 @@ func (b *Broker) Traits() credential.Traits {
 		t.Revocation, t.Renews = credential.Unrevocable, false
 	case !s.Leased.Value:
 		t.Revocation, t.Renews, t.ChoosesTTL = credential.ExpiryOnly, false, true
+	case !b.renewsToken():
+		t.Renews = false
 	}
 	return t
 }
+
+// renewsToken reports whether a token can be made to live longer: that of a
+// login by certificate is renewed over a connection with the same certificate
+// alone, whose key is gone by then.
+func (b *Broker) renewsToken() bool { return b.settings.Auth.Value != "cert" }
 
 // handle is the token that the server's lease hangs on. It is kept encrypted.
 type handle struct {
@@ -84,8 +91,10 @@ func (b *Broker) Plan(ctx context.Context, r credential.Request) (credential.Pla
 		return credential.Plan{}, fmt.Errorf("%w: role %s gives tokens that never end; set its token_ttl and token_max_ttl", credential.ErrUpstream, b.settings.Role)
 	}
 	h, err := b.handle(auth.Accessor, handle{Token: auth.ClientToken})
-	// Nothing renews the token before the plan is durable.
-	longest := max(time.Duration(auth.LeaseDuration)*time.Second, r.TTL+renewSlack)
+	longest := time.Duration(auth.LeaseDuration) * time.Second
+	if b.renewsToken() { // once the plan is durable
+		longest = max(longest, r.TTL+renewSlack)
+	}
 	return credential.Plan{Handle: h, NotAfter: asked.Add(longest)}, err
 }
 
@@ -119,7 +128,7 @@ func (b *Broker) Issue(ctx context.Context, r credential.Request, p credential.P
 	}
 	asked := b.now()
 	tokenEnds := p.NotAfter
-	if b.settings.Leased.Value {
+	if b.settings.Leased.Value && b.renewsToken() {
 		if tokenEnds, err = b.renewToken(ctx, c, r.TTL); err != nil {
 			return credential.Issued{}, err
 		}
