@@ -31,6 +31,7 @@ func (h *host) vouchOn(args ...string) *following {
 	f := &following{cmd: exec.Command(filepath.Join(dir, "vouch"), args...), stderr: newLines(), waited: make(chan error, 1)}
 	f.cmd.Env = append(os.Environ(), "SPIFFE_ENDPOINT_SOCKET=unix://"+h.path("agent.sock"))
 	f.cmd.Stderr = f.stderr
+	f.cmd.WaitDelay = 10 * time.Second // for what it has started and left behind
 	must(h.t, f.cmd.Start())
 	go func() {
 		err := f.cmd.Wait()

@@ -122,7 +122,7 @@ func TestRevocationThatIsRefusedIsTriedUntilItIsNot(t *testing.T) {
 	v.refuseRevoke = true
 	h.grants(fmt.Sprintf("  - {name: db, broker: vault, vault: {address: %q, ca_file: %q, role: research, path: database/creds/readonly}}\n", v.URL, v.caFile), "db")
 	h.start()
-	f := h.vouchOn("exec", "--credential", "db=PG", "--", "sh", "-c", "echo runs >&2; exec setpriv --pdeathsig KILL sleep 1000")
+	f := h.vouchOn("exec", "--credential", "db=PG", "--", "setpriv", "--pdeathsig", "KILL", "sh", "-c", "echo runs >&2; exec sleep 1000")
 	f.stderr.wait(t, "runs")
 	must(t, f.cmd.Process.Kill())
 	<-f.waited

@@ -134,7 +134,7 @@ func TestVaultSeesTheWorkloadAndItsLeaseEndsWithIt(t *testing.T) {
 		}
 	}
 
-	f := h.vouchOn("exec", "--credential", "by-jwt=PG", "--", "sh", "-c", "echo runs >&2; exec setpriv --pdeathsig KILL sleep 1000")
+	f := h.vouchOn("exec", "--credential", "by-jwt=PG", "--", "setpriv", "--pdeathsig", "KILL", "sh", "-c", "echo runs >&2; exec sleep 1000")
 	f.stderr.wait(t, "runs")
 	must(t, h.cmd.Process.Kill())
 	h.wait()
