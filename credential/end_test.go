@@ -12,23 +12,23 @@ import (
 )
 
 func TestProcessExitRevokesItsLeasesAtOnce(t *testing.T) {
-	h := newHost(t, plainDefinition)
-	a, exit, _ := agent("one", 1)
-	b, _, _ := agent("one", 2)
-	h.grant(a)
-	h.grant(a)
-	kept := h.grant(b)
-	began := time.Now()
-	close(exit)
-	for len(h.m.Leases()) > 1 && time.Since(began) < 10*time.Second {
-		time.Sleep(time.Millisecond)
-	}
-	if took := time.Since(began); took > time.Second || h.up.left() != 1 {
-		t.Errorf("%d are left after %v", h.up.left(), took)
-	}
-	if got := h.m.Leases(); len(got) != 1 || got[0].ID != kept.Lease.ID {
-		t.Errorf("leases %v, want that of the other process", got)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, plainDefinition)
+		a, exit, _ := agent("one", 1)
+		b, _, _ := agent("one", 2)
+		h.grant(a)
+		h.grant(a)
+		kept := h.grant(b)
+		began := time.Now()
+		close(exit)
+		synctest.Wait()
+		if took := time.Since(began); took > 0 || h.up.left() != 1 {
+			t.Errorf("%d are left after %v", h.up.left(), took)
+		}
+		if got := h.m.Leases(); len(got) != 1 || got[0].ID != kept.Lease.ID {
+			t.Errorf("leases %v, want that of the other process", got)
+		}
+	})
 }
 
 func TestProcessThatExitsWhileTheUpstreamIsAskedLeavesNothing(t *testing.T) {
