@@ -176,38 +176,23 @@ func (k *RSAKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byt
 	if _, pss := opts.(*rsa.PSSOptions); opts == nil || pss || opts.HashFunc() != crypto.SHA256 || len(digest) != sha256.Size {
 		return nil, errors.New("signing in the TPM: want a SHA-256 digest for RSASSA-PKCS1-v1_5")
 	}
-	bound := k.node.binding()
-	var signature []byte
-	err := k.node.tpm.do(context.Background(), "signing in the TPM", operationLimit, func(tr transport.TPM) error {
-		h, err := k.node.load(tr, k.blob)
-		if err != nil {
-			return err
-		}
-		r, err := tpm2.Sign{
-			KeyHandle: withAuth(h, k.node.use(bound)),
-			Digest:    tpm2.TPM2BDigest{Buffer: digest},
-			InScheme: tpm2.TPMTSigScheme{
-				Scheme:  tpm2.TPMAlgRSASSA,
-				Details: tpm2.NewTPMUSigScheme(tpm2.TPMAlgRSASSA, &tpm2.TPMSSchemeHash{HashAlg: tpm2.TPMAlgSHA256}),
-			},
-			Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck},
-		}.Execute(tr)
-		if err != nil {
-			return err
-		}
-		s, err := r.Signature.Signature.RSASSA()
-		if err != nil {
-			return err
-		}
-		signature = s.Sig.Buffer
-		return nil
-	})
+	answer, err := k.node.sign(k.blob, digest, rsassaSHA256)
 	if err != nil {
 		return nil, err
 	}
+	s, err := answer.Signature.RSASSA()
+	if err != nil {
+		return nil, err
+	}
+	signature := s.Sig.Buffer
 	// What the bus or a broken TPM returned is not passed on unseen.
 	if err := rsa.VerifyPKCS1v15(k.public, crypto.SHA256, digest, signature); err != nil {
 		return nil, errors.New("signing in the TPM: the signature that came back does not verify")
 	}
 	return signature, nil
+}
+
+var rsassaSHA256 = tpm2.TPMTSigScheme{
+	Scheme:  tpm2.TPMAlgRSASSA,
+	Details: tpm2.NewTPMUSigScheme(tpm2.TPMAlgRSASSA, &tpm2.TPMSSchemeHash{HashAlg: tpm2.TPMAlgSHA256}),
 }

@@ -102,25 +102,11 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 	if opts == nil || opts.HashFunc() != crypto.SHA256 || len(digest) != sha256.Size {
 		return nil, errors.New("signing in the TPM: want a SHA-256 digest")
 	}
-	bound := k.node.binding()
-	var signature []byte
-	err := k.node.tpm.do(context.Background(), "signing in the TPM", operationLimit, func(tr transport.TPM) error {
-		h, err := k.node.load(tr, k.blob)
-		if err != nil {
-			return err
-		}
-		r, err := tpm2.Sign{
-			KeyHandle:  withAuth(h, k.node.use(bound)),
-			Digest:     tpm2.TPM2BDigest{Buffer: digest},
-			InScheme:   ecdsaSHA256,
-			Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck},
-		}.Execute(tr)
-		if err != nil {
-			return err
-		}
-		signature, err = derSignature(r.Signature)
-		return err
-	})
+	answer, err := k.node.sign(k.blob, digest, ecdsaSHA256)
+	if err != nil {
+		return nil, err
+	}
+	signature, err := derSignature(answer)
 	if err != nil {
 		return nil, err
 	}
@@ -129,6 +115,29 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 		return nil, errors.New("signing in the TPM: the signature that came back does not verify")
 	}
 	return signature, nil
+}
+
+// sign has the TPM sign a SHA-256 digest with a key it wrapped.
+func (n *Node) sign(key blob, digest []byte, scheme tpm2.TPMTSigScheme) (signature tpm2.TPMTSignature, err error) {
+	bound := n.binding()
+	err = n.tpm.do(context.Background(), "signing in the TPM", operationLimit, func(tr transport.TPM) error {
+		h, err := n.load(tr, key)
+		if err != nil {
+			return err
+		}
+		r, err := tpm2.Sign{
+			KeyHandle:  withAuth(h, n.use(bound)),
+			Digest:     tpm2.TPM2BDigest{Buffer: digest},
+			InScheme:   scheme,
+			Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck},
+		}.Execute(tr)
+		if err != nil {
+			return err
+		}
+		signature = r.Signature
+		return nil
+	})
+	return signature, err
 }
 
 var ecdsaSHA256 = tpm2.TPMTSigScheme{
