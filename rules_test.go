@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -134,4 +135,35 @@ func packages(t *testing.T) []listed {
 		t.Fatal("go list names no package")
 	}
 	return ps
+}
+
+// What ships holds no module that nobody has looked at, however it came in.
+func TestShippedProgramsHoldAllowedModulesAlone(t *testing.T) {
+	text, err := os.ReadFile("packaging/inventory/modules.allowed")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var allowed []string
+	for line := range strings.Lines(string(text)) {
+		if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
+			allowed = append(allowed, line)
+		}
+	}
+	out, err := exec.Command("go", "list", "-deps", "-f", "{{with .Module}}{{if not .Main}}{{.Path}}{{end}}{{end}}", "./cmd/...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	shipped := strings.Fields(string(out))
+	slices.Sort(shipped)
+	shipped = slices.Compact(shipped)
+	for _, m := range shipped {
+		if !slices.Contains(allowed, m) {
+			t.Errorf("module %s ships and is not in packaging/inventory/modules.allowed; look at it before you add it", m)
+		}
+	}
+	for _, m := range allowed {
+		if !slices.Contains(shipped, m) {
+			t.Errorf("module %s does not ship any more; remove it from packaging/inventory/modules.allowed", m)
+		}
+	}
 }
