@@ -158,6 +158,22 @@ func concurrently(b *testing.B, workers int, call func()) {
 	}
 }
 
+// BenchmarkDurableWrite is the other part of the floor: one write of a record's
+// size and one fdatasync.
+func BenchmarkDurableWrite(b *testing.B) {
+	file, err := os.Create(filepath.Join(b.TempDir(), "durable"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer file.Close()
+	f := &fixed{file: file}
+	for b.Loop() {
+		if err := f.write(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 // BenchmarkThousandIdentities is one fetch by a caller that a thousand entries
 // match.
 func BenchmarkThousandIdentities(b *testing.B) {
