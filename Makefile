@@ -55,6 +55,7 @@ system-test: ## what needs systemd as PID 1, in a container: tests of units, and
 	@packaging/install-missing mmdebstrap systemd-container procps swtpm swtpm-tools postgresql-15
 	@packaging/test/units
 	@packaging/test/system
+	@packaging/test/upgrade
 	@packaging/test/secrets
 	@packaging/test/examples
 
