@@ -31,7 +31,8 @@ const (
 // [MaxFileLen] bytes; symbolic links are followed. The file and every directory
 // and link on the way to it must belong to root or the process's own user, and
 // nobody else may be able to write to them: whoever can edit the configuration
-// grants themselves identities.
+// grants themselves identities. A file that another process has open for writing
+// is an error until that has closed it.
 func ReadFile(path string) ([]byte, error) {
 	return readFile(path, true)
 }
@@ -126,6 +127,11 @@ func kind(name string) nameKind {
 	return ignored
 }
 
+// openFile opens a file for reading; a named pipe does not hold it up.
+func openFile(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+}
+
 // readFile reads what it has opened and checked, never a path twice.
 func readFile(path string, guard bool) ([]byte, error) {
 	if guard {
@@ -133,7 +139,7 @@ func readFile(path string, guard bool) ([]byte, error) {
 			return nil, err
 		}
 	}
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a named pipe must not hold the daemon up
+	f, err := openFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("reading configuration: %w", err)
 	}
@@ -149,6 +155,11 @@ func readFile(path string, guard bool) ([]byte, error) {
 		if err := writableByOthers(path, info); err != nil {
 			return nil, err
 		}
+		release, err := holdWhole(f)
+		if err != nil {
+			return nil, &Error{Pos{File: path}, err.Error()}
+		}
+		defer release()
 	}
 	data, err := io.ReadAll(io.LimitReader(f, MaxFileLen+1))
 	if err != nil {

@@ -13,9 +13,10 @@ import (
 )
 
 const (
-	quiet    = 20 * time.Millisecond // without events, after which a burst is over
-	patience = 50 * time.Millisecond // after a burst's first event, whatever follows
-	rescan   = time.Second           // between attempts while the kernel gives no watch
+	quiet    = 20 * time.Millisecond  // without events, after which a burst is over
+	patience = 50 * time.Millisecond  // after a burst's first event, whatever follows
+	rescan   = time.Second            // between attempts while the kernel gives no watch
+	reread   = 100 * time.Millisecond // while a file is open for writing; no event tells of its close
 
 	// maxWatches bounds the directories of one watch; the kernel's bound is
 	// per user (inotify(7)).
@@ -28,6 +29,9 @@ const (
 // swapped as configuration managers and Kubernetes do, and a directory that
 // appears later are all told. A burst of events is one call, 20 ms after its
 // last event and at most 50 ms after its first.
+//
+// While another process has a file open for writing, which [ReadFile] refuses,
+// the calls go on until it is closed.
 //
 // The first call comes as soon as the watch stands, so that a change since the
 // caller last read is not missed; after trouble with the watch the paths are
@@ -42,8 +46,13 @@ func Watch(ctx context.Context, paths []string, changed func()) error {
 		return err
 	}
 	for ctx.Err() == nil {
+		before := unfinished(paths)
 		changed()
-		waitForBurst(ctx, w)
+		if before || unfinished(paths) {
+			wait(ctx, reread)
+		} else {
+			waitForBurst(ctx, w)
+		}
 		// The new watch stands before the old one goes and before anybody
 		// reads, so every later change meets a watch.
 		next, err := newWatch(paths)

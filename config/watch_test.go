@@ -169,17 +169,22 @@ type watched struct {
 func startWatch(t *testing.T, path string) *watched {
 	t.Helper()
 	w := &watched{path: path, calls: make(chan string, 10_000)}
+	watchUntilDone(t, path, func() { w.calls <- contents(path) })
+	w.last = <-w.calls
+	return w
+}
+
+// watchUntilDone watches path until the test ends.
+func watchUntilDone(t *testing.T, path string, changed func()) {
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error)
-	go func() { done <- Watch(ctx, []string{path}, func() { w.calls <- contents(path) }) }()
+	go func() { done <- Watch(ctx, []string{path}, changed) }()
 	t.Cleanup(func() {
 		stop()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
 	})
-	w.last = <-w.calls
-	return w
 }
 
 // seen waits for a call that sees what is there now.
