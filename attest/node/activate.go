@@ -108,20 +108,14 @@ func (n *Node) Activate(ctx context.Context, challenge []byte) ([]byte, error) {
 		return nil, fmt.Errorf("answering a challenge: %w", err)
 	}
 	defer clear(credential)
-	return json.Marshal(answerDocument{
-		Version: activationVersion, EKSHA256: n.EKSHA256(), AKName: n.AKName(),
-		Proof: activationProof(credential, n.EKSHA256(), n.AKName()),
-	})
+	return AnswerChallenge(credential, n.EKSHA256(), n.AKName())
 }
 
 // openChallenge has the TPM decrypt the credential in a challenge.
 func (n *Node) openChallenge(ctx context.Context, challenge []byte) (credential []byte, err error) {
-	var c challengeDocument
-	if err := decodeJSON(challenge, maxActivationLen, &c); err != nil {
+	c, err := ParseChallenge(challenge)
+	if err != nil {
 		return nil, err
-	}
-	if c.Version != activationVersion {
-		return nil, fmt.Errorf("version %d is unknown; this vouchd knows %d", c.Version, activationVersion)
 	}
 	if c.AKName != n.AKName() || c.EKSHA256 != n.EKSHA256() {
 		return nil, fmt.Errorf("it is for another machine (attestation key %.80s), or from before vouch node reset", c.AKName)
@@ -204,6 +198,28 @@ func endorsementAuth(public *tpm2.TPMTPublic) tpm2.Session {
 			NonceTPM:      nonce,
 		}.Execute(tr)
 		return err
+	})
+}
+
+// ParseChallenge reads a challenge. Whether it is for this machine, and whether
+// its credential can be opened, is for the machine to see.
+func ParseChallenge(b []byte) (challengeDocument, error) {
+	var c challengeDocument
+	if err := decodeJSON(b, maxActivationLen, &c); err != nil {
+		return challengeDocument{}, err
+	}
+	if c.Version != activationVersion {
+		return challengeDocument{}, fmt.Errorf("version %d is unknown; this vouchd knows %d", c.Version, activationVersion)
+	}
+	return c, nil
+}
+
+// AnswerChallenge makes the answer that [VerifyActivation] expects of the
+// machine whose TPM decrypted the credential in a challenge.
+func AnswerChallenge(credential []byte, ekSHA256, akName string) ([]byte, error) {
+	return json.Marshal(answerDocument{
+		Version: activationVersion, EKSHA256: ekSHA256, AKName: akName,
+		Proof: activationProof(credential, ekSHA256, akName),
 	})
 }
 

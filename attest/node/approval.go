@@ -5,12 +5,10 @@ import (
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/asn1"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
-	"math/big"
 	"slices"
 
 	"github.com/google/go-tpm/tpm2"
@@ -26,12 +24,11 @@ type approval struct {
 const (
 	approvalVersion = 1
 	maxApprovalLen  = 8 << 10 // bytes
-	maxApprovals    = 16      // known-good states at a time; the oldest goes first
 )
 
 // approvalPurpose keeps an approval from being taken for another policy that
 // the authority signs (TPM 2.0 Part 3, 23.16: policyRef).
-var approvalPurpose = []byte("vouchd boot state v1")
+const approvalPurpose = "vouchd boot state v1"
 
 // ApproveBootState signs, with an ECDSA P-256 key, that nodes which trust this
 // authority may use their bound keys while the PCRs (SHA-256 bank) have these
@@ -128,22 +125,4 @@ func authorityArea(key crypto.PublicKey) (*tpm2.TPMTPublic, error) {
 		X: tpm2.TPM2BECCParameter{Buffer: point[1:33]}, Y: tpm2.TPM2BECCParameter{Buffer: point[33:]},
 	})
 	return &area, nil
-}
-
-func tpmSignature(der []byte) (*tpm2.TPMTSignature, error) {
-	var rs struct{ R, S *big.Int }
-	if rest, err := asn1.Unmarshal(der, &rs); err != nil || len(rest) > 0 {
-		return nil, errors.New("the signature is malformed")
-	}
-	if rs.R.Sign() <= 0 || rs.S.Sign() <= 0 || rs.R.BitLen() > 256 || rs.S.BitLen() > 256 {
-		return nil, errors.New("the signature is out of range")
-	}
-	return &tpm2.TPMTSignature{
-		SigAlg: tpm2.TPMAlgECDSA,
-		Signature: tpm2.NewTPMUSignature(tpm2.TPMAlgECDSA, &tpm2.TPMSSignatureECC{
-			Hash:       tpm2.TPMAlgSHA256,
-			SignatureR: tpm2.TPM2BECCParameter{Buffer: rs.R.FillBytes(make([]byte, 32))},
-			SignatureS: tpm2.TPM2BECCParameter{Buffer: rs.S.FillBytes(make([]byte, 32))},
-		}),
-	}, nil
 }

@@ -5,9 +5,11 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/x509"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"maps"
+	"math/big"
 	"slices"
 
 	"github.com/google/go-tpm/tpm2"
@@ -26,6 +28,8 @@ type binding struct {
 	Authority []byte     `json:"authority"` // DER SubjectPublicKeyInfo, ECDSA P-256
 	Approvals []approval `json:"approvals"`
 }
+
+const maxApprovals = 16 // known-good states at a time; the oldest goes first
 
 // LoadBound is [Load] for a node whose keys, made on first use, work only in
 // boot states that authority (ECDSA P-256) approved with [ApproveBootState].
@@ -178,7 +182,7 @@ func (b *binding) keyPolicy() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	command := tpm2.PolicyAuthorize{PolicyRef: tpm2.TPM2BDigest{Buffer: approvalPurpose}, KeySign: *objectName(area)}
+	command := tpm2.PolicyAuthorize{PolicyRef: tpm2.TPM2BDigest{Buffer: []byte(approvalPurpose)}, KeySign: *objectName(area)}
 	if err := command.Update(p); err != nil {
 		return nil, err
 	}
@@ -245,7 +249,7 @@ func (b *binding) satisfy(tr transport.TPM, session tpm2.TPMISHPolicy) error {
 	_, err = tpm2.PolicyAuthorize{
 		PolicySession:  session,
 		ApprovedPolicy: tpm2.TPM2BDigest{Buffer: policy},
-		PolicyRef:      tpm2.TPM2BDigest{Buffer: approvalPurpose},
+		PolicyRef:      tpm2.TPM2BDigest{Buffer: []byte(approvalPurpose)},
 		KeySign:        key,
 		CheckTicket:    ticket,
 	}.Execute(tr)
@@ -307,4 +311,22 @@ func (b *binding) ticket(tr transport.TPM, a approval) (key tpm2.TPM2BName, tick
 		return key, ticket, err
 	}
 	return loaded.Name, r.Validation, flush(tr, loaded.ObjectHandle)
+}
+
+func tpmSignature(der []byte) (*tpm2.TPMTSignature, error) {
+	var rs struct{ R, S *big.Int }
+	if rest, err := asn1.Unmarshal(der, &rs); err != nil || len(rest) > 0 {
+		return nil, errors.New("the signature is malformed")
+	}
+	if rs.R.Sign() <= 0 || rs.S.Sign() <= 0 || rs.R.BitLen() > 256 || rs.S.BitLen() > 256 {
+		return nil, errors.New("the signature is out of range")
+	}
+	return &tpm2.TPMTSignature{
+		SigAlg: tpm2.TPMAlgECDSA,
+		Signature: tpm2.NewTPMUSignature(tpm2.TPMAlgECDSA, &tpm2.TPMSSignatureECC{
+			Hash:       tpm2.TPMAlgSHA256,
+			SignatureR: tpm2.TPM2BECCParameter{Buffer: rs.R.FillBytes(make([]byte, 32))},
+			SignatureS: tpm2.TPM2BECCParameter{Buffer: rs.S.FillBytes(make([]byte, 32))},
+		}),
+	}, nil
 }

@@ -208,7 +208,7 @@ func former(tr transport.TPM, s tpm2.TPMISHPolicy, b *binding) error {
 	}
 	_, err = tpm2.PolicyAuthorize{
 		PolicySession: s, ApprovedPolicy: tpm2.TPM2BDigest{Buffer: policy},
-		PolicyRef: tpm2.TPM2BDigest{Buffer: approvalPurpose}, KeySign: key, CheckTicket: ticket,
+		PolicyRef: tpm2.TPM2BDigest{Buffer: []byte(approvalPurpose)}, KeySign: key, CheckTicket: ticket,
 	}.Execute(tr)
 	return err
 }

@@ -178,6 +178,12 @@ const (
 	maxAnchorLen  = 8 << 10 // bytes
 )
 
+// encode returns the document that [Verified.Anchor] takes.
+func (a anchorDocument) encode() ([]byte, error) {
+	a.Version = anchorVersion
+	return json.Marshal(a)
+}
+
 // Anchor counts the TPM's counter one up and has the AK sign the new value and
 // the machine's boot state, both together with digest. Whoever holds the
 // anchor knows that digest existed at this count, so that an older anchor can
@@ -224,7 +230,7 @@ func (n *Node) Count(ctx context.Context) error {
 
 // anchor certifies the counter, after count if that is not nil, and quotes.
 func (n *Node) anchor(ctx context.Context, digest [32]byte, count func(transport.TPM, tpm2.TPMSNVPublic, tpm2.Session) error) ([]byte, error) {
-	doc := anchorDocument{Version: anchorVersion}
+	var doc anchorDocument
 	err := n.tpm.do(ctx, "anchoring in the TPM", operationLimit, func(tr transport.TPM) error {
 		// One session for all commands on the counter.
 		auth, done, err := tpm2.HMACSession(tr, tpm2.TPMAlgSHA256, nonceLen, tpm2.Auth(n.keys.Counter.Auth.Reveal()))
@@ -251,7 +257,7 @@ func (n *Node) anchor(ctx context.Context, digest [32]byte, count func(transport
 	if err != nil {
 		return nil, err
 	}
-	return json.Marshal(doc)
+	return doc.encode()
 }
 
 // counterGone says so if that is why a command on the counter failed.

@@ -113,6 +113,8 @@ func endorsementPublic(tr transport.TPM, template ekTemplate, persistent []*tpm2
 	return r.OutPublic.Contents()
 }
 
+const maxChainLen = 128 << 10 // bytes, of all certificates together
+
 // readChain reads the certificates above the endorsement key's: TCG EK
 // Credential Profile, 2.2.1.5.2.
 func readChain(tr transport.TPM) ([][]byte, error) {
@@ -126,7 +128,7 @@ func readChain(tr transport.TPM) ([][]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		if all = append(all, part...); len(all) > maxCertificates*maxCertificateLen {
+		if all = append(all, part...); len(all) > maxChainLen {
 			break
 		}
 	}

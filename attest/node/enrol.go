@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
@@ -40,9 +41,14 @@ type enrolmentDocument struct {
 
 const (
 	enrolmentVersion = 1
-	enrolmentFile    = "enrolment"
 	maxRequestLen    = MaxEvidenceLen + 16<<10
 	maxEnrolmentLen  = 64 << 10
+)
+
+// The enrolment in the store.
+const (
+	enrolmentFile        = "enrolment"
+	enrolmentFileVersion = 1
 )
 
 // Request makes a request to be signed into a trust domain: evidence for the
@@ -67,7 +73,13 @@ func (n *Node) Request(ctx context.Context, td spiffeid.TrustDomain, nonce []byt
 	if err != nil {
 		return nil, fmt.Errorf("requesting enrolment: %w", err)
 	}
-	return json.Marshal(request{Version: enrolmentVersion, TrustDomain: td.Name(), CSR: csr, Evidence: e})
+	return NewRequest(td, csr, e)
+}
+
+// NewRequest makes a node's request to be signed into a trust domain, of a
+// certificate request (DER) that the node key signed and of evidence.
+func NewRequest(td spiffeid.TrustDomain, csr, evidenceJSON []byte) ([]byte, error) {
+	return json.Marshal(request{Version: enrolmentVersion, TrustDomain: td.Name(), CSR: csr, Evidence: evidenceJSON})
 }
 
 func parseRequest(b []byte) (request, error) {
@@ -108,14 +120,14 @@ func (n *Node) Install(ctx context.Context, approval []byte, rootSHA256 string) 
 	if err != nil {
 		return Enrolment{}, fmt.Errorf("installing an enrolment: %w", err)
 	}
-	e, err := n.parseEnrolment(inner, time.Now())
+	e, err := ParseEnrolment(inner, n.NodeKey(), time.Now())
 	if err != nil {
 		return Enrolment{}, fmt.Errorf("installing an enrolment: %w", err)
 	}
 	if sum := sha256.Sum256(e.Root.Raw); hex.EncodeToString(sum[:]) != rootSHA256 {
 		return Enrolment{}, fmt.Errorf("installing an enrolment: it is of root %x and not of the root %.64s that was asked for", sum, rootSHA256)
 	}
-	if err := n.store.Save(enrolmentFile, enrolmentVersion, inner); err != nil {
+	if err := n.store.Save(enrolmentFile, enrolmentFileVersion, inner); err != nil {
 		return Enrolment{}, fmt.Errorf("installing an enrolment: %w", err)
 	}
 	return e, nil
@@ -125,11 +137,11 @@ func (n *Node) Install(ctx context.Context, approval []byte, rootSHA256 string) 
 // [fs.ErrNotExist] if nothing was. It is verified as of now: an expired one is
 // an error that says so.
 func (n *Node) Enrolment(now time.Time) (Enrolment, error) {
-	inner, _, err := n.store.Load(enrolmentFile, enrolmentVersion)
+	inner, _, err := n.store.Load(enrolmentFile, enrolmentFileVersion)
 	if err != nil {
 		return Enrolment{}, fmt.Errorf("loading the enrolment: %w", err)
 	}
-	e, err := n.parseEnrolment(inner, now)
+	e, err := ParseEnrolment(inner, n.NodeKey(), now)
 	if err != nil {
 		return Enrolment{}, fmt.Errorf("loading the enrolment: %w", err)
 	}
@@ -137,18 +149,32 @@ func (n *Node) Enrolment(now time.Time) (Enrolment, error) {
 }
 
 func (n *Node) openApproval(ctx context.Context, b []byte) ([]byte, error) {
-	var a approvalDocument
-	if err := decodeJSON(b, maxEnrolmentLen, &a); err != nil {
+	a, err := ParseSealedEnrolment(b)
+	if err != nil {
 		return nil, err
-	}
-	if a.Version != enrolmentVersion {
-		return nil, fmt.Errorf("version %d is unknown; this vouchd knows %d", a.Version, enrolmentVersion)
 	}
 	credential, err := n.openChallenge(ctx, a.Challenge)
 	if err != nil {
 		return nil, err
 	}
 	defer clear(credential)
+	return a.open(credential)
+}
+
+// ParseSealedEnrolment reads an approval of [Authority.Approve].
+func ParseSealedEnrolment(b []byte) (approvalDocument, error) {
+	var a approvalDocument
+	if err := decodeJSON(b, maxEnrolmentLen, &a); err != nil {
+		return approvalDocument{}, err
+	}
+	if a.Version != enrolmentVersion {
+		return approvalDocument{}, fmt.Errorf("version %d is unknown; this vouchd knows %d", a.Version, enrolmentVersion)
+	}
+	return a, nil
+}
+
+// open decrypts the enrolment with the credential in the approval's challenge.
+func (a approvalDocument) open(credential []byte) ([]byte, error) {
 	aead, err := approvalCipher(credential)
 	if err != nil {
 		return nil, err
@@ -160,7 +186,9 @@ func (n *Node) openApproval(ctx context.Context, b []byte) ([]byte, error) {
 	return inner, nil
 }
 
-func (n *Node) parseEnrolment(inner []byte, now time.Time) (Enrolment, error) {
+// ParseEnrolment reads an enrolment from an approval that was opened, and
+// verifies it for a node key as of now.
+func ParseEnrolment(inner []byte, nodeKey *ecdsa.PublicKey, now time.Time) (Enrolment, error) {
 	var d enrolmentDocument
 	if err := decodeJSON(inner, maxEnrolmentLen, &d); err != nil {
 		return Enrolment{}, err
@@ -186,5 +214,5 @@ func (n *Node) parseEnrolment(inner []byte, now time.Time) (Enrolment, error) {
 		}
 		e.Chain = append(e.Chain, c)
 	}
-	return e, VerifyEnrolment(e.Chain, e.Root, e.TrustDomain, n.NodeKey(), now)
+	return e, VerifyEnrolment(e.Chain, e.Root, e.TrustDomain, nodeKey, now)
 }

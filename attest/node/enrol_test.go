@@ -39,7 +39,7 @@ func newAuthority(t *testing.T, td spiffeid.TrustDomain) Authority {
 	return a
 }
 
-func (a Authority) sha256() string {
+func rootSHA256(a Authority) string {
 	d := sha256.Sum256(a.Root.Raw)
 	return hex.EncodeToString(d[:])
 }
@@ -56,7 +56,7 @@ func enrol(t *testing.T, m *machine, a Authority, p Policy) Enrolment {
 	if err != nil {
 		t.Fatalf("%v\n%v", err, r)
 	}
-	e, err := m.Install(t.Context(), approval, a.sha256())
+	e, err := m.Install(t.Context(), approval, rootSHA256(a))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,11 +240,11 @@ func TestCuckooCannotOpenItsApproval(t *testing.T) {
 	}
 	// With vouchd's own checks out of the way.
 	cuckoo.keys.EK = victim.keys.EK
-	if _, err := cuckoo.Install(t.Context(), approval, a.sha256()); err == nil {
+	if _, err := cuckoo.Install(t.Context(), approval, rootSHA256(a)); err == nil {
 		t.Error("the cuckoo opened it")
 	}
 	victim.ak = cuckoo.ak
-	if _, err := victim.Install(t.Context(), approval, a.sha256()); err == nil {
+	if _, err := victim.Install(t.Context(), approval, rootSHA256(a)); err == nil {
 		t.Error("the victim's TPM opened it for the cuckoo's key")
 	}
 }
@@ -265,7 +265,7 @@ func TestApprovalsOfEnrolmentAreChecked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := m.Install(t.Context(), approval, other.sha256()); err == nil {
+	if _, err := m.Install(t.Context(), approval, rootSHA256(other)); err == nil {
 		t.Error("installed under another root than asked for")
 	}
 	if _, err := m.Install(t.Context(), approval, ""); err == nil {
@@ -282,14 +282,14 @@ func TestApprovalsOfEnrolmentAreChecked(t *testing.T) {
 			t.Fatal(err)
 		}
 		change(&d)
-		if _, err := m.Install(t.Context(), encode(t, d), a.sha256()); err == nil {
+		if _, err := m.Install(t.Context(), encode(t, d), rootSHA256(a)); err == nil {
 			t.Errorf("%s: installed", name)
 		}
 	}
 	if _, err := m.Enrolment(time.Now()); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("after refused approvals something is installed: %v", err)
 	}
-	if _, err := m.Install(t.Context(), approval, a.sha256()); err != nil {
+	if _, err := m.Install(t.Context(), approval, rootSHA256(a)); err != nil {
 		t.Error(err)
 	}
 }

@@ -100,7 +100,6 @@ func (n *Node) Evidence(ctx context.Context, nonce []byte, from Sources) ([]byte
 		return nil, fmt.Errorf("making evidence: nonce of %d bytes; want %d to %d", len(nonce), MinNonceLen, MaxNonceLen)
 	}
 	e := evidence{
-		Version: evidenceVersion,
 		Nonce:   hex.EncodeToString(nonce),
 		AK:      statedAK{Public: n.keys.AK.Public, Created: n.keys.Created},
 		EK:      n.keys.EK,
@@ -110,7 +109,7 @@ func (n *Node) Evidence(ctx context.Context, nonce []byte, from Sources) ([]byte
 	if len(e.EK.Certificates) > 0 {
 		e.EK.Certificates = append(e.EK.Certificates[:len(e.EK.Certificates):len(e.EK.Certificates)], from.Chain...)
 	}
-	err := e.readHost(from)
+	err := readHost(&e, from)
 	if err == nil {
 		err = n.tpm.do(ctx, "making evidence", operationLimit, func(tr transport.TPM) error { return n.attestTo(tr, &e, nonce) })
 	}
@@ -122,6 +121,12 @@ func (n *Node) Evidence(ctx context.Context, nonce []byte, from Sources) ([]byte
 	if err != nil {
 		return nil, fmt.Errorf("making evidence: %w", err)
 	}
+	return e.encode()
+}
+
+// encode returns the document that [Appraise] and [Challenge] take.
+func (e evidence) encode() ([]byte, error) {
+	e.Version = evidenceVersion
 	b, err := json.Marshal(e)
 	if err == nil && len(b) > MaxEvidenceLen {
 		err = fmt.Errorf("making evidence: %d bytes are more than %d", len(b), MaxEvidenceLen)
@@ -129,7 +134,8 @@ func (n *Node) Evidence(ctx context.Context, nonce []byte, from Sources) ([]byte
 	return b, err
 }
 
-func (e *evidence) readHost(from Sources) (err error) {
+// readHost fills in what the host says.
+func readHost(e *evidence, from Sources) (err error) {
 	e.Host.Hostname = from.Hostname
 	e.Host.MadeAt = time.Now().UTC().Truncate(time.Second)
 	if e.EventLog, err = readSource(from.EventLog, MaxEventLogLen); err != nil {

@@ -23,6 +23,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -223,7 +224,7 @@ func (n *Node) EKSHA256() string { return n.keys.EK.sha256() }
 
 // AKName returns the attestation key's TPM name in hexadecimal: the algorithm
 // and digest of its public area (TPM 2.0 Part 1, 16).
-func (n *Node) AKName() string { return nameText(&n.ak) }
+func (n *Node) AKName() string { return hex.EncodeToString(objectName(&n.ak).Buffer) }
 
 // HasEKCertificate tells whether the TPM's maker certified the endorsement key, so
 // that a verifier can trace it to the maker.

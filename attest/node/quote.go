@@ -63,7 +63,6 @@ func (n *Node) Quote(ctx context.Context, data [32]byte) (Quote, error) {
 	if err != nil {
 		return Quote{}, err
 	}
-	doc.Version = quoteVersion
 	a, err := exact[tpm2.TPMSAttest](doc.Attested)
 	if err != nil {
 		return Quote{}, err
@@ -72,7 +71,7 @@ func (n *Node) Quote(ctx context.Context, data [32]byte) (Quote, error) {
 	if err != nil {
 		return Quote{}, err
 	}
-	encoding, err := json.Marshal(doc)
+	encoding, err := doc.encode()
 	if err != nil {
 		return Quote{}, err
 	}
@@ -90,6 +89,12 @@ const (
 	quoteVersion = 1
 	maxQuoteLen  = 8 << 10 // bytes
 )
+
+// encode returns the document that [Verified.Quote] takes.
+func (d quoteDocument) encode() ([]byte, error) {
+	d.Version = quoteVersion
+	return json.Marshal(d)
+}
 
 // pcrHex is a PCR's value, in hexadecimal in JSON.
 type pcrHex []byte

@@ -52,7 +52,6 @@ type certifiedKey certifiedPublic // TPMT_PUBLIC, TPM2_Certify
 // not fit are left out, the endorsement key's own never.
 func (n *Node) Statement(ctx context.Context, logKey ed25519.PublicKey) ([]byte, error) {
 	s := statement{
-		Version: statementVersion,
 		EK:      n.keys.EK,
 		AK:      statedAK{Public: n.keys.AK.Public, Created: n.keys.Created},
 		NodeKey: certifiedKey{n.keys.Node.Public, n.keys.NodeCertified},
@@ -73,6 +72,13 @@ func (n *Node) Statement(ctx context.Context, logKey ed25519.PublicKey) ([]byte,
 	if err != nil {
 		return nil, err
 	}
+	return s.encode()
+}
+
+// encode returns the document that [VerifyStatement] takes. It leaves out what
+// of the endorsement key's chain does not fit.
+func (s statement) encode() ([]byte, error) {
+	s.Version = statementVersion
 	for {
 		b, err := json.Marshal(s)
 		if err != nil {
