@@ -26,7 +26,8 @@ var mayImport = map[string][]string{
 	"packaging/version":            nil,
 	"packaging/inventory":          nil,
 	"packaging/manual":             nil,
-	"attest/node":                  {"attest", "secret", "config"},
+	"attest/appraisal":             {"attest", "config"},
+	"attest/node":                  {"attest/appraisal", "secret"},
 	"attest/node/tpmtest":          nil,
 	"attest/process":               {"attest", "systemd"},
 	"programs":                     {"attest/process", "config", "systemd"},
@@ -59,8 +60,8 @@ var mayImport = map[string][]string{
 // mayUse is which packages may import a module that belongs in one place.
 var mayUse = map[string][]string{
 	"google.golang.org/grpc":           {"workloadapi", "workloadapi/credentialv1"},
-	"github.com/google/go-tpm":         {"attest/node", "attest/node/tpmtest"},
-	"github.com/google/go-attestation": {"attest/node"},
+	"github.com/google/go-tpm":         {"attest/appraisal", "attest/node", "attest/node/tpmtest"},
+	"github.com/google/go-attestation": {"attest/appraisal"},
 	"github.com/jackc/pgx":             {"credential/postgres", "credential/postgres/pgtest"},
 	"github.com/openbao/openbao/api":   {"credential/vault"},
 	"github.com/zitadel/oidc":          {"credential/oauth2/oauth2test"}, // tests alone
@@ -72,6 +73,7 @@ const module = "github.com/vouchd/vouchd/"
 
 type listed struct {
 	ImportPath string
+	Standard   bool
 	Imports    []string
 }
 
@@ -103,6 +105,58 @@ func TestAModuleOfOnePlaceIsUsedThereAlone(t *testing.T) {
 	}
 }
 
+// opensDevices is which packages behind the verifier could open a device, a
+// file or a socket, or import one that could. The verifier calls nothing of
+// theirs that does.
+var opensDevices = map[string]string{
+	"github.com/google/go-tpm/tpm2":                       "commands and structures; a caller brings the connection",
+	"github.com/google/go-tpm/legacy/tpm2/credactivation": "of go-attestation",
+	"github.com/google/go-tpm/tpmutil":                    "encodes structures for go-tpm, beside opening TPMs",
+	"github.com/google/go-tpm/legacy/tpm2":                "has the structures that tpm2 and go-attestation build on",
+	"github.com/google/go-tpm/tpm2/transport":             "has the type of a connection that commands of tpm2 take",
+	"github.com/fsnotify/fsnotify":                        "watches files for config, whose parser policies are read with",
+	"github.com/fsnotify/fsnotify/internal":               "as fsnotify",
+	"github.com/google/go-attestation/attest":             "reads event logs, beside opening TPMs",
+	"golang.org/x/sys/unix":                               "of tpmutil and fsnotify",
+	module + "config":                                     "watches files, beside parsing them",
+}
+
+// The verifier needs no TPM: it judges bytes. It opens nothing itself, and
+// what it is built on cannot either, but for what opensDevices names.
+func TestTheVerifierOpensNoDevice(t *testing.T) {
+	const verifier = module + "attest/appraisal"
+	opens := []string{"net", "net/http", "os", "os/exec", "syscall", "golang.org/x/sys/unix",
+		"github.com/google/go-tpm/tpmutil", "github.com/google/go-tpm/legacy/tpm2", "github.com/google/go-tpm/tpm2/transport"}
+	seen := make(map[string]bool)
+	for _, p := range listPackages(t, "-deps", "./attest/appraisal") {
+		seen[p.ImportPath] = true
+		switch {
+		case p.Standard:
+			if p.ImportPath == "net/http" || p.ImportPath == "os/exec" {
+				t.Errorf("%s is behind the verifier", p.ImportPath)
+			}
+			continue
+		case p.ImportPath == module+"attest/node" || strings.HasPrefix(p.ImportPath, "github.com/google/go-tpm/tpm2/transport/"):
+			t.Errorf("%s opens a TPM and is behind the verifier", p.ImportPath)
+		case opensDevices[p.ImportPath] != "":
+			continue
+		}
+		for _, imported := range p.Imports {
+			if slices.Contains(opens, imported) {
+				t.Errorf("%s imports %s and is behind the verifier", p.ImportPath, imported)
+			}
+		}
+	}
+	if !seen[verifier] {
+		t.Errorf("go list does not name %s", verifier)
+	}
+	for p := range opensDevices {
+		if !seen[p] {
+			t.Errorf("%s is not behind the verifier; remove it from opensDevices", p)
+		}
+	}
+}
+
 func TestEveryPackageIsInTheRules(t *testing.T) {
 	for _, p := range packages(t) {
 		name := strings.TrimPrefix(p.ImportPath, module)
@@ -114,7 +168,12 @@ func TestEveryPackageIsInTheRules(t *testing.T) {
 
 func packages(t *testing.T) []listed {
 	t.Helper()
-	cmd := exec.Command("go", "list", "-json=ImportPath,Imports", "./...")
+	return listPackages(t, "./...")
+}
+
+func listPackages(t *testing.T, args ...string) []listed {
+	t.Helper()
+	cmd := exec.Command("go", append([]string{"list", "-json=ImportPath,Standard,Imports"}, args...)...)
 	out, err := cmd.Output()
 	if err != nil {
 		t.Fatalf("go list: %v", err)

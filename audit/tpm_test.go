@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/attest/node"
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
 	"github.com/vouchd/vouchd/audit"
@@ -83,10 +84,10 @@ func (m *machine) failures() []string {
 }
 
 // A verifier checks what a real TPM signed.
-type verifier struct{ machine *node.Verified }
+type verifier struct{ machine *appraisal.Verified }
 
 func (v *verifier) Statement(statement []byte, logKey ed25519.PublicKey) (audit.NodeFacts, error) {
-	machine, err := node.VerifyStatement(statement, logKey)
+	machine, err := appraisal.VerifyStatement(statement, logKey)
 	if err != nil {
 		return audit.NodeFacts{}, err
 	}

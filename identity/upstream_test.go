@@ -15,12 +15,13 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/attest/node"
 	"github.com/vouchd/vouchd/identity"
 )
 
 // An organisation signs hosts into its trust domain.
-type organisation struct{ node.Authority }
+type organisation struct{ appraisal.Authority }
 
 func newOrganisation(t *testing.T) organisation {
 	t.Helper()
@@ -28,7 +29,7 @@ func newOrganisation(t *testing.T) organisation {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := node.NewAuthority(key, domain, time.Now(), 365*24*time.Hour)
+	a, err := appraisal.NewAuthority(key, domain, time.Now(), 365*24*time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +39,7 @@ func newOrganisation(t *testing.T) organisation {
 // enrol goes the whole way for a host.
 func (org organisation) enrol(h *host, life time.Duration) identity.Upstream {
 	h.t.Helper()
-	p, err := node.ParsePolicy("policy", []byte("boot_state: any\nendorsement: {keys: [\""+h.node.EKSHA256()+"\"]}\n"))
+	p, err := appraisal.ParsePolicy("policy", []byte("boot_state: any\nendorsement: {keys: [\""+h.node.EKSHA256()+"\"]}\n"))
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -46,7 +47,7 @@ func (org organisation) enrol(h *host, life time.Duration) identity.Upstream {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	approval, _, _, err := org.Approve(request, node.Terms{Policy: p, AnyNonce: true, Life: life, Now: time.Now()})
+	approval, _, _, err := org.Approve(request, appraisal.Terms{Policy: p, AnyNonce: true, Life: life, Now: time.Now()})
 	if err != nil {
 		h.t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
 )
 
@@ -28,7 +29,7 @@ func withEndorsementKey(t *testing.T, kind string) *machine {
 		err := tpm.do(t.Context(), "making an EK", creationLimit, func(tr transport.TPM) error {
 			public, err := endorsementPublic(tr, ekTemplates()[i], nil)
 			if err == nil {
-				n.keys.EK = endorsementKey{Public: tpm2.Marshal(public)}
+				n.keys.EK = appraisal.EndorsementKey{Public: tpm2.Marshal(public)}
 			}
 			return err
 		})
@@ -46,7 +47,7 @@ func TestActivationWithEachKindOfEndorsementKey(t *testing.T) {
 			t.Parallel()
 			m := withEndorsementKey(t, kind)
 			_, given := m.evidence(t)
-			if want := (Activation{EKSHA256: m.EKSHA256(), AKName: m.AKName()}); *given.Activation != want {
+			if want := (appraisal.Activation{EKSHA256: m.EKSHA256(), AKName: m.AKName()}); *given.Activation != want {
 				t.Errorf("activation is about %+v, want %+v", *given.Activation, want)
 			}
 			if left := m.real.Handles(); len(left) > 0 {
@@ -69,12 +70,12 @@ func TestChallengeIsAnsweredByTheRightTPMOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var forged evidence
+	var forged appraisal.Evidence
 	if err := json.Unmarshal(e, &forged); err != nil {
 		t.Fatal(err)
 	}
 	forged.EK = victim.keys.EK
-	challenge, kept, err := Challenge(encode(t, forged))
+	challenge, kept, err := appraisal.Challenge(encode(t, forged))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +85,7 @@ func TestChallengeIsAnsweredByTheRightTPMOnly(t *testing.T) {
 		}
 	}
 	// Not even if vouchd's own checks are left out.
-	var c challengeDocument
+	var c appraisal.ActivationChallenge
 	if err := json.Unmarshal(challenge, &c); err != nil {
 		t.Fatal(err)
 	}
@@ -97,9 +98,12 @@ func TestChallengeIsAnsweredByTheRightTPMOnly(t *testing.T) {
 			t.Errorf("%s's TPM answered", name)
 		}
 	}
-	answer := encode(t, answerDocument{Version: 1, EKSHA256: victim.EKSHA256(), AKName: cuckoo.AKName(), Proof: someBytes(32)})
-	if _, err := VerifyActivation(kept, answer); !errors.Is(err, ErrActivation) {
-		t.Errorf("a guessed answer: %v, want %v", err, ErrActivation)
+	answer, err := appraisal.AnswerChallenge(someBytes(32), victim.EKSHA256(), cuckoo.AKName())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := appraisal.VerifyActivation(kept, answer); !errors.Is(err, appraisal.ErrActivation) {
+		t.Errorf("a guessed answer: %v, want %v", err, appraisal.ErrActivation)
 	}
 }
 
@@ -110,7 +114,7 @@ func TestActivationDocumentsAreRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	challenge, kept, err := Challenge(e)
+	challenge, kept, err := appraisal.Challenge(e)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,34 +122,34 @@ func TestActivationDocumentsAreRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, otherKept, err := Challenge(e)
+	_, otherKept, err := appraisal.Challenge(e)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := VerifyActivation(otherKept, answer); !errors.Is(err, ErrActivation) {
-		t.Errorf("an answer to another challenge: %v, want %v", err, ErrActivation)
+	if _, err := appraisal.VerifyActivation(otherKept, answer); !errors.Is(err, appraisal.ErrActivation) {
+		t.Errorf("an answer to another challenge: %v, want %v", err, appraisal.ErrActivation)
 	}
 	for _, text := range []string{"", "{}", "[]", `{"version":2}`, `{"version":1,"extra":1}`} {
 		if _, err := m.Activate(t.Context(), []byte(text)); err == nil {
 			t.Errorf("challenge %q was answered", text)
 		}
-		if _, err := VerifyActivation(kept, []byte(text)); err == nil {
+		if _, err := appraisal.VerifyActivation(kept, []byte(text)); err == nil {
 			t.Errorf("answer %q was accepted", text)
 		}
-		if _, err := VerifyActivation([]byte(text), answer); err == nil {
+		if _, err := appraisal.VerifyActivation([]byte(text), answer); err == nil {
 			t.Errorf("kept %q was accepted", text)
 		}
-		if _, _, err := Challenge([]byte(text)); err == nil {
+		if _, _, err := appraisal.Challenge([]byte(text)); err == nil {
 			t.Errorf("evidence %q was challenged", text)
 		}
 	}
-	for name, change := range map[string]func(*challengeDocument){
-		"a changed credential": func(c *challengeDocument) { c.Credential = flip(c.Credential, 40) },
-		"a changed secret":     func(c *challengeDocument) { c.Secret = flip(c.Secret, 40) },
-		"no secret":            func(c *challengeDocument) { c.Secret = nil },
-		"another AK":           func(c *challengeDocument) { c.AKName = "00" },
+	for name, change := range map[string]func(*appraisal.ActivationChallenge){
+		"a changed credential": func(c *appraisal.ActivationChallenge) { c.Credential = flip(c.Credential, 40) },
+		"a changed secret":     func(c *appraisal.ActivationChallenge) { c.Secret = flip(c.Secret, 40) },
+		"no secret":            func(c *appraisal.ActivationChallenge) { c.Secret = nil },
+		"another AK":           func(c *appraisal.ActivationChallenge) { c.AKName = "00" },
 	} {
-		var c challengeDocument
+		var c appraisal.ActivationChallenge
 		if err := json.Unmarshal(challenge, &c); err != nil {
 			t.Fatal(err)
 		}
@@ -154,12 +158,12 @@ func TestActivationDocumentsAreRefused(t *testing.T) {
 			t.Errorf("%s: answered", name)
 		}
 	}
-	forged, err := parseEvidence(e)
-	if err != nil {
+	var forged appraisal.Evidence
+	if err := json.Unmarshal(e, &forged); err != nil {
 		t.Fatal(err)
 	}
 	forged.AK.Public = m.keys.Node.Public
-	if _, _, err := Challenge(encode(t, forged)); !errors.Is(err, ErrAK) {
-		t.Errorf("challenging a key that signs anything: %v, want %v", err, ErrAK)
+	if _, _, err := appraisal.Challenge(encode(t, forged)); !errors.Is(err, appraisal.ErrAK) {
+		t.Errorf("challenging a key that signs anything: %v, want %v", err, appraisal.ErrAK)
 	}
 }

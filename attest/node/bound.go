@@ -14,6 +14,8 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
+
+	"github.com/vouchd/vouchd/attest/appraisal"
 )
 
 // ErrBootState means that keys are bound to boot states and the machine is in
@@ -25,14 +27,14 @@ var ErrBootState = errors.New("the machine is in no approved boot state: boot in
 // who may approve states (TPM2_PolicyAuthorize), so a new state needs a new
 // approval and no new key.
 type binding struct {
-	Authority []byte     `json:"authority"` // DER SubjectPublicKeyInfo, ECDSA P-256
-	Approvals []approval `json:"approvals"`
+	Authority []byte                   `json:"authority"` // DER SubjectPublicKeyInfo, ECDSA P-256
+	Approvals []appraisal.BootApproval `json:"approvals"`
 }
 
 const maxApprovals = 16 // known-good states at a time; the oldest goes first
 
 // LoadBound is [Load] for a node whose keys, made on first use, work only in
-// boot states that authority (ECDSA P-256) approved with [ApproveBootState].
+// boot states that authority (ECDSA P-256) approved with [appraisal.ApproveBootState].
 // Keys that exist and are bound otherwise are an error. The approvals are added
 // to those in the store.
 //
@@ -42,7 +44,7 @@ func LoadBound(ctx context.Context, t *TPM, s Store, authority *ecdsa.PublicKey,
 	if err != nil {
 		return nil, fmt.Errorf("binding the node's keys: %w", err)
 	}
-	if _, err := authorityArea(authority); err != nil {
+	if _, err := appraisal.AuthorityArea(authority); err != nil {
 		return nil, fmt.Errorf("binding the node's keys: %w", err)
 	}
 	n, err := loadNode(ctx, t, s, &binding{Authority: der})
@@ -86,13 +88,13 @@ func (n *Node) approve(document []byte) error {
 			if err := n.save(); err != nil {
 				return err
 			}
-		case !errors.Is(err, errOtherAuthority):
+		case !errors.Is(err, appraisal.ErrOtherAuthority):
 			return err
 		}
 	}
 	for i, b := range n.bindings {
 		next, err := b.with(document)
-		if errors.Is(err, errOtherAuthority) {
+		if errors.Is(err, appraisal.ErrOtherAuthority) {
 			continue
 		}
 		if err != nil {
@@ -106,7 +108,7 @@ func (n *Node) approve(document []byte) error {
 		taken = true
 	}
 	if !taken {
-		return errOtherAuthority
+		return appraisal.ErrOtherAuthority
 	}
 	return nil
 }
@@ -117,14 +119,14 @@ func (b *binding) with(document []byte) (*binding, error) {
 	if err != nil {
 		return nil, err
 	}
-	a, err := parseApproval(document, authority)
+	a, err := appraisal.ParseBootApproval(document, authority)
 	if err != nil {
 		return nil, err
 	}
 	next := &binding{Authority: b.Authority, Approvals: slices.Clone(b.Approvals)}
 	// An approval that comes again becomes the newest.
-	next.Approvals = slices.DeleteFunc(next.Approvals, func(old approval) bool {
-		return maps.EqualFunc(old.PCRs, a.PCRs, func(x, y pcrHex) bool { return bytes.Equal(x, y) })
+	next.Approvals = slices.DeleteFunc(next.Approvals, func(old appraisal.BootApproval) bool {
+		return maps.EqualFunc(old.PCRs, a.PCRs, func(x, y appraisal.Hex) bool { return bytes.Equal(x, y) })
 	})
 	next.Approvals = append(next.Approvals, a)
 	next.Approvals = next.Approvals[max(0, len(next.Approvals)-maxApprovals):]
@@ -142,7 +144,7 @@ func (n *Node) Bound() bool {
 // approved.
 func (n *Node) BootState(ctx context.Context, pcrs []uint) (map[uint][]byte, error) {
 	sorted := slices.Compact(slices.Sorted(slices.Values(pcrs)))
-	if len(sorted) == 0 || sorted[len(sorted)-1] >= uint(len(evidencePCRs)) {
+	if len(sorted) == 0 || sorted[len(sorted)-1] >= uint(len(appraisal.AllPCRs)) {
 		return nil, fmt.Errorf("reading PCRs %d: want some of 0 to 23", pcrs)
 	}
 	values := make(map[uint][]byte)
@@ -174,7 +176,7 @@ func (b *binding) keyPolicy() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	area, err := authorityArea(authority)
+	area, err := appraisal.AuthorityArea(authority)
 	if err != nil {
 		return nil, err
 	}
@@ -182,18 +184,11 @@ func (b *binding) keyPolicy() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	command := tpm2.PolicyAuthorize{PolicyRef: tpm2.TPM2BDigest{Buffer: []byte(approvalPurpose)}, KeySign: *objectName(area)}
+	command := tpm2.PolicyAuthorize{PolicyRef: tpm2.TPM2BDigest{Buffer: []byte(appraisal.BootApprovalRef)}, KeySign: *appraisal.ObjectName(area)}
 	if err := command.Update(p); err != nil {
 		return nil, err
 	}
 	return p.Hash().Digest, nil
-}
-
-// bindTemplate makes a template of a key that works in approved states only.
-func bindTemplate(t tpm2.TPMTPublic, policy []byte) tpm2.TPMTPublic {
-	t.ObjectAttributes.UserWithAuth = false // the policy is the only way in
-	t.AuthPolicy = tpm2.TPM2BDigest{Buffer: policy}
-	return t
 }
 
 // template returns the template as the node's keys are made.
@@ -202,7 +197,7 @@ func (n *Node) template(t tpm2.TPMTPublic) (tpm2.TPMTPublic, error) {
 		return t, nil
 	}
 	policy, err := n.keys.Binding.keyPolicy()
-	return bindTemplate(t, policy), err
+	return appraisal.BoundTemplate(t, policy), err
 }
 
 // use returns the session that authorises the use of one of the node's keys.
@@ -235,10 +230,10 @@ func (b *binding) satisfy(tr transport.TPM, session tpm2.TPMISHPolicy) error {
 	if err != nil {
 		return err
 	}
-	if _, err := (tpm2.PolicyPCR{PolicySession: session, Pcrs: selection(tpm2.TPMAlgSHA256, a.selected())}).Execute(tr); err != nil {
+	if _, err := (tpm2.PolicyPCR{PolicySession: session, Pcrs: appraisal.Selection(tpm2.TPMAlgSHA256, a.Selected())}).Execute(tr); err != nil {
 		return fmt.Errorf("showing the PCRs: %w", err)
 	}
-	policy, err := a.policy()
+	policy, err := a.Policy()
 	if err != nil {
 		return err
 	}
@@ -249,7 +244,7 @@ func (b *binding) satisfy(tr transport.TPM, session tpm2.TPMISHPolicy) error {
 	_, err = tpm2.PolicyAuthorize{
 		PolicySession:  session,
 		ApprovedPolicy: tpm2.TPM2BDigest{Buffer: policy},
-		PolicyRef:      tpm2.TPM2BDigest{Buffer: []byte(approvalPurpose)},
+		PolicyRef:      tpm2.TPM2BDigest{Buffer: []byte(appraisal.BootApprovalRef)},
 		KeySign:        key,
 		CheckTicket:    ticket,
 	}.Execute(tr)
@@ -260,32 +255,32 @@ func (b *binding) satisfy(tr transport.TPM, session tpm2.TPMISHPolicy) error {
 }
 
 // current returns the approval of the state that the machine is in.
-func (b *binding) current(tr transport.TPM) (approval, error) {
-	now := make(map[uint]pcrHex)
+func (b *binding) current(tr transport.TPM) (appraisal.BootApproval, error) {
+	now := make(map[uint]appraisal.Hex)
 	for _, a := range slices.Backward(b.Approvals) {
-		for _, pcr := range a.selected() {
+		for _, pcr := range a.Selected() {
 			if _, ok := now[pcr]; !ok {
-				read, err := readPCRs(tr, tpm2.TPMAlgSHA256, a.selected())
+				read, err := readPCRs(tr, tpm2.TPMAlgSHA256, a.Selected())
 				if err != nil {
-					return approval{}, err
+					return appraisal.BootApproval{}, err
 				}
 				maps.Copy(now, read)
 			}
 		}
-		if !slices.ContainsFunc(a.selected(), func(pcr uint) bool { return !bytes.Equal(now[pcr], a.PCRs[pcr]) }) {
+		if !slices.ContainsFunc(a.Selected(), func(pcr uint) bool { return !bytes.Equal(now[pcr], a.PCRs[pcr]) }) {
 			return a, nil
 		}
 	}
-	return approval{}, ErrBootState
+	return appraisal.BootApproval{}, ErrBootState
 }
 
 // ticket has the TPM verify the authority's signature.
-func (b *binding) ticket(tr transport.TPM, a approval) (key tpm2.TPM2BName, ticket tpm2.TPMTTKVerified, err error) {
+func (b *binding) ticket(tr transport.TPM, a appraisal.BootApproval) (key tpm2.TPM2BName, ticket tpm2.TPMTTKVerified, err error) {
 	authority, err := b.authority()
 	if err != nil {
 		return key, ticket, err
 	}
-	area, err := authorityArea(authority)
+	area, err := appraisal.AuthorityArea(authority)
 	if err != nil {
 		return key, ticket, err
 	}
@@ -293,7 +288,7 @@ func (b *binding) ticket(tr transport.TPM, a approval) (key tpm2.TPM2BName, tick
 	if err != nil {
 		return key, ticket, err
 	}
-	digest, err := a.digest()
+	digest, err := a.Digest()
 	if err != nil {
 		return key, ticket, err
 	}

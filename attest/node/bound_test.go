@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
 )
 
@@ -52,7 +53,7 @@ func (b *boundNode) approved(t *testing.T) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := ApproveBootState(b.authority, now)
+	a, err := appraisal.ApproveBootState(b.authority, now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,20 +138,20 @@ func TestBoundKeysCannotBeUsedWithoutTheirPolicy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	forged := approval{Version: 1, PCRs: map[uint]pcrHex{4: now[4], 7: now[7]}, Signature: approved.Approvals[0].Signature}
+	forged := appraisal.BootApproval{Version: 1, PCRs: map[uint]appraisal.Hex{4: now[4], 7: now[7]}, Signature: approved.Approvals[0].Signature}
 	attacker, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var own approval
-	ownJSON, err := ApproveBootState(attacker, now)
+	var own appraisal.BootApproval
+	ownJSON, err := appraisal.ApproveBootState(attacker, now)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := json.Unmarshal(ownJSON, &own); err != nil {
 		t.Fatal(err)
 	}
-	ownKey := binding{Approvals: []approval{own}}
+	ownKey := binding{Approvals: []appraisal.BootApproval{own}}
 	if ownKey.Authority, err = publicDER(attacker); err != nil {
 		t.Fatal(err)
 	}
@@ -164,8 +165,8 @@ func TestBoundKeysCannotBeUsedWithoutTheirPolicy(t *testing.T) {
 		"an empty authorisation":          tpm2.HMAC(tpm2.TPMAlgSHA256, nonceLen),
 		"an empty policy":                 policy(func(transport.TPM, tpm2.TPMISHPolicy) error { return nil }),
 		"the PCRs alone":                  policy(func(tr transport.TPM, s tpm2.TPMISHPolicy) error { return pcrsOnly(tr, s) }),
-		"an approval of other values":     policy((&binding{Authority: approved.Authority, Approvals: []approval{forged}}).satisfy),
-		"an approval of another's":        policy((&binding{Authority: approved.Authority, Approvals: []approval{own}}).satisfy),
+		"an approval of other values":     policy((&binding{Authority: approved.Authority, Approvals: []appraisal.BootApproval{forged}}).satisfy),
+		"an approval of another's":        policy((&binding{Authority: approved.Authority, Approvals: []appraisal.BootApproval{own}}).satisfy),
 		"another authority":               policy(ownKey.satisfy),
 		"an approval of the former state": policy(func(tr transport.TPM, s tpm2.TPMISHPolicy) error { return former(tr, s, approved) }),
 	} {
@@ -189,7 +190,7 @@ func TestBoundKeysCannotBeUsedWithoutTheirPolicy(t *testing.T) {
 }
 
 func pcrsOnly(tr transport.TPM, s tpm2.TPMISHPolicy) error {
-	_, err := tpm2.PolicyPCR{PolicySession: s, Pcrs: selection(tpm2.TPMAlgSHA256, boundPCRs)}.Execute(tr)
+	_, err := tpm2.PolicyPCR{PolicySession: s, Pcrs: appraisal.Selection(tpm2.TPMAlgSHA256, boundPCRs)}.Execute(tr)
 	return err
 }
 
@@ -198,7 +199,7 @@ func former(tr transport.TPM, s tpm2.TPMISHPolicy, b *binding) error {
 	if err := pcrsOnly(tr, s); err != nil {
 		return err
 	}
-	policy, err := b.Approvals[0].policy()
+	policy, err := b.Approvals[0].Policy()
 	if err != nil {
 		return err
 	}
@@ -208,7 +209,7 @@ func former(tr transport.TPM, s tpm2.TPMISHPolicy, b *binding) error {
 	}
 	_, err = tpm2.PolicyAuthorize{
 		PolicySession: s, ApprovedPolicy: tpm2.TPM2BDigest{Buffer: policy},
-		PolicyRef: tpm2.TPM2BDigest{Buffer: []byte(approvalPurpose)}, KeySign: key, CheckTicket: ticket,
+		PolicyRef: tpm2.TPM2BDigest{Buffer: []byte(appraisal.BootApprovalRef)}, KeySign: key, CheckTicket: ticket,
 	}.Execute(tr)
 	return err
 }
@@ -225,7 +226,7 @@ func TestApprovalsAreChecked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	others, err := ApproveBootState(other, now)
+	others, err := appraisal.ApproveBootState(other, now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,7 +257,7 @@ func TestApprovalsAreChecked(t *testing.T) {
 		t.Error("keys that are not bound were resealed")
 	}
 	for name, pcrs := range map[string]map[uint][]byte{"no PCRs": {}, "PCR 24": {24: make([]byte, 32)}, "a SHA-1 value": {7: make([]byte, 20)}} {
-		if _, err := ApproveBootState(b.authority, pcrs); err == nil {
+		if _, err := appraisal.ApproveBootState(b.authority, pcrs); err == nil {
 			t.Errorf("%s: approved", name)
 		}
 	}
@@ -264,7 +265,7 @@ func TestApprovalsAreChecked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ApproveBootState(ed, now); err == nil {
+	if _, err := appraisal.ApproveBootState(ed, now); err == nil {
 		t.Error("approved with an Ed25519 key, which no TPM verifies")
 	}
 }

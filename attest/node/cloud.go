@@ -1,23 +1,13 @@
 package node
 
 import (
-	"crypto"
-	"crypto/x509"
 	"fmt"
-	"time"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
-)
 
-// A platformAK is an attestation key that the cloud made in the machine's
-// vTPM and certified, where it certifies no endorsement key: Azure's Trusted
-// Launch, Google's Confidential VMs. It signs that our AK is in the same TPM.
-type platformAK struct {
-	Public       []byte   `json:"public"`       // TPMT_PUBLIC
-	Certificates [][]byte `json:"certificates"` // DER: the key's own first
-	Certified    signed   `json:"certified"`    // TPM2_Certify of our AK
-}
+	"github.com/vouchd/vouchd/attest/appraisal"
+)
 
 // platforms says where clouds keep them: the certificate in NV memory, and the
 // key at a handle (Azure) or as a template in NV memory from which the
@@ -29,7 +19,7 @@ var platforms = []struct{ certificate, handle, template tpm2.TPMHandle }{
 }
 
 // readPlatformAK returns nil where the machine has none.
-func (n *Node) readPlatformAK(tr transport.TPM) (*platformAK, error) {
+func (n *Node) readPlatformAK(tr transport.TPM) (*appraisal.PlatformKey, error) {
 	for _, place := range platforms {
 		der, err := readNV(tr, place.certificate)
 		if absent(err) {
@@ -38,7 +28,7 @@ func (n *Node) readPlatformAK(tr transport.TPM) (*platformAK, error) {
 		if err != nil {
 			return nil, err
 		}
-		certificates := splitCertificates(der)
+		certificates := appraisal.SplitCertificates(der)
 		key, public, err := loadPlatformKey(tr, place.handle, place.template)
 		if absent(err) || len(certificates) == 0 {
 			continue // an index of somebody else's
@@ -46,7 +36,7 @@ func (n *Node) readPlatformAK(tr transport.TPM) (*platformAK, error) {
 		if err != nil {
 			return nil, err
 		}
-		return n.certifyByPlatform(tr, key, &platformAK{Public: public, Certificates: certificates})
+		return n.certifyByPlatform(tr, key, &appraisal.PlatformKey{Public: public, Certificates: certificates})
 	}
 	return nil, nil
 }
@@ -74,7 +64,7 @@ func loadPlatformKey(tr transport.TPM, handle, template tpm2.TPMHandle) (tpm2.Na
 }
 
 // certifyByPlatform has the platform's key sign that our AK is in its TPM.
-func (n *Node) certifyByPlatform(tr transport.TPM, key tpm2.NamedHandle, p *platformAK) (*platformAK, error) {
+func (n *Node) certifyByPlatform(tr transport.TPM, key tpm2.NamedHandle, p *appraisal.PlatformKey) (*appraisal.PlatformKey, error) {
 	ak, err := n.load(tr, n.keys.AK)
 	if err != nil {
 		return nil, err
@@ -82,7 +72,7 @@ func (n *Node) certifyByPlatform(tr transport.TPM, key tpm2.NamedHandle, p *plat
 	c, err := tpm2.Certify{
 		ObjectHandle:   withAuth(ak, tpm2.PasswordAuth(nil)),
 		SignHandle:     withAuth(key, tpm2.PasswordAuth(nil)),
-		QualifyingData: tpm2.TPM2BData{Buffer: keyPurpose("ak")},
+		QualifyingData: tpm2.TPM2BData{Buffer: appraisal.KeyPurpose("ak")},
 		InScheme:       tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull}, // the key's own
 	}.Execute(tr)
 	if err != nil {
@@ -95,38 +85,4 @@ func (n *Node) certifyByPlatform(tr transport.TPM, key tpm2.NamedHandle, p *plat
 		}
 	}
 	return p, flush(tr, ak.Handle)
-}
-
-// verify returns the platform's key if it is one that signs only what its TPM
-// made, and signed that ak is in that TPM. Whose key it is, is for its
-// certificate or a list to say.
-func (p *platformAK) verify(ak *tpm2.TPMTPublic) (crypto.PublicKey, error) {
-	public, err := exact[tpm2.TPMTPublic](p.Public)
-	if err != nil {
-		return nil, err
-	}
-	a := public.ObjectAttributes
-	if !a.Restricted || !a.SignEncrypt || a.Decrypt || !a.FixedTPM || !a.FixedParent || !a.SensitiveDataOrigin {
-		return nil, ErrAK
-	}
-	key, err := tpm2.Pub(*public)
-	if err != nil {
-		return nil, err
-	}
-	return key, p.Certified.verifyCertified(key, ak, keyPurpose("ak"))
-}
-
-// verifyCertificate checks that a root's owner certified the key.
-func (p *platformAK) verifyCertificate(key crypto.PublicKey, roots *x509.CertPool, now time.Time) error {
-	if len(p.Certificates) == 0 {
-		return fmt.Errorf("%w: it has none", ErrCertificate)
-	}
-	c, err := x509.ParseCertificate(p.Certificates[0])
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrCertificate, err)
-	}
-	if k, ok := c.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !k.Equal(key) {
-		return fmt.Errorf("%w: it is for another key", ErrCertificate)
-	}
-	return verifyChain(c, p.Certificates[1:], roots, now)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/secret"
 )
 
@@ -105,7 +106,7 @@ func (n *Node) defineCounter(tr transport.TPM, c counter) (*tpm2.TPMSNVPublic, e
 	if !errors.Is(err, tpm2.TPMRCHandle) {
 		return nil, err
 	}
-	public := counterPublic(c.Index)
+	public := appraisal.CounterPublic(c.Index)
 	public.Attributes.Written = false // its name changes with the first write
 	_, err = tpm2.NVDefineSpace{
 		AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: n.salted(tpm2.AESEncryption(128, tpm2.EncryptIn))},
@@ -132,12 +133,12 @@ func (c counter) increment(tr transport.TPM, public tpm2.TPMSNVPublic, auth tpm2
 }
 
 // certifyCounter has the AK sign the counter's value.
-func (n *Node) certifyCounter(tr transport.TPM, ak tpm2.NamedHandle, data []byte, auth tpm2.Session) (signed, error) {
+func (n *Node) certifyCounter(tr transport.TPM, ak tpm2.NamedHandle, data []byte, auth tpm2.Session) (appraisal.Signed, error) {
 	c := n.keys.Counter
-	public := counterPublic(c.Index)
+	public := appraisal.CounterPublic(c.Index)
 	name, err := tpm2.NVName(&public)
 	if err != nil {
-		return signed{}, err
+		return appraisal.Signed{}, err
 	}
 	h := tpm2.NamedHandle{Handle: c.Index, Name: *name}
 	r, err := tpm2.NVCertify{
@@ -146,42 +147,24 @@ func (n *Node) certifyCounter(tr transport.TPM, ak tpm2.NamedHandle, data []byte
 		NVIndex:        h,
 		QualifyingData: tpm2.TPM2BData{Buffer: data},
 		InScheme:       ecdsaSHA256,
-		Size:           counterLen,
+		Size:           appraisal.CounterLen,
 	}.Execute(tr)
 	if err != nil {
-		return signed{}, err
+		return appraisal.Signed{}, err
 	}
 	attested, err := r.CertifyInfo.Contents()
 	if err != nil {
-		return signed{}, err
+		return appraisal.Signed{}, err
 	}
 	info, err := attested.Attested.NV()
 	if err != nil {
-		return signed{}, err
+		return appraisal.Signed{}, err
 	}
-	if len(info.NVContents.Buffer) != counterLen {
-		return signed{}, ErrCounter
+	if len(info.NVContents.Buffer) != appraisal.CounterLen {
+		return appraisal.Signed{}, appraisal.ErrCounter
 	}
 	n.certified.Store(binary.BigEndian.Uint64(info.NVContents.Buffer))
 	return newSigned(r.CertifyInfo, r.Signature), nil
-}
-
-// anchorDocument is the encoding of an anchor.
-type anchorDocument struct {
-	Version int    `json:"version"`
-	Counter signed `json:"counter"` // TPM2_NV_Certify
-	Quote   signed `json:"quote"`   // TPM2_Quote of the boot PCRs
-}
-
-const (
-	anchorVersion = 1
-	maxAnchorLen  = 8 << 10 // bytes
-)
-
-// encode returns the document that [Verified.Anchor] takes.
-func (a anchorDocument) encode() ([]byte, error) {
-	a.Version = anchorVersion
-	return json.Marshal(a)
 }
 
 // Anchor counts the TPM's counter one up and has the AK sign the new value and
@@ -211,17 +194,17 @@ func (n *Node) Count(ctx context.Context) error {
 	}
 	return n.tpm.do(ctx, "counting in the TPM", operationLimit, func(tr transport.TPM) error {
 		c := n.keys.Counter
-		public := counterPublic(c.Index)
+		public := appraisal.CounterPublic(c.Index)
 		name, err := tpm2.NVName(&public)
 		if err != nil {
 			return err
 		}
 		h := tpm2.NamedHandle{Handle: c.Index, Name: *name}
-		now, err := tpm2.NVRead{AuthHandle: withAuth(h, c.authorised()), NVIndex: h, Size: counterLen}.Execute(tr)
+		now, err := tpm2.NVRead{AuthHandle: withAuth(h, c.authorised()), NVIndex: h, Size: appraisal.CounterLen}.Execute(tr)
 		if err != nil {
 			return n.counterGone(err)
 		}
-		if len(now.Data.Buffer) != counterLen || binary.BigEndian.Uint64(now.Data.Buffer) != certified {
+		if len(now.Data.Buffer) != appraisal.CounterLen || binary.BigEndian.Uint64(now.Data.Buffer) != certified {
 			return nil
 		}
 		return c.increment(tr, public, c.authorised())
@@ -230,7 +213,7 @@ func (n *Node) Count(ctx context.Context) error {
 
 // anchor certifies the counter, after count if that is not nil, and quotes.
 func (n *Node) anchor(ctx context.Context, digest [32]byte, count func(transport.TPM, tpm2.TPMSNVPublic, tpm2.Session) error) ([]byte, error) {
-	var doc anchorDocument
+	var doc appraisal.Anchor
 	err := n.tpm.do(ctx, "anchoring in the TPM", operationLimit, func(tr transport.TPM) error {
 		// One session for all commands on the counter.
 		auth, done, err := tpm2.HMACSession(tr, tpm2.TPMAlgSHA256, nonceLen, tpm2.Auth(n.keys.Counter.Auth.Reveal()))
@@ -239,7 +222,7 @@ func (n *Node) anchor(ctx context.Context, digest [32]byte, count func(transport
 		}
 		defer done()
 		if count != nil {
-			err = count(tr, counterPublic(n.keys.Counter.Index), auth)
+			err = count(tr, appraisal.CounterPublic(n.keys.Counter.Index), auth)
 		}
 		if err != nil {
 			return n.counterGone(err)
@@ -251,13 +234,13 @@ func (n *Node) anchor(ctx context.Context, digest [32]byte, count func(transport
 		if doc.Counter, err = n.certifyCounter(tr, ak, digest[:], auth); err != nil {
 			return n.counterGone(err)
 		}
-		doc.Quote, err = quoteOnce(tr, ak, tpm2.TPMAlgSHA256, bootPCRs, digest[:])
+		doc.Quote, err = quoteOnce(tr, ak, tpm2.TPMAlgSHA256, appraisal.BootPCRs, digest[:])
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	return doc.encode()
+	return doc.Encode()
 }
 
 // counterGone says so if that is why a command on the counter failed.

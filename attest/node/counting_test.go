@@ -1,6 +1,10 @@
 package node
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/vouchd/vouchd/attest/appraisal"
+)
 
 func TestCountingGoesOneUpFromWhatWasCertified(t *testing.T) {
 	t.Parallel()
@@ -14,7 +18,7 @@ func TestCountingGoesOneUpFromWhatWasCertified(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v, err := VerifyStatement(s, logKey)
+	v, err := appraisal.VerifyStatement(s, logKey)
 	if err != nil {
 		t.Fatal(err)
 	}

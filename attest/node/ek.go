@@ -1,31 +1,13 @@
 package node
 
 import (
-	"bytes"
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/rsa"
-	"crypto/sha256"
-	"crypto/x509"
-	"encoding/asn1"
-	"encoding/hex"
 	"errors"
 	"fmt"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
-)
 
-// An endorsementKey is the key that the TPM's maker put into it, with the
-// certificate that says so and what of its chain the TPM holds.
-type endorsementKey struct {
-	Public       []byte   `json:"public"`       // TPMT_PUBLIC
-	Certificates [][]byte `json:"certificates"` // DER: the key's, then its chain in no order
-}
-
-const (
-	maxCertificateLen = 8 << 10 // bytes, each
-	maxCertificates   = 16
+	"github.com/vouchd/vouchd/attest/appraisal"
 )
 
 // Handles that the TCG set aside for endorsement keys.
@@ -37,10 +19,10 @@ const (
 // readEndorsementKey returns the first endorsement key, in the templates'
 // order, whose certificate lies in NV memory and fits; where there is no
 // certificate at all, as in many cloud vTPMs, the RSA-2048 key without one.
-func readEndorsementKey(tr transport.TPM) (endorsementKey, error) {
+func readEndorsementKey(tr transport.TPM) (appraisal.EndorsementKey, error) {
 	persistent, err := persistentKeys(tr)
 	if err != nil {
-		return endorsementKey{}, err
+		return appraisal.EndorsementKey{}, err
 	}
 	for _, template := range ekTemplates() {
 		der, err := readNV(tr, template.certificate)
@@ -48,32 +30,32 @@ func readEndorsementKey(tr transport.TPM) (endorsementKey, error) {
 			continue
 		}
 		if err != nil {
-			return endorsementKey{}, err
+			return appraisal.EndorsementKey{}, err
 		}
-		certificates := splitCertificates(der)
+		certificates := appraisal.SplitCertificates(der)
 		if len(certificates) == 0 {
 			continue
 		}
 		public, err := endorsementPublic(tr, template, persistent)
 		if err != nil {
-			return endorsementKey{}, err
+			return appraisal.EndorsementKey{}, err
 		}
-		ek := endorsementKey{Public: tpm2.Marshal(public), Certificates: certificates[:1]}
-		if _, err := ek.certificate(); err != nil {
+		ek := appraisal.EndorsementKey{Public: tpm2.Marshal(public), Certificates: certificates[:1]}
+		if _, err := ek.Certificate(); err != nil {
 			continue // for another template; one of the others may fit
 		}
 		chain, err := readChain(tr)
 		if err != nil {
-			return endorsementKey{}, err
+			return appraisal.EndorsementKey{}, err
 		}
 		ek.Certificates = append(ek.Certificates, chain...)
 		return ek, nil
 	}
 	public, err := endorsementPublic(tr, ekTemplates()[0], persistent)
 	if err != nil {
-		return endorsementKey{}, err
+		return appraisal.EndorsementKey{}, err
 	}
-	return endorsementKey{Public: tpm2.Marshal(public)}, nil
+	return appraisal.EndorsementKey{Public: tpm2.Marshal(public)}, nil
 }
 
 // persistentKeys reads the public areas of the endorsement keys that are kept
@@ -96,7 +78,7 @@ func persistentKeys(tr transport.TPM) ([]*tpm2.TPMTPublic, error) {
 
 func endorsementPublic(tr transport.TPM, template ekTemplate, persistent []*tpm2.TPMTPublic) (*tpm2.TPMTPublic, error) {
 	for _, public := range persistent {
-		if matches(*public, template.public) {
+		if appraisal.Matches(*public, template.public) {
 			return public, nil
 		}
 	}
@@ -132,7 +114,7 @@ func readChain(tr transport.TPM) ([][]byte, error) {
 			break
 		}
 	}
-	return splitCertificates(all), nil
+	return appraisal.SplitCertificates(all), nil
 }
 
 func listHandles(tr transport.TPM, first, last tpm2.TPMHandle) ([]tpm2.TPMHandle, error) {
@@ -200,110 +182,4 @@ func readNV(tr transport.TPM, index tpm2.TPMHandle) ([]byte, error) {
 		data = append(data, r.Data.Buffer...)
 	}
 	return data, nil
-}
-
-// splitCertificates returns the DER certificates that b begins with; what
-// makers fill the rest of an index with is dropped.
-func splitCertificates(b []byte) [][]byte {
-	// An older profile puts a header before it: tag 0x1001, one byte, tag
-	// 0x1002 and their lengths.
-	if len(b) > 7 && bytes.HasPrefix(b, []byte{0x10, 0x01}) {
-		b = b[7:]
-	}
-	var certificates [][]byte
-	for len(certificates) < maxCertificates {
-		var raw asn1.RawValue
-		rest, err := asn1.Unmarshal(b, &raw)
-		if err != nil || raw.Tag != asn1.TagSequence || len(raw.FullBytes) > maxCertificateLen {
-			break
-		}
-		certificates = append(certificates, raw.FullBytes)
-		b = rest
-	}
-	return certificates
-}
-
-// certificate returns the key's own certificate, nil if there is none, and
-// [ErrEK] if it is for another key.
-func (e endorsementKey) certificate() (*x509.Certificate, error) {
-	if len(e.Certificates) == 0 {
-		return nil, nil
-	}
-	public, err := e.key()
-	if err != nil {
-		return nil, err
-	}
-	c, err := x509.ParseCertificate(e.Certificates[0])
-	if err != nil {
-		return nil, fmt.Errorf("endorsement key certificate: %w", err)
-	}
-	certified, ok := certificateKey(c).(interface{ Equal(crypto.PublicKey) bool })
-	if !ok || !certified.Equal(public) {
-		return nil, ErrEK
-	}
-	return c, nil
-}
-
-// certificateKey returns a certificate's public key, also where a maker wrote
-// id-RSAES-OAEP for the algorithm, which crypto/x509 leaves unparsed.
-func certificateKey(c *x509.Certificate) crypto.PublicKey {
-	if c.PublicKey != nil {
-		return c.PublicKey
-	}
-	var info struct {
-		Algorithm asn1.RawValue
-		Key       asn1.BitString
-	}
-	if rest, err := asn1.Unmarshal(c.RawSubjectPublicKeyInfo, &info); err != nil || len(rest) > 0 {
-		return nil
-	}
-	k, err := x509.ParsePKCS1PublicKey(info.Key.RightAlign())
-	if err != nil {
-		return nil
-	}
-	return k
-}
-
-// key returns the public key: RSA-2048, P-256 or P-384.
-func (e endorsementKey) key() (crypto.PublicKey, error) {
-	public, err := exact[tpm2.TPMTPublic](e.Public)
-	if err != nil {
-		return nil, fmt.Errorf("endorsement key: %w", err)
-	}
-	k, err := tpm2.Pub(*public)
-	if err != nil {
-		return nil, fmt.Errorf("endorsement key: %w", err)
-	}
-	switch k := k.(type) {
-	case *rsa.PublicKey:
-		if k.N.BitLen() < 2048 {
-			return nil, fmt.Errorf("endorsement key of %d bits is too short", k.N.BitLen())
-		}
-	case *ecdsa.PublicKey:
-		if _, err := k.ECDH(); err != nil {
-			return nil, fmt.Errorf("endorsement key: %w", err)
-		}
-	}
-	return k, nil
-}
-
-// sha256 returns the digest of the DER SubjectPublicKeyInfo in hexadecimal,
-// empty if there is no readable key.
-func (e endorsementKey) sha256() string {
-	k, err := e.key()
-	if err != nil {
-		return ""
-	}
-	return keySHA256(k)
-}
-
-// keySHA256 returns the digest of a key's DER SubjectPublicKeyInfo in
-// hexadecimal.
-func keySHA256(k crypto.PublicKey) string {
-	der, err := x509.MarshalPKIXPublicKey(k)
-	if err != nil {
-		return ""
-	}
-	d := sha256.Sum256(der)
-	return hex.EncodeToString(d[:])
 }

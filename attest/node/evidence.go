@@ -3,9 +3,7 @@ package node
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,54 +15,9 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
+
+	"github.com/vouchd/vouchd/attest/appraisal"
 )
-
-// Bounds of evidence, in bytes. An event log is some 10 to 200 KiB, an IMA
-// list some 150 bytes for each program and library that ran.
-const (
-	MaxEvidenceLen = 32 << 20
-	MaxEventLogLen = 4 << 20
-	MaxIMALen      = 16 << 20
-	// MinNonceLen and MaxNonceLen bound the verifier's nonce.
-	MinNonceLen = 16
-	MaxNonceLen = 64
-)
-
-const evidenceVersion = 1
-
-// evidence is the evidence document; docs/evidence.md describes every field.
-type evidence struct {
-	Version  int             `json:"version"`
-	Nonce    string          `json:"nonce"` // hexadecimal
-	Host     hostFacts       `json:"host"`
-	EK       endorsementKey  `json:"ek"`
-	Platform *platformAK     `json:"platform_ak,omitempty"`
-	AK       statedAK        `json:"ak"`
-	NodeKey  certifiedKey    `json:"node_key"`
-	Counter  certifiedPublic `json:"counter"`
-	Bank     string          `json:"bank"` // of the quote: "sha256", or "sha1" where there is no other
-	Quote    quoteDocument   `json:"quote"`
-	EventLog []byte          `json:"event_log,omitempty"`
-	IMA      []byte          `json:"ima,omitempty"`
-}
-
-// hostFacts are the host's own word. The quote covers them, so nobody changed
-// them on the way, but nobody else vouches for them either.
-type hostFacts struct {
-	Hostname    string    `json:"hostname"`
-	MadeAt      time.Time `json:"made_at"`             // by the host's clock
-	BootedAt    time.Time `json:"booted_at,omitzero"`  // by the host's clock
-	CommandLine string    `json:"kernel_command_line"` // proven where the event log has its digest
-	TPM         tpmFacts  `json:"tpm"`
-}
-
-// tpmFacts are what the TPM says of itself, TPM 2.0 Part 2, 6.13.
-type tpmFacts struct {
-	Manufacturer string `json:"manufacturer"`     // TPM_PT_MANUFACTURER, four letters
-	Vendor       string `json:"vendor"`           // TPM_PT_VENDOR_STRING_1 to _4
-	Firmware     string `json:"firmware_version"` // TPM_PT_FIRMWARE_VERSION_1 and _2, dotted
-	Revision     string `json:"revision"`         // of the specification, TPM_PT_REVISION, such as 1.59
-}
 
 // Sources says where evidence finds what is not in the TPM. A file that is
 // missing, or whose name is empty, is left out of the evidence.
@@ -89,22 +42,19 @@ func LinuxSources() Sources {
 	}
 }
 
-// evidencePCRs are all of them: what of it matters is for the policy to say.
-var evidencePCRs = []uint{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23}
-
 // Evidence returns a self-contained document from which a verifier that chose
 // the nonce (16 to 64 bytes, never used before) can tell which machine this is
 // and how it booted. It is at most [MaxEvidenceLen] long.
 func (n *Node) Evidence(ctx context.Context, nonce []byte, from Sources) ([]byte, error) {
-	if len(nonce) < MinNonceLen || len(nonce) > MaxNonceLen {
-		return nil, fmt.Errorf("making evidence: nonce of %d bytes; want %d to %d", len(nonce), MinNonceLen, MaxNonceLen)
+	if len(nonce) < appraisal.MinNonceLen || len(nonce) > appraisal.MaxNonceLen {
+		return nil, fmt.Errorf("making evidence: nonce of %d bytes; want %d to %d", len(nonce), appraisal.MinNonceLen, appraisal.MaxNonceLen)
 	}
-	e := evidence{
+	e := appraisal.Evidence{
 		Nonce:   hex.EncodeToString(nonce),
-		AK:      statedAK{Public: n.keys.AK.Public, Created: n.keys.Created},
+		AK:      appraisal.AttestationKey{Public: n.keys.AK.Public, Created: n.keys.Created},
 		EK:      n.keys.EK,
-		NodeKey: certifiedKey{n.keys.Node.Public, n.keys.NodeCertified},
-		Counter: certifiedPublic{Public: tpm2.Marshal(counterPublic(n.keys.Counter.Index))},
+		NodeKey: appraisal.CertifiedKey{Public: n.keys.Node.Public, Signed: n.keys.NodeCertified},
+		Counter: appraisal.CertifiedPublic{Public: tpm2.Marshal(appraisal.CounterPublic(n.keys.Counter.Index))},
 	}
 	if len(e.EK.Certificates) > 0 {
 		e.EK.Certificates = append(e.EK.Certificates[:len(e.EK.Certificates):len(e.EK.Certificates)], from.Chain...)
@@ -116,29 +66,19 @@ func (n *Node) Evidence(ctx context.Context, nonce []byte, from Sources) ([]byte
 	// The IMA list is read after the quote, so that it holds all that the
 	// quoted PCR 10 does, and perhaps a little more.
 	if err == nil {
-		e.IMA, err = readSource(from.IMA, MaxIMALen)
+		e.IMA, err = readSource(from.IMA, appraisal.MaxIMALen)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("making evidence: %w", err)
 	}
-	return e.encode()
-}
-
-// encode returns the document that [Appraise] and [Challenge] take.
-func (e evidence) encode() ([]byte, error) {
-	e.Version = evidenceVersion
-	b, err := json.Marshal(e)
-	if err == nil && len(b) > MaxEvidenceLen {
-		err = fmt.Errorf("making evidence: %d bytes are more than %d", len(b), MaxEvidenceLen)
-	}
-	return b, err
+	return e.Encode()
 }
 
 // readHost fills in what the host says.
-func readHost(e *evidence, from Sources) (err error) {
+func readHost(e *appraisal.Evidence, from Sources) (err error) {
 	e.Host.Hostname = from.Hostname
 	e.Host.MadeAt = time.Now().UTC().Truncate(time.Second)
-	if e.EventLog, err = readSource(from.EventLog, MaxEventLogLen); err != nil {
+	if e.EventLog, err = readSource(from.EventLog, appraisal.MaxEventLogLen); err != nil {
 		return err
 	}
 	line, err := readSource(from.CommandLine, 64<<10)
@@ -155,7 +95,7 @@ func readHost(e *evidence, from Sources) (err error) {
 }
 
 // attestTo fills in what the TPM says and signs.
-func (n *Node) attestTo(tr transport.TPM, e *evidence, nonce []byte) (err error) {
+func (n *Node) attestTo(tr transport.TPM, e *appraisal.Evidence, nonce []byte) (err error) {
 	if e.Host.TPM, err = readTPMFacts(tr); err != nil {
 		return err
 	}
@@ -166,39 +106,18 @@ func (n *Node) attestTo(tr transport.TPM, e *evidence, nonce []byte) (err error)
 	if err != nil {
 		return err
 	}
-	about := aboutEvidence(nonce, e.Host)
-	e.Bank = bankSHA256
-	e.Quote, err = quote(tr, ak, tpm2.TPMAlgSHA256, evidencePCRs, about)
+	about := appraisal.AboutEvidence(nonce, e.Host)
+	e.Bank = appraisal.BankSHA256
+	e.Quote, err = quote(tr, ak, tpm2.TPMAlgSHA256, appraisal.AllPCRs, about)
 	if errors.Is(err, errNoBank) {
-		e.Bank = bankSHA1
-		e.Quote, err = quote(tr, ak, tpm2.TPMAlgSHA1, evidencePCRs, about)
+		e.Bank = appraisal.BankSHA1
+		e.Quote, err = quote(tr, ak, tpm2.TPMAlgSHA1, appraisal.AllPCRs, about)
 	}
 	if err != nil {
 		return err
 	}
-	e.Counter.signed, err = n.certifyCounter(tr, ak, about, n.keys.Counter.authorised())
+	e.Counter.Signed, err = n.certifyCounter(tr, ak, about, n.keys.Counter.authorised())
 	return err
-}
-
-const (
-	bankSHA256 = "sha256"
-	bankSHA1   = "sha1"
-)
-
-// aboutEvidence is the qualifying data of evidence. A nonce is the verifier's
-// choice, so it is hashed with a name that keeps a verifier from having
-// something else signed, a statement for example.
-func aboutEvidence(nonce []byte, host hostFacts) []byte {
-	facts, err := json.Marshal(host)
-	if err != nil {
-		return nil // a time beyond the year 9999; no quote has empty qualifying data
-	}
-	hashed := sha256.Sum256(facts)
-	h := sha256.New()
-	fmt.Fprintf(h, "vouchd evidence v1\n%d\n", len(nonce))
-	h.Write(nonce)
-	h.Write(hashed[:])
-	return h.Sum(nil)
 }
 
 // readSource reads a file of at most limit bytes; one that is missing is empty.
@@ -233,14 +152,14 @@ func bootTime(stat []byte) time.Time {
 	return time.Time{}
 }
 
-func readTPMFacts(tr transport.TPM) (tpmFacts, error) {
+func readTPMFacts(tr transport.TPM) (appraisal.TPMFacts, error) {
 	r, err := tpm2.GetCapability{Capability: tpm2.TPMCapTPMProperties, Property: uint32(tpm2.TPMPTFamilyIndicator), PropertyCount: 16}.Execute(tr)
 	if err != nil {
-		return tpmFacts{}, err
+		return appraisal.TPMFacts{}, err
 	}
 	list, err := r.CapabilityData.Data.TPMProperties()
 	if err != nil {
-		return tpmFacts{}, err
+		return appraisal.TPMFacts{}, err
 	}
 	value := make(map[tpm2.TPMPT]uint32)
 	for _, p := range list.TPMProperty {
@@ -260,7 +179,7 @@ func readTPMFacts(tr transport.TPM) (tpmFacts, error) {
 		}, string(b))
 	}
 	v1, v2 := value[tpm2.TPMPTFirmwareVersion1], value[tpm2.TPMPTFirmwareVersion2]
-	return tpmFacts{
+	return appraisal.TPMFacts{
 		Manufacturer: letters(tpm2.TPMPTManufacturer),
 		Vendor:       letters(tpm2.TPMPTVendorString1, tpm2.TPMPTVendorString2, tpm2.TPMPTVendorString3, tpm2.TPMPTVendorString4),
 		Firmware:     fmt.Sprintf("%d.%d.%d.%d", v1>>16, v1&0xffff, v2>>16, v2&0xffff),

@@ -8,15 +8,16 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/x509"
 	"encoding/json"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
 	"github.com/vouchd/vouchd/state"
 )
@@ -150,7 +151,7 @@ func recording(open func(context.Context) (link, error), to *recorded) func(cont
 	}
 }
 
-func quoteOf(t *testing.T, n *Node, bank tpm2.TPMAlgID, pcrs []uint, data []byte) (q quoteDocument) {
+func quoteOf(t *testing.T, n *Node, bank tpm2.TPMAlgID, pcrs []uint, data []byte) (q appraisal.Quote) {
 	t.Helper()
 	err := n.tpm.do(t.Context(), "quoting", operationLimit, func(tr transport.TPM) error {
 		ak, err := n.load(tr, n.keys.AK)
@@ -160,7 +161,7 @@ func quoteOf(t *testing.T, n *Node, bank tpm2.TPMAlgID, pcrs []uint, data []byte
 		if q.PCRs, err = readPCRs(tr, bank, pcrs); err != nil {
 			return err
 		}
-		q.signed, err = quoteOnce(tr, ak, bank, pcrs, data)
+		q.Signed, err = quoteOnce(tr, ak, bank, pcrs, data)
 		return err
 	})
 	if err != nil {
@@ -184,7 +185,7 @@ func created(t *testing.T, n *Node, template tpm2.TPMTPublic) (b blob) {
 	return b
 }
 
-func certified(t *testing.T, n *Node, ak, key blob, data []byte) (s signed) {
+func certified(t *testing.T, n *Node, ak, key blob, data []byte) (s appraisal.Signed) {
 	t.Helper()
 	err := n.tpm.do(t.Context(), "certifying", operationLimit, func(tr transport.TPM) (err error) {
 		s, err = n.certify(tr, ak, key, data)
@@ -211,23 +212,6 @@ func softKey(t *testing.T, template tpm2.TPMTPublic) blob {
 		X: tpm2.TPM2BECCParameter{Buffer: point[1:33]}, Y: tpm2.TPM2BECCParameter{Buffer: point[33:]},
 	})
 	return blob{Public: tpm2.Marshal(template)}
-}
-
-func signedBy(t *testing.T, key *ecdsa.PrivateKey, text []byte) signed {
-	t.Helper()
-	digest := sha256.Sum256(text)
-	r, s, err := ecdsa.Sign(rand.Reader, key, digest[:])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return signed{Attested: text, Signature: tpm2.Marshal(tpm2.TPMTSignature{
-		SigAlg: tpm2.TPMAlgECDSA,
-		Signature: tpm2.NewTPMUSignature(tpm2.TPMAlgECDSA, &tpm2.TPMSSignatureECC{
-			Hash:       tpm2.TPMAlgSHA256,
-			SignatureR: tpm2.TPM2BECCParameter{Buffer: r.FillBytes(make([]byte, 32))},
-			SignatureS: tpm2.TPM2BECCParameter{Buffer: s.FillBytes(make([]byte, 32))},
-		}),
-	})}
 }
 
 func flip(b []byte, i int) []byte {
@@ -277,4 +261,57 @@ func someBytes(n int) []byte {
 	b := make([]byte, n)
 	rand.Read(b)
 	return b
+}
+
+func policy(t testing.TB, text string) appraisal.Policy {
+	t.Helper()
+	p, err := appraisal.ParsePolicy("policy.yaml", []byte(text))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	return p
+}
+
+// A machine is a node, its TPM, and where evidence about it takes its logs from.
+type machine struct {
+	*Node
+	real *tpmtest.TPM
+	from Sources
+}
+
+func extendPCR(tr transport.TPM, pcr int, sha1, sha256 []byte) error {
+	digests := []tpm2.TPMTHA{{HashAlg: tpm2.TPMAlgSHA256, Digest: sha256}}
+	if len(sha1) > 0 {
+		digests = append(digests, tpm2.TPMTHA{HashAlg: tpm2.TPMAlgSHA1, Digest: sha1})
+	}
+	_, err := tpm2.PCRExtend{
+		PCRHandle: tpm2.AuthHandle{Handle: tpm2.TPMHandle(pcr), Auth: tpm2.PasswordAuth(nil)},
+		Digests:   tpm2.TPMLDigestValues{Digests: digests},
+	}.Execute(tr)
+	return err
+}
+
+// evidence returns evidence and what a verifier that did everything right has
+// in its hands.
+func (m *machine) evidence(t testing.TB) ([]byte, appraisal.Given) {
+	t.Helper()
+	given := appraisal.Given{Nonce: someBytes(32), Now: time.Now()}
+	e, err := m.Evidence(t.Context(), given.Nonce, m.from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	challenge, kept, err := appraisal.Challenge(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := m.Activate(t.Context(), challenge)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := appraisal.VerifyActivation(kept, answer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	given.Activation = &a
+	return e, given
 }

@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
+
+	"github.com/vouchd/vouchd/attest/appraisal"
 )
 
 // An RSAKey is an RSA key in the TPM that was made elsewhere, such as one that
@@ -121,7 +123,7 @@ func (n *Node) wrap(public *tpm2.TPMTPublic, key *rsa.PrivateKey) (duplicate, se
 		Sensitive:     tpm2.NewTPMUSensitiveComposite(tpm2.TPMAlgRSA, &tpm2.TPM2BPrivateKeyRSA{Buffer: prime}),
 	})
 	defer clear(sensitive)
-	return tpm2.CreateDuplicate(rand.Reader, srk, objectName(public).Buffer, sensitive)
+	return tpm2.CreateDuplicate(rand.Reader, srk, appraisal.ObjectName(public).Buffer, sensitive)
 }
 
 // rsaTemplate is that of an imported key: it signs what it is given. FixedTPM and

@@ -5,10 +5,8 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/sha256"
 	"encoding/asn1"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,6 +17,8 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
+
+	"github.com/vouchd/vouchd/attest/appraisal"
 )
 
 // A Key is an ECDSA P-256 key in the TPM. It is loaded for each signature and
@@ -86,7 +86,7 @@ func (n *Node) newKey(b blob) (*Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	k, err := p256(public)
+	k, err := appraisal.P256(public)
 	if err != nil {
 		return nil, err
 	}
@@ -168,7 +168,9 @@ func newBlob(r *tpm2.CreateResponse) blob {
 	return blob{Public: r.OutPublic.Bytes(), Private: r.OutPrivate.Buffer}
 }
 
-func (b blob) public() (*tpm2.TPMTPublic, error) { return exact[tpm2.TPMTPublic](b.Public) }
+func (b blob) public() (*tpm2.TPMTPublic, error) {
+	return appraisal.Structure[tpm2.TPMTPublic](b.Public)
+}
 
 // load loads a key; the operation flushes it.
 func (n *Node) load(tr transport.TPM, b blob) (tpm2.NamedHandle, error) {
@@ -189,7 +191,7 @@ func (n *Node) load(tr transport.TPM, b blob) (tpm2.NamedHandle, error) {
 }
 
 func (n *Node) createKey(tr transport.TPM) (blob, error) {
-	template, err := n.template(signingTemplate())
+	template, err := n.template(appraisal.SigningTemplate())
 	if err != nil {
 		return blob{}, err
 	}
@@ -201,7 +203,7 @@ func (n *Node) createKey(tr transport.TPM) (blob, error) {
 }
 
 func (n *Node) parent(auth tpm2.Session) tpm2.AuthHandle {
-	return tpm2.AuthHandle{Handle: n.keys.SRK.Handle, Name: *objectName(&n.srk), Auth: auth}
+	return tpm2.AuthHandle{Handle: n.keys.SRK.Handle, Name: *appraisal.ObjectName(&n.srk), Auth: auth}
 }
 
 // salted returns a session whose key only this TPM can have: it is encrypted
@@ -235,7 +237,7 @@ var storageRootHandles = []tpm2.TPMHandle{0x81000001, 0x81000002, 0x81000010, 0x
 // for at hint first.
 func findStorageRoot(tr transport.TPM, hint tpm2.TPMHandle, want *tpm2.TPMTPublic) (storageRoot, error) {
 	suits := func(p *tpm2.TPMTPublic) bool {
-		return matches(*p, tpm2.ECCSRKTemplate) && (want == nil || bytes.Equal(tpm2.Marshal(p), tpm2.Marshal(want)))
+		return appraisal.Matches(*p, tpm2.ECCSRKTemplate) && (want == nil || bytes.Equal(tpm2.Marshal(p), tpm2.Marshal(want)))
 	}
 	handles := storageRootHandles
 	if hint != 0 {
@@ -299,29 +301,6 @@ func readPublic(tr transport.TPM, h tpm2.TPMHandle) (*tpm2.TPMTPublic, error) {
 	return r.OutPublic.Contents()
 }
 
-// p256 returns the key of a public area that holds an ECDSA P-256 key.
-func p256(public *tpm2.TPMTPublic) (*ecdsa.PublicKey, error) {
-	k, err := tpm2.Pub(*public)
-	if err != nil {
-		return nil, err
-	}
-	ec, ok := k.(*ecdsa.PublicKey)
-	if !ok || ec.Curve != elliptic.P256() {
-		return nil, errors.New("is not an ECDSA P-256 key")
-	}
-	if _, err := ec.ECDH(); err != nil {
-		return nil, errors.New("is not a point on P-256")
-	}
-	return ec, nil
+func newSigned(attested tpm2.TPM2BAttest, signature tpm2.TPMTSignature) appraisal.Signed {
+	return appraisal.Signed{Attested: attested.Bytes(), Signature: tpm2.Marshal(signature)}
 }
-
-// objectName returns the name of a public area: TPM 2.0 Part 1, 16.
-func objectName(public *tpm2.TPMTPublic) *tpm2.TPM2BName {
-	name, err := tpm2.ObjectName(public)
-	if err != nil {
-		return &tpm2.TPM2BName{} // of an unknown hash: no name, which equals none
-	}
-	return name
-}
-
-func nameText(public *tpm2.TPMTPublic) string { return hex.EncodeToString(objectName(public).Buffer) }

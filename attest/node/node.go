@@ -1,11 +1,10 @@
 // Package node attests the machine through its TPM 2.0.
 //
-// Its attester half ([Open], [Load] and the methods of [Node]) keeps the
-// node's keys in the TPM and makes what proves them: statements, quotes and
-// anchors for the log, evidence for a verifier, requests for an [Authority].
-// Its verifier half ([VerifyStatement], [Appraise], [VerifyActivation],
-// [VerifyEnrolment]) judges them with nothing but their bytes: no TPM, no
-// network, on any machine.
+// It is the attester: it keeps the node's keys in the TPM and makes what proves
+// them: statements, quotes and anchors for the log, evidence for a verifier,
+// requests for an [appraisal.Authority]. What judges them is in package
+// appraisal, which needs no TPM; the documents that go between the two are
+// defined there.
 //
 // The AK is restricted: the TPM signs with it only structures that it made
 // itself. So one signature by a key of exactly the right attributes is what
@@ -33,6 +32,8 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
+
+	"github.com/vouchd/vouchd/attest/appraisal"
 )
 
 // ErrOtherTPM means that the keys in the store belong to another TPM, or to
@@ -72,16 +73,16 @@ const (
 // keys is the contents of tpm-keys. The private parts are encrypted by the TPM
 // under the storage root key.
 type keys struct {
-	SRK     storageRoot    `json:"srk"`
-	EK      endorsementKey `json:"ek"`
-	AK      blob           `json:"ak"`
-	Created creation       `json:"ak_creation"`
-	Node    blob           `json:"node_key"`
-	Counter counter        `json:"counter"`
-	Seal    blob           `json:"seal_key"`
+	SRK     storageRoot              `json:"srk"`
+	EK      appraisal.EndorsementKey `json:"ek"`
+	AK      blob                     `json:"ak"`
+	Created appraisal.Creation       `json:"ak_creation"`
+	Node    blob                     `json:"node_key"`
+	Counter counter                  `json:"counter"`
+	Seal    blob                     `json:"seal_key"`
 
-	NodeCertified signed   `json:"node_key_certified"`
-	Binding       *binding `json:"binding,omitempty"` // replaced whole, guarded by Node.mu
+	NodeCertified appraisal.Signed `json:"node_key_certified"`
+	Binding       *binding         `json:"binding,omitempty"` // replaced whole, guarded by Node.mu
 }
 
 // Load loads the node's keys from the store, or on first use makes them: the
@@ -128,7 +129,7 @@ func loadNode(ctx context.Context, t *TPM, s Store, bound *binding) (*Node, erro
 // recognise makes sure that this TPM is the one the keys were made in. With
 // the storage root key where it was left, that is one command.
 func (n *Node) recognise(ctx context.Context) error {
-	public, err := exact[tpm2.TPMTPublic](n.keys.SRK.Public)
+	public, err := appraisal.Structure[tpm2.TPMTPublic](n.keys.SRK.Public)
 	if err != nil {
 		return fmt.Errorf("loading the node's keys: storage root key: %w", err)
 	}
@@ -164,7 +165,7 @@ func (n *Node) create(ctx context.Context, bound *binding) error {
 		if k.Node, err = n.createKey(tr); err != nil {
 			return fmt.Errorf("node key: %w", err)
 		}
-		if k.NodeCertified, err = n.certify(tr, k.AK, k.Node, keyPurpose("node")); err != nil {
+		if k.NodeCertified, err = n.certify(tr, k.AK, k.Node, appraisal.KeyPurpose("node")); err != nil {
 			return fmt.Errorf("certifying the node key: %w", err)
 		}
 		if k.Seal, err = n.createSealKey(tr); err != nil {
@@ -210,7 +211,7 @@ func (n *Node) parse() error {
 }
 
 func (n *Node) parseSRK() error {
-	srk, err := exact[tpm2.TPMTPublic](n.keys.SRK.Public)
+	srk, err := appraisal.Structure[tpm2.TPMTPublic](n.keys.SRK.Public)
 	if err != nil {
 		return fmt.Errorf("loading the node's keys: storage root key: %w", err)
 	}
@@ -220,11 +221,11 @@ func (n *Node) parseSRK() error {
 
 // EKSHA256 returns the SHA-256 digest, in hexadecimal, of the endorsement
 // key's public key as a DER SubjectPublicKeyInfo: the machine's identity.
-func (n *Node) EKSHA256() string { return n.keys.EK.sha256() }
+func (n *Node) EKSHA256() string { return n.keys.EK.SHA256() }
 
 // AKName returns the attestation key's TPM name in hexadecimal: the algorithm
 // and digest of its public area (TPM 2.0 Part 1, 16).
-func (n *Node) AKName() string { return hex.EncodeToString(objectName(&n.ak).Buffer) }
+func (n *Node) AKName() string { return hex.EncodeToString(appraisal.ObjectName(&n.ak).Buffer) }
 
 // HasEKCertificate tells whether the TPM's maker certified the endorsement key, so
 // that a verifier can trace it to the maker.

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
 	"github.com/vouchd/vouchd/state"
 )
@@ -384,7 +385,8 @@ var errFull = errors.New("disk full")
 type fullStore struct{}
 
 func (fullStore) Load(string, int) ([]byte, int, error) { return nil, 0, fs.ErrNotExist }
-func (fullStore) Save(string, int, []byte) error        { return errFull }
+
+func (fullStore) Save(string, int, []byte) error { return errFull }
 
 func TestCrashBeforeTheCounterIsMended(t *testing.T) {
 	t.Parallel()
@@ -427,7 +429,7 @@ func TestMachineWithoutEndorsementCertificate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := VerifyStatement(s, logKey); err != nil {
+	if _, err := appraisal.VerifyStatement(s, logKey); err != nil {
 		t.Error(err)
 	}
 }
@@ -437,15 +439,12 @@ func TestEndorsementKeyOfTheHighRange(t *testing.T) {
 	tpm, real := open(t)
 	undefine(t, real, 0x01c00002)
 	n := load(t, tpm, store(t))
-	k, err := n.keys.EK.key()
-	if err != nil {
-		t.Fatal(err)
+	c, err := n.keys.EK.Certificate()
+	if err != nil || c == nil {
+		t.Fatalf("its certificate: %v, %v", c, err)
 	}
-	if ec, ok := k.(*ecdsa.PublicKey); !ok || ec.Params().BitSize != 384 {
-		t.Fatalf("endorsement key is %T, want P-384", k)
-	}
-	if c, err := n.keys.EK.certificate(); err != nil || c == nil {
-		t.Errorf("its certificate: %v, %v", c, err)
+	if ec, ok := c.PublicKey.(*ecdsa.PublicKey); !ok || ec.Params().BitSize != 384 {
+		t.Fatalf("endorsement key is %T, want P-384", c.PublicKey)
 	}
 	// The template makes the same key that the maker left loaded.
 	err = tpm.do(t.Context(), "making the EK", creationLimit, func(tr transport.TPM) error {

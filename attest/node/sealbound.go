@@ -16,6 +16,8 @@ import (
 	"slices"
 
 	"github.com/google/go-tpm/tpm2/transport"
+
+	"github.com/vouchd/vouchd/attest/appraisal"
 )
 
 // Format of a secret that is bound to boot states: version, the length of the
@@ -39,7 +41,7 @@ const (
 )
 
 // SealBound is Seal for a secret that opens only in boot states that authority
-// (ECDSA P-256) approved with [ApproveBootState], whatever the node's own keys
+// (ECDSA P-256) approved with [appraisal.ApproveBootState], whatever the node's own keys
 // are bound to: the TPM itself refuses the key in any other (TPM2_PolicyAuthorize),
 // so that an update needs an approval and no new secret. [Node.Reseal] takes the
 // approvals, from the first one on.
@@ -65,7 +67,7 @@ func (n *Node) sealBound(ctx context.Context, label string, authority *ecdsa.Pub
 	rand.Read(key)
 	defer clear(key)
 	err = n.tpm.do(ctx, "sealing a key", creationLimit, func(tr transport.TPM) (err error) {
-		header.Key, err = n.sealKey(tr, bindTemplate(sealTemplate(), policy), key)
+		header.Key, err = n.sealKey(tr, appraisal.BoundTemplate(sealTemplate(), policy), key)
 		return err
 	})
 	if err != nil {
@@ -83,7 +85,7 @@ func (n *Node) sealBound(ctx context.Context, label string, authority *ecdsa.Pub
 // bindTo keeps the authority before anything is bound to it, so that approvals
 // of it are taken.
 func (n *Node) bindTo(authority *ecdsa.PublicKey) (*binding, error) {
-	if _, err := authorityArea(authority); err != nil {
+	if _, err := appraisal.AuthorityArea(authority); err != nil {
 		return nil, err
 	}
 	der, err := x509.MarshalPKIXPublicKey(authority)
@@ -130,7 +132,7 @@ func readBoundHeader(sealed []byte) (h boundHeader, text []byte, err error) {
 	if len(sealed) < end {
 		return h, nil, ErrUnseal
 	}
-	return h, sealed[:end], decodeJSON(sealed[3:end], maxBoundHeader, &h)
+	return h, sealed[:end], appraisal.DecodeJSON(sealed[3:end], maxBoundHeader, &h)
 }
 
 // bindingOf returns what is known of an authority's boot states.

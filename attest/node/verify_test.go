@@ -2,9 +2,6 @@ package node
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -13,6 +10,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
 )
 
@@ -25,10 +23,10 @@ func TestStatementAndAnchorsVerify(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(s) > MaxStatementLen {
-		t.Errorf("statement of %d bytes, want at most %d", len(s), MaxStatementLen)
+	if len(s) > appraisal.MaxStatementLen {
+		t.Errorf("statement of %d bytes, want at most %d", len(s), appraisal.MaxStatementLen)
 	}
-	v, err := VerifyStatement(s, logKey)
+	v, err := appraisal.VerifyStatement(s, logKey)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +34,7 @@ func TestStatementAndAnchorsVerify(t *testing.T) {
 		t.Errorf("statement says %+v, the node %s, %s, %v", v, n.EKSHA256(), n.AKName(), n.NodeKey())
 	}
 
-	var facts []AnchorFacts
+	var facts []appraisal.AnchorFacts
 	for i := range 4 {
 		if i == 2 {
 			real.Restart()
@@ -104,8 +102,8 @@ func TestQuotesVerify(t *testing.T) {
 	if !bytes.Equal(pcrs[4], want[:]) {
 		t.Errorf("PCR 4 is %x, want %x", pcrs[4], want)
 	}
-	if _, _, err := v.Quote(q.Encoding, sha256.Sum256([]byte("another CA"))); !errors.Is(err, ErrNonce) {
-		t.Errorf("about something else: %v, want %v", err, ErrNonce)
+	if _, _, err := v.Quote(q.Encoding, sha256.Sum256([]byte("another CA"))); !errors.Is(err, appraisal.ErrNonce) {
+		t.Errorf("about something else: %v, want %v", err, appraisal.ErrNonce)
 	}
 }
 
@@ -119,94 +117,96 @@ func TestForgedStatementsAreRefused(t *testing.T) {
 	logKey := newLogKey(t)
 	good := decodeStatement(t, n, logKey)
 	others := decodeStatement(t, other, logKey)
-	about := aboutLogKey(logKey)
+	about := appraisal.AboutLogKey(logKey)
 
 	for _, tt := range []struct {
 		name  string
-		forge func(*testing.T, *statement)
+		forge func(*testing.T, *appraisal.Statement)
 		want  error
 	}{
-		{"another machine's quote", func(t *testing.T, s *statement) { s.Quote = others.Quote }, ErrSignature},
-		{"another machine's node key", func(t *testing.T, s *statement) { s.NodeKey = others.NodeKey }, ErrSignature},
-		{"another machine's counter", func(t *testing.T, s *statement) { s.Counter = others.Counter }, ErrSignature},
-		{"another machine's creation", func(t *testing.T, s *statement) { s.AK.Created = others.AK.Created }, ErrSignature},
-		{"another machine's endorsement certificate", func(t *testing.T, s *statement) { s.EK.Certificates = others.EK.Certificates }, ErrEK},
-		{"a quote for another log", func(t *testing.T, s *statement) { s.Quote = decodeStatement(t, n, newLogKey(t)).Quote }, ErrNonce},
-		{"a counter for another log", func(t *testing.T, s *statement) {
-			s.Counter.signed = decodeStatement(t, n, newLogKey(t)).Counter.signed
-		}, ErrNonce},
-		{"a quote of no PCRs", func(t *testing.T, s *statement) {
+		{"another machine's quote", func(t *testing.T, s *appraisal.Statement) { s.Quote = others.Quote }, appraisal.ErrSignature},
+		{"another machine's node key", func(t *testing.T, s *appraisal.Statement) { s.NodeKey = others.NodeKey }, appraisal.ErrSignature},
+		{"another machine's counter", func(t *testing.T, s *appraisal.Statement) { s.Counter = others.Counter }, appraisal.ErrSignature},
+		{"another machine's creation", func(t *testing.T, s *appraisal.Statement) { s.AK.Created = others.AK.Created }, appraisal.ErrSignature},
+		{"another machine's endorsement certificate", func(t *testing.T, s *appraisal.Statement) { s.EK.Certificates = others.EK.Certificates }, appraisal.ErrEK},
+		{"a quote for another log", func(t *testing.T, s *appraisal.Statement) { s.Quote = decodeStatement(t, n, newLogKey(t)).Quote }, appraisal.ErrNonce},
+		{"a counter for another log", func(t *testing.T, s *appraisal.Statement) {
+			s.Counter.Signed = decodeStatement(t, n, newLogKey(t)).Counter.Signed
+		}, appraisal.ErrNonce},
+		{"a quote of no PCRs", func(t *testing.T, s *appraisal.Statement) {
 			s.Quote = quoteOf(t, n, tpm2.TPMAlgSHA256, nil, about)
-		}, ErrSelection},
-		{"a quote of other PCRs", func(t *testing.T, s *statement) {
+		}, appraisal.ErrSelection},
+		{"a quote of other PCRs", func(t *testing.T, s *appraisal.Statement) {
 			s.Quote = quoteOf(t, n, tpm2.TPMAlgSHA256, []uint{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 16}, about)
-		}, ErrSelection},
-		{"a quote of more PCRs", func(t *testing.T, s *statement) {
-			s.Quote = quoteOf(t, n, tpm2.TPMAlgSHA256, append([]uint{16}, bootPCRs...), about)
-		}, ErrSelection},
-		{"a quote of the SHA-1 bank", func(t *testing.T, s *statement) {
-			s.Quote = quoteOf(t, n, tpm2.TPMAlgSHA1, bootPCRs, about)
-		}, ErrSelection},
-		{"PCR values that were not quoted", func(t *testing.T, s *statement) { s.Quote.PCRs[7] = make([]byte, 32); s.Quote.PCRs[7][0] = 1 }, ErrPCRs},
-		{"PCR values split elsewhere", func(t *testing.T, s *statement) {
+		}, appraisal.ErrSelection},
+		{"a quote of more PCRs", func(t *testing.T, s *appraisal.Statement) {
+			s.Quote = quoteOf(t, n, tpm2.TPMAlgSHA256, append([]uint{16}, appraisal.BootPCRs...), about)
+		}, appraisal.ErrSelection},
+		{"a quote of the SHA-1 bank", func(t *testing.T, s *appraisal.Statement) {
+			s.Quote = quoteOf(t, n, tpm2.TPMAlgSHA1, appraisal.BootPCRs, about)
+		}, appraisal.ErrSelection},
+		{"PCR values that were not quoted", func(t *testing.T, s *appraisal.Statement) { s.Quote.PCRs[7] = make([]byte, 32); s.Quote.PCRs[7][0] = 1 }, appraisal.ErrPCRs},
+		{"PCR values split elsewhere", func(t *testing.T, s *appraisal.Statement) {
 			s.Quote.PCRs[0] = append(s.Quote.PCRs[0], s.Quote.PCRs[1][0])
 			s.Quote.PCRs[1] = s.Quote.PCRs[1][1:]
-		}, ErrPCRs},
-		{"a value for a PCR that was not quoted", func(t *testing.T, s *statement) { s.Quote.PCRs[10] = make([]byte, 32) }, ErrPCRs},
-		{"a missing PCR value", func(t *testing.T, s *statement) { delete(s.Quote.PCRs, 15) }, ErrPCRs},
-		{"a certification in place of the quote", func(t *testing.T, s *statement) { s.Quote.signed = s.NodeKey.signed }, ErrType},
-		{"a quote in place of the certification", func(t *testing.T, s *statement) { s.NodeKey.signed = s.Quote.signed }, ErrType},
-		{"a quote in place of the counter", func(t *testing.T, s *statement) { s.Counter.signed = s.Quote.signed }, ErrType},
-		{"a changed byte in the quote", func(t *testing.T, s *statement) { s.Quote.Attested = flip(s.Quote.Attested, 60) }, ErrSignature},
-		{"a node key that was not certified", func(t *testing.T, s *statement) { s.NodeKey.Public = softKey(t, signingTemplate()).Public }, ErrKey},
-		{"a key certified for another purpose", func(t *testing.T, s *statement) {
+		}, appraisal.ErrPCRs},
+		{"a value for a PCR that was not quoted", func(t *testing.T, s *appraisal.Statement) { s.Quote.PCRs[10] = make([]byte, 32) }, appraisal.ErrPCRs},
+		{"a missing PCR value", func(t *testing.T, s *appraisal.Statement) { delete(s.Quote.PCRs, 15) }, appraisal.ErrPCRs},
+		{"a certification in place of the quote", func(t *testing.T, s *appraisal.Statement) { s.Quote.Signed = s.NodeKey.Signed }, appraisal.ErrType},
+		{"a quote in place of the certification", func(t *testing.T, s *appraisal.Statement) { s.NodeKey.Signed = s.Quote.Signed }, appraisal.ErrType},
+		{"a quote in place of the counter", func(t *testing.T, s *appraisal.Statement) { s.Counter.Signed = s.Quote.Signed }, appraisal.ErrType},
+		{"a changed byte in the quote", func(t *testing.T, s *appraisal.Statement) { s.Quote.Attested = flip(s.Quote.Attested, 60) }, appraisal.ErrSignature},
+		{"a node key that was not certified", func(t *testing.T, s *appraisal.Statement) {
+			s.NodeKey.Public = softKey(t, appraisal.SigningTemplate()).Public
+		}, appraisal.ErrKey},
+		{"a key certified for another purpose", func(t *testing.T, s *appraisal.Statement) {
 			k, err := n.Key(t.Context(), "jwt")
 			if err != nil {
 				t.Fatal(err)
 			}
 			b := k.(*Key).blob
-			s.NodeKey = certifiedKey{b.Public, certified(t, n, n.keys.AK, b, keyPurpose("jwt"))}
-		}, ErrNonce},
-		{"an AK that was made elsewhere and imported", func(t *testing.T, s *statement) {
-			template := akTemplate()
+			s.NodeKey = appraisal.CertifiedKey{Public: b.Public, Signed: certified(t, n, n.keys.AK, b, appraisal.KeyPurpose("jwt"))}
+		}, appraisal.ErrNonce},
+		{"an AK that was made elsewhere and imported", func(t *testing.T, s *appraisal.Statement) {
+			template := appraisal.AKTemplate()
 			template.ObjectAttributes.SensitiveDataOrigin = false
 			s.AK.Public = softKey(t, template).Public
-		}, ErrAK},
-		{"an AK that is not restricted", func(t *testing.T, s *statement) { s.AK.Public = n.keys.Node.Public }, ErrAK},
-		{"an ordinary NV index for the counter", func(t *testing.T, s *statement) {
-			p := counterPublic(n.keys.Counter.Index)
+		}, appraisal.ErrAK},
+		{"an AK that is not restricted", func(t *testing.T, s *appraisal.Statement) { s.AK.Public = n.keys.Node.Public }, appraisal.ErrAK},
+		{"an ordinary NV index for the counter", func(t *testing.T, s *appraisal.Statement) {
+			p := appraisal.CounterPublic(n.keys.Counter.Index)
 			p.Attributes.NT = tpm2.TPMNTOrdinary
 			s.Counter.Public = tpm2.Marshal(p)
-		}, ErrCounter},
-		{"an ordinary NV index, certified", func(t *testing.T, s *statement) {
-			p := counterPublic(n.keys.Counter.Index)
+		}, appraisal.ErrCounter},
+		{"an ordinary NV index, certified", func(t *testing.T, s *appraisal.Statement) {
+			p := appraisal.CounterPublic(n.keys.Counter.Index)
 			p.Attributes.NT = tpm2.TPMNTOrdinary
-			s.Counter = certifiedPublic{tpm2.Marshal(p), ordinaryIndex(t, n, real, about)}
-		}, ErrCounter},
-		{"a certified node key that may leave the TPM", func(t *testing.T, s *statement) {
-			template := signingTemplate()
+			s.Counter = appraisal.CertifiedPublic{Public: tpm2.Marshal(p), Signed: ordinaryIndex(t, n, real, about)}
+		}, appraisal.ErrCounter},
+		{"a certified node key that may leave the TPM", func(t *testing.T, s *appraisal.Statement) {
+			template := appraisal.SigningTemplate()
 			template.ObjectAttributes.FixedTPM, template.ObjectAttributes.FixedParent = false, false
 			b := created(t, n, template)
-			s.NodeKey = certifiedKey{b.Public, certified(t, n, n.keys.AK, b, keyPurpose("node"))}
-		}, ErrKey},
-		{"a counter the owner may write", func(t *testing.T, s *statement) {
-			p := counterPublic(n.keys.Counter.Index)
+			s.NodeKey = appraisal.CertifiedKey{Public: b.Public, Signed: certified(t, n, n.keys.AK, b, appraisal.KeyPurpose("node"))}
+		}, appraisal.ErrKey},
+		{"a counter the owner may write", func(t *testing.T, s *appraisal.Statement) {
+			p := appraisal.CounterPublic(n.keys.Counter.Index)
 			p.Attributes.OwnerWrite = true
 			s.Counter.Public = tpm2.Marshal(p)
-		}, ErrCounter},
-		{"another index than the certified one", func(t *testing.T, s *statement) {
-			s.Counter.Public = tpm2.Marshal(counterPublic(n.keys.Counter.Index + 1))
-		}, ErrCounter},
-		{"a creation of another key", func(t *testing.T, s *statement) { s.AK.Created.Data = flip(s.AK.Created.Data, 3) }, ErrKey},
-		{"an unknown version", func(t *testing.T, s *statement) { s.Version = 2 }, nil},
-		{"no version", func(t *testing.T, s *statement) { s.Version = 0 }, nil},
-		{"no endorsement key", func(t *testing.T, s *statement) { s.EK = endorsementKey{} }, nil},
-		{"bytes after a structure", func(t *testing.T, s *statement) { s.AK.Public = append(s.AK.Public, 0) }, nil},
+		}, appraisal.ErrCounter},
+		{"another index than the certified one", func(t *testing.T, s *appraisal.Statement) {
+			s.Counter.Public = tpm2.Marshal(appraisal.CounterPublic(n.keys.Counter.Index + 1))
+		}, appraisal.ErrCounter},
+		{"a creation of another key", func(t *testing.T, s *appraisal.Statement) { s.AK.Created.Data = flip(s.AK.Created.Data, 3) }, appraisal.ErrKey},
+		{"an unknown version", func(t *testing.T, s *appraisal.Statement) { s.Version = 2 }, nil},
+		{"no version", func(t *testing.T, s *appraisal.Statement) { s.Version = 0 }, nil},
+		{"no endorsement key", func(t *testing.T, s *appraisal.Statement) { s.EK = appraisal.EndorsementKey{} }, nil},
+		{"bytes after a structure", func(t *testing.T, s *appraisal.Statement) { s.AK.Public = append(s.AK.Public, 0) }, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := clone(t, good)
 			tt.forge(t, &s)
-			_, err := VerifyStatement(encode(t, s), logKey)
+			_, err := appraisal.VerifyStatement(encode(t, s), logKey)
 			if err == nil {
 				t.Fatal("the forgery was accepted")
 			}
@@ -216,37 +216,19 @@ func TestForgedStatementsAreRefused(t *testing.T) {
 		})
 	}
 	t.Run("the log key of another log", func(t *testing.T) {
-		if _, err := VerifyStatement(encode(t, good), newLogKey(t)); !errors.Is(err, ErrNonce) {
-			t.Errorf("VerifyStatement = %v, want %v", err, ErrNonce)
+		if _, err := appraisal.VerifyStatement(encode(t, good), newLogKey(t)); !errors.Is(err, appraisal.ErrNonce) {
+			t.Errorf("VerifyStatement = %v, want %v", err, appraisal.ErrNonce)
 		}
 	})
 	for name, text := range map[string]string{
 		"nothing": "", "an array": "[]", "an unknown field": `{"extra":1,` + string(encode(t, good)[1:]),
-		"two documents": string(encode(t, good)) + "{}", "too long": string(make([]byte, MaxStatementLen+1)),
+		"two documents": string(encode(t, good)) + "{}", "too long": string(make([]byte, appraisal.MaxStatementLen+1)),
 	} {
 		t.Run(name, func(t *testing.T) {
-			if _, err := VerifyStatement([]byte(text), logKey); err == nil {
+			if _, err := appraisal.VerifyStatement([]byte(text), logKey); err == nil {
 				t.Error("it was accepted")
 			}
 		})
-	}
-}
-
-// A key in software with the AK's public area signs whatever it likes, so
-// everything rests on the magic value that the TPM refuses to sign for others
-// and, beyond that, on knowing the AK.
-func TestStructuresThatNoTPMMadeAreRefused(t *testing.T) {
-	t.Parallel()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := append([]byte{0xff, 0x54, 0x43, 0x48}, bytes.Repeat([]byte{0}, 100)...) // one off the magic
-	if _, err := signedBy(t, key, text).verify(&key.PublicKey, tpm2.TPMSTAttestQuote, nil); !errors.Is(err, ErrNotTPMMade) {
-		t.Errorf("verify = %v, want %v", err, ErrNotTPMMade)
-	}
-	if _, err := signedBy(t, key, nil).verify(&key.PublicKey, tpm2.TPMSTAttestQuote, nil); !errors.Is(err, ErrNotTPMMade) {
-		t.Errorf("verify of nothing = %v, want %v", err, ErrNotTPMMade)
 	}
 }
 
@@ -292,22 +274,24 @@ func TestForgedAnchorsAreRefused(t *testing.T) {
 
 	for _, tt := range []struct {
 		name  string
-		forge func(*anchorDocument)
+		forge func(*appraisal.Anchor)
 		want  error
 	}{
-		{"another machine's anchor", func(a *anchorDocument) { *a = others }, ErrSignature},
-		{"another machine's counter", func(a *anchorDocument) { a.Counter = others.Counter }, ErrSignature},
-		{"an anchor of another checkpoint", func(a *anchorDocument) { *a = earlier }, ErrNonce},
-		{"a quote of another checkpoint", func(a *anchorDocument) { a.Quote = earlier.Quote }, ErrNonce},
-		{"a quote from before", func(a *anchorDocument) { *a = anchorDocument{1, later.Counter, good.Quote} }, ErrNonce},
-		{"a quote from after a reboot", func(a *anchorDocument) { a.Quote = rebooted.Quote }, ErrNonce},
-		{"a quote from before a reboot", func(a *anchorDocument) { a.Counter = rebooted.Counter }, ErrNonce},
-		{"counter and quote changed about", func(a *anchorDocument) { a.Counter, a.Quote = a.Quote, a.Counter }, ErrType},
-		{"an index that holds any number", func(a *anchorDocument) { a.Counter = ordinary }, ErrCounter},
-		{"a changed count", func(a *anchorDocument) { a.Counter.Attested = flip(a.Counter.Attested, len(a.Counter.Attested)-1) }, ErrSignature},
-		{"a changed signature", func(a *anchorDocument) { a.Counter.Signature = flip(a.Counter.Signature, 20) }, ErrSignature},
-		{"no version", func(a *anchorDocument) { a.Version = 0 }, nil},
-		{"no quote", func(a *anchorDocument) { a.Quote = signed{} }, nil},
+		{"another machine's anchor", func(a *appraisal.Anchor) { *a = others }, appraisal.ErrSignature},
+		{"another machine's counter", func(a *appraisal.Anchor) { a.Counter = others.Counter }, appraisal.ErrSignature},
+		{"an anchor of another checkpoint", func(a *appraisal.Anchor) { *a = earlier }, appraisal.ErrNonce},
+		{"a quote of another checkpoint", func(a *appraisal.Anchor) { a.Quote = earlier.Quote }, appraisal.ErrNonce},
+		{"a quote from before", func(a *appraisal.Anchor) {
+			*a = appraisal.Anchor{Version: 1, Counter: later.Counter, Quote: good.Quote}
+		}, appraisal.ErrNonce},
+		{"a quote from after a reboot", func(a *appraisal.Anchor) { a.Quote = rebooted.Quote }, appraisal.ErrNonce},
+		{"a quote from before a reboot", func(a *appraisal.Anchor) { a.Counter = rebooted.Counter }, appraisal.ErrNonce},
+		{"counter and quote changed about", func(a *appraisal.Anchor) { a.Counter, a.Quote = a.Quote, a.Counter }, appraisal.ErrType},
+		{"an index that holds any number", func(a *appraisal.Anchor) { a.Counter = ordinary }, appraisal.ErrCounter},
+		{"a changed count", func(a *appraisal.Anchor) { a.Counter.Attested = flip(a.Counter.Attested, len(a.Counter.Attested)-1) }, appraisal.ErrSignature},
+		{"a changed signature", func(a *appraisal.Anchor) { a.Counter.Signature = flip(a.Counter.Signature, 20) }, appraisal.ErrSignature},
+		{"no version", func(a *appraisal.Anchor) { a.Version = 0 }, nil},
+		{"no quote", func(a *appraisal.Anchor) { a.Quote = appraisal.Signed{} }, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			a := clone(t, good)
@@ -326,10 +310,10 @@ func TestForgedAnchorsAreRefused(t *testing.T) {
 // ordinaryIndex puts an NV index that can be written where the counter was,
 // with a number in it that suits, and has the AK certify it. Then it puts the
 // counter back.
-func ordinaryIndex(t *testing.T, n *Node, real *tpmtest.TPM, data []byte) (s signed) {
+func ordinaryIndex(t *testing.T, n *Node, real *tpmtest.TPM, data []byte) (s appraisal.Signed) {
 	t.Helper()
 	undefine(t, real, n.keys.Counter.Index)
-	public := counterPublic(n.keys.Counter.Index)
+	public := appraisal.CounterPublic(n.keys.Counter.Index)
 	public.Attributes.NT = tpm2.TPMNTOrdinary
 	public.Attributes.Written = false
 	err := n.tpm.do(t.Context(), "forging a counter", operationLimit, func(tr transport.TPM) error {
@@ -358,7 +342,7 @@ func ordinaryIndex(t *testing.T, n *Node, real *tpmtest.TPM, data []byte) (s sig
 		}
 		r, err := tpm2.NVCertify{
 			SignHandle: withAuth(ak, tpm2.PasswordAuth(nil)), AuthHandle: withAuth(h, tpm2.PasswordAuth(nil)), NVIndex: h,
-			QualifyingData: tpm2.TPM2BData{Buffer: data}, InScheme: ecdsaSHA256, Size: counterLen,
+			QualifyingData: tpm2.TPM2BData{Buffer: data}, InScheme: ecdsaSHA256, Size: appraisal.CounterLen,
 		}.Execute(tr)
 		if err != nil {
 			return err
@@ -401,21 +385,21 @@ func TestCounterMadeAgainGoesOnAboveWhereItWas(t *testing.T) {
 	}
 }
 
-func statementOf(t *testing.T, n *Node) *Verified {
+func statementOf(t *testing.T, n *Node) *appraisal.Verified {
 	t.Helper()
 	logKey := newLogKey(t)
 	s, err := n.Statement(t.Context(), logKey)
 	if err != nil {
 		t.Fatal(err)
 	}
-	v, err := VerifyStatement(s, logKey)
+	v, err := appraisal.VerifyStatement(s, logKey)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return v
 }
 
-func decodeStatement(t *testing.T, n *Node, logKey []byte) (s statement) {
+func decodeStatement(t *testing.T, n *Node, logKey []byte) (s appraisal.Statement) {
 	t.Helper()
 	b, err := n.Statement(t.Context(), logKey)
 	if err != nil {
@@ -427,7 +411,7 @@ func decodeStatement(t *testing.T, n *Node, logKey []byte) (s statement) {
 	return s
 }
 
-func anchorOf(t *testing.T, n *Node, digest [32]byte) (a anchorDocument) {
+func anchorOf(t *testing.T, n *Node, digest [32]byte) (a appraisal.Anchor) {
 	t.Helper()
 	b, err := n.Anchor(t.Context(), digest)
 	if err != nil {

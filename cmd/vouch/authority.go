@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/vouchd/vouchd/attest/node"
+	"github.com/vouchd/vouchd/attest/appraisal"
 )
 
 // authorityCommand is what the authority commands share.
@@ -73,8 +73,8 @@ this machine's TPM, which it never leaves.`,
 			if err != nil || td != domain.Name() {
 				return usageError{fmt.Errorf("--trust-domain %.255q: want a name such as example.org", td)}
 			}
-			if life < node.MinCALife {
-				return usageError{fmt.Errorf("--life %v: want at least %v", life, node.MinCALife)}
+			if life < appraisal.MinCALife {
+				return usageError{fmt.Errorf("--life %v: want at least %v", life, appraisal.MinCALife)}
 			}
 			s, err := a.create(cmd, domain, tpm, life)
 			if err != nil {
@@ -185,14 +185,14 @@ func (s *authorityStore) revoke(cmd *cobra.Command) (file string, err error) {
 	if err := errors.Join(s.saveIssued(), s.saveMeta()); err != nil {
 		return "", err
 	}
-	var revoked []node.Revoked
+	var revoked []appraisal.Revoked
 	for _, n := range s.issued {
 		if serial, ok := n.serial(); ok && !n.Revoked.IsZero() {
-			revoked = append(revoked, node.Revoked{Serial: serial, At: n.Revoked})
+			revoked = append(revoked, appraisal.Revoked{Serial: serial, At: n.Revoked})
 		}
 	}
 	now := time.Now()
-	list, err := authority.RevocationList(revoked, s.meta.Lists, now, now.Add(node.MaxCALife))
+	list, err := authority.RevocationList(revoked, s.meta.Lists, now, now.Add(appraisal.MaxCALife))
 	if err != nil {
 		return "", err
 	}

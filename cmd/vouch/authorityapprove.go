@@ -9,14 +9,14 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/vouchd/vouchd/attest/node"
+	"github.com/vouchd/vouchd/attest/appraisal"
 )
 
 // An approvalView is what came of a request.
 type approvalView struct {
 	enrolled
-	File   string      `json:"file"`
-	Result node.Result `json:"result"`
+	File   string           `json:"file"`
+	Result appraisal.Result `json:"result"`
 }
 
 // approveTerms are the flags of vouch authority approve.
@@ -79,8 +79,8 @@ one's certificate has expired or is revoked.`,
 	return cmd
 }
 
-func (t approveTerms) parse(cmd *cobra.Command) (node.Terms, error) {
-	terms := node.Terms{AnyNonce: t.anyNonce, Life: t.life, Now: time.Now()}
+func (t approveTerms) parse(cmd *cobra.Command) (appraisal.Terms, error) {
+	terms := appraisal.Terms{AnyNonce: t.anyNonce, Life: t.life, Now: time.Now()}
 	switch {
 	case t.policy == "":
 		return terms, usageError{errors.New("by which policy? name it with --policy; vouch node policy learn writes one")}
@@ -88,8 +88,8 @@ func (t approveTerms) parse(cmd *cobra.Command) (node.Terms, error) {
 		return terms, usageError{errors.New("where to write the approval? name a file with --write")}
 	case t.anyNonce == (t.nonce != ""):
 		return terms, usageError{errors.New("for which nonce was the request made? give it with --nonce, or accept one of any age with --any-nonce")}
-	case t.life < node.MinCALife || t.life > node.MaxCALife:
-		return terms, usageError{fmt.Errorf("--life %v: want %v to %v", t.life, node.MinCALife, node.MaxCALife)}
+	case t.life < appraisal.MinCALife || t.life > appraisal.MaxCALife:
+		return terms, usageError{fmt.Errorf("--life %v: want %v to %v", t.life, appraisal.MinCALife, appraisal.MaxCALife)}
 	}
 	var err error
 	if !t.anyNonce {
@@ -102,10 +102,10 @@ func (t approveTerms) parse(cmd *cobra.Command) (node.Terms, error) {
 }
 
 // approve signs, writes down what it signed and only then hands it out.
-func (s *authorityStore) approve(cmd *cobra.Command, request []byte, terms node.Terms, file string) (enrolled, node.Result, error) {
+func (s *authorityStore) approve(cmd *cobra.Command, request []byte, terms appraisal.Terms, file string) (enrolled, appraisal.Result, error) {
 	authority, done, err := s.authority(cmd)
 	if err != nil {
-		return enrolled{}, node.Result{}, err
+		return enrolled{}, appraisal.Result{}, err
 	}
 	defer done()
 	approval, certificate, r, err := authority.Approve(request, terms)
@@ -160,7 +160,7 @@ JSON. Install it with vouch node reseal.`,
 				return err
 			}
 			defer done()
-			approval, err := node.ApproveBootState(authority.Signer, values)
+			approval, err := appraisal.ApproveBootState(authority.Signer, values)
 			if err != nil {
 				return err
 			}
@@ -178,7 +178,7 @@ JSON. Install it with vouch node reseal.`,
 }
 
 // bootValues takes the values of PCRs from a result that passed.
-func bootValues(r node.Result, pcrs []uint) (map[uint][]byte, error) {
+func bootValues(r appraisal.Result, pcrs []uint) (map[uint][]byte, error) {
 	if !r.Passed || r.Bank != "sha256" {
 		return nil, errors.New("the machine did not pass, or has no PCRs in SHA-256; only a state that passes can be approved")
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/attest/node"
 )
 
@@ -33,7 +34,7 @@ const tpmKeyName = "authority"
 const minPassphrase = 12 // characters: whoever gets the file can try as fast as they can pay for
 
 // authority returns the authority with its key, which done lets go of.
-func (s *authorityStore) authority(cmd *cobra.Command) (a node.Authority, done func(), err error) {
+func (s *authorityStore) authority(cmd *cobra.Command) (a appraisal.Authority, done func(), err error) {
 	var signer crypto.Signer
 	if s.meta.Key == keyTPM {
 		signer, done, err = s.tpmKey(cmd.Context())
@@ -41,13 +42,13 @@ func (s *authorityStore) authority(cmd *cobra.Command) (a node.Authority, done f
 		signer, done, err = s.ageKey(cmd)
 	}
 	if err != nil {
-		return node.Authority{}, nil, fmt.Errorf("root key of %s: %w", s.meta.TrustDomain, err)
+		return appraisal.Authority{}, nil, fmt.Errorf("root key of %s: %w", s.meta.TrustDomain, err)
 	}
 	if k, ok := signer.Public().(*ecdsa.PublicKey); !ok || !k.Equal(s.root.PublicKey) {
 		done()
-		return node.Authority{}, nil, fmt.Errorf("root key of %s: it is not the root certificate's; restore %s from a backup", s.meta.TrustDomain, s.command.dir)
+		return appraisal.Authority{}, nil, fmt.Errorf("root key of %s: it is not the root certificate's; restore %s from a backup", s.meta.TrustDomain, s.command.dir)
 	}
-	return node.Authority{Root: s.root, Signer: signer}, done, nil
+	return appraisal.Authority{Root: s.root, Signer: signer}, done, nil
 }
 
 // makeKey makes the root key and keeps it.

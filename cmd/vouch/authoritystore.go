@@ -14,7 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/vouchd/vouchd/attest/node"
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/state"
 )
 
@@ -100,7 +100,7 @@ func (s *authorityStore) create(cmd *cobra.Command, td spiffeid.TrustDomain, tpm
 		return err
 	}
 	defer done()
-	authority, err := node.NewAuthority(signer, td, time.Now(), life)
+	authority, err := appraisal.NewAuthority(signer, td, time.Now(), life)
 	if err != nil {
 		return err
 	}

@@ -15,7 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/vouchd/vouchd/attest/node"
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/config"
 )
@@ -294,12 +294,12 @@ func readCheckpoint(cmd *cobra.Command, file string) ([]byte, error) {
 // statement and its anchors.
 type tpmVerifier struct {
 	known   *knownMachine // whose log it must be; nil: anybody's
-	machine *node.Verified
+	machine *appraisal.Verified
 }
 
 // Statement checks the machine's keys.
 func (v *tpmVerifier) Statement(statement []byte, logKey ed25519.PublicKey) (audit.NodeFacts, error) {
-	machine, err := node.VerifyStatement(statement, logKey)
+	machine, err := appraisal.VerifyStatement(statement, logKey)
 	if err != nil {
 		return audit.NodeFacts{}, err
 	}

@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/vouchd/vouchd/attest/node"
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/audit"
 )
 
@@ -48,7 +48,7 @@ func readKnownMachine(cmd *cobra.Command, file string) (*knownMachine, error) {
 }
 
 // is returns an error unless a statement is by this machine's keys.
-func (m *knownMachine) is(v *node.Verified) error {
+func (m *knownMachine) is(v *appraisal.Verified) error {
 	if v.EKSHA256 != m.EKSHA256 {
 		return fmt.Errorf("the log is of another machine: its endorsement key is %s and that of --node is %s", v.EKSHA256, m.EKSHA256)
 	}

@@ -11,7 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/vouchd/vouchd/attest/node"
+	"github.com/vouchd/vouchd/attest/appraisal"
 )
 
 func newNode(o *options) *cobra.Command {
@@ -85,8 +85,8 @@ func parseNonce(text string) ([]byte, error) {
 		return nil, usageError{errors.New("which nonce? the verifier draws one with: vouch node nonce; give it with --nonce")}
 	}
 	nonce, err := hex.DecodeString(text)
-	if err != nil || len(nonce) < node.MinNonceLen || len(nonce) > node.MaxNonceLen {
-		return nil, usageError{fmt.Errorf("--nonce %.140q: want %d to %d bytes in hexadecimal", text, node.MinNonceLen, node.MaxNonceLen)}
+	if err != nil || len(nonce) < appraisal.MinNonceLen || len(nonce) > appraisal.MaxNonceLen {
+		return nil, usageError{fmt.Errorf("--nonce %.140q: want %d to %d bytes in hexadecimal", text, appraisal.MinNonceLen, appraisal.MaxNonceLen)}
 	}
 	return nonce, nil
 }
@@ -96,7 +96,7 @@ func parseNonce(text string) ([]byte, error) {
 const maxSmallDocument = 1 << 20
 
 // maxLargeDocument bounds evidence and a request, which contains it.
-const maxLargeDocument = node.MaxEvidenceLen + 64<<10
+const maxLargeDocument = appraisal.MaxEvidenceLen + 64<<10
 
 // readDocument reads a file, or with the name - standard input.
 func readDocument(cmd *cobra.Command, name string, limit int64) ([]byte, error) {

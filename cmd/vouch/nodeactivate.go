@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/vouchd/vouchd/attest/node"
+	"github.com/vouchd/vouchd/attest/appraisal"
 )
 
 func newNodeChallenge(o *options) *cobra.Command {
@@ -32,7 +32,7 @@ the TPM whose endorsement key it names.`,
 			if err != nil {
 				return err
 			}
-			challenge, kept, err := node.Challenge(evidence)
+			challenge, kept, err := appraisal.Challenge(evidence)
 			if err != nil {
 				return fmt.Errorf("%s: %w", args[0], err)
 			}
@@ -100,21 +100,21 @@ vouch node appraise instead.`,
 }
 
 // readActivation verifies an answer against what was kept.
-func readActivation(cmd *cobra.Command, kept, answer string) (node.Activation, error) {
+func readActivation(cmd *cobra.Command, kept, answer string) (appraisal.Activation, error) {
 	if kept == "" {
-		return node.Activation{}, usageError{errors.New("what was kept of the challenge? name the file with --kept")}
+		return appraisal.Activation{}, usageError{errors.New("what was kept of the challenge? name the file with --kept")}
 	}
 	k, err := readDocument(cmd, kept, maxSmallDocument)
 	if err != nil {
-		return node.Activation{}, err
+		return appraisal.Activation{}, err
 	}
 	a, err := readDocument(cmd, answer, maxSmallDocument)
 	if err != nil {
-		return node.Activation{}, err
+		return appraisal.Activation{}, err
 	}
-	activation, err := node.VerifyActivation(k, a)
+	activation, err := appraisal.VerifyActivation(k, a)
 	if err != nil {
-		return node.Activation{}, fmt.Errorf("%s: %w", answer, err)
+		return appraisal.Activation{}, fmt.Errorf("%s: %w", answer, err)
 	}
 	return activation, nil
 }

@@ -14,12 +14,12 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/vouchd/vouchd/attest/node"
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/config"
 )
 
-// An appraisal is what vouch node appraise is given.
-type appraisal struct {
+// appraiseTerms are what vouch node appraise is given.
+type appraiseTerms struct {
 	policy   string
 	nonce    string
 	anyNonce bool
@@ -29,7 +29,7 @@ type appraisal struct {
 }
 
 func newNodeAppraise(o *options) *cobra.Command {
-	var a appraisal
+	var a appraiseTerms
 	cmd := &cobra.Command{
 		Use:   "appraise EVIDENCE --policy FILE",
 		Short: "Judge a machine by its evidence and a policy",
@@ -66,45 +66,45 @@ machine, before whose time this evidence cannot have been made.`,
 	return cmd
 }
 
-func (a appraisal) appraise(cmd *cobra.Command, file string) (node.Result, error) {
+func (a appraiseTerms) appraise(cmd *cobra.Command, file string) (appraisal.Result, error) {
 	if a.policy == "" {
-		return node.Result{}, usageError{errors.New("by which policy? name it with --policy; vouch node policy learn writes one")}
+		return appraisal.Result{}, usageError{errors.New("by which policy? name it with --policy; vouch node policy learn writes one")}
 	}
 	if (a.kept == "") != (a.answer == "") {
-		return node.Result{}, usageError{errors.New("--kept and --answer go together: what was kept of the challenge, and the machine's answer")}
+		return appraisal.Result{}, usageError{errors.New("--kept and --answer go together: what was kept of the challenge, and the machine's answer")}
 	}
 	evidence, err := readDocument(cmd, file, maxLargeDocument)
 	if err != nil {
-		return node.Result{}, err
+		return appraisal.Result{}, err
 	}
-	given := node.Given{Now: time.Now()}
+	given := appraisal.Given{Now: time.Now()}
 	if given.Nonce, err = a.nonceFor(evidence); err != nil {
-		return node.Result{}, err
+		return appraisal.Result{}, err
 	}
 	policy, err := readPolicy(cmd, a.policy)
 	if err != nil {
-		return node.Result{}, err
+		return appraisal.Result{}, err
 	}
 	if a.answer != "" {
 		activation, err := readActivation(cmd, a.kept, a.answer)
 		if err != nil {
-			return node.Result{}, err
+			return appraisal.Result{}, err
 		}
 		given.Activation = &activation
 	}
 	if a.previous != "" {
 		previous, err := readResult(cmd, a.previous)
 		if err != nil {
-			return node.Result{}, err
+			return appraisal.Result{}, err
 		}
 		given.Previous = &previous.BootState
 	}
-	return node.Appraise(evidence, policy, given), nil
+	return appraisal.Appraise(evidence, policy, given), nil
 }
 
 // nonceFor returns the nonce to hold the evidence to; with --any-nonce that is
 // its own.
-func (a appraisal) nonceFor(evidence []byte) ([]byte, error) {
+func (a appraiseTerms) nonceFor(evidence []byte) ([]byte, error) {
 	switch {
 	case a.anyNonce && a.nonce != "":
 		return nil, usageError{errors.New("--nonce and --any-nonce exclude each other")}
@@ -123,12 +123,12 @@ func (a appraisal) nonceFor(evidence []byte) ([]byte, error) {
 	return nonce, nil
 }
 
-func readPolicy(cmd *cobra.Command, file string) (node.Policy, error) {
+func readPolicy(cmd *cobra.Command, file string) (appraisal.Policy, error) {
 	data, err := readDocument(cmd, file, config.MaxFileLen)
 	if err != nil {
-		return node.Policy{}, err
+		return appraisal.Policy{}, err
 	}
-	return node.ParsePolicy(file, data)
+	return appraisal.ParsePolicy(file, data)
 }
 
 // checkNodePolicy checks the policy that belongs to a configuration, if there
@@ -152,26 +152,26 @@ func parsedPolicy(file string, data []byte, err error) error {
 		return nil
 	}
 	if err == nil {
-		_, err = node.ParsePolicy(file, data)
+		_, err = appraisal.ParsePolicy(file, data)
 	}
 	return err
 }
 
 // readResult reads an attestation result that the user has from an earlier
 // appraisal, and has kept from others' hands.
-func readResult(cmd *cobra.Command, file string) (node.Result, error) {
+func readResult(cmd *cobra.Command, file string) (appraisal.Result, error) {
 	data, err := readDocument(cmd, file, maxSmallDocument)
 	if err != nil {
-		return node.Result{}, err
+		return appraisal.Result{}, err
 	}
-	var r node.Result
+	var r appraisal.Result
 	if err := json.Unmarshal(data, &r); err != nil || len(r.Rules) == 0 || r.AKName == "" {
-		return node.Result{}, fmt.Errorf("%s is not the result of an appraisal; make one with: vouch node appraise --output json", file)
+		return appraisal.Result{}, fmt.Errorf("%s is not the result of an appraisal; make one with: vouch node appraise --output json", file)
 	}
 	return r, nil
 }
 
-func printResult(w io.Writer, r node.Result) {
+func printResult(w io.Writer, r appraisal.Result) {
 	fmt.Fprint(w, r)
 	if r.AKName == "" {
 		return
@@ -203,7 +203,7 @@ good, so review every line before you put the policy in force.`,
 			if err != nil {
 				return err
 			}
-			policy, err := node.LearnPolicy(evidence)
+			policy, err := appraisal.LearnPolicy(evidence)
 			if err != nil {
 				return err
 			}

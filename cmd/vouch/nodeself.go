@@ -8,7 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/vouchd/vouchd/attest/node"
+	"github.com/vouchd/vouchd/attest/appraisal"
 )
 
 // evidenceToLearn reads evidence, or has the daemon make some.
@@ -45,7 +45,7 @@ itself when it passes again. Attest exits 0 only if it passed.`,
 			if err != nil {
 				return err
 			}
-			var r node.Result
+			var r appraisal.Result
 			if err := json.Unmarshal(raw, &r); err != nil {
 				return fmt.Errorf("reading the daemon's answer: %w", err)
 			}

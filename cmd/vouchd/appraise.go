@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/attest/node"
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/config"
@@ -34,11 +35,11 @@ const (
 type appraiser struct {
 	d *daemon
 
-	one      sync.Mutex      // held while appraising; guards the fields to the blank line
-	policy   *node.Policy    // in force; nil: none
-	seen     string          // what was last found in the policy's place
-	problem  error           // why that is not in force
-	previous *node.BootState // of the last evidence that verified
+	one      sync.Mutex           // held while appraising; guards the fields to the blank line
+	policy   *appraisal.Policy    // in force; nil: none
+	seen     string               // what was last found in the policy's place
+	problem  error                // why that is not in force
+	previous *appraisal.BootState // of the last evidence that verified
 	slept    time.Duration
 
 	mu     sync.Mutex // guards what follows
@@ -119,24 +120,24 @@ func suspended() time.Duration {
 
 // appraise appraises the machine now, for a cause that is recorded, and
 // returns the attestation result.
-func (a *appraiser) appraise(ctx context.Context, cause string) (node.Result, error) {
+func (a *appraiser) appraise(ctx context.Context, cause string) (appraisal.Result, error) {
 	a.one.Lock()
 	defer a.one.Unlock()
 	a.readPolicy()
 	if a.policy == nil && a.problem == nil {
 		a.notAppraised()
-		return node.Result{}, fmt.Errorf("appraising this machine: there is no policy in %s; write one with: vouch node policy learn", a.d.config.Node.Policy)
+		return appraisal.Result{}, fmt.Errorf("appraising this machine: there is no policy in %s; write one with: vouch node policy learn", a.d.config.Node.Policy)
 	}
 	if a.policy == nil {
-		return node.Result{}, a.unknown(ctx, a.problem)
+		return appraisal.Result{}, a.unknown(ctx, a.problem)
 	}
 	from, err := a.d.sources()
 	if err != nil {
-		return node.Result{}, a.unknown(ctx, err)
+		return appraisal.Result{}, a.unknown(ctx, err)
 	}
 	r, _, err := a.d.node.Appraise(ctx, *a.policy, from, a.previous)
 	if err != nil {
-		return node.Result{}, a.unknown(ctx, err)
+		return appraisal.Result{}, a.unknown(ctx, err)
 	}
 	if r.AKName != "" {
 		a.previous = &r.BootState
@@ -160,7 +161,7 @@ func (a *appraiser) readPolicy() {
 		a.problem = err
 		return
 	}
-	p, err := node.ParsePolicy(file, data)
+	p, err := appraisal.ParsePolicy(file, data)
 	if a.problem = err; err == nil {
 		a.policy = &p
 	}
@@ -191,7 +192,7 @@ func (a *appraiser) notAppraised() {
 
 // judged puts a result in force. A failure takes effect before it is recorded,
 // a pass only after.
-func (a *appraiser) judged(ctx context.Context, r node.Result, cause string) error {
+func (a *appraiser) judged(ctx context.Context, r appraisal.Result, cause string) error {
 	refusal := r.Err()
 	rec := audit.Record{Event: audit.EventNode, Outcome: audit.Success, Reason: cause, Node: &audit.Node{
 		EKSHA256: r.EKSHA256, AKName: r.AKName, PCRSHA256: r.BootState.PCRDigest, Resets: r.BootState.Resets,

@@ -14,7 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/vouchd/vouchd/attest/node"
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/workloadapi"
 )
@@ -257,7 +257,7 @@ func TestAPassOutlivesATPMThatIsAwayForAMoment(t *testing.T) {
 		t.Errorf("problems with the TPM away: %q", p)
 	}
 	h.tpm.Restart()
-	var r node.Result
+	var r appraisal.Result
 	eventually(t, "an appraisal passes again", func() bool {
 		out, _, code := h.vouch("node", "attest", "--output", "json")
 		return code == 0 && json.Unmarshal([]byte(out), &r) == nil && r.Passed

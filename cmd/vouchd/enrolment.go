@@ -8,7 +8,7 @@ import (
 	"io/fs"
 	"time"
 
-	"github.com/vouchd/vouchd/attest/node"
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/workloadapi"
@@ -45,7 +45,7 @@ func (d *daemon) setEnrolment(v *workloadapi.EnrolmentView, err error) {
 	}
 }
 
-func enrolmentView(e node.Enrolment) *workloadapi.EnrolmentView {
+func enrolmentView(e appraisal.Enrolment) *workloadapi.EnrolmentView {
 	return &workloadapi.EnrolmentView{
 		TrustDomain: e.TrustDomain.Name(),
 		RootSHA256:  fmt.Sprintf("%x", sha256.Sum256(e.Root.Raw)),

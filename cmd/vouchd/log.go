@@ -10,7 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 
-	"github.com/vouchd/vouchd/attest/node"
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/packaging/version"
@@ -28,7 +28,7 @@ func (d *daemon) openLog(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	machine, err := node.VerifyStatement(statement, public)
+	machine, err := appraisal.VerifyStatement(statement, public)
 	if err != nil {
 		return fmt.Errorf("verifying this machine's own statement: %w", err)
 	}

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/vouchd/vouchd/attest/node"
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
 )
 
@@ -98,7 +98,7 @@ func TestAMachineIsAppraisedOnAnotherThatHasOnlyTheCommandLine(t *testing.T) {
 		t.Errorf("exits %d:\n%s%s", code, out, stderr)
 	}
 	d.write("result.json", d.ok(append([]string{"node", "appraise", "evidence.json", "--policy", "policy.yaml", "--any-nonce", "--output", "json"}, answered...)...))
-	var r node.Result
+	var r appraisal.Result
 	must(t, json.Unmarshal([]byte(d.read("result.json")), &r))
 	st, err := h.admin().Status(t.Context())
 	must(t, err)
@@ -226,8 +226,8 @@ func TestTheAdminSocketBoundsWhatItIsSent(t *testing.T) {
 	h.start()
 	ctx, c := t.Context(), h.admin()
 	for name, call := range map[string]func() error{
-		"a nonce too short":         func() error { _, err := c.NodeEvidence(ctx, make([]byte, node.MinNonceLen-1)); return err },
-		"a nonce too long":          func() error { _, err := c.NodeEvidence(ctx, make([]byte, node.MaxNonceLen+1)); return err },
+		"a nonce too short":         func() error { _, err := c.NodeEvidence(ctx, make([]byte, appraisal.MinNonceLen-1)); return err },
+		"a nonce too long":          func() error { _, err := c.NodeEvidence(ctx, make([]byte, appraisal.MaxNonceLen+1)); return err },
 		"no nonce":                  func() error { _, err := c.NodeEvidence(ctx, nil); return err },
 		"a challenge of a megabyte": func() error { _, err := c.NodeActivate(ctx, make([]byte, 1<<20)); return err },
 		"a challenge of nothing":    func() error { _, err := c.NodeActivate(ctx, nil); return err },

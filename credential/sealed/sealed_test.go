@@ -18,6 +18,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/attest/node"
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
 	"github.com/vouchd/vouchd/credential/sealed"
@@ -353,7 +354,7 @@ func TestBoundSecretOpensInApprovedBootStatesAlone(t *testing.T) {
 		t.Helper()
 		now, err := m.node.BootState(t.Context(), []uint{4, 7})
 		must(t, err)
-		approval, err := node.ApproveBootState(authority, now)
+		approval, err := appraisal.ApproveBootState(authority, now)
 		must(t, err)
 		must(t, m.node.Reseal(approval))
 	}

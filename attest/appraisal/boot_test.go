@@ -1,9 +1,10 @@
-package node
+package appraisal_test
 
 import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,7 +16,10 @@ import (
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 
+	"github.com/vouchd/vouchd/attest/appraisal"
+	"github.com/vouchd/vouchd/attest/node"
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
+	"github.com/vouchd/vouchd/state"
 )
 
 // The command line that testdata/uki-secureboot was booted with.
@@ -24,21 +28,23 @@ const ukiCommandLine = "root=LABEL=vmroot rw console=ttyS0 ima_policy=tcb ima_ha
 // A machine is a real TPM that went through a recorded boot, and the files
 // that evidence about it takes its logs from.
 type machine struct {
-	*Node
-	real *tpmtest.TPM
-	from Sources
+	*node.Node
+	real   *tpmtest.TPM
+	states *state.Dir
+	from   node.Sources
 }
 
 // booted plays a recorded boot into a TPM as firmware and kernel did.
 func booted(t testing.TB, recording string, real *tpmtest.TPM) *machine {
 	t.Helper()
-	tpm, err := Open(t.Context(), real.Address)
+	tpm, err := node.Open(t.Context(), real.Address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { tpm.Close() })
 	dir := filepath.Join("testdata", recording)
-	m := &machine{Node: load(t, tpm, store(t)), real: real, from: Sources{
+	states := store(t)
+	m := &machine{Node: load(t, tpm, states), real: real, states: states, from: node.Sources{
 		EventLog:    filepath.Join(dir, "binary_bios_measurements"),
 		IMA:         filepath.Join(dir, "ima_binary_runtime_measurements"),
 		CommandLine: file(t, ukiCommandLine+"\n"),
@@ -47,12 +53,12 @@ func booted(t testing.TB, recording string, real *tpmtest.TPM) *machine {
 	}}
 	m.play(t, readFile(t, m.from.EventLog))
 	m.extend(t, 11, []byte("sysinit"), []byte("ready"))
-	entries, err := parseIMA(readFile(t, m.from.IMA))
+	entries, err := appraisal.IMAData(readFile(t, m.from.IMA))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, e := range entries[:len(entries)-1] { // the last came after the PCRs were recorded
-		m.extend(t, imaPCR, e.data)
+		m.extend(t, 10, e)
 	}
 	return m
 }
@@ -107,14 +113,14 @@ func extendPCR(tr transport.TPM, pcr int, sha1, sha256 []byte) error {
 
 // evidence returns evidence and what a verifier that did everything right has
 // in its hands.
-func (m *machine) evidence(t testing.TB) ([]byte, Given) {
+func (m *machine) evidence(t testing.TB) ([]byte, appraisal.Given) {
 	t.Helper()
-	given := Given{Nonce: someBytes(32), Now: time.Now()}
+	given := appraisal.Given{Nonce: someBytes(32), Now: time.Now()}
 	e, err := m.Evidence(t.Context(), given.Nonce, m.from)
 	if err != nil {
 		t.Fatal(err)
 	}
-	challenge, kept, err := Challenge(e)
+	challenge, kept, err := appraisal.Challenge(e)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +128,7 @@ func (m *machine) evidence(t testing.TB) ([]byte, Given) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := VerifyActivation(kept, answer)
+	a, err := appraisal.VerifyActivation(kept, answer)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,17 +136,70 @@ func (m *machine) evidence(t testing.TB) ([]byte, Given) {
 	return e, given
 }
 
-// recordedPCRs reads the values that the kernel showed at the time.
-func recordedPCRs(t testing.TB, recording string) map[uint]pcrHex {
+// quoteOf has the machine's AK quote PCRs for any data, as whoever controls the
+// host can.
+func (m *machine) quoteOf(t testing.TB, bank tpm2.TPMAlgID, pcrs []uint, data []byte) (q appraisal.Quote) {
 	t.Helper()
-	pcrs := make(map[uint]pcrHex)
+	saved, _, err := m.states.Load("tpm-keys", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var keys struct {
+		SRK struct{ Handle tpm2.TPMHandle }
+		AK  struct{ Public, Private []byte }
+	}
+	if err := json.Unmarshal(saved, &keys); err != nil {
+		t.Fatal(err)
+	}
+	selected := appraisal.Selection(bank, pcrs)
+	m.real.Do(func(tr transport.TPM) error {
+		srk, err := tpm2.ReadPublic{ObjectHandle: keys.SRK.Handle}.Execute(tr)
+		if err != nil {
+			return err
+		}
+		ak, err := tpm2.Load{
+			ParentHandle: tpm2.AuthHandle{Handle: keys.SRK.Handle, Name: srk.Name, Auth: tpm2.PasswordAuth(nil)},
+			InPrivate:    tpm2.TPM2BPrivate{Buffer: keys.AK.Private},
+			InPublic:     tpm2.BytesAs2B[tpm2.TPMTPublic](keys.AK.Public),
+		}.Execute(tr)
+		if err != nil {
+			return err
+		}
+		defer tpm2.FlushContext{FlushHandle: ak.ObjectHandle}.Execute(tr)
+		q.PCRs = make(map[uint]appraisal.Hex)
+		for _, pcr := range pcrs {
+			r, err := tpm2.PCRRead{PCRSelectionIn: appraisal.Selection(bank, []uint{pcr})}.Execute(tr)
+			if err != nil {
+				return err
+			}
+			q.PCRs[pcr] = r.PCRValues.Digests[0].Buffer
+		}
+		r, err := tpm2.Quote{
+			SignHandle:     tpm2.AuthHandle{Handle: ak.ObjectHandle, Name: ak.Name, Auth: tpm2.PasswordAuth(nil)},
+			QualifyingData: tpm2.TPM2BData{Buffer: data},
+			InScheme:       tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
+			PCRSelect:      selected,
+		}.Execute(tr)
+		if err != nil {
+			return err
+		}
+		q.Signed = appraisal.Signed{Attested: r.Quoted.Bytes(), Signature: tpm2.Marshal(r.Signature)}
+		return nil
+	})
+	return q
+}
+
+// recordedPCRs reads the values that the kernel showed at the time.
+func recordedPCRs(t testing.TB, recording string) map[uint]appraisal.Hex {
+	t.Helper()
+	pcrs := make(map[uint]appraisal.Hex)
 	for line := range strings.Lines(string(readFile(t, filepath.Join("testdata", recording, "pcrs-sysfs.txt")))) {
 		var bank, value string
 		var pcr uint
 		if _, err := fmt.Sscan(line, &bank, &pcr, &value); err != nil {
 			t.Fatal(err)
 		}
-		if bank == bankSHA256 {
+		if bank == appraisal.BankSHA256 {
 			b, err := hex.DecodeString(value)
 			if err != nil {
 				t.Fatal(err)
@@ -176,7 +235,7 @@ func TestRecordedBootsPlayBack(t *testing.T) {
 			t.Parallel()
 			m := booted(t, recording, tpmtest.Start(t))
 			e, _ := m.evidence(t)
-			parsed, err := parseEvidence(e)
+			parsed, err := appraisal.ParseEvidence(e)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,4 +1,4 @@
-package node
+package appraisal
 
 import (
 	"bytes"
@@ -19,14 +19,14 @@ import (
 // the TPM named the log key. That the endorsement key is in the same TPM is
 // the host's word until credential activation shows it.
 type Verified struct {
-	EKSHA256 string // as [Node.EKSHA256]
-	AKName   string // as [Node.AKName]
+	EKSHA256 string // of the endorsement key, as [EndorsementKey.SHA256]
+	AKName   string // the AK's TPM name in hexadecimal
 	NodeKey  *ecdsa.PublicKey
 	Counter  uint64          // when the statement was made
 	PCRs     map[uint][]byte // values of the quoted PCRs, SHA-256 bank
 	BootState
 
-	ek      endorsementKey
+	ek      EndorsementKey
 	ak      *ecdsa.PublicKey
 	counter []byte // name of the NV index
 }
@@ -45,8 +45,8 @@ func VerifyStatement(data []byte, logKey ed25519.PublicKey) (*Verified, error) {
 }
 
 func verifyStatement(data []byte, logKey ed25519.PublicKey) (*Verified, error) {
-	var s statement
-	if err := decodeJSON(data, MaxStatementLen, &s); err != nil {
+	var s Statement
+	if err := DecodeJSON(data, MaxStatementLen, &s); err != nil {
 		return nil, err
 	}
 	if s.Version != statementVersion {
@@ -55,11 +55,11 @@ func verifyStatement(data []byte, logKey ed25519.PublicKey) (*Verified, error) {
 	if len(logKey) != ed25519.PublicKeySize {
 		return nil, fmt.Errorf("log key of %d bytes", len(logKey))
 	}
-	v := &Verified{ek: s.EK, EKSHA256: s.EK.sha256()}
+	v := &Verified{ek: s.EK, EKSHA256: s.EK.SHA256()}
 	if _, err := s.EK.key(); err != nil {
 		return nil, err
 	}
-	if _, err := s.EK.certificate(); err != nil {
+	if _, err := s.EK.Certificate(); err != nil {
 		return nil, err
 	}
 	ak, name, err := s.AK.verify()
@@ -70,12 +70,12 @@ func verifyStatement(data []byte, logKey ed25519.PublicKey) (*Verified, error) {
 	if v.NodeKey, err = s.NodeKey.verify(ak, "node"); err != nil {
 		return nil, fmt.Errorf("node key: %w", err)
 	}
-	about := aboutLogKey(logKey)
-	a, err := s.Quote.verify(ak, tpm2.TPMAlgSHA256, bootPCRs, about)
+	about := AboutLogKey(logKey)
+	a, err := s.Quote.verify(ak, tpm2.TPMAlgSHA256, BootPCRs, about)
 	if err != nil {
 		return nil, fmt.Errorf("quote: %w", err)
 	}
-	if v.BootState, err = bootState(a); err != nil {
+	if v.BootState, err = ReadBootState(a); err != nil {
 		return nil, fmt.Errorf("quote: %w", err)
 	}
 	v.PCRs = make(map[uint][]byte, len(s.Quote.PCRs))
@@ -85,7 +85,7 @@ func verifyStatement(data []byte, logKey ed25519.PublicKey) (*Verified, error) {
 	if v.counter, err = counterName(s.Counter.Public); err != nil {
 		return nil, fmt.Errorf("counter: %w", err)
 	}
-	if _, v.Counter, err = v.count(s.Counter.signed, about); err != nil {
+	if _, v.Counter, err = v.count(s.Counter.Signed, about); err != nil {
 		return nil, fmt.Errorf("counter: %w", err)
 	}
 	return v, nil
@@ -93,19 +93,19 @@ func verifyStatement(data []byte, logKey ed25519.PublicKey) (*Verified, error) {
 
 // verify returns the AK and its name if it is of the right kind and made in
 // its TPM.
-func (s statedAK) verify() (*ecdsa.PublicKey, []byte, error) {
-	public, err := exact[tpm2.TPMTPublic](s.Public)
+func (s AttestationKey) verify() (*ecdsa.PublicKey, []byte, error) {
+	public, err := Structure[tpm2.TPMTPublic](s.Public)
 	if err != nil {
 		return nil, nil, err
 	}
-	if !matches(*public, akTemplate()) {
+	if !Matches(*public, AKTemplate()) {
 		return nil, nil, ErrAK
 	}
-	ak, err := p256(public)
+	ak, err := P256(public)
 	if err != nil {
 		return nil, nil, err
 	}
-	name := objectName(public).Buffer
+	name := ObjectName(public).Buffer
 	a, err := s.Created.verify(ak, tpm2.TPMSTAttestCreation, nil)
 	if err != nil {
 		return nil, nil, fmt.Errorf("its creation: %w", err)
@@ -122,27 +122,27 @@ func (s statedAK) verify() (*ecdsa.PublicKey, []byte, error) {
 }
 
 // verify returns the key if the AK certified it for this purpose.
-func (c certifiedKey) verify(ak *ecdsa.PublicKey, purpose string) (*ecdsa.PublicKey, error) {
-	public, err := exact[tpm2.TPMTPublic](c.Public)
+func (c CertifiedKey) verify(ak *ecdsa.PublicKey, purpose string) (*ecdsa.PublicKey, error) {
+	public, err := Structure[tpm2.TPMTPublic](c.Public)
 	if err != nil {
 		return nil, err
 	}
-	if !matches(*public, signingTemplate()) && !matches(*public, bindTemplate(signingTemplate(), public.AuthPolicy.Buffer)) {
+	if !Matches(*public, SigningTemplate()) && !Matches(*public, BoundTemplate(SigningTemplate(), public.AuthPolicy.Buffer)) {
 		return nil, fmt.Errorf("%w: its attributes are others", ErrKey)
 	}
-	if err := c.verifyCertified(ak, public, keyPurpose(purpose)); err != nil {
+	if err := c.verifyCertified(ak, public, KeyPurpose(purpose)); err != nil {
 		return nil, err
 	}
-	return p256(public)
+	return P256(public)
 }
 
 // counterName returns the name of an NV index that can only count up.
 func counterName(data []byte) ([]byte, error) {
-	public, err := exact[tpm2.TPMSNVPublic](data)
+	public, err := Structure[tpm2.TPMSNVPublic](data)
 	if err != nil {
 		return nil, err
 	}
-	if want := counterPublic(public.NVIndex); !bytes.Equal(data, tpm2.Marshal(want)) {
+	if want := CounterPublic(public.NVIndex); !bytes.Equal(data, tpm2.Marshal(want)) {
 		return nil, fmt.Errorf("%w: its attributes are others", ErrCounter)
 	}
 	name, err := tpm2.NVName(public)
@@ -152,7 +152,7 @@ func counterName(data []byte) ([]byte, error) {
 	return name.Buffer, nil
 }
 
-func (v *Verified) count(s signed, data []byte) (*tpm2.TPMSAttest, uint64, error) {
+func (v *Verified) count(s Signed, data []byte) (*tpm2.TPMSAttest, uint64, error) {
 	a, err := s.verify(v.ak, tpm2.TPMSTAttestNV, data)
 	if err != nil {
 		return nil, 0, err
@@ -161,7 +161,7 @@ func (v *Verified) count(s signed, data []byte) (*tpm2.TPMSAttest, uint64, error
 	if err != nil {
 		return nil, 0, err
 	}
-	if !bytes.Equal(info.IndexName.Buffer, v.counter) || info.Offset != 0 || len(info.NVContents.Buffer) != counterLen {
+	if !bytes.Equal(info.IndexName.Buffer, v.counter) || info.Offset != 0 || len(info.NVContents.Buffer) != CounterLen {
 		return nil, 0, ErrCounter
 	}
 	return a, binary.BigEndian.Uint64(info.NVContents.Buffer), nil
@@ -183,8 +183,8 @@ func (v *Verified) Anchor(data []byte, digest [32]byte) (AnchorFacts, error) {
 }
 
 func (v *Verified) anchor(data []byte, digest [32]byte) (facts AnchorFacts, err error) {
-	var doc anchorDocument
-	if err := decodeJSON(data, maxAnchorLen, &doc); err != nil {
+	var doc Anchor
+	if err := DecodeJSON(data, maxAnchorLen, &doc); err != nil {
 		return AnchorFacts{}, err
 	}
 	if doc.Version != anchorVersion {
@@ -199,7 +199,7 @@ func (v *Verified) anchor(data []byte, digest [32]byte) (facts AnchorFacts, err 
 		return AnchorFacts{}, fmt.Errorf("quote: %w", err)
 	}
 	facts.Counter = n
-	if facts.BootState, err = bootState(quoted); err != nil {
+	if facts.BootState, err = ReadBootState(quoted); err != nil {
 		return AnchorFacts{}, fmt.Errorf("quote: %w", err)
 	}
 	if counted.ClockInfo.ResetCount != quoted.ClockInfo.ResetCount || clock(quoted) < clock(counted) {
@@ -219,18 +219,18 @@ func (v *Verified) Quote(data []byte, about [32]byte) (BootState, map[uint][]byt
 }
 
 func (v *Verified) quote(data []byte, about [32]byte) (BootState, map[uint][]byte, error) {
-	var doc quoteDocument
-	if err := decodeJSON(data, maxQuoteLen, &doc); err != nil {
+	var doc Quote
+	if err := DecodeJSON(data, maxQuoteLen, &doc); err != nil {
 		return BootState{}, nil, err
 	}
 	if doc.Version != quoteVersion {
 		return BootState{}, nil, fmt.Errorf("version %d is unknown; this vouch knows %d", doc.Version, quoteVersion)
 	}
-	a, err := doc.verify(v.ak, tpm2.TPMAlgSHA256, bootPCRs, about[:])
+	a, err := doc.verify(v.ak, tpm2.TPMAlgSHA256, BootPCRs, about[:])
 	if err != nil {
 		return BootState{}, nil, err
 	}
-	state, err := bootState(a)
+	state, err := ReadBootState(a)
 	if err != nil {
 		return BootState{}, nil, err
 	}

@@ -1,10 +1,13 @@
-package node
+package appraisal
 
 import (
 	"bytes"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -14,6 +17,7 @@ import (
 	"testing"
 
 	tcg "github.com/google/go-attestation/attest"
+	"github.com/google/go-tpm/tpm2"
 )
 
 const ukiLog = "testdata/uki-secureboot/binary_bios_measurements"
@@ -211,14 +215,14 @@ func moduleDir(t *testing.T, module string) string {
 }
 
 // played computes what a log's events make of the PCRs (SHA-256 bank).
-func played(t testing.TB, log []byte) map[uint]pcrHex {
+func played(t testing.TB, log []byte) map[uint]Hex {
 	t.Helper()
 	l, err := tcg.ParseEventLog(log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	pcrs := make(map[uint]pcrHex)
-	for _, pcr := range evidencePCRs {
+	pcrs := make(map[uint]Hex)
+	for _, pcr := range AllPCRs {
 		pcrs[pcr] = make([]byte, 32)
 	}
 	for _, e := range l.Events(tcg.HashSHA256) {
@@ -393,4 +397,92 @@ func TestLearnedPolicyQuotesWhatTheHostSays(t *testing.T) {
 			t.Errorf("%q came back as %+v, %v", s, p.IMA.Allow, err)
 		}
 	}
+}
+
+func TestSecureBootKeysAreJudged(t *testing.T) {
+	t.Parallel()
+	named := SecureBootRule{Keys: []digest{other}}
+	for _, tt := range []struct {
+		name string
+		rule SecureBootRule
+		is   secureBoot
+		want bool
+	}{
+		{"the key that is named", named, secureBoot{on: true, authorities: []string{other}}, true},
+		{"another key besides", named, secureBoot{on: true, authorities: []string{other, "cd"}}, false},
+		{"no key", named, secureBoot{on: true}, false},
+		{"digests that may boot without a key", named, secureBoot{on: true, authorities: []string{other}, hashes: true}, false},
+		{"any key where none is named", SecureBootRule{Required: true}, secureBoot{on: true, authorities: []string{"cd"}, hashes: true}, true},
+		{"off", SecureBootRule{Required: true}, secureBoot{}, false},
+	} {
+		if err := tt.rule.judge(tt.is); (err == nil) != tt.want {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+	}
+}
+
+// other is a digest of nothing that is around.
+const other = "abababababababababababababababababababababababababababababababab"
+
+// The command line that testdata/uki-secureboot was booted with.
+const ukiCommandLine = "root=LABEL=vmroot rw console=ttyS0 ima_policy=tcb ima_hash=sha256 systemd.show_status=no quiet"
+
+// recordedPCRs reads the values that the kernel showed at the time.
+func recordedPCRs(t testing.TB, recording string) map[uint]Hex {
+	t.Helper()
+	pcrs := make(map[uint]Hex)
+	for line := range strings.Lines(string(readFile(t, filepath.Join("testdata", recording, "pcrs-sysfs.txt")))) {
+		var bank, value string
+		var pcr uint
+		if _, err := fmt.Sscan(line, &bank, &pcr, &value); err != nil {
+			t.Fatal(err)
+		}
+		if bank == BankSHA256 {
+			b, err := hex.DecodeString(value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pcrs[pcr] = b
+		}
+	}
+	return pcrs
+}
+
+func readFile(t testing.TB, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func signedBy(t *testing.T, key *ecdsa.PrivateKey, text []byte) Signed {
+	t.Helper()
+	digest := sha256.Sum256(text)
+	r, s, err := ecdsa.Sign(rand.Reader, key, digest[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Signed{Attested: text, Signature: tpm2.Marshal(tpm2.TPMTSignature{
+		SigAlg: tpm2.TPMAlgECDSA,
+		Signature: tpm2.NewTPMUSignature(tpm2.TPMAlgECDSA, &tpm2.TPMSSignatureECC{
+			Hash:       tpm2.TPMAlgSHA256,
+			SignatureR: tpm2.TPM2BECCParameter{Buffer: r.FillBytes(make([]byte, 32))},
+			SignatureS: tpm2.TPM2BECCParameter{Buffer: s.FillBytes(make([]byte, 32))},
+		}),
+	})}
+}
+
+func flip(b []byte, i int) []byte {
+	b = bytes.Clone(b)
+	b[i] ^= 1
+	return b
+}
+
+// someBytes are for tests that need any bytes but always others.
+func someBytes(n int) []byte {
+	b := make([]byte, n)
+	rand.Read(b)
+	return b
 }

@@ -1,4 +1,4 @@
-package node
+package appraisal
 
 import (
 	"os"
@@ -18,7 +18,7 @@ func TestEveryFieldIsDescribed(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := string(b)
-	for _, field := range fields(reflect.TypeFor[evidence](), "") {
+	for _, field := range fields(reflect.TypeFor[Evidence](), "") {
 		if !strings.Contains(text, "`"+field+"`") {
 			t.Errorf("field %s of the evidence is not described", field)
 		}
@@ -48,7 +48,7 @@ func fields(t reflect.Type, prefix string) []string {
 		switch {
 		case f.Anonymous, name == "version" && prefix != "":
 		case under.Kind() == reflect.Struct && strings.HasPrefix(under.PkgPath(), "github.com/") &&
-			under != reflect.TypeFor[signed]() && under != reflect.TypeFor[creation]():
+			under != reflect.TypeFor[Signed]() && under != reflect.TypeFor[Creation]():
 			all = append(all, fields(under, prefix+name+".")...)
 		default:
 			all = append(all, prefix+name)

@@ -1,4 +1,4 @@
-package node
+package appraisal_test
 
 import (
 	"crypto/rand"
@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
 )
 
@@ -22,7 +23,7 @@ func TestPlatformsThatCertifyAnAttestationKey(t *testing.T) {
 	t.Parallel()
 	for name, kind := range map[string]cloud{
 		"Azure":       {certificate: 0x01c101d0, handle: 0x81000003, key: rsaAK()},
-		"Google, ECC": {certificate: 0x01c10002, template: 0x01c10003, key: akTemplate()},
+		"Google, ECC": {certificate: 0x01c10002, template: 0x01c10003, key: appraisal.AKTemplate()},
 		"Google, RSA": {certificate: 0x01c10000, template: 0x01c10001, key: rsaAK()},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -33,12 +34,12 @@ func TestPlatformsThatCertifyAnAttestationKey(t *testing.T) {
 			e, given := m.evidence(t)
 			given.Activation = nil // there is no endorsement key that anybody certified
 			p := policy(t, "endorsement:\n  platform_roots:\n"+yamlPEM(root)+"boot_state: any\n")
-			r := Appraise(e, p, given)
+			r := appraisal.Appraise(e, p, given)
 			if !r.Passed || r.EKSHA256 != "" {
 				t.Errorf("%v", r)
 			}
 			named := policy(t, "endorsement:\n  keys: ["+r.PlatformAKSHA256+"]\nboot_state: any\n")
-			if r := Appraise(e, named, given); !r.Passed {
+			if r := appraisal.Appraise(e, named, given); !r.Passed {
 				t.Errorf("by its key: %v", r)
 			}
 			if left := real.Handles(); len(left) > 0 {
@@ -58,33 +59,33 @@ func TestForgedPlatformKeysAreRefused(t *testing.T) {
 	e, given := m.evidence(t)
 	given.Activation = nil
 	othersEvidence, _ := booted(t, "uki-secureboot", otherTPM).evidence(t)
-	var good, others evidence
-	for into, from := range map[*evidence][]byte{&good: e, &others: othersEvidence} {
+	var good, others appraisal.Evidence
+	for into, from := range map[*appraisal.Evidence][]byte{&good: e, &others: othersEvidence} {
 		if err := json.Unmarshal(from, into); err != nil {
 			t.Fatal(err)
 		}
 	}
 	p := policy(t, "endorsement:\n  platform_roots:\n"+yamlPEM(root)+"boot_state: any\n")
-	for name, forge := range map[string]func(*evidence){
-		"another machine's certification": func(e *evidence) { e.Platform.Certified = others.Platform.Certified },
-		"another machine's certificate":   func(e *evidence) { e.Platform.Certificates = others.Platform.Certificates },
-		"another machine's platform key":  func(e *evidence) { e.Platform = others.Platform },
-		"another key's certificate":       func(e *evidence) { e.Platform.Certificates = [][]byte{otherKeys} },
-		"no certificate":                  func(e *evidence) { e.Platform.Certificates = nil },
-		"no platform key":                 func(e *evidence) { e.Platform = nil },
+	for name, forge := range map[string]func(*appraisal.Evidence){
+		"another machine's certification": func(e *appraisal.Evidence) { e.Platform.Certified = others.Platform.Certified },
+		"another machine's certificate":   func(e *appraisal.Evidence) { e.Platform.Certificates = others.Platform.Certificates },
+		"another machine's platform key":  func(e *appraisal.Evidence) { e.Platform = others.Platform },
+		"another key's certificate":       func(e *appraisal.Evidence) { e.Platform.Certificates = [][]byte{otherKeys} },
+		"no certificate":                  func(e *appraisal.Evidence) { e.Platform.Certificates = nil },
+		"no platform key":                 func(e *appraisal.Evidence) { e.Platform = nil },
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := clone(t, good)
 			forge(&f)
-			refused(t, Appraise(encode(t, f), p, given), "endorsement", nil)
-			refused(t, Appraise(encode(t, f), policy(t, "endorsement:\n  keys: ["+other+"]\nboot_state: any\n"), given), "endorsement", nil)
+			refused(t, appraisal.Appraise(encode(t, f), p, given), "endorsement", nil)
+			refused(t, appraisal.Appraise(encode(t, f), policy(t, "endorsement:\n  keys: ["+other+"]\nboot_state: any\n"), given), "endorsement", nil)
 		})
 	}
 	t.Run("another machine's certification, by key", func(t *testing.T) {
 		f := clone(t, good)
 		f.Platform.Certified = others.Platform.Certified
-		named := policy(t, "endorsement:\n  keys: ["+Appraise(e, p, given).PlatformAKSHA256+"]\nboot_state: any\n")
-		refused(t, Appraise(encode(t, f), named, given), "endorsement", nil)
+		named := policy(t, "endorsement:\n  keys: ["+appraisal.Appraise(e, p, given).PlatformAKSHA256+"]\nboot_state: any\n")
+		refused(t, appraisal.Appraise(encode(t, f), named, given), "endorsement", nil)
 	})
 	t.Run("a platform key that signs anything", func(t *testing.T) {
 		weak := azure
@@ -93,12 +94,12 @@ func TestForgedPlatformKeysAreRefused(t *testing.T) {
 		root, _ := weak.equip(t, real)
 		e, given := booted(t, "uki-secureboot", real).evidence(t)
 		p := policy(t, "endorsement:\n  platform_roots:\n"+yamlPEM(root)+"boot_state: any\n")
-		refused(t, Appraise(e, p, given), "endorsement", ErrAK)
+		refused(t, appraisal.Appraise(e, p, given), "endorsement", appraisal.ErrAK)
 	})
 }
 
 func rsaAK() tpm2.TPMTPublic {
-	ak := akTemplate()
+	ak := appraisal.AKTemplate()
 	ak.Type = tpm2.TPMAlgRSA
 	ak.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{
 		Scheme: tpm2.TPMTRSAScheme{
@@ -160,7 +161,8 @@ func (c cloud) equip(t *testing.T, real *tpmtest.TPM) (root, others []byte) {
 			if err := writeNV(tr, c.template, tpm2.Marshal(c.key)); err != nil {
 				return err
 			}
-			return flush(tr, r.ObjectHandle)
+			_, err = tpm2.FlushContext{FlushHandle: r.ObjectHandle}.Execute(tr)
+			return err
 		}
 		_, err = tpm2.EvictControl{
 			Auth:             tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
@@ -170,7 +172,8 @@ func (c cloud) equip(t *testing.T, real *tpmtest.TPM) (root, others []byte) {
 		if err != nil {
 			return err
 		}
-		return flush(tr, r.ObjectHandle)
+		_, err = tpm2.FlushContext{FlushHandle: r.ObjectHandle}.Execute(tr)
+		return err
 	})
 	return root, others
 }

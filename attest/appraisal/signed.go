@@ -1,4 +1,4 @@
-package node
+package appraisal
 
 import (
 	"bytes"
@@ -39,24 +39,20 @@ var (
 	ErrCounter = errors.New("not the node's counter")
 )
 
-// signed is a structure that a TPM signed.
-type signed struct {
+// Signed is a structure that a TPM signed: TPM 2.0 Part 2, 10.12.
+type Signed struct {
 	Attested  []byte `json:"attested"`  // TPMS_ATTEST
 	Signature []byte `json:"signature"` // TPMT_SIGNATURE
-}
-
-func newSigned(attested tpm2.TPM2BAttest, signature tpm2.TPMTSignature) signed {
-	return signed{Attested: attested.Bytes(), Signature: tpm2.Marshal(signature)}
 }
 
 // verify returns the structure if key signed it, a TPM made it, it is of the
 // given kind and it was made for the given qualifying data. Nothing is parsed
 // before the signature holds.
-func (s signed) verify(key crypto.PublicKey, kind tpm2.TPMST, data []byte) (*tpm2.TPMSAttest, error) {
+func (s Signed) verify(key crypto.PublicKey, kind tpm2.TPMST, data []byte) (*tpm2.TPMSAttest, error) {
 	if len(s.Attested) > maxStructureLen {
 		return nil, fmt.Errorf("TPM structure of %d bytes is longer than %d", len(s.Attested), maxStructureLen)
 	}
-	signature, err := exact[tpm2.TPMTSignature](s.Signature)
+	signature, err := Structure[tpm2.TPMTSignature](s.Signature)
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +64,7 @@ func (s signed) verify(key crypto.PublicKey, kind tpm2.TPMST, data []byte) (*tpm
 	if len(s.Attested) < 4 || binary.BigEndian.Uint32(s.Attested) != uint32(tpm2.TPMGeneratedValue) {
 		return nil, ErrNotTPMMade
 	}
-	a, err := exact[tpm2.TPMSAttest](s.Attested)
+	a, err := Structure[tpm2.TPMSAttest](s.Attested)
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +97,7 @@ func verifies(key crypto.PublicKey, digest [32]byte, s *tpm2.TPMTSignature) bool
 
 // verifyCertified checks that a TPM certified the object with this public area
 // (TPM2_Certify).
-func (s signed) verifyCertified(key crypto.PublicKey, public *tpm2.TPMTPublic, data []byte) error {
+func (s Signed) verifyCertified(key crypto.PublicKey, public *tpm2.TPMTPublic, data []byte) error {
 	a, err := s.verify(key, tpm2.TPMSTAttestCertify, data)
 	if err != nil {
 		return err
@@ -110,15 +106,15 @@ func (s signed) verifyCertified(key crypto.PublicKey, public *tpm2.TPMTPublic, d
 	if err != nil {
 		return err
 	}
-	if name := objectName(public).Buffer; len(name) == 0 || !bytes.Equal(info.Name.Buffer, name) {
+	if name := ObjectName(public).Buffer; len(name) == 0 || !bytes.Equal(info.Name.Buffer, name) {
 		return ErrKey
 	}
 	return nil
 }
 
-// keyPurpose is the qualifying data under which the AK certifies a key, so
+// KeyPurpose is the qualifying data under which the AK certifies a key, so
 // that a key made for one purpose is not taken for another.
-func keyPurpose(purpose string) []byte {
+func KeyPurpose(purpose string) []byte {
 	d := sha256.Sum256([]byte("vouchd key v1\n" + purpose))
 	return d[:]
 }

@@ -1,4 +1,4 @@
-package node
+package appraisal_test
 
 import (
 	"encoding/hex"
@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 
+	"github.com/vouchd/vouchd/attest/appraisal"
+	"github.com/vouchd/vouchd/attest/node"
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
 )
 
@@ -21,7 +23,7 @@ func TestMachineAsLearnedPasses(t *testing.T) {
 	m := booted(t, "uki-secureboot", tpmtest.Start(t))
 	e, given := m.evidence(t)
 	p := learned(t, e)
-	r := Appraise(e, p, given)
+	r := appraisal.Appraise(e, p, given)
 	if !r.Passed {
 		t.Fatalf("%v", r)
 	}
@@ -35,7 +37,7 @@ func TestMachineAsLearnedPasses(t *testing.T) {
 		}
 	}
 	for _, rule := range []string{"endorsement", "activation", "PCR 0", "PCR 7", "event log", "secure boot", "kernel command line", "ima"} {
-		if !slices.ContainsFunc(r.Rules, func(got RuleResult) bool { return got.Rule == rule && got.Passed && got.Reason != "" }) {
+		if !slices.ContainsFunc(r.Rules, func(got appraisal.RuleResult) bool { return got.Rule == rule && got.Passed && got.Reason != "" }) {
 			t.Errorf("no reason for rule %s in\n%v", rule, r)
 		}
 	}
@@ -78,12 +80,12 @@ func TestPolicyThatNamesNothingPassesNothing(t *testing.T) {
 		{"a machine and its boot state", ek + "pcrs: ['7:" + quotedPCR(t, e, 7) + "']\n", true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if r := Appraise(e, policy(t, tt.policy), given); r.Passed != tt.want {
+			if r := appraisal.Appraise(e, policy(t, tt.policy), given); r.Passed != tt.want {
 				t.Errorf("%v", r)
 			}
 		})
 	}
-	if r := Appraise(e, Policy{}, given); r.Passed {
+	if r := appraisal.Appraise(e, appraisal.Policy{}, given); r.Passed {
 		t.Errorf("the zero policy: %v", r)
 	}
 }
@@ -122,7 +124,7 @@ func TestEachRuleIsJudged(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			e, given := tt.on.evidence(t)
-			r := Appraise(e, policy(t, "endorsement: {keys: ["+tt.on.EKSHA256()+"]}\n"+tt.policy+"\n"), given)
+			r := appraisal.Appraise(e, policy(t, "endorsement: {keys: ["+tt.on.EKSHA256()+"]}\n"+tt.policy+"\n"), given)
 			if (tt.failing == "") != r.Passed {
 				t.Fatalf("%v", r)
 			}
@@ -145,8 +147,8 @@ func TestForgedEvidenceIsRefused(t *testing.T) {
 	other := booted(t, "uki-secureboot", tpmtest.StartManufactured(t))
 	e, given := m.evidence(t)
 	othersEvidence, othersGiven := other.evidence(t)
-	var good, others evidence
-	for b, v := range map[*evidence][]byte{&good: e, &others: othersEvidence} {
+	var good, others appraisal.Evidence
+	for b, v := range map[*appraisal.Evidence][]byte{&good: e, &others: othersEvidence} {
 		if err := json.Unmarshal(v, b); err != nil {
 			t.Fatal(err)
 		}
@@ -154,62 +156,68 @@ func TestForgedEvidenceIsRefused(t *testing.T) {
 	p := learned(t, e)
 	for _, tt := range []struct {
 		name  string
-		forge func(*evidence, *Given)
+		forge func(*appraisal.Evidence, *appraisal.Given)
 		rule  string
 		want  error
 	}{
-		{"another nonce", func(e *evidence, g *Given) { g.Nonce = someBytes(32) }, "nonce", ErrNonce},
-		{"no nonce", func(e *evidence, g *Given) { g.Nonce = nil }, "nonce", ErrNonce},
-		{"a nonce put in", func(e *evidence, g *Given) { g.Nonce = someBytes(32); e.Nonce = hex.EncodeToString(g.Nonce) }, "quote", ErrNonce},
-		{"a cut nonce", func(e *evidence, g *Given) { g.Nonce = g.Nonce[:16]; e.Nonce = hex.EncodeToString(g.Nonce) }, "quote", ErrNonce},
-		{"another host name", func(e *evidence, g *Given) { e.Host.Hostname = "vm-2" }, "quote", ErrNonce},
-		{"another command line", func(e *evidence, g *Given) { e.Host.CommandLine = "quiet" }, "quote", ErrNonce},
-		{"another machine's quote", func(e *evidence, g *Given) { e.Quote = others.Quote }, "quote", ErrSignature},
-		{"another machine's AK", func(e *evidence, g *Given) { e.AK = others.AK }, "quote", ErrSignature},
-		{"another machine's node key", func(e *evidence, g *Given) { e.NodeKey = others.NodeKey }, "quote", ErrSignature},
-		{"another machine's counter", func(e *evidence, g *Given) { e.Counter = others.Counter }, "quote", ErrSignature},
-		{"an AK that is not restricted", func(e *evidence, g *Given) { e.AK.Public = m.keys.Node.Public }, "quote", ErrAK},
-		{"a quote of fewer PCRs", func(e *evidence, g *Given) {
-			e.Quote = quoteOf(t, m.Node, tpm2.TPMAlgSHA256, bootPCRs, aboutEvidence(g.Nonce, e.Host))
-		}, "quote", ErrSelection},
-		{"the SHA-1 bank as SHA-256", func(e *evidence, g *Given) {
-			e.Quote = quoteOf(t, m.Node, tpm2.TPMAlgSHA1, evidencePCRs, aboutEvidence(g.Nonce, e.Host))
-		}, "quote", ErrSelection},
-		{"the SHA-1 bank where SHA-256 is there", func(e *evidence, g *Given) {
-			e.Bank = bankSHA1
-			e.Quote = quoteOf(t, m.Node, tpm2.TPMAlgSHA1, evidencePCRs, aboutEvidence(g.Nonce, e.Host))
+		{"another nonce", func(e *appraisal.Evidence, g *appraisal.Given) { g.Nonce = someBytes(32) }, "nonce", appraisal.ErrNonce},
+		{"no nonce", func(e *appraisal.Evidence, g *appraisal.Given) { g.Nonce = nil }, "nonce", appraisal.ErrNonce},
+		{"a nonce put in", func(e *appraisal.Evidence, g *appraisal.Given) {
+			g.Nonce = someBytes(32)
+			e.Nonce = hex.EncodeToString(g.Nonce)
+		}, "quote", appraisal.ErrNonce},
+		{"a cut nonce", func(e *appraisal.Evidence, g *appraisal.Given) {
+			g.Nonce = g.Nonce[:16]
+			e.Nonce = hex.EncodeToString(g.Nonce)
+		}, "quote", appraisal.ErrNonce},
+		{"another host name", func(e *appraisal.Evidence, g *appraisal.Given) { e.Host.Hostname = "vm-2" }, "quote", appraisal.ErrNonce},
+		{"another command line", func(e *appraisal.Evidence, g *appraisal.Given) { e.Host.CommandLine = "quiet" }, "quote", appraisal.ErrNonce},
+		{"another machine's quote", func(e *appraisal.Evidence, g *appraisal.Given) { e.Quote = others.Quote }, "quote", appraisal.ErrSignature},
+		{"another machine's AK", func(e *appraisal.Evidence, g *appraisal.Given) { e.AK = others.AK }, "quote", appraisal.ErrSignature},
+		{"another machine's node key", func(e *appraisal.Evidence, g *appraisal.Given) { e.NodeKey = others.NodeKey }, "quote", appraisal.ErrSignature},
+		{"another machine's counter", func(e *appraisal.Evidence, g *appraisal.Given) { e.Counter = others.Counter }, "quote", appraisal.ErrSignature},
+		{"an AK that is not restricted", func(e *appraisal.Evidence, g *appraisal.Given) { e.AK.Public = good.NodeKey.Public }, "quote", appraisal.ErrAK},
+		{"a quote of fewer PCRs", func(e *appraisal.Evidence, g *appraisal.Given) {
+			e.Quote = m.quoteOf(t, tpm2.TPMAlgSHA256, appraisal.BootPCRs, appraisal.AboutEvidence(g.Nonce, e.Host))
+		}, "quote", appraisal.ErrSelection},
+		{"the SHA-1 bank as SHA-256", func(e *appraisal.Evidence, g *appraisal.Given) {
+			e.Quote = m.quoteOf(t, tpm2.TPMAlgSHA1, appraisal.AllPCRs, appraisal.AboutEvidence(g.Nonce, e.Host))
+		}, "quote", appraisal.ErrSelection},
+		{"the SHA-1 bank where SHA-256 is there", func(e *appraisal.Evidence, g *appraisal.Given) {
+			e.Bank = appraisal.BankSHA1
+			e.Quote = m.quoteOf(t, tpm2.TPMAlgSHA1, appraisal.AllPCRs, appraisal.AboutEvidence(g.Nonce, e.Host))
 		}, "quote", nil},
-		{"a good machine's PCR values", func(e *evidence, g *Given) { e.Quote.PCRs[7] = make([]byte, 32) }, "quote", ErrPCRs},
-		{"another machine's endorsement key and certificate (the cuckoo)", func(e *evidence, g *Given) { e.EK = others.EK }, "endorsement", nil},
-		{"the other machine's evidence with this one's endorsement key", func(e *evidence, g *Given) {
+		{"a good machine's PCR values", func(e *appraisal.Evidence, g *appraisal.Given) { e.Quote.PCRs[7] = make([]byte, 32) }, "quote", appraisal.ErrPCRs},
+		{"another machine's endorsement key and certificate (the cuckoo)", func(e *appraisal.Evidence, g *appraisal.Given) { e.EK = others.EK }, "endorsement", nil},
+		{"the other machine's evidence with this one's endorsement key", func(e *appraisal.Evidence, g *appraisal.Given) {
 			ek := e.EK
 			*e, g.Nonce = clone(t, others), othersGiven.Nonce
 			e.EK = ek
-		}, "activation", ErrActivation},
-		{"no activation", func(e *evidence, g *Given) { g.Activation = nil }, "activation", ErrActivation},
-		{"an activation of another endorsement key", func(e *evidence, g *Given) {
-			g.Activation = &Activation{EKSHA256: other.EKSHA256(), AKName: m.AKName()}
-		}, "activation", ErrActivation},
-		{"another machine's activation", func(e *evidence, g *Given) { g.Activation = othersGiven.Activation }, "activation", ErrActivation},
-		{"no event log", func(e *evidence, g *Given) { e.EventLog = nil }, "event log", ErrEventLog},
-		{"another boot's event log", func(e *evidence, g *Given) {
+		}, "activation", appraisal.ErrActivation},
+		{"no activation", func(e *appraisal.Evidence, g *appraisal.Given) { g.Activation = nil }, "activation", appraisal.ErrActivation},
+		{"an activation of another endorsement key", func(e *appraisal.Evidence, g *appraisal.Given) {
+			g.Activation = &appraisal.Activation{EKSHA256: other.EKSHA256(), AKName: m.AKName()}
+		}, "activation", appraisal.ErrActivation},
+		{"another machine's activation", func(e *appraisal.Evidence, g *appraisal.Given) { g.Activation = othersGiven.Activation }, "activation", appraisal.ErrActivation},
+		{"no event log", func(e *appraisal.Evidence, g *appraisal.Given) { e.EventLog = nil }, "event log", appraisal.ErrEventLog},
+		{"another boot's event log", func(e *appraisal.Evidence, g *appraisal.Given) {
 			e.EventLog = readFile(t, "testdata/kernel-no-secureboot/binary_bios_measurements")
-		}, "event log", ErrEventLog},
-		{"no IMA list", func(e *evidence, g *Given) { e.IMA = nil }, "ima", ErrIMA},
-		{"another boot's IMA list", func(e *evidence, g *Given) {
+		}, "event log", appraisal.ErrEventLog},
+		{"no IMA list", func(e *appraisal.Evidence, g *appraisal.Given) { e.IMA = nil }, "ima", appraisal.ErrIMA},
+		{"another boot's IMA list", func(e *appraisal.Evidence, g *appraisal.Given) {
 			e.IMA = readFile(t, "testdata/kernel-no-secureboot/ima_binary_runtime_measurements")
-		}, "ima", ErrIMA},
-		{"a state from before a reboot", func(e *evidence, g *Given) {
-			g.Previous = &BootState{Resets: resets(t, m) + 1}
-		}, "quote", ErrNonce},
-		{"a clock that went back", func(e *evidence, g *Given) {
-			g.Previous = &BootState{Resets: resets(t, m), Clock: 1000 * time.Hour}
-		}, "quote", ErrNonce},
+		}, "ima", appraisal.ErrIMA},
+		{"a state from before a reboot", func(e *appraisal.Evidence, g *appraisal.Given) {
+			g.Previous = &appraisal.BootState{Resets: resets(t, m) + 1}
+		}, "quote", appraisal.ErrNonce},
+		{"a clock that went back", func(e *appraisal.Evidence, g *appraisal.Given) {
+			g.Previous = &appraisal.BootState{Resets: resets(t, m), Clock: 1000 * time.Hour}
+		}, "quote", appraisal.ErrNonce},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			forged, g := clone(t, good), given
 			tt.forge(&forged, &g)
-			refused(t, Appraise(encode(t, forged), p, g), tt.rule, tt.want)
+			refused(t, appraisal.Appraise(encode(t, forged), p, g), tt.rule, tt.want)
 		})
 	}
 	for name, text := range map[string]string{
@@ -218,39 +226,17 @@ func TestForgedEvidenceIsRefused(t *testing.T) {
 		"no fields":     `{"version":1}`, "deep": strings.Repeat(`{"quote":`, 100_000),
 	} {
 		t.Run(name, func(t *testing.T) {
-			refused(t, Appraise([]byte(text), p, given), "evidence", nil)
+			refused(t, appraisal.Appraise([]byte(text), p, given), "evidence", nil)
 		})
 	}
 }
 
-func TestSecureBootKeysAreJudged(t *testing.T) {
-	t.Parallel()
-	named := SecureBootRule{Keys: []digest{other}}
-	for _, tt := range []struct {
-		name string
-		rule SecureBootRule
-		is   secureBoot
-		want bool
-	}{
-		{"the key that is named", named, secureBoot{on: true, authorities: []string{other}}, true},
-		{"another key besides", named, secureBoot{on: true, authorities: []string{other, "cd"}}, false},
-		{"no key", named, secureBoot{on: true}, false},
-		{"digests that may boot without a key", named, secureBoot{on: true, authorities: []string{other}, hashes: true}, false},
-		{"any key where none is named", SecureBootRule{Required: true}, secureBoot{on: true, authorities: []string{"cd"}, hashes: true}, true},
-		{"off", SecureBootRule{Required: true}, secureBoot{}, false},
-	} {
-		if err := tt.rule.judge(tt.is); (err == nil) != tt.want {
-			t.Errorf("%s: %v", tt.name, err)
-		}
-	}
-}
-
-func refused(t *testing.T, r Result, rule string, want error) {
+func refused(t *testing.T, r appraisal.Result, rule string, want error) {
 	t.Helper()
 	if r.Passed || r.Err() == nil {
 		t.Fatalf("accepted: %v", r)
 	}
-	if r.nodeKey != nil && (rule == "evidence" || rule == "nonce" || rule == "quote") {
+	if r.NodeKey() != nil && (rule == "evidence" || rule == "nonce" || rule == "quote") {
 		t.Error("the result has a node key that nothing certified")
 	}
 	for _, got := range r.Rules {
@@ -269,17 +255,17 @@ func TestEvidenceIsBounded(t *testing.T) {
 	if err := os.Truncate(long, 100<<20); err != nil {
 		t.Fatal(err)
 	}
-	for name, from := range map[string]Sources{"event log": {EventLog: long}, "IMA list": {IMA: long}, "command line": {CommandLine: long}} {
+	for name, from := range map[string]node.Sources{"event log": {EventLog: long}, "IMA list": {IMA: long}, "command line": {CommandLine: long}} {
 		if _, err := n.Evidence(t.Context(), someBytes(32), from); err == nil || !strings.Contains(err.Error(), "more than") {
 			t.Errorf("%s of 100 MiB: %v", name, err)
 		}
 	}
 	for _, length := range []int{0, 15, 65} {
-		if _, err := n.Evidence(t.Context(), someBytes(length), Sources{}); err == nil {
+		if _, err := n.Evidence(t.Context(), someBytes(length), node.Sources{}); err == nil {
 			t.Errorf("nonce of %d bytes accepted", length)
 		}
 	}
-	r := Appraise(make([]byte, MaxEvidenceLen+1), Policy{}, Given{})
+	r := appraisal.Appraise(make([]byte, appraisal.MaxEvidenceLen+1), appraisal.Policy{}, appraisal.Given{})
 	refused(t, r, "evidence", nil)
 }
 
@@ -293,8 +279,8 @@ func TestMachineWithSHA1Only(t *testing.T) {
 	m := &machine{Node: n, real: real}
 	e, given := m.evidence(t)
 	base := "endorsement: {keys: [" + n.EKSHA256() + "]}\nboot_state: any\n"
-	refused(t, Appraise(e, policy(t, base), given), "quote", nil)
-	if r := Appraise(e, policy(t, base+"allow_sha1: true\n"), given); !r.Passed || r.Bank != bankSHA1 || len(r.Selectors().Strings()) != 1 {
+	refused(t, appraisal.Appraise(e, policy(t, base), given), "quote", nil)
+	if r := appraisal.Appraise(e, policy(t, base+"allow_sha1: true\n"), given); !r.Passed || r.Bank != appraisal.BankSHA1 || len(r.Selectors().Strings()) != 1 {
 		t.Errorf("%v with selectors %v", r, r.Selectors())
 	}
 	if _, err := n.Quote(t.Context(), [32]byte{}); err == nil || !strings.Contains(err.Error(), "tpm2_pcrallocate") {
@@ -305,18 +291,18 @@ func TestMachineWithSHA1Only(t *testing.T) {
 // other is a digest of nothing that is around.
 const other = "abababababababababababababababababababababababababababababababab"
 
-func policy(t testing.TB, text string) Policy {
+func policy(t testing.TB, text string) appraisal.Policy {
 	t.Helper()
-	p, err := ParsePolicy("policy.yaml", []byte(text))
+	p, err := appraisal.ParsePolicy("policy.yaml", []byte(text))
 	if err != nil {
 		t.Fatalf("%v\n%s", err, text)
 	}
 	return p
 }
 
-func learned(t testing.TB, e []byte) Policy {
+func learned(t testing.TB, e []byte) appraisal.Policy {
 	t.Helper()
-	text, err := LearnPolicy(e)
+	text, err := appraisal.LearnPolicy(e)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -330,7 +316,7 @@ func yamlPEM(der []byte) string {
 
 func quotedPCR(t *testing.T, e []byte, pcr uint) string {
 	t.Helper()
-	parsed, err := parseEvidence(e)
+	parsed, err := appraisal.ParseEvidence(e)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -356,17 +342,9 @@ func resets(t *testing.T, m *machine) uint32 {
 func authority(t *testing.T, m *machine) string {
 	t.Helper()
 	e, _ := m.evidence(t)
-	parsed, err := parseEvidence(e)
-	if err != nil {
-		t.Fatal(err)
+	all, err := appraisal.Authorities(e)
+	if err != nil || len(all) != 1 {
+		t.Fatalf("authorities %v, %v; want one", all, err)
 	}
-	log, err := replayEventLog(parsed.EventLog, parsed.hash(), parsed.Quote.PCRs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := log.secureBoot()
-	if err != nil || len(s.authorities) != 1 {
-		t.Fatalf("authorities %v, %v; want one", s.authorities, err)
-	}
-	return s.authorities[0]
+	return all[0]
 }

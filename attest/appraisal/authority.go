@@ -1,4 +1,4 @@
-package node
+package appraisal
 
 import (
 	"bytes"
@@ -134,8 +134,8 @@ func appraiseRequest(req request, terms Terms) (Result, error) {
 			return Result{}, err
 		}
 	}
-	if ak, err := exact[tpm2.TPMTPublic](e.AK.Public); err == nil {
-		given.Activation = &Activation{EKSHA256: e.EK.sha256(), AKName: nameText(ak)}
+	if ak, err := Structure[tpm2.TPMTPublic](e.AK.Public); err == nil {
+		given.Activation = &Activation{EKSHA256: e.EK.SHA256(), AKName: nameText(ak)}
 	}
 	r := Appraise(req.Evidence, terms.Policy, given)
 	return r, r.Err()
@@ -163,7 +163,7 @@ func wrapApproval(evidenceJSON []byte, td spiffeid.TrustDomain, node, root *x509
 	if err != nil {
 		return nil, err
 	}
-	return json.Marshal(approvalDocument{
+	return json.Marshal(SealedEnrolment{
 		Version: enrolmentVersion, Challenge: challenge,
 		// One credential encrypts one message.
 		Sealed: aead.Seal(nil, make([]byte, aead.NonceSize()), inner, challenge),

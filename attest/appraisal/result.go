@@ -1,13 +1,10 @@
-package node
+package appraisal
 
 import (
-	"context"
 	"crypto/ecdsa"
-	"crypto/rand"
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/vouchd/vouchd/attest"
 )
@@ -85,7 +82,7 @@ func (r Result) Selectors() attest.Selectors {
 		texts = append(texts, "tpm:ek:sha256:"+r.EKSHA256)
 	}
 	for pcr, value := range r.PCRs {
-		if r.Bank == bankSHA256 {
+		if r.Bank == BankSHA256 {
 			texts = append(texts, fmt.Sprintf("tpm:pcr:%d:%s", pcr, value))
 		}
 	}
@@ -102,28 +99,4 @@ func (r Result) Selectors() attest.Selectors {
 		}
 	}
 	return selectors
-}
-
-// Appraise makes evidence about this machine, challenges its own TPM, and
-// appraises it as a verifier would. It returns the evidence too.
-func (n *Node) Appraise(ctx context.Context, p Policy, from Sources, previous *BootState) (Result, []byte, error) {
-	nonce := make([]byte, 32)
-	rand.Read(nonce)
-	evidenceJSON, err := n.Evidence(ctx, nonce, from)
-	if err != nil {
-		return Result{}, nil, err
-	}
-	challenge, kept, err := Challenge(evidenceJSON)
-	if err != nil {
-		return Result{}, nil, err
-	}
-	answer, err := n.Activate(ctx, challenge)
-	if err != nil {
-		return Result{}, nil, err
-	}
-	activation, err := VerifyActivation(kept, answer)
-	if err != nil {
-		return Result{}, nil, err
-	}
-	return Appraise(evidenceJSON, p, Given{Nonce: nonce, Activation: &activation, Now: time.Now(), Previous: previous}), evidenceJSON, nil
 }

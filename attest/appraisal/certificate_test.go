@@ -1,4 +1,4 @@
-package node
+package appraisal_test
 
 import (
 	"bytes"
@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
 )
 
@@ -27,21 +28,21 @@ func TestEndorsementCertificates(t *testing.T) {
 	m := booted(t, "uki-secureboot", tpmtest.Start(t))
 	e, given := m.evidence(t)
 	roots := "endorsement:\n  roots:\n" + yamlPEM(m.real.CA[0].Raw)
-	if r := Appraise(e, policy(t, roots+"boot_state: any\n"), given); r.Passed {
+	if r := appraisal.Appraise(e, policy(t, roots+"boot_state: any\n"), given); r.Passed {
 		t.Errorf("without the certificate between: %v", r)
 	}
 	// Where the TPM does not hold its chain, the platform's files do.
 	m.from.Chain = [][]byte{m.real.CA[1].Raw}
 	e, given = m.evidence(t)
 	p := policy(t, roots+"boot_state: any\n")
-	r := Appraise(e, p, given)
+	r := appraisal.Appraise(e, p, given)
 	if !r.Passed || !strings.Contains(r.String(), "manufacturer") {
 		t.Errorf("with the chain: %v", r)
 	}
 	other := policy(t, "endorsement:\n  roots:\n"+yamlPEM(tpmtest.StartManufactured(t).CA[0].Raw)+"boot_state: any\n")
-	refused(t, Appraise(e, other, given), "endorsement", ErrCertificate)
+	refused(t, appraisal.Appraise(e, other, given), "endorsement", appraisal.ErrCertificate)
 	given.Now = m.real.CA[0].NotAfter.AddDate(1, 0, 0)
-	refused(t, Appraise(e, p, given), "endorsement", ErrCertificate)
+	refused(t, appraisal.Appraise(e, p, given), "endorsement", appraisal.ErrCertificate)
 }
 
 // A maker's certificates for each kind of key lie in the TPM.
@@ -68,11 +69,11 @@ func TestCertificateOfEachKindOfEndorsementKey(t *testing.T) {
 			m := booted(t, "uki-secureboot", real)
 			m.from.Chain = between
 			e, given := m.evidence(t)
-			r := Appraise(e, policy(t, "endorsement:\n  roots:\n"+yamlPEM(root)+"boot_state: any\n"), given)
+			r := appraisal.Appraise(e, policy(t, "endorsement:\n  roots:\n"+yamlPEM(root)+"boot_state: any\n"), given)
 			if !r.Passed || r.EKSHA256 != m.EKSHA256() {
 				t.Errorf("%v", r)
 			}
-			k, err := m.keys.EK.key()
+			k, err := appraisal.EKOf(e)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -109,7 +110,14 @@ func certifyP256(t *testing.T, real *tpmtest.TPM) (root []byte) {
 		t.Fatal(err)
 	}
 	real.Do(func(tr transport.TPM) error {
-		public, err := endorsementPublic(tr, ekTemplates()[1], nil)
+		r, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(tpm2.ECCEKTemplate)}.Execute(tr)
+		if err != nil {
+			return err
+		}
+		if _, err := (tpm2.FlushContext{FlushHandle: r.ObjectHandle}).Execute(tr); err != nil {
+			return err
+		}
+		public, err := r.OutPublic.Contents()
 		if err != nil {
 			return err
 		}
@@ -119,8 +127,8 @@ func certifyP256(t *testing.T, real *tpmtest.TPM) (root []byte) {
 		}
 		der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 			SerialNumber: big.NewInt(2), NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<32, 0),
-			KeyUsage: x509.KeyUsageKeyAgreement, UnknownExtKeyUsage: []asn1.ObjectIdentifier{oidEKCertificate},
-			ExtraExtensions: []pkix.Extension{{Id: oidSubjectAltName, Critical: true, Value: tpmName(t, "id:49465800", "SLB9672", "id:0f17")}},
+			KeyUsage: x509.KeyUsageKeyAgreement, UnknownExtKeyUsage: []asn1.ObjectIdentifier{appraisal.OIDEKCertificate},
+			ExtraExtensions: []pkix.Extension{{Id: appraisal.OIDSubjectAltName, Critical: true, Value: tpmName(t, "id:49465800", "SLB9672", "id:0f17")}},
 		}, ca, ek, key)
 		if err != nil {
 			return err
@@ -176,8 +184,8 @@ func TestEndorsementCertificateForms(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			template := &x509.Certificate{
 				SerialNumber: big.NewInt(2), NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<32, 0),
-				KeyUsage: x509.KeyUsageKeyEncipherment, UnknownExtKeyUsage: []asn1.ObjectIdentifier{oidEKCertificate},
-				ExtraExtensions: []pkix.Extension{{Id: oidSubjectAltName, Critical: true, Value: bytes.Clone(san)}},
+				KeyUsage: x509.KeyUsageKeyEncipherment, UnknownExtKeyUsage: []asn1.ObjectIdentifier{appraisal.OIDEKCertificate},
+				ExtraExtensions: []pkix.Extension{{Id: appraisal.OIDSubjectAltName, Critical: true, Value: bytes.Clone(san)}},
 			}
 			tt.change(template)
 			der, err := x509.CreateCertificate(rand.Reader, template, ca, &key.PublicKey, key)
@@ -188,7 +196,7 @@ func TestEndorsementCertificateForms(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := verifyEKCertificate(c, nil, roots, time.Now()); (err == nil) != tt.good {
+			if _, err := appraisal.VerifyEKCertificate(c, nil, roots, time.Now()); (err == nil) != tt.good {
 				t.Errorf("verifyEKCertificate = %v", err)
 			}
 			self, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
@@ -198,7 +206,7 @@ func TestEndorsementCertificateForms(t *testing.T) {
 			if c, err = x509.ParseCertificate(self); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := verifyEKCertificate(c, nil, roots, time.Now()); err == nil {
+			if _, err := appraisal.VerifyEKCertificate(c, nil, roots, time.Now()); err == nil {
 				t.Error("accepted signed by itself")
 			}
 		})
@@ -208,7 +216,7 @@ func TestEndorsementCertificateForms(t *testing.T) {
 func tpmName(t *testing.T, manufacturer, model, version string) []byte {
 	t.Helper()
 	var set pkix.RelativeDistinguishedNameSET
-	for oid, text := range map[*asn1.ObjectIdentifier]string{&oidManufacturer: manufacturer, &oidModel: model, &oidVersion: version} {
+	for oid, text := range map[*asn1.ObjectIdentifier]string{&appraisal.OIDManufacturer: manufacturer, &appraisal.OIDModel: model, &appraisal.OIDVersion: version} {
 		set = append(set, pkix.AttributeTypeAndValue{Type: *oid, Value: text})
 	}
 	name, err := asn1.Marshal(pkix.RDNSequence{set})
@@ -236,7 +244,7 @@ func TestChainInTheTPM(t *testing.T) {
 	m := booted(t, "uki-secureboot", real)
 	e, given := m.evidence(t)
 	p := policy(t, "endorsement:\n  roots:\n"+yamlPEM(real.CA[0].Raw)+"boot_state: any\n")
-	if r := Appraise(e, p, given); !r.Passed {
+	if r := appraisal.Appraise(e, p, given); !r.Passed {
 		t.Errorf("%v", r)
 	}
 	v := statementOf(t, m.Node)

@@ -1,4 +1,4 @@
-package node
+package appraisal
 
 import (
 	"bytes"
@@ -28,7 +28,7 @@ type bootLog struct {
 // replayEventLog replays an event log PCR by PCR. A log is quoted through the
 // PCRs only: the order of events of different PCRs, their types and whatever
 // in their data was not hashed are anybody's word.
-func replayEventLog(data []byte, hash crypto.Hash, pcrs map[uint]pcrHex) (l bootLog, err error) {
+func replayEventLog(data []byte, hash crypto.Hash, pcrs map[uint]Hex) (l bootLog, err error) {
 	defer func() { // a parser of somebody else's, on an attacker's bytes
 		if p := recover(); p != nil {
 			err = fmt.Errorf("%w: parsing it panicked", ErrEventLog)
@@ -45,7 +45,7 @@ func replayEventLog(data []byte, hash crypto.Hash, pcrs map[uint]pcrHex) (l boot
 		return bootLog{}, fmt.Errorf("%w: %w", ErrEventLog, err)
 	}
 	l.proven = make(map[uint][]tcg.Event)
-	for _, pcr := range evidencePCRs {
+	for _, pcr := range AllPCRs {
 		events, err := log.Verify([]tcg.PCR{{Index: int(pcr), Digest: pcrs[pcr], DigestAlg: hash}})
 		switch {
 		case err != nil:

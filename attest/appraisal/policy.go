@@ -1,4 +1,4 @@
-package node
+package appraisal
 
 import (
 	"bytes"
@@ -122,7 +122,7 @@ type pcrValue struct {
 func (v *pcrValue) UnmarshalText(text []byte) error {
 	pcr, value, ok := strings.Cut(string(text), ":")
 	n, err := strconv.ParseUint(pcr, 10, 8)
-	if !ok || err != nil || n >= uint64(len(evidencePCRs)) || strconv.FormatUint(n, 10) != pcr {
+	if !ok || err != nil || n >= uint64(len(AllPCRs)) || strconv.FormatUint(n, 10) != pcr {
 		return errors.New("does not begin with a PCR, 0 to 23, and a colon")
 	}
 	b, err := hex.DecodeString(value)
@@ -194,8 +194,8 @@ func LearnPolicy(evidenceJSON []byte) ([]byte, error) {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "# Learned from %s at %s. Review every line: it accepts\n# this machine as it was then.\n",
 		quoted(e.Host.Hostname), e.Host.MadeAt.Format("2006-01-02 15:04:05 MST"))
-	fmt.Fprintf(&b, "endorsement:\n  keys:\n    - %q\n", e.EK.sha256())
-	if e.Bank == bankSHA1 {
+	fmt.Fprintf(&b, "endorsement:\n  keys:\n    - %q\n", e.EK.SHA256())
+	if e.Bank == BankSHA1 {
 		b.WriteString("allow_sha1: true # the TPM keeps no PCRs in SHA-256\n")
 	}
 	b.WriteString("# 0 and 2: firmware and option ROMs, 3: their settings, 4: boot loader, 7: Secure Boot\npcrs:\n")
@@ -207,7 +207,7 @@ func LearnPolicy(evidenceJSON []byte) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-func (e *evidence) learnBoot(b *bytes.Buffer) {
+func (e *Evidence) learnBoot(b *bytes.Buffer) {
 	log, err := replayEventLog(e.EventLog, e.hash(), e.Quote.PCRs)
 	if err == nil {
 		err = log.firmware()
@@ -230,7 +230,7 @@ func (e *evidence) learnBoot(b *bytes.Buffer) {
 	}
 }
 
-func (e *evidence) learnIMA(b *bytes.Buffer) {
+func (e *Evidence) learnIMA(b *bytes.Buffer) {
 	entries, err := e.imaEntries()
 	if err != nil || len(entries) == 0 {
 		return
