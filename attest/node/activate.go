@@ -12,7 +12,7 @@ import (
 )
 
 // Activate answers a challenge.
-func (n *Node) Activate(ctx context.Context, challenge []byte) ([]byte, error) {
+func (n *endorsed) Activate(ctx context.Context, challenge []byte) ([]byte, error) {
 	credential, err := n.openChallenge(ctx, challenge)
 	if err != nil {
 		return nil, fmt.Errorf("answering a challenge: %w", err)
@@ -22,7 +22,7 @@ func (n *Node) Activate(ctx context.Context, challenge []byte) ([]byte, error) {
 }
 
 // openChallenge has the TPM decrypt the credential in a challenge.
-func (n *Node) openChallenge(ctx context.Context, challenge []byte) (credential []byte, err error) {
+func (n *endorsed) openChallenge(ctx context.Context, challenge []byte) (credential []byte, err error) {
 	c, err := appraisal.ParseChallenge(challenge)
 	if err != nil {
 		return nil, err
@@ -37,7 +37,7 @@ func (n *Node) openChallenge(ctx context.Context, challenge []byte) (credential 
 	return credential, err
 }
 
-func (n *Node) activate(tr transport.TPM, c appraisal.ActivationChallenge) ([]byte, error) {
+func (n *endorsed) activate(tr transport.TPM, c appraisal.ActivationChallenge) ([]byte, error) {
 	ek, public, err := n.loadEndorsementKey(tr)
 	if err != nil {
 		return nil, err
@@ -59,7 +59,7 @@ func (n *Node) activate(tr transport.TPM, c appraisal.ActivationChallenge) ([]by
 }
 
 // loadEndorsementKey finds the key among those kept loaded, or makes it again.
-func (n *Node) loadEndorsementKey(tr transport.TPM) (tpm2.NamedHandle, *tpm2.TPMTPublic, error) {
+func (n *endorsed) loadEndorsementKey(tr transport.TPM) (tpm2.NamedHandle, *tpm2.TPMTPublic, error) {
 	want, err := appraisal.Structure[tpm2.TPMTPublic](n.keys.EK.Public)
 	if err != nil {
 		return tpm2.NamedHandle{}, nil, err

@@ -63,7 +63,7 @@ func LoadBound(ctx context.Context, t *TPM, s Store, authority *ecdsa.PublicKey,
 // Reseal adds approvals of boot states, such as the one that an update will
 // boot into, to whatever is bound to their authority: the node's keys and what
 // SealBound has sealed. Keys and secrets stay as they are.
-func (n *Node) Reseal(approvals ...[]byte) error {
+func (n *sealer) Reseal(approvals ...[]byte) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, document := range approvals {
@@ -75,7 +75,7 @@ func (n *Node) Reseal(approvals ...[]byte) error {
 }
 
 // approve adds one approval. The caller holds mu.
-func (n *Node) approve(document []byte) error {
+func (n *sealer) approve(document []byte) error {
 	if n.keys.Binding == nil && len(n.bindings) == 0 {
 		return errors.New("nothing is bound to boot states here, neither the node's keys nor a sealed secret; see vouch node reset and vouch secret seal")
 	}
@@ -134,7 +134,7 @@ func (b *binding) with(document []byte) (*binding, error) {
 }
 
 // Bound reports whether the node's keys are bound to approved boot states.
-func (n *Node) Bound() bool {
+func (n *sealer) Bound() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.keys.Binding != nil
@@ -192,7 +192,7 @@ func (b *binding) keyPolicy() ([]byte, error) {
 }
 
 // template returns the template as the node's keys are made.
-func (n *Node) template(t tpm2.TPMTPublic) (tpm2.TPMTPublic, error) {
+func (n *ring) template(t tpm2.TPMTPublic) (tpm2.TPMTPublic, error) {
 	if n.keys.Binding == nil {
 		return t, nil
 	}
@@ -202,7 +202,7 @@ func (n *Node) template(t tpm2.TPMTPublic) (tpm2.TPMTPublic, error) {
 
 // use returns the session that authorises the use of one of the node's keys.
 // With options it is salted and does what they say.
-func (n *Node) use(bound *binding, opts ...tpm2.AuthOption) tpm2.Session {
+func (n *ring) use(bound *binding, opts ...tpm2.AuthOption) tpm2.Session {
 	if bound == nil && len(opts) == 0 {
 		return tpm2.PasswordAuth(nil)
 	}
@@ -218,7 +218,7 @@ func (n *Node) use(bound *binding, opts ...tpm2.AuthOption) tpm2.Session {
 }
 
 // binding returns the binding as it is now; what it points to never changes.
-func (n *Node) binding() *binding {
+func (n *ring) binding() *binding {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.keys.Binding

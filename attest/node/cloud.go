@@ -19,7 +19,7 @@ var platforms = []struct{ certificate, handle, template tpm2.TPMHandle }{
 }
 
 // readPlatformAK returns nil where the machine has none.
-func (n *Node) readPlatformAK(tr transport.TPM) (*appraisal.PlatformKey, error) {
+func (n *endorsed) readPlatformAK(tr transport.TPM) (*appraisal.PlatformKey, error) {
 	for _, place := range platforms {
 		der, err := readNV(tr, place.certificate)
 		if absent(err) {
@@ -64,7 +64,7 @@ func loadPlatformKey(tr transport.TPM, handle, template tpm2.TPMHandle) (tpm2.Na
 }
 
 // certifyByPlatform has the platform's key sign that our AK is in its TPM.
-func (n *Node) certifyByPlatform(tr transport.TPM, key tpm2.NamedHandle, p *appraisal.PlatformKey) (*appraisal.PlatformKey, error) {
+func (n *endorsed) certifyByPlatform(tr transport.TPM, key tpm2.NamedHandle, p *appraisal.PlatformKey) (*appraisal.PlatformKey, error) {
 	ak, err := n.load(tr, n.keys.AK)
 	if err != nil {
 		return nil, err

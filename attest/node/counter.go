@@ -78,7 +78,7 @@ func newAuth() []byte {
 
 // makeCounter defines the chosen index, unless a crash came after that and
 // before it was written down, and counts once, after which its name stays.
-func (n *Node) makeCounter(ctx context.Context) error {
+func (n *ticker) makeCounter(ctx context.Context) error {
 	if err := n.parseSRK(); err != nil {
 		return err
 	}
@@ -98,7 +98,7 @@ func (n *Node) makeCounter(ctx context.Context) error {
 }
 
 // defineCounter returns the counter's public area as it is now.
-func (n *Node) defineCounter(tr transport.TPM, c counter) (*tpm2.TPMSNVPublic, error) {
+func (n *ticker) defineCounter(tr transport.TPM, c counter) (*tpm2.TPMSNVPublic, error) {
 	found, err := tpm2.NVReadPublic{NVIndex: c.Index}.Execute(tr)
 	if err == nil {
 		return found.NVPublic.Contents()
@@ -133,7 +133,7 @@ func (c counter) increment(tr transport.TPM, public tpm2.TPMSNVPublic, auth tpm2
 }
 
 // certifyCounter has the AK sign the counter's value.
-func (n *Node) certifyCounter(tr transport.TPM, ak tpm2.NamedHandle, data []byte, auth tpm2.Session) (appraisal.Signed, error) {
+func (n *ticker) certifyCounter(tr transport.TPM, ak tpm2.NamedHandle, data []byte, auth tpm2.Session) (appraisal.Signed, error) {
 	c := n.keys.Counter
 	public := appraisal.CounterPublic(c.Index)
 	name, err := tpm2.NVName(&public)
@@ -175,19 +175,19 @@ func (n *Node) certifyCounter(tr transport.TPM, ak tpm2.NamedHandle, data []byte
 //
 // A counter lasts for some hundred thousand steps in a hardware TPM: anchor
 // every few minutes, not every request.
-func (n *Node) Anchor(ctx context.Context, digest [32]byte) ([]byte, error) {
+func (n *ticker) Anchor(ctx context.Context, digest [32]byte) ([]byte, error) {
 	return n.anchor(ctx, digest, n.keys.Counter.increment)
 }
 
 // Certify is Anchor without counting: it signs the counter's present value.
-func (n *Node) Certify(ctx context.Context, digest [32]byte) ([]byte, error) {
+func (n *ticker) Certify(ctx context.Context, digest [32]byte) ([]byte, error) {
 	return n.anchor(ctx, digest, nil)
 }
 
 // Count counts the counter one up from the value that was certified last, and
 // does nothing if it is past that already. So it counts once even where the TPM
 // is lost on the way and asked again.
-func (n *Node) Count(ctx context.Context) error {
+func (n *ticker) Count(ctx context.Context) error {
 	certified := n.certified.Load()
 	if certified == 0 {
 		return errors.New("counting: no value was certified yet")
@@ -212,7 +212,7 @@ func (n *Node) Count(ctx context.Context) error {
 }
 
 // anchor certifies the counter, after count if that is not nil, and quotes.
-func (n *Node) anchor(ctx context.Context, digest [32]byte, count func(transport.TPM, tpm2.TPMSNVPublic, tpm2.Session) error) ([]byte, error) {
+func (n *ticker) anchor(ctx context.Context, digest [32]byte, count func(transport.TPM, tpm2.TPMSNVPublic, tpm2.Session) error) ([]byte, error) {
 	var doc appraisal.Anchor
 	err := n.tpm.do(ctx, "anchoring in the TPM", operationLimit, func(tr transport.TPM) error {
 		// One session for all commands on the counter.
@@ -244,7 +244,7 @@ func (n *Node) anchor(ctx context.Context, digest [32]byte, count func(transport
 }
 
 // counterGone says so if that is why a command on the counter failed.
-func (n *Node) counterGone(err error) error {
+func (n *ticker) counterGone(err error) error {
 	if errors.Is(err, tpm2.TPMRCHandle) {
 		return fmt.Errorf("counter %#x is gone: %w: %w", n.keys.Counter.Index, ErrOtherTPM, err)
 	}

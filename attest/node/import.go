@@ -22,7 +22,7 @@ import (
 // policy for it, nothing authorises TPM2_Duplicate. What it cannot vouch for is
 // who else has kept a copy.
 type RSAKey struct {
-	node   *Node
+	ring   *ring
 	blob   blob
 	public *rsa.PublicKey
 }
@@ -37,7 +37,7 @@ const (
 
 // RSAKey returns an imported key by its name. The error satisfies
 // [fs.ErrNotExist] if none was imported under it.
-func (n *Node) RSAKey(name string) (crypto.Signer, error) {
+func (n *keyring) RSAKey(name string) (crypto.Signer, error) {
 	if !keyName.MatchString(name) {
 		return nil, fmt.Errorf("TPM key %.40q: want a name of lower-case letters, digits and hyphens", name)
 	}
@@ -60,7 +60,7 @@ func (n *Node) RSAKey(name string) (crypto.Signer, error) {
 // one of the name (as [Node.Key] has them), to sign RSASSA with SHA-256. It is
 // durable when ImportRSA returns. The private half travels encrypted to the
 // storage root key.
-func (n *Node) ImportRSA(ctx context.Context, name string, key *rsa.PrivateKey) (crypto.Signer, error) {
+func (n *keyring) ImportRSA(ctx context.Context, name string, key *rsa.PrivateKey) (crypto.Signer, error) {
 	if !keyName.MatchString(name) {
 		return nil, fmt.Errorf("TPM key %.40q: want a name of lower-case letters, digits and hyphens", name)
 	}
@@ -111,7 +111,7 @@ func (n *Node) ImportRSA(ctx context.Context, name string, key *rsa.PrivateKey) 
 
 // wrap encrypts a key so that only this TPM can import it: TPM 2.0 Part 1, 23.3,
 // with an outer wrapper alone.
-func (n *Node) wrap(public *tpm2.TPMTPublic, key *rsa.PrivateKey) (duplicate, seed []byte, err error) {
+func (n *keyring) wrap(public *tpm2.TPMTPublic, key *rsa.PrivateKey) (duplicate, seed []byte, err error) {
 	srk, err := tpm2.ImportEncapsulationKey(&n.srk)
 	if err != nil {
 		return nil, nil, err
@@ -154,7 +154,7 @@ func exponent(k *rsa.PublicKey) uint32 {
 	return uint32(k.E)
 }
 
-func (n *Node) newRSAKey(b blob) (*RSAKey, error) {
+func (n *keyring) newRSAKey(b blob) (*RSAKey, error) {
 	public, err := b.public()
 	if err != nil {
 		return nil, err
@@ -167,7 +167,7 @@ func (n *Node) newRSAKey(b blob) (*RSAKey, error) {
 	if !ok {
 		return nil, errors.New("is not an RSA key")
 	}
-	return &RSAKey{node: n, blob: b, public: key}, nil
+	return &RSAKey{ring: n.ring, blob: b, public: key}, nil
 }
 
 // Public returns the *rsa.PublicKey.
@@ -178,7 +178,7 @@ func (k *RSAKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byt
 	if _, pss := opts.(*rsa.PSSOptions); opts == nil || pss || opts.HashFunc() != crypto.SHA256 || len(digest) != sha256.Size {
 		return nil, errors.New("signing in the TPM: want a SHA-256 digest for RSASSA-PKCS1-v1_5")
 	}
-	answer, err := k.node.sign(k.blob, digest, rsassaSHA256)
+	answer, err := k.ring.sign(k.blob, digest, rsassaSHA256)
 	if err != nil {
 		return nil, err
 	}

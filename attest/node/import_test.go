@@ -122,7 +122,7 @@ func TestImportedKeyIsOfNoUseToAnotherTPM(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := load(t, reopen(t, tpmtest.StartManufactured(t).Address), store(t))
-	stolen := &RSAKey{node: other, blob: signer.(*RSAKey).blob, public: signer.(*RSAKey).public}
+	stolen := &RSAKey{ring: other.ring, blob: signer.(*RSAKey).blob, public: signer.(*RSAKey).public}
 	digest := sha256.Sum256([]byte("x"))
 	if _, err := stolen.Sign(nil, digest[:], crypto.SHA256); !errors.Is(err, ErrOtherTPM) {
 		t.Errorf("signing with a stolen store: %v, want %v", err, ErrOtherTPM)

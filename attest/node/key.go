@@ -25,7 +25,7 @@ import (
 // flushed after it, so it takes none of the TPM's few places in between and
 // survives a restart of the TPM.
 type Key struct {
-	node   *Node
+	ring   *ring
 	blob   blob
 	public *ecdsa.PublicKey
 }
@@ -36,7 +36,7 @@ var keyName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
 
 // Key returns the signing key of a name (lower-case letters, digits and
 // hyphens, at most 32), making it in the TPM on first use.
-func (n *Node) Key(ctx context.Context, name string) (crypto.Signer, error) {
+func (n *keyring) Key(ctx context.Context, name string) (crypto.Signer, error) {
 	if !keyName.MatchString(name) {
 		return nil, fmt.Errorf("TPM key %.40q: want a name of lower-case letters, digits and hyphens", name)
 	}
@@ -63,7 +63,7 @@ func (n *Node) Key(ctx context.Context, name string) (crypto.Signer, error) {
 	return k, nil
 }
 
-func (n *Node) makeKey(ctx context.Context, name string) (b blob, err error) {
+func (n *keyring) makeKey(ctx context.Context, name string) (b blob, err error) {
 	err = n.tpm.do(ctx, "making TPM key "+name, creationLimit, func(tr transport.TPM) (err error) {
 		b, err = n.createKey(tr)
 		return err
@@ -81,7 +81,7 @@ func (n *Node) makeKey(ctx context.Context, name string) (b blob, err error) {
 	return b, nil
 }
 
-func (n *Node) newKey(b blob) (*Key, error) {
+func (n *keyring) newKey(b blob) (*Key, error) {
 	public, err := b.public()
 	if err != nil {
 		return nil, err
@@ -90,7 +90,7 @@ func (n *Node) newKey(b blob) (*Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Key{node: n, blob: b, public: k}, nil
+	return &Key{ring: n.ring, blob: b, public: k}, nil
 }
 
 // Public returns the *ecdsa.PublicKey.
@@ -102,7 +102,7 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 	if opts == nil || opts.HashFunc() != crypto.SHA256 || len(digest) != sha256.Size {
 		return nil, errors.New("signing in the TPM: want a SHA-256 digest")
 	}
-	answer, err := k.node.sign(k.blob, digest, ecdsaSHA256)
+	answer, err := k.ring.sign(k.blob, digest, ecdsaSHA256)
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +118,7 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 }
 
 // sign has the TPM sign a SHA-256 digest with a key it wrapped.
-func (n *Node) sign(key blob, digest []byte, scheme tpm2.TPMTSigScheme) (signature tpm2.TPMTSignature, err error) {
+func (n *ring) sign(key blob, digest []byte, scheme tpm2.TPMTSigScheme) (signature tpm2.TPMTSignature, err error) {
 	bound := n.binding()
 	err = n.tpm.do(context.Background(), "signing in the TPM", operationLimit, func(tr transport.TPM) error {
 		h, err := n.load(tr, key)
@@ -173,7 +173,7 @@ func (b blob) public() (*tpm2.TPMTPublic, error) {
 }
 
 // load loads a key; the operation flushes it.
-func (n *Node) load(tr transport.TPM, b blob) (tpm2.NamedHandle, error) {
+func (n *ring) load(tr transport.TPM, b blob) (tpm2.NamedHandle, error) {
 	r, err := tpm2.Load{
 		ParentHandle: n.parent(tpm2.PasswordAuth(nil)),
 		InPrivate:    tpm2.TPM2BPrivate{Buffer: b.Private},
@@ -190,7 +190,7 @@ func (n *Node) load(tr transport.TPM, b blob) (tpm2.NamedHandle, error) {
 	return tpm2.NamedHandle{Handle: r.ObjectHandle, Name: r.Name}, nil
 }
 
-func (n *Node) createKey(tr transport.TPM) (blob, error) {
+func (n *ring) createKey(tr transport.TPM) (blob, error) {
 	template, err := n.template(appraisal.SigningTemplate())
 	if err != nil {
 		return blob{}, err
@@ -202,7 +202,7 @@ func (n *Node) createKey(tr transport.TPM) (blob, error) {
 	return newBlob(r), nil
 }
 
-func (n *Node) parent(auth tpm2.Session) tpm2.AuthHandle {
+func (n *ring) parent(auth tpm2.Session) tpm2.AuthHandle {
 	return tpm2.AuthHandle{Handle: n.keys.SRK.Handle, Name: *appraisal.ObjectName(&n.srk), Auth: auth}
 }
 
@@ -210,7 +210,7 @@ func (n *Node) parent(auth tpm2.Session) tpm2.AuthHandle {
 // to the storage root key as it was when the node's keys were made, not to
 // what somebody on the bus claims it to be. The options add who is authorised
 // and which direction is encrypted.
-func (n *Node) salted(opts ...tpm2.AuthOption) tpm2.Session {
+func (n *ring) salted(opts ...tpm2.AuthOption) tpm2.Session {
 	return tpm2.HMAC(tpm2.TPMAlgSHA256, nonceLen, append(opts, tpm2.Salted(n.keys.SRK.Handle, n.srk))...)
 }
 

@@ -48,19 +48,50 @@ type Store interface {
 	Save(name string, version int, data []byte) error
 }
 
-// A Node is this machine: its TPM and the keys that vouchd keeps in it.
+// A Node is this machine: its TPM and the keys that vouchd keeps in it. What it
+// does with them is in parts: it signs with keys, seals secrets, counts, and
+// makes evidence of itself.
 type Node struct {
+	*ring
+	endorsed
+	keyring
+	sealer
+	ticker
+	node *Key
+}
+
+// A ring is the node's keys and the TPM that they are in: what all parts of a
+// [Node] work with.
+type ring struct {
 	tpm   *TPM
 	store Store
 	keys  keys
 	srk   tpm2.TPMTPublic
 	ak    tpm2.TPMTPublic
-	node  *Key
 
 	mu       sync.Mutex // guards keys.Binding and bindings; held while a named key is looked up or made
 	bindings []*binding // of what SealBound has sealed, one for each authority; replaced whole
+}
 
+// An endorsed shows which TPM the attestation key is in: by the endorsement key
+// and, where a cloud certified one, by the platform's key.
+type endorsed struct{ *ring }
+
+// A keyring makes and finds keys that sign.
+type keyring struct{ *ring }
+
+// A sealer seals secrets, and keeps the boot states that are approved.
+type sealer struct{ *ring }
+
+// A ticker is the node's counter.
+type ticker struct {
+	*ring
 	certified atomic.Uint64 // the counter's value when it was certified last, 0 before
+}
+
+func newNode(t *TPM, s Store) *Node {
+	r := &ring{tpm: t, store: s}
+	return &Node{ring: r, endorsed: endorsed{r}, keyring: keyring{r}, sealer: sealer{r}, ticker: ticker{ring: r}}
 }
 
 // Files in the store.
@@ -82,7 +113,7 @@ type keys struct {
 	Seal    blob                     `json:"seal_key"`
 
 	NodeCertified appraisal.Signed `json:"node_key_certified"`
-	Binding       *binding         `json:"binding,omitempty"` // replaced whole, guarded by Node.mu
+	Binding       *binding         `json:"binding,omitempty"` // replaced whole, guarded by ring.mu
 }
 
 // Load loads the node's keys from the store, or on first use makes them: the
@@ -98,7 +129,7 @@ func Load(ctx context.Context, t *TPM, s Store) (*Node, error) {
 
 // loadNode binds what it makes, if there is a binding.
 func loadNode(ctx context.Context, t *TPM, s Store, bound *binding) (*Node, error) {
-	n := &Node{tpm: t, store: s}
+	n := newNode(t, s)
 	data, _, err := s.Load(keysFile, keysVersion)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -128,7 +159,7 @@ func loadNode(ctx context.Context, t *TPM, s Store, bound *binding) (*Node, erro
 
 // recognise makes sure that this TPM is the one the keys were made in. With
 // the storage root key where it was left, that is one command.
-func (n *Node) recognise(ctx context.Context) error {
+func (n *ring) recognise(ctx context.Context) error {
 	public, err := appraisal.Structure[tpm2.TPMTPublic](n.keys.SRK.Public)
 	if err != nil {
 		return fmt.Errorf("loading the node's keys: storage root key: %w", err)
@@ -183,7 +214,7 @@ func (n *Node) create(ctx context.Context, bound *binding) error {
 	return n.save()
 }
 
-func (n *Node) save() error {
+func (n *ring) save() error {
 	data, err := json.Marshal(n.keys)
 	if err != nil {
 		return err
@@ -210,7 +241,7 @@ func (n *Node) parse() error {
 	return nil
 }
 
-func (n *Node) parseSRK() error {
+func (n *ring) parseSRK() error {
 	srk, err := appraisal.Structure[tpm2.TPMTPublic](n.keys.SRK.Public)
 	if err != nil {
 		return fmt.Errorf("loading the node's keys: storage root key: %w", err)
@@ -221,15 +252,15 @@ func (n *Node) parseSRK() error {
 
 // EKSHA256 returns the SHA-256 digest, in hexadecimal, of the endorsement
 // key's public key as a DER SubjectPublicKeyInfo: the machine's identity.
-func (n *Node) EKSHA256() string { return n.keys.EK.SHA256() }
+func (n *endorsed) EKSHA256() string { return n.keys.EK.SHA256() }
 
 // AKName returns the attestation key's TPM name in hexadecimal: the algorithm
 // and digest of its public area (TPM 2.0 Part 1, 16).
-func (n *Node) AKName() string { return hex.EncodeToString(appraisal.ObjectName(&n.ak).Buffer) }
+func (n *endorsed) AKName() string { return hex.EncodeToString(appraisal.ObjectName(&n.ak).Buffer) }
 
 // HasEKCertificate tells whether the TPM's maker certified the endorsement key, so
 // that a verifier can trace it to the maker.
-func (n *Node) HasEKCertificate() bool { return len(n.keys.EK.Certificates) > 0 }
+func (n *endorsed) HasEKCertificate() bool { return len(n.keys.EK.Certificates) > 0 }
 
 // Signer returns the node key. Signing takes SHA-256 digests only and at most
 // 30 seconds, the TPM's time included.

@@ -31,7 +31,7 @@ const (
 // Seal encrypts a secret of any length so that only this node's TPM can make
 // it readable again, and only under the same label. An older blob put back in
 // place of a newer one is not noticed: the TPM knows the key, not the blobs.
-func (n *Node) Seal(ctx context.Context, label string, secret []byte) ([]byte, error) {
+func (n *sealer) Seal(ctx context.Context, label string, secret []byte) ([]byte, error) {
 	sealed := make([]byte, sealHeader, sealHeader+len(secret)+16)
 	sealed[0] = sealVersion
 	rand.Read(sealed[1:])
@@ -45,7 +45,7 @@ func (n *Node) Seal(ctx context.Context, label string, secret []byte) ([]byte, e
 // Unseal returns the secret that Seal or SealBound was given. It returns
 // [ErrUnseal] if the blob is not one that this node sealed under this label, and
 // [ErrBootState] if it may be opened in other boot states only.
-func (n *Node) Unseal(ctx context.Context, label string, sealed []byte) ([]byte, error) {
+func (n *sealer) Unseal(ctx context.Context, label string, sealed []byte) ([]byte, error) {
 	if len(sealed) > 0 && sealed[0] == sealBoundVersion {
 		return n.unsealBound(ctx, label, sealed)
 	}
@@ -65,7 +65,7 @@ func (n *Node) Unseal(ctx context.Context, label string, sealed []byte) ([]byte,
 
 // sealCipher takes the seal key from the TPM for as long as it takes to derive
 // one blob's key.
-func (n *Node) sealCipher(ctx context.Context, label string, salt []byte) (cipher.AEAD, error) {
+func (n *sealer) sealCipher(ctx context.Context, label string, salt []byte) (cipher.AEAD, error) {
 	master, err := n.takeKey(ctx, n.keys.Seal, n.binding())
 	if err != nil {
 		return nil, err
@@ -81,7 +81,7 @@ func (n *Node) sealCipher(ctx context.Context, label string, salt []byte) (ciphe
 
 // takeKey returns a key that is sealed in the TPM, in an encrypted session. The
 // caller overwrites it.
-func (n *Node) takeKey(ctx context.Context, sealed blob, bound *binding) (key []byte, err error) {
+func (n *ring) takeKey(ctx context.Context, sealed blob, bound *binding) (key []byte, err error) {
 	err = n.tpm.do(ctx, "taking a seal key", operationLimit, func(tr transport.TPM) error {
 		h, err := n.load(tr, sealed)
 		if err != nil {
@@ -111,7 +111,7 @@ func newGCM(key []byte) (cipher.AEAD, error) {
 }
 
 // createSealKey seals a new random key as the node's keys are made.
-func (n *Node) createSealKey(tr transport.TPM) (blob, error) {
+func (n *ring) createSealKey(tr transport.TPM) (blob, error) {
 	template, err := n.template(sealTemplate())
 	if err != nil {
 		return blob{}, err
@@ -123,7 +123,7 @@ func (n *Node) createSealKey(tr transport.TPM) (blob, error) {
 }
 
 // sealKey seals a key in the TPM; it travels encrypted.
-func (n *Node) sealKey(tr transport.TPM, template tpm2.TPMTPublic, key []byte) (blob, error) {
+func (n *ring) sealKey(tr transport.TPM, template tpm2.TPMTPublic, key []byte) (blob, error) {
 	r, err := tpm2.Create{
 		ParentHandle: n.parent(n.salted(tpm2.AESEncryption(128, tpm2.EncryptIn))),
 		InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{

@@ -58,7 +58,8 @@ func TestSealedOnOneTPMStaysSealedOnAnother(t *testing.T) {
 		t.Errorf("Unseal with another node's keys: %v, want %v", err, ErrUnseal)
 	}
 	// Nor with this node's stored blobs beside the other TPM.
-	stolen := &Node{tpm: other.tpm, keys: n.keys, srk: n.srk}
+	stolen := newNode(other.tpm, nil)
+	stolen.keys, stolen.srk = n.keys, n.srk
 	if _, err := stolen.Unseal(t.Context(), "jwt", sealed); !errors.Is(err, ErrOtherTPM) {
 		t.Errorf("Unseal with the stolen store: %v, want %v", err, ErrOtherTPM)
 	}

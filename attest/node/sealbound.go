@@ -45,7 +45,7 @@ const (
 // are bound to: the TPM itself refuses the key in any other (TPM2_PolicyAuthorize),
 // so that an update needs an approval and no new secret. [Node.Reseal] takes the
 // approvals, from the first one on.
-func (n *Node) SealBound(ctx context.Context, label string, authority *ecdsa.PublicKey, secret []byte) ([]byte, error) {
+func (n *sealer) SealBound(ctx context.Context, label string, authority *ecdsa.PublicKey, secret []byte) ([]byte, error) {
 	sealed, err := n.sealBound(ctx, label, authority, secret)
 	if err != nil {
 		return nil, fmt.Errorf("sealing %s to boot states: %w", label, err)
@@ -53,7 +53,7 @@ func (n *Node) SealBound(ctx context.Context, label string, authority *ecdsa.Pub
 	return sealed, nil
 }
 
-func (n *Node) sealBound(ctx context.Context, label string, authority *ecdsa.PublicKey, secret []byte) ([]byte, error) {
+func (n *sealer) sealBound(ctx context.Context, label string, authority *ecdsa.PublicKey, secret []byte) ([]byte, error) {
 	bound, err := n.bindTo(authority)
 	if err != nil {
 		return nil, err
@@ -84,7 +84,7 @@ func (n *Node) sealBound(ctx context.Context, label string, authority *ecdsa.Pub
 
 // bindTo keeps the authority before anything is bound to it, so that approvals
 // of it are taken.
-func (n *Node) bindTo(authority *ecdsa.PublicKey) (*binding, error) {
+func (n *sealer) bindTo(authority *ecdsa.PublicKey) (*binding, error) {
 	if _, err := appraisal.AuthorityArea(authority); err != nil {
 		return nil, err
 	}
@@ -106,7 +106,7 @@ func (n *Node) bindTo(authority *ecdsa.PublicKey) (*binding, error) {
 	return bound, n.saveBindings(append(slices.Clone(n.bindings), bound))
 }
 
-func (n *Node) unsealBound(ctx context.Context, label string, sealed []byte) ([]byte, error) {
+func (n *sealer) unsealBound(ctx context.Context, label string, sealed []byte) ([]byte, error) {
 	header, text, err := readBoundHeader(sealed)
 	if err != nil {
 		return nil, fmt.Errorf("unsealing %s: %w", label, ErrUnseal)
@@ -136,7 +136,7 @@ func readBoundHeader(sealed []byte) (h boundHeader, text []byte, err error) {
 }
 
 // bindingOf returns what is known of an authority's boot states.
-func (n *Node) bindingOf(authority []byte) *binding {
+func (n *sealer) bindingOf(authority []byte) *binding {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, b := range n.bindings {
@@ -173,7 +173,7 @@ func openWith(key []byte, label string, header, sealed []byte) ([]byte, error) {
 	return aead.Open(nil, make([]byte, aead.NonceSize()), sealed, header)
 }
 
-func (n *Node) loadBindings() error {
+func (n *sealer) loadBindings() error {
 	data, _, err := n.store.Load(bindingsFile, bindingsVersion)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -189,7 +189,7 @@ func (n *Node) loadBindings() error {
 
 // saveBindings puts the bindings in the place of those there are. The caller
 // holds mu.
-func (n *Node) saveBindings(bindings []*binding) error {
+func (n *sealer) saveBindings(bindings []*binding) error {
 	data, err := json.Marshal(bindings)
 	if err != nil {
 		return err

@@ -105,7 +105,8 @@ func TestChangedOrForeignBoundSecretDoesNotOpen(t *testing.T) {
 	}
 
 	other := load(t, reopen(t, tpmtest.StartManufactured(t).Address), store(t))
-	stolen := &Node{tpm: other.tpm, keys: n.keys, srk: n.srk, bindings: n.bindings}
+	stolen := newNode(other.tpm, nil)
+	stolen.keys, stolen.srk, stolen.bindings = n.keys, n.srk, n.bindings
 	for name, thief := range map[string]*Node{"another machine": other, "another machine with the stolen store": stolen} {
 		if _, err := thief.Unseal(t.Context(), "stripe", sealed); !errors.Is(err, ErrOtherTPM) {
 			t.Errorf("on %s: %v, want %v", name, err, ErrOtherTPM)

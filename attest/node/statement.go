@@ -43,7 +43,7 @@ func (n *Node) Statement(ctx context.Context, logKey ed25519.PublicKey) ([]byte,
 }
 
 // createAK makes the AK and has it sign how it was made.
-func (n *Node) createAK(tr transport.TPM) (blob, appraisal.Creation, error) {
+func (n *ring) createAK(tr transport.TPM) (blob, appraisal.Creation, error) {
 	r, err := tpm2.Create{ParentHandle: n.parent(tpm2.PasswordAuth(nil)), InPublic: tpm2.New2B(appraisal.AKTemplate())}.Execute(tr)
 	if err != nil {
 		return blob{}, appraisal.Creation{}, err
@@ -67,7 +67,7 @@ func (n *Node) createAK(tr transport.TPM) (blob, appraisal.Creation, error) {
 }
 
 // certify has the AK sign that a key is in its TPM.
-func (n *Node) certify(tr transport.TPM, akBlob, keyBlob blob, data []byte) (appraisal.Signed, error) {
+func (n *ring) certify(tr transport.TPM, akBlob, keyBlob blob, data []byte) (appraisal.Signed, error) {
 	ak, err := n.load(tr, akBlob)
 	if err != nil {
 		return appraisal.Signed{}, err
