@@ -95,7 +95,7 @@ func TestLeaseIsItsHoldersAlone(t *testing.T) {
 			if err := h.m.Revoke(t.Context(), stranger, g.Lease.ID); !errors.Is(err, ErrNoLease) {
 				t.Errorf("revoked by %v: %v", stranger.Process, err)
 			}
-			if _, err := h.m.Renew(t.Context(), stranger, g.Lease.ID, 0, ""); !errors.Is(err, ErrNoLease) {
+			if _, err := h.m.Renew(t.Context(), stranger, g.Lease.ID, 0, "", nil); !errors.Is(err, ErrNoLease) {
 				t.Errorf("renewed by %v: %v", stranger.Process, err)
 			}
 		}
@@ -118,7 +118,7 @@ func TestRenewMovesExpiryUpToTheLatest(t *testing.T) {
 		g := h.grant(a)
 		for range 10 {
 			time.Sleep(50 * time.Second)
-			l, err := h.m.Renew(t.Context(), a, g.Lease.ID, 0, "r")
+			l, err := h.m.Renew(t.Context(), a, g.Lease.ID, 0, "r", nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -127,16 +127,16 @@ func TestRenewMovesExpiryUpToTheLatest(t *testing.T) {
 			}
 		}
 		time.Sleep(50 * time.Second) // 9m10s of 10m
-		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, 0, ""); err != nil {
+		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, 0, "", nil); err != nil {
 			t.Errorf("up to the latest: %v", err)
 		}
 		if h.up.renewed != 50*time.Second {
 			t.Errorf("the upstream was asked for %v, want the 50s that are left", h.up.renewed)
 		}
-		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, 0, ""); !errors.Is(err, ErrNotRenewable) {
+		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, 0, "", nil); !errors.Is(err, ErrNotRenewable) {
 			t.Errorf("beyond the latest: %v", err)
 		}
-		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, time.Hour, ""); !errors.Is(err, ErrTTL) {
+		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, time.Hour, "", nil); !errors.Is(err, ErrTTL) {
 			t.Errorf("for too long: %v", err)
 		}
 		time.Sleep(50 * time.Second)
@@ -144,7 +144,7 @@ func TestRenewMovesExpiryUpToTheLatest(t *testing.T) {
 		if h.up.left() != 0 {
 			t.Error("it outlived its latest end")
 		}
-		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, 0, ""); !errors.Is(err, ErrNoLease) {
+		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, 0, "", nil); !errors.Is(err, ErrNoLease) {
 			t.Errorf("after its end: %v", err)
 		}
 	})
@@ -156,7 +156,7 @@ func TestRenewalThatFailsChangesNothing(t *testing.T) {
 		a, _, _ := agent("one", 1)
 		g := h.grant(a)
 		h.up.renew = func() error { return ErrRefused }
-		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, 5*time.Minute, ""); !errors.Is(err, ErrRefused) {
+		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, 5*time.Minute, "", nil); !errors.Is(err, ErrRefused) {
 			t.Errorf("refused upstream: %v", err)
 		}
 		h.up.renew = nil
@@ -166,7 +166,7 @@ func TestRenewalThatFailsChangesNothing(t *testing.T) {
 			}
 			return nil
 		}
-		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, 5*time.Minute, ""); !errors.Is(err, ErrUnrecorded) {
+		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, 5*time.Minute, "", nil); !errors.Is(err, ErrUnrecorded) {
 			t.Errorf("that cannot be recorded: %v", err)
 		}
 		if l := h.m.Leases(); len(l) != 1 || !l[0].Expires.Equal(g.Lease.Expires) {
@@ -185,7 +185,7 @@ func TestLeaseThatIsNotRenewable(t *testing.T) {
 		h := newHost(t, plainDefinition)
 		a, _, _ := agent("one", 1)
 		g := h.grant(a)
-		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, 0, ""); !errors.Is(err, ErrNotRenewable) {
+		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, 0, "", nil); !errors.Is(err, ErrNotRenewable) {
 			t.Error(err)
 		}
 	})
@@ -427,7 +427,7 @@ func TestRestart(t *testing.T) {
 		if len(leases) != 1 || leases[0].Process.PID != 11 || h.up.left() != 1 {
 			t.Fatalf("after the restart there are %v, want that of the process that lives", leases)
 		}
-		if _, err := h.m.Renew(t.Context(), holders[0], leases[0].ID, 0, ""); err != nil {
+		if _, err := h.m.Renew(t.Context(), holders[0], leases[0].ID, 0, "", nil); err != nil {
 			t.Errorf("renewing a lease from before: %v", err)
 		}
 		close(exit)

@@ -44,6 +44,8 @@ type Event struct {
 	Revocation   Revocation
 	Exposure     Exposure
 	Use          Use
+
+	Asker any // the [Ask]'s, nil for what happens without one; the engine does not look at it
 }
 
 // An EventKind names a step. The names are stable: they are what an auditor

@@ -33,6 +33,7 @@ type Ask struct {
 	TTL       time.Duration     // 0 for the definition's
 	RequestID string            // ties the events together
 	Exposure  Exposure          // where the value goes, as far as the caller says
+	Asker     any               // copied into each event of this request, for the recorder
 }
 
 // A Grant is a lease and, this once, the values.
@@ -60,7 +61,7 @@ func (m *Manager) Grant(ctx context.Context, h Holder, a Ask) (*Grant, error) {
 	if err != nil {
 		e := Event{
 			Kind: EventIntent, Outcome: Denied, Reason: err.Error(), RequestID: clip(a.RequestID, maxRequestIDLen), Duration: m.clock() - began,
-			Identity: h.ID, Process: h.Process, Credential: clip(a.Name, maxNameLen), TTL: a.TTL, Exposure: a.Exposure,
+			Identity: h.ID, Process: h.Process, Credential: clip(a.Name, maxNameLen), TTL: a.TTL, Exposure: a.Exposure, Asker: a.Asker,
 		}
 		return nil, errors.Join(err, m.record(ctx, e))
 	}
@@ -321,7 +322,7 @@ func (m *Manager) refused(ctx context.Context, p *pending, err error) error {
 // grantEvent returns an event about a grant. The manager's mu is held.
 func (m *Manager) grantEvent(kind EventKind, p *pending) Event {
 	e := m.event(kind, p.lease)
-	e.RequestID, e.Exposure = p.ask.RequestID, p.ask.Exposure
+	e.RequestID, e.Exposure, e.Asker = p.ask.RequestID, p.ask.Exposure, p.ask.Asker
 	e.TTL, e.NotBefore = p.request.TTL, p.lease.Granted
 	e.Duration = m.clock() - p.began
 	for _, param := range p.def.Parameters {

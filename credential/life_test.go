@@ -62,7 +62,7 @@ func live(t *rapid.T, h *host, steps []string) {
 			if step == "revoke" {
 				h.m.Revoke(ctx, holders[g.Lease.Process.PID], g.Lease.ID)
 			} else {
-				h.m.Renew(ctx, holders[g.Lease.Process.PID], g.Lease.ID, 0, "")
+				h.m.Renew(ctx, holders[g.Lease.Process.PID], g.Lease.ID, 0, "", nil)
 			}
 			cancel()
 		case "wait":

@@ -8,21 +8,22 @@ import (
 )
 
 // Renew lets a lease of the holder live longer: for ttl from now, or its
-// definition's TTL if that is 0, and never beyond its latest end.
-func (m *Manager) Renew(ctx context.Context, h Holder, id string, ttl time.Duration, requestID string) (Lease, error) {
+// definition's TTL if that is 0, and never beyond its latest end. The asker is
+// copied into the events, as an [Ask]'s is.
+func (m *Manager) Renew(ctx context.Context, h Holder, id string, ttl time.Duration, requestID string, asker any) (Lease, error) {
 	ctx, cancel := context.WithTimeout(ctx, issueTimeout)
 	defer cancel()
 	r, err := m.beginRenewal(h, id, ttl, cancel)
 	if err != nil {
 		e := Event{
 			Kind: EventRenew, Outcome: Denied, Reason: err.Error(), RequestID: clip(requestID, maxRequestIDLen),
-			Identity: h.ID, Process: h.Process, Lease: m.LeaseHash(id), TTL: ttl,
+			Identity: h.ID, Process: h.Process, Lease: m.LeaseHash(id), TTL: ttl, Asker: asker,
 		}
 		err = fmt.Errorf("renewing lease %.64q: %w", id, err)
 		return Lease{}, errors.Join(err, m.record(ctx, e))
 	}
 	notAfter, err := m.renewUpstream(ctx, r)
-	renewed, err := m.endRenewal(ctx, r, notAfter, err, requestID)
+	renewed, err := m.endRenewal(ctx, r, notAfter, err, requestID, asker)
 	if err != nil {
 		return Lease{}, fmt.Errorf("renewing %s for %s: %w", r.lease.Credential, h.ID, err)
 	}
@@ -91,7 +92,7 @@ func (m *Manager) renewUpstream(ctx context.Context, r *renewal) (notAfter time.
 
 // endRenewal makes the later expiry durable. If it cannot, or the upstream did
 // not renew, the lease ends when it would have.
-func (m *Manager) endRenewal(ctx context.Context, r *renewal, notAfter time.Time, err error, requestID string) (Lease, error) {
+func (m *Manager) endRenewal(ctx context.Context, r *renewal, notAfter time.Time, err error, requestID string, asker any) (Lease, error) {
 	l := r.lease
 	m.mu.Lock()
 	if err == nil {
@@ -100,7 +101,7 @@ func (m *Manager) endRenewal(ctx context.Context, r *renewal, notAfter time.Time
 	renewed, state := l.Lease, l.encode()
 	e := m.event(EventRenew, l)
 	m.mu.Unlock()
-	e.RequestID, e.TTL, e.Duration = requestID, r.ttl, m.clock()-r.began
+	e.RequestID, e.Asker, e.TTL, e.Duration = requestID, asker, r.ttl, m.clock()-r.began
 	if err == nil {
 		err = m.both(ctx, l.ID, state, e)
 	} else {

@@ -52,7 +52,7 @@ func (a *credentialAPI) GrantCredential(ctx context.Context, req *credentialv1.G
 	if err != nil {
 		return nil, err
 	}
-	g, err := a.s.o.Credentials.Grant(l.ctx(ctx), l.holder, l.ask)
+	g, err := a.s.o.Credentials.Grant(ctx, l.holder, l.ask)
 	if err != nil {
 		return nil, a.s.toStatus(err, l.caller.requestID)
 	}
@@ -84,7 +84,7 @@ func (a *credentialAPI) WatchCredential(req *credentialv1.GrantCredentialRequest
 		cancel()
 	}()
 	var refused error
-	err = a.s.o.Credentials.Watch(l.ctx(ctx), l.holder, l.ask, func(g *credential.Grant) error {
+	err = a.s.o.Credentials.Watch(ctx, l.holder, l.ask, func(g *credential.Grant) error {
 		if refused = a.s.confirm(ctx, l); refused != nil {
 			g.Wipe()
 			return refused
@@ -115,9 +115,6 @@ type leasing struct {
 	ask    credential.Ask
 }
 
-// ctx lets the manager's records tell who asked, and by which entry.
-func (l *leasing) ctx(ctx context.Context) context.Context { return asCaller(ctx, l.caller, l.entry) }
-
 // beginLease attests the caller and says what it asks for, and as whom. Errors
 // are recorded and are statuses already.
 func (s *Server) beginLease(ctx context.Context, req *credentialv1.GrantCredentialRequest) (*leasing, error) {
@@ -140,6 +137,7 @@ func (s *Server) beginLease(ctx context.Context, req *credentialv1.GrantCredenti
 		TTL:       seconds(req.TtlSeconds),
 		RequestID: c.requestID,
 		Exposure:  exposures[req.Exposure],
+		Asker:     c.asker(entry),
 	}}, nil
 }
 
@@ -169,7 +167,7 @@ func (a *credentialAPI) RenewLease(ctx context.Context, req *credentialv1.RenewL
 	if err != nil {
 		return nil, a.s.refuse(ctx, c, audit.EventLeaseRenew, err)
 	}
-	renewed, err := a.s.o.Credentials.Renew(asCaller(ctx, c, entry), holder, req.LeaseId, seconds(req.TtlSeconds), c.requestID)
+	renewed, err := a.s.o.Credentials.Renew(ctx, holder, req.LeaseId, seconds(req.TtlSeconds), c.requestID, c.asker(entry))
 	if err != nil {
 		return nil, a.s.toStatus(err, c.requestID)
 	}
@@ -312,11 +310,11 @@ func (s *Server) holderAs(ctx context.Context, c *caller, e identity.Entry, bind
 // caller is in none whose end can be told.
 var errNoUnit = errors.New("the credential is bound to the caller's system unit")
 
-// asCaller lets the manager's records tell who asked, and by which entry.
-func asCaller(ctx context.Context, c *caller, e identity.Entry) context.Context {
+// asker lets the records of a lease tell who asked, and by which entry.
+func (c *caller) asker(e identity.Entry) *audit.Workload {
 	w := c.workload()
 	w.Entry = e.Pos.String()
-	return withLeaseCaller(ctx, w)
+	return w
 }
 
 // granted describes what the caller may ask for.

@@ -25,7 +25,7 @@ func NewLeaseRecorder(log *audit.Log) *LeaseRecorder {
 // Record implements [credential.Recorder]. A refusal of a user who is refused
 // again and again is not recorded, which is an error: see refusals.
 func (r *LeaseRecorder) Record(ctx context.Context, e credential.Event) error {
-	by, _ := ctx.Value(leaseCallerKey{}).(*audit.Workload)
+	by, _ := e.Asker.(*audit.Workload)
 	reason := e.Reason
 	if e.Outcome == credential.Denied && by != nil {
 		suppressed, ok := r.refusals.allow(by.UID)
@@ -52,14 +52,6 @@ func (r *LeaseRecorder) Record(ctx context.Context, e credential.Event) error {
 	used := record
 	used.Event, used.Outcome, used.Reason, used.Use = audit.EventUse, audit.Success, "", leaseUse(e)
 	return r.log.Append(ctx, used, record)
-}
-
-// leaseCallerKey is the caller's [audit.Workload] in the context of what is
-// done while it waits, as the manager hands it on.
-type leaseCallerKey struct{}
-
-func withLeaseCaller(ctx context.Context, w *audit.Workload) context.Context {
-	return context.WithValue(ctx, leaseCallerKey{}, w)
 }
 
 func leaseEvent(e credential.Event) audit.Event {

@@ -129,7 +129,7 @@ func (s *Server) forUnit(ctx context.Context, conn *net.UnixConn, r *unitRequest
 	if err != nil {
 		return nil, nil, s.refuseUnit(ctx, r, err)
 	}
-	g, err := s.o.Credentials.Grant(l.ctx(ctx), l.holder, l.ask)
+	g, err := s.o.Credentials.Grant(ctx, l.holder, l.ask)
 	if err != nil {
 		return nil, nil, err // which is recorded
 	}
@@ -222,7 +222,7 @@ func (s *Server) unitLease(ctx context.Context, r *unitRequest, units UnitManage
 		}
 	}
 	return &leasing{r.caller, h, entry, credential.Ask{
-		Name: r.name, Granted: entry.Credentials, RequestID: r.requestID, Exposure: credential.InFile,
+		Name: r.name, Granted: entry.Credentials, RequestID: r.requestID, Exposure: credential.InFile, Asker: r.caller.asker(entry),
 	}}, nil
 }
 

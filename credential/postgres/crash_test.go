@@ -152,7 +152,7 @@ func runCrashChild(args []string) {
 			panic(err)
 		}
 		die(point == "granted")
-		if _, err := m.Renew(ctx, h, g.Lease.ID, 2*time.Minute, ""); err != nil {
+		if _, err := m.Renew(ctx, h, g.Lease.ID, 2*time.Minute, "", nil); err != nil {
 			panic(err)
 		}
 		if err := m.Revoke(ctx, h, g.Lease.ID); err != nil {

@@ -325,7 +325,7 @@ func TestRealServer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l, err := m.Renew(t.Context(), h, g.Lease.ID, 8*time.Minute, "")
+		l, err := m.Renew(t.Context(), h, g.Lease.ID, 8*time.Minute, "", nil)
 		if err != nil || !l.Expires.After(g.Lease.Expires) {
 			t.Errorf("renewed to %v, %v; was %v", l.Expires, err, g.Lease.Expires)
 		}
