@@ -32,8 +32,9 @@ var mayImport = map[string][]string{
 	"attest/process":               {"attest", "systemd"},
 	"programs":                     {"attest/process", "config", "systemd"},
 	"identity":                     {"attest", "config", "secret"},
-	"workloadapi":                  {"attest", "attest/process", "audit", "config", "credential", "credential/sealed", "identity", "secret", "systemd", "workloadapi/credentialv1"},
+	"workloadapi":                  {"attest", "attest/process", "audit", "config", "credential", "credential/sealed", "identity", "secret", "systemd", "workloadapi/credentialv1", "workloadapi/gate"},
 	"workloadapi/credentialv1":     nil,
+	"workloadapi/gate":             {"attest/process"},
 	"examples/agent":               nil,
 	"credential":                   {"config", "secret"},
 	"credential/brokers":           {"credential", "credential/federation", "credential/fetched", "credential/github", "credential/oauth2", "credential/postgres", "credential/sshca", "credential/static", "credential/vault"},
@@ -59,7 +60,7 @@ var mayImport = map[string][]string{
 
 // mayUse is which packages may import a module that belongs in one place.
 var mayUse = map[string][]string{
-	"google.golang.org/grpc":           {"workloadapi", "workloadapi/credentialv1"},
+	"google.golang.org/grpc":           {"workloadapi", "workloadapi/credentialv1", "workloadapi/gate"},
 	"github.com/google/go-tpm":         {"attest/appraisal", "attest/node", "attest/node/tpmtest"},
 	"github.com/google/go-attestation": {"attest/appraisal"},
 	"github.com/jackc/pgx":             {"credential/postgres", "credential/postgres/pgtest"},

@@ -9,18 +9,18 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"google.golang.org/grpc/peer"
 
 	"github.com/vouchd/vouchd/attest/process"
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/workloadapi/gate"
 )
 
 // A caller is a process attested for one answer.
 type caller struct {
 	requestID string
 	arrived   time.Time
-	conn      *connInfo
+	conn      *gate.Conn
 	process   *process.Attested // nil if it could not be attested
 	entries   []identity.Entry  // what it is entitled to; never empty
 	lost      []identity.Entry  // what it was entitled to, and is no longer
@@ -29,13 +29,9 @@ type caller struct {
 
 // newCaller returns a caller of whom nothing is known but the connection.
 func newCaller(ctx context.Context) (*caller, error) {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return nil, errors.New("request without a peer")
-	}
-	conn, ok := p.AuthInfo.(*connInfo)
-	if !ok {
-		return nil, fmt.Errorf("request over a connection of type %T", p.AuthInfo)
+	conn, err := gate.ConnOf(ctx)
+	if err != nil {
+		return nil, err
 	}
 	return &caller{requestID: rand.Text(), arrived: time.Now(), conn: conn}, nil
 }
@@ -45,7 +41,7 @@ func newCaller(ctx context.Context) (*caller, error) {
 // the SVIDs are signed meanwhile.
 func (s *Server) attest(ctx context.Context, c *caller) error {
 	var err error
-	if c.process, err = s.o.Attester.Attest(ctx, c.conn.peer()); err != nil {
+	if c.process, err = s.o.Attester.Attest(ctx, c.conn.Process()); err != nil {
 		return fmt.Errorf("%w: %w", errAttestation, err)
 	}
 	if err := s.refusal(); err != nil {
@@ -62,7 +58,7 @@ func (s *Server) attest(ctx context.Context, c *caller) error {
 	if len(c.entries) > maxIdentities {
 		return fmt.Errorf("%d entries match, more than one answer holds (%d)", len(c.entries), maxIdentities)
 	}
-	if c.present, err = c.conn.challenge(); err != nil {
+	if c.present, err = c.conn.Challenge(); err != nil {
 		return fmt.Errorf("%w: %w", errAttestation, err)
 	}
 	return nil
@@ -117,7 +113,7 @@ func (s *Server) refuse(ctx context.Context, c *caller, event audit.Event, cause
 	if errors.Is(cause, audit.ErrUnwritable) || errors.Is(cause, identity.ErrNoAuthority) {
 		r.Outcome = audit.Failed
 	}
-	suppressed, ok := s.refusals.allow(c.conn.peer().UID())
+	suppressed, ok := s.refusals.allow(c.conn.Process().UID())
 	if !ok && errors.Is(cause, errNode) {
 		return s.toStatus(cause, c.requestID) // of a thousand streams that end at once all are told why
 	}
@@ -158,7 +154,7 @@ func (c *caller) record(event audit.Event) audit.Record {
 func (c *caller) workload() *audit.Workload {
 	p := c.process
 	if p == nil {
-		pinned := c.conn.peer()
+		pinned := c.conn.Process()
 		return &audit.Workload{PID: pinned.PID(), UID: pinned.UID(), GID: pinned.GID()}
 	}
 	return workloadOf(p)

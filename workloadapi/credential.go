@@ -91,7 +91,7 @@ func (a *credentialAPI) WatchCredential(req *credentialv1.GrantCredentialRequest
 		}
 		return stream.Send(grantMessage(g))
 	})
-	if errors.Is(err, credential.ErrHolderGone) && refused == nil && ctx.Err() == nil && l.caller.conn.peer().Alive() == nil {
+	if errors.Is(err, credential.ErrHolderGone) && refused == nil && ctx.Err() == nil && l.caller.conn.Process().Alive() == nil {
 		// A lease that was revoked because its holder is granted it no more is
 		// not worth trying again.
 		refused = a.s.confirm(ctx, l)
@@ -289,7 +289,7 @@ func (s *Server) holderOf(ctx context.Context, c *caller, leaseID string) (crede
 // holderAs returns the caller as the holder of a lease that ends with what bind
 // says. Systemd is asked only where it says the unit.
 func (s *Server) holderAs(ctx context.Context, c *caller, e identity.Entry, bind credential.Bind) (credential.Holder, error) {
-	process, exit, err := s.o.Holders.hold(c.conn.peer(), c.process)
+	process, exit, err := s.o.Holders.hold(c.conn.Process(), c.process)
 	if err != nil {
 		return credential.Holder{}, fmt.Errorf("%w: %w", errAttestation, err)
 	}
@@ -297,7 +297,7 @@ func (s *Server) holderAs(ctx context.Context, c *caller, e identity.Entry, bind
 	if bind != credential.BindUnit {
 		return h, nil
 	}
-	if h.Process.Invocation, err = s.o.Attester.Invocation(ctx, c.conn.peer(), c.process); err == nil {
+	if h.Process.Invocation, err = s.o.Attester.Invocation(ctx, c.conn.Process(), c.process); err == nil {
 		h.Stop, err = s.o.Holders.stop(ctx, h.Process.Unit, h.Process.Invocation)
 	}
 	if err != nil {

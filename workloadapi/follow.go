@@ -172,7 +172,7 @@ func (s *Server) wait(ctx context.Context, h *holding, files *fileWatch) error {
 			return errClientEnded
 		case <-s.stopping:
 			return errStopping
-		case <-h.caller.conn.peer().Done():
+		case <-h.caller.conn.Process().Done():
 			return errExited
 		case <-h.bundleChanged:
 			return nil
@@ -233,7 +233,7 @@ func (s *Server) end(ctx context.Context, c *caller, cause error) error {
 		return s.toStatus(ctx.Err(), c.requestID)
 	case errExited:
 		// Whoever else holds the socket is told nothing more.
-		defer c.conn.conn.Close()
+		defer c.conn.Close()
 		r := c.record(audit.EventStreamEnd)
 		r.Reason = cause.Error()
 		if err := s.o.Log.Append(context.WithoutCancel(ctx), r); err != nil {

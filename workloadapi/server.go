@@ -30,6 +30,7 @@ import (
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/workloadapi/credentialv1"
+	"github.com/vouchd/vouchd/workloadapi/gate"
 )
 
 const (
@@ -119,7 +120,7 @@ func (s *Server) grantsChanged() <-chan struct{} {
 // in progress finish, and closes l. It may be called once.
 func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 	g := grpc.NewServer(
-		grpc.Creds(newTransport(defaultConnLimits)),
+		grpc.Creds(gate.NewTransport()),
 		grpc.UnaryInterceptor(unarySecurityHeader),
 		grpc.StreamInterceptor(streamSecurityHeader),
 		grpc.MaxRecvMsgSize(maxRequestLen),

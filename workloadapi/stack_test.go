@@ -10,13 +10,17 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/vouchd/vouchd/attest/node"
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
@@ -26,6 +30,7 @@ import (
 	"github.com/vouchd/vouchd/credential/postgres"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/state"
+	"github.com/vouchd/vouchd/workloadapi/gate"
 )
 
 var domain = spiffeid.RequireTrustDomainFromString("example.org")
@@ -93,7 +98,7 @@ func startStack(t testing.TB, entries string) *stack {
 		Watcher:  watcher, Authority: authority, Log: s.log, Logger: quiet, Credentials: manager, Holders: holders,
 	})
 	s.setEntries(entries)
-	l, err := listen(s.socket, 0o666)
+	l, err := gate.ListenAt(s.socket, 0o666)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -230,4 +235,46 @@ func (s *stack) records(event audit.Event) []audit.Leaf {
 func hexSHA256(b []byte) string {
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:])
+}
+
+// helpers are the programs that tests start as other processes: the test
+// binary, called as one of them.
+var helpers = map[string]func(args []string) error{
+	"hold":  helperHold,
+	"stay":  helperStay,
+	"drain": helperDrain,
+}
+
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 {
+		if name, ok := strings.CutPrefix(os.Args[1], "helper:"); ok {
+			if err := helpers[name](os.Args[2:]); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			os.Exit(0)
+		}
+	}
+	os.Exit(m.Run())
+}
+
+func helper(t testing.TB, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), exe, append([]string{"helper:" + name}, args...)...)
+	cmd.Stderr = t.Output()
+	return cmd
+}
+
+func dial(t testing.TB, path string) *grpc.ClientConn {
+	t.Helper()
+	cc, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cc.Close() })
+	return cc
 }

@@ -11,9 +11,9 @@ import (
 	"github.com/vouchd/vouchd/credential/postgres/pgtest"
 )
 
-// A gate stands between the daemon and PostgreSQL, and does something at the nth
+// A barrier stands between the daemon and PostgreSQL, and does something at the nth
 // message that the daemon sends.
-type gate struct {
+type barrier struct {
 	server string // its socket
 
 	mu     sync.Mutex // guards the fields below
@@ -33,11 +33,11 @@ const (
 	answered moment = "as the answer reaches the daemon"
 )
 
-// newGate puts a gate into a directory.
-func newGate(t *testing.T, dir string, pg *pgtest.Server) *gate {
+// newBarrier puts a barrier into a directory.
+func newBarrier(t *testing.T, dir string, pg *pgtest.Server) *barrier {
 	t.Helper()
 	name := fmt.Sprintf(".s.PGSQL.%d", pg.Port)
-	g := &gate{server: filepath.Join(pg.SocketDir, name)}
+	g := &barrier{server: filepath.Join(pg.SocketDir, name)}
 	must(t, os.Mkdir(dir, 0o755))
 	l, err := net.Listen("unix", filepath.Join(dir, name))
 	must(t, err)
@@ -56,14 +56,14 @@ func newGate(t *testing.T, dir string, pg *pgtest.Server) *gate {
 
 // arm sets what happens at the nth message from now on, counted from 1, and
 // whether the connection is cut then, as if one end had died.
-func (g *gate) arm(n int, after moment, cut bool, do func()) {
+func (g *barrier) arm(n int, after moment, cut bool, do func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.passed, g.at, g.after, g.cut, g.do = 0, n, after, cut, do
 }
 
 // count counts a message, and returns what is to be done on its way.
-func (g *gate) count() (after moment, cut bool, do func()) {
+func (g *barrier) count() (after moment, cut bool, do func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.passed++; g.passed == g.at {
@@ -72,7 +72,7 @@ func (g *gate) count() (after moment, cut bool, do func()) {
 	return "", false, nil
 }
 
-func (g *gate) relay(daemon net.Conn) {
+func (g *barrier) relay(daemon net.Conn) {
 	defer daemon.Close()
 	server, err := net.Dial("unix", g.server)
 	if err != nil {
@@ -185,11 +185,11 @@ func TestDaemonKilledAtEveryStepOfALeaseLeavesNoOrphan(t *testing.T) {
 }
 
 // newGatedHost returns a host whose daemon may lease one credential of the
-// database, through a gate.
-func newGatedHost(t *testing.T, pg *pgtest.Server, credential string) (*host, *gate) {
+// database, through a barrier.
+func newGatedHost(t *testing.T, pg *pgtest.Server, credential string) (*host, *barrier) {
 	t.Helper()
 	h := newHost(t)
-	g := newGate(t, h.path("pg"), pg)
+	g := newBarrier(t, h.path("pg"), pg)
 	must(t, os.WriteFile(h.path("password"), []byte("the-daemons-own\n"), 0o600))
 	h.grants(fmt.Sprintf("  - {name: %s, broker: postgres, postgres: {host: %s, port: %d, database: postgres, user: vouchd, password_file: %s, grants: [\"GRANT SELECT ON public.tides TO {{role}}\"]}}\n",
 		credential, h.path("pg"), pg.Port, h.path("password")), credential)

@@ -18,6 +18,7 @@ import (
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/systemd"
 	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/gate"
 )
 
 // openCredentials loads the definitions and goes on with the leases of the last
@@ -133,7 +134,7 @@ func (d *daemon) serveUnits(ctx context.Context) error {
 	if !systemd.IsManager() {
 		return nil
 	}
-	l, err := workloadapi.ListenUnits(d.load, d.config.SystemdSocket)
+	l, err := gate.ListenUnits(d.load, d.config.SystemdSocket)
 	if err != nil {
 		return err
 	}

@@ -27,6 +27,7 @@ import (
 	"github.com/vouchd/vouchd/state"
 	"github.com/vouchd/vouchd/systemd"
 	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/gate"
 )
 
 // stopTimeout bounds what happens after the signal to stop: answering calls in
@@ -90,7 +91,7 @@ func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
 		return err
 	}
 	d.load = passed["systemd"]
-	agent, admin, err := workloadapi.Listen(passed, c.AgentSocket, c.AdminSocket)
+	agent, admin, err := gate.Listen(passed, c.AgentSocket, c.AdminSocket)
 	if err != nil {
 		return err
 	}

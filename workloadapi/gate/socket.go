@@ -1,4 +1,4 @@
-package workloadapi
+package gate
 
 import (
 	"context"
@@ -16,13 +16,13 @@ import (
 // maxSocketPath is what fits into sockaddr_un beside its end.
 const maxSocketPath = 107
 
-// listen returns a listener whose connections name the sender of each message.
+// ListenAt returns a listener whose connections name the sender of each message.
 // mode says who may connect; the socket's directory is made with mode 0755
 // where it is missing. A socket that a crashed daemon left is
 // replaced; a socket that somebody answers on, or belongs to somebody else,
 // and anything that is not a socket, is an error and stays. Closing the
 // listener removes the socket.
-func listen(path string, mode fs.FileMode) (*net.UnixListener, error) {
+func ListenAt(path string, mode fs.FileMode) (*net.UnixListener, error) {
 	if len(path) > maxSocketPath {
 		return nil, fmt.Errorf("socket path %s has %d bytes, and Linux takes at most %d; choose a shorter one", path, len(path), maxSocketPath)
 	}
@@ -46,7 +46,7 @@ func listen(path string, mode fs.FileMode) (*net.UnixListener, error) {
 	return l.(*net.UnixListener), nil
 }
 
-// adopt prepares a listener that systemd opened, as listen does its own.
+// adopt prepares a listener that systemd opened, as ListenAt does its own.
 // Closing it leaves the socket to systemd.
 func adopt(l *net.UnixListener) error {
 	l.SetUnlinkOnClose(false)

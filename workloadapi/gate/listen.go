@@ -1,4 +1,4 @@
-package workloadapi
+package gate
 
 import (
 	"fmt"
@@ -22,7 +22,7 @@ func Listen(passed map[string]*net.UnixListener, agentPath, adminPath string) (a
 	return agent, admin, nil
 }
 
-// ListenUnits returns the socket for [Server.ServeUnits]: the one that systemd has
+// ListenUnits returns the socket over which systemd loads credentials: the one that systemd has
 // passed, else one made at the path. Root alone may connect: PID 1 is.
 func ListenUnits(passed *net.UnixListener, path string) (*net.UnixListener, error) {
 	return listenOr(passed, "systemd_socket", path, 0o600)
@@ -30,7 +30,7 @@ func ListenUnits(passed *net.UnixListener, path string) (*net.UnixListener, erro
 
 func listenOr(passed *net.UnixListener, key, path string, mode fs.FileMode) (*net.UnixListener, error) {
 	if passed == nil {
-		return listen(path, mode)
+		return ListenAt(path, mode)
 	}
 	if network := passed.Addr().Network(); network != "unix" {
 		passed.Close()

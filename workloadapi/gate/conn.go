@@ -1,4 +1,4 @@
-package workloadapi
+package gate
 
 import (
 	"context"
@@ -33,7 +33,7 @@ type conn struct {
 	net.Conn // the Unix connection; its own Read and Write must not be used
 	raw      syscall.RawConn
 	peer     *process.Peer
-	info     connInfo
+	info     Conn
 
 	// Used by Read alone, which gRPC calls from one goroutine.
 	in      inbound

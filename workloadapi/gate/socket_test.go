@@ -1,4 +1,4 @@
-package workloadapi
+package gate
 
 import (
 	"fmt"
@@ -51,7 +51,7 @@ func TestListen(t *testing.T) {
 			must(t, os.Mkdir(filepath.Dir(path), 0o755))
 			tt.prepare(t, path)
 			before, _ := os.Lstat(path)
-			l, err := listen(path, 0o666)
+			l, err := ListenAt(path, 0o666)
 			if tt.want != "" {
 				if err == nil {
 					l.Close()
@@ -103,10 +103,10 @@ func TestSocketPathThatIsTooLong(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	longest := filepath.Join(dir, strings.Repeat("x", maxSocketPath-len(dir)-1))
-	l, err := listen(longest, 0o666)
+	l, err := ListenAt(longest, 0o666)
 	must(t, err)
 	must(t, l.Close())
-	if l, err := listen(longest+"x", 0o666); err == nil {
+	if l, err := ListenAt(longest+"x", 0o666); err == nil {
 		l.Close()
 		t.Error("a path of 108 bytes is taken")
 	} else if !strings.Contains(err.Error(), "108 bytes") {

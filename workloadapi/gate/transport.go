@@ -1,4 +1,4 @@
-package workloadapi
+package gate
 
 import (
 	"context"
@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
 
 	"github.com/vouchd/vouchd/attest/process"
 )
@@ -24,7 +25,7 @@ import (
 // And what was sent before the exec, or lies in the socket's buffer, doesn't
 // suffice either: after attestation the daemon sends an HTTP/2 PING with 8
 // unpredictable bytes, and gives the reply only once the pinned process has
-// sent them back (see connInfo.challenge). Every HTTP/2 client answers PINGs by
+// sent them back (see [Conn.Challenge]). Every HTTP/2 client answers PINGs by
 // itself.
 //
 // A trusted program that writes what it is fed to a descriptor that it
@@ -48,26 +49,45 @@ type connLimits struct {
 
 var defaultConnLimits = connLimits{total: 8192, perUser: 2048}
 
-// newTransport returns credentials for [google.golang.org/grpc.Creds]. The
-// listener has to be one that listen or adopt returned.
+// NewTransport returns credentials for [google.golang.org/grpc.Creds], for a
+// listener that [Listen] returned.
+func NewTransport() credentials.TransportCredentials { return newTransport(defaultConnLimits) }
+
 func newTransport(limits connLimits) credentials.TransportCredentials {
 	return &transport{limits: limits, users: make(map[uint32]int)}
 }
 
-// connInfo is the AuthInfo of a connection.
-type connInfo struct{ conn *conn }
+// A Conn is a connection over gRPC from one pinned process, and what gRPC has for
+// its AuthInfo.
+type Conn struct{ conn *conn }
+
+// ConnOf returns the connection that a request came over.
+func ConnOf(ctx context.Context) (*Conn, error) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return nil, errors.New("request without a peer")
+	}
+	c, ok := p.AuthInfo.(*Conn)
+	if !ok {
+		return nil, fmt.Errorf("request over a connection of type %T", p.AuthInfo)
+	}
+	return c, nil
+}
 
 // AuthType implements [credentials.AuthInfo].
-func (*connInfo) AuthType() string { return "vouchd-peer" }
+func (*Conn) AuthType() string { return "vouchd-peer" }
 
-// peer returns the process that connected. The connection closes it.
-func (c *connInfo) peer() *process.Peer { return c.conn.peer }
+// Process returns the process that connected. The connection closes it.
+func (c *Conn) Process() *process.Peer { return c.conn.peer }
+
+// Close ends the connection.
+func (c *Conn) Close() error { return c.conn.Close() }
 
 // errAbsent means that the process that connected did not answer a challenge:
 // another one holds its socket, or it hangs.
 var errAbsent = errors.New("the process that connected does not answer on its connection")
 
-// challenge puts a PING with 8 unpredictable bytes between two HTTP/2 frames
+// Challenge puts a PING with 8 unpredictable bytes between two HTTP/2 frames
 // now. The returned wait blocks until the pinned process, still alive, has
 // answered it, and otherwise returns errAbsent, process.ErrPeerGone, the end of
 // the connection or ctx's error. It is to be called exactly once.
@@ -75,7 +95,7 @@ var errAbsent = errors.New("the process that connected does not answer on its co
 // The two are apart so that the caller can work while the answer travels. What
 // the answer proves is that the process is at the connection after the
 // challenge was sent: attest first, then challenge, then reply.
-func (c *connInfo) challenge() (wait func(ctx context.Context) error, err error) {
+func (c *Conn) Challenge() (wait func(ctx context.Context) error, err error) {
 	return c.conn.challenge()
 }
 

@@ -1,4 +1,4 @@
-package workloadapi
+package gate
 
 import (
 	"testing"

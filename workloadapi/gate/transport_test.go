@@ -1,4 +1,4 @@
-package workloadapi
+package gate
 
 import (
 	"bytes"
@@ -36,9 +36,6 @@ var helpers = map[string]func(args []string) error{
 	"talk":       helperTalk,
 	"send-files": helperSendFiles,
 	"forge":      helperForge,
-	"hold":       helperHold,
-	"stay":       helperStay,
-	"drain":      helperDrain,
 }
 
 func TestMain(m *testing.M) {
@@ -69,14 +66,14 @@ func helper(t testing.TB, name string, args ...string) *exec.Cmd {
 // "secret", if handle returns nil.
 type testServer struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
-	handle func(ctx context.Context, c *connInfo) error
+	handle func(ctx context.Context, c *Conn) error
 }
 
 const peerSecret = "the secret that only the peer may see"
 
 func (s *testServer) FetchJWTSVID(ctx context.Context, _ *workload.JWTSVIDRequest) (*workload.JWTSVIDResponse, error) {
 	p, _ := grpcpeer.FromContext(ctx)
-	if err := s.handle(ctx, p.AuthInfo.(*connInfo)); err != nil {
+	if err := s.handle(ctx, p.AuthInfo.(*Conn)); err != nil {
 		return nil, err
 	}
 	return &workload.JWTSVIDResponse{Svids: []*workload.JWTSVID{{Svid: peerSecret}}}, nil
@@ -85,7 +82,7 @@ func (s *testServer) FetchJWTSVID(ctx context.Context, _ *workload.JWTSVIDReques
 func (s *testServer) FetchX509SVID(_ *workload.X509SVIDRequest, stream workload.SpiffeWorkloadAPI_FetchX509SVIDServer) error {
 	p, _ := grpcpeer.FromContext(stream.Context())
 	for {
-		if err := s.handle(stream.Context(), p.AuthInfo.(*connInfo)); err != nil {
+		if err := s.handle(stream.Context(), p.AuthInfo.(*Conn)); err != nil {
 			return err
 		}
 		// Large enough that flow control and write buffers cut it up.
@@ -95,23 +92,23 @@ func (s *testServer) FetchX509SVID(_ *workload.X509SVIDRequest, stream workload.
 	}
 }
 
-func challenged(ctx context.Context, c *connInfo) error {
-	wait, err := c.challenge()
+func challenged(ctx context.Context, c *Conn) error {
+	wait, err := c.Challenge()
 	if err != nil {
 		return err
 	}
 	return wait(ctx)
 }
 
-func serve(t testing.TB, handle func(ctx context.Context, c *connInfo) error, opts ...grpc.ServerOption) (path string) {
+func serve(t testing.TB, handle func(ctx context.Context, c *Conn) error, opts ...grpc.ServerOption) (path string) {
 	t.Helper()
 	return serveWith(t, defaultConnLimits, handle, opts...)
 }
 
-func serveWith(t testing.TB, limits connLimits, handle func(ctx context.Context, c *connInfo) error, opts ...grpc.ServerOption) (path string) {
+func serveWith(t testing.TB, limits connLimits, handle func(ctx context.Context, c *Conn) error, opts ...grpc.ServerOption) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "s")
-	l, err := listen(path, 0o666)
+	l, err := ListenAt(path, 0o666)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,8 +185,8 @@ func TestChallengesGoBetweenTheFramesOfABusyStream(t *testing.T) {
 func TestOtherProcessIsServedAsItself(t *testing.T) {
 	t.Parallel()
 	pids := make(chan int, 1)
-	path := serve(t, func(ctx context.Context, c *connInfo) error {
-		pids <- c.peer().PID()
+	path := serve(t, func(ctx context.Context, c *Conn) error {
+		pids <- c.Process().PID()
 		return challenged(ctx, c)
 	})
 	cmd := helper(t, "call", path)
@@ -224,8 +221,8 @@ func TestExecSwapIsRefused(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			verdicts := make(chan error, 1)
-			path := serve(t, func(ctx context.Context, c *connInfo) error {
-				err := swapped(c.peer().PID())
+			path := serve(t, func(ctx context.Context, c *Conn) error {
+				err := swapped(c.Process().PID())
 				if err != nil {
 					t.Error(err)
 				}
@@ -396,11 +393,11 @@ func TestForgedSenderIsRefused(t *testing.T) {
 				t.Skip("needs root")
 			}
 			attestErr, challengeErr := make(chan error, 1), make(chan error, 1)
-			path := serve(t, func(ctx context.Context, c *connInfo) error {
-				if err := swapped(c.peer().PID()); err != nil {
+			path := serve(t, func(ctx context.Context, c *Conn) error {
+				if err := swapped(c.Process().PID()); err != nil {
 					t.Error(err)
 				}
-				_, err := attester.Attest(ctx, c.peer())
+				_, err := attester.Attest(ctx, c.Process())
 				attestErr <- err
 				challengeErr <- challenged(ctx, c)
 				return err

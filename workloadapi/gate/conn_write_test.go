@@ -1,4 +1,4 @@
-package workloadapi
+package gate
 
 import (
 	"errors"
@@ -12,7 +12,7 @@ import (
 // and so does all that the daemon keeps for it.
 func TestClientThatDoesNotReadIsCutOff(t *testing.T) {
 	t.Parallel()
-	l, err := listen(filepath.Join(t.TempDir(), "s"), 0o666)
+	l, err := ListenAt(filepath.Join(t.TempDir(), "s"), 0o666)
 	if err != nil {
 		t.Fatal(err)
 	}

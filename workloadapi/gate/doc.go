@@ -1,0 +1,2 @@
+// Package gate decides who gets something from the daemon.
+package gate
