@@ -14,53 +14,59 @@ import (
 // mayImport is which of our packages a package may import (DESIGN: arrows
 // point down only). A package that is not here may import none of ours.
 var mayImport = map[string][]string{
-	"state":                        nil,
-	"secret":                       nil,
-	"config":                       nil,
-	"attest":                       nil,
-	"audit":                        nil,
-	"audit/export":                 {"audit"},
-	"audit/witness":                {"audit"},
-	"audit/witness/witnesstest":    nil,
-	"systemd":                      nil,
-	"packaging/version":            nil,
-	"packaging/inventory":          nil,
-	"packaging/manual":             nil,
-	"attest/appraisal":             {"attest", "config"},
-	"attest/node":                  {"attest/appraisal", "secret"},
-	"attest/node/tpmtest":          nil,
-	"attest/process":               {"attest", "systemd"},
-	"programs":                     {"attest/process", "config", "systemd"},
-	"identity":                     {"attest", "config", "secret"},
-	"workloadapi":                  {"attest", "attest/process", "audit", "config", "credential", "credential/sealed", "identity", "secret", "systemd", "workloadapi/credentialv1", "workloadapi/gate"},
-	"workloadapi/credentialv1":     nil,
-	"workloadapi/gate":             {"attest/process"},
-	"examples/agent":               nil,
-	"credential":                   {"config", "secret"},
-	"credential/brokers":           {"credential", "credential/federation", "credential/fetched", "credential/github", "credential/oauth2", "credential/postgres", "credential/sshca", "credential/static", "credential/vault"},
-	"credential/endpoint":          {"credential", "secret"},
-	"credential/credentialtest":    {"config", "credential", "secret"},
-	"credential/federation":        {"config", "credential", "credential/endpoint", "secret"},
-	"credential/fetched":           {"config", "credential", "credential/endpoint", "credential/federation", "secret"},
-	"credential/github":            {"config", "credential", "credential/endpoint", "secret"},
-	"credential/githubtest":        {"credential/credentialtest"},
-	"credential/oauth2":            {"config", "credential", "credential/endpoint", "secret"},
-	"credential/postgres":          {"config", "credential", "secret"},
-	"credential/postgres/pgtest":   nil,
-	"credential/sshagent":          nil,
-	"credential/sshca":             {"config", "credential", "secret"},
-	"credential/sshca/sshdtest":    nil,
-	"credential/sealed":            {"secret"},
-	"credential/static":            {"config", "credential", "credential/sealed", "secret"},
-	"credential/tool":              {"credential", "secret"},
-	"credential/vault":             {"config", "credential", "secret"},
-	"credential/oauth2/oauth2test": nil,
-	"credential/dotenv":            {"secret"},
+	"state":                            nil,
+	"secret":                           nil,
+	"config":                           nil,
+	"attest":                           nil,
+	"audit":                            nil,
+	"audit/export":                     {"audit"},
+	"audit/witness":                    {"audit"},
+	"audit/witness/witnesstest":        nil,
+	"systemd":                          nil,
+	"packaging/version":                nil,
+	"packaging/inventory":              nil,
+	"packaging/manual":                 nil,
+	"attest/appraisal":                 {"attest", "config"},
+	"attest/node":                      {"attest/appraisal", "secret"},
+	"attest/node/tpmtest":              nil,
+	"attest/process":                   {"attest", "systemd"},
+	"programs":                         {"attest/process", "config", "systemd"},
+	"identity":                         {"attest", "config", "secret"},
+	"workloadapi":                      {"attest/process", "audit", "identity", "workloadapi/gate"},
+	"workloadapi/gate":                 {"attest", "attest/process", "audit", "identity"},
+	"workloadapi/gate/gatetest":        {"attest/node", "attest/node/tpmtest", "attest/process", "audit", "identity", "state", "workloadapi/gate"},
+	"workloadapi/credentialapi":        {"attest", "attest/process", "audit", "credential", "identity", "secret", "systemd", "workloadapi/credentialv1", "workloadapi/gate"},
+	"workloadapi/credentialapi/client": {"secret", "workloadapi/credentialv1"},
+	"workloadapi/credentialv1":         nil,
+	"workloadapi/admin":                {"attest/process", "audit", "credential", "credential/sealed", "identity", "secret", "workloadapi/admin/view", "workloadapi/gate"},
+	"workloadapi/admin/client":         {"secret", "workloadapi/admin/view"},
+	"workloadapi/admin/view":           nil,
+	"examples/agent":                   nil,
+	"credential":                       {"config", "secret"},
+	"credential/brokers":               {"credential", "credential/federation", "credential/fetched", "credential/github", "credential/oauth2", "credential/postgres", "credential/sshca", "credential/static", "credential/vault"},
+	"credential/endpoint":              {"credential", "secret"},
+	"credential/credentialtest":        {"config", "credential", "secret"},
+	"credential/federation":            {"config", "credential", "credential/endpoint", "secret"},
+	"credential/fetched":               {"config", "credential", "credential/endpoint", "credential/federation", "secret"},
+	"credential/github":                {"config", "credential", "credential/endpoint", "secret"},
+	"credential/githubtest":            {"credential/credentialtest"},
+	"credential/oauth2":                {"config", "credential", "credential/endpoint", "secret"},
+	"credential/postgres":              {"config", "credential", "secret"},
+	"credential/postgres/pgtest":       nil,
+	"credential/sshagent":              nil,
+	"credential/sshca":                 {"config", "credential", "secret"},
+	"credential/sshca/sshdtest":        nil,
+	"credential/sealed":                {"secret"},
+	"credential/static":                {"config", "credential", "credential/sealed", "secret"},
+	"credential/tool":                  {"credential", "secret"},
+	"credential/vault":                 {"config", "credential", "secret"},
+	"credential/oauth2/oauth2test":     nil,
+	"credential/dotenv":                {"secret"},
 }
 
 // mayUse is which packages may import a module that belongs in one place.
 var mayUse = map[string][]string{
-	"google.golang.org/grpc":           {"workloadapi", "workloadapi/credentialv1", "workloadapi/gate"},
+	"google.golang.org/grpc":           {"workloadapi", "workloadapi/gate", "workloadapi/gate/gatetest", "workloadapi/credentialapi", "workloadapi/credentialapi/client", "workloadapi/credentialv1"},
 	"github.com/google/go-tpm":         {"attest/appraisal", "attest/node", "attest/node/tpmtest"},
 	"github.com/google/go-attestation": {"attest/appraisal"},
 	"github.com/jackc/pgx":             {"credential/postgres", "credential/postgres/pgtest"},
@@ -154,6 +160,42 @@ func TestTheVerifierOpensNoDevice(t *testing.T) {
 	for p := range opensDevices {
 		if !seen[p] {
 			t.Errorf("%s is not behind the verifier; remove it from opensDevices", p)
+		}
+	}
+}
+
+// An agent that leases credentials links gRPC, and nothing of the daemon.
+func TestClientOfTheCredentialAPILinksNothingOfTheDaemon(t *testing.T) {
+	linksOnly(t, "workloadapi/credentialapi/client", "secret", "workloadapi/credentialv1")
+}
+
+func TestClientOfTheAdminSocketLinksNothingOfTheDaemon(t *testing.T) {
+	linksOnly(t, "workloadapi/admin/client", "secret", "workloadapi/admin/view")
+}
+
+// linksOnly checks what is behind a package: of ours, allowed alone; of others,
+// neither D-Bus nor anything that opens a TPM or parses YAML.
+func linksOnly(t *testing.T, name string, allowed ...string) {
+	t.Helper()
+	for _, p := range listPackages(t, "-deps", "./"+name) {
+		ours, ok := strings.CutPrefix(p.ImportPath, module)
+		if ok && ours != name && !slices.Contains(allowed, ours) {
+			t.Errorf("%s links %s", name, ours)
+		}
+		for _, foreign := range []string{"github.com/godbus", "github.com/google/go-tpm", "go.yaml.in"} {
+			if strings.HasPrefix(p.ImportPath, foreign) {
+				t.Errorf("%s links %s", name, p.ImportPath)
+			}
+		}
+	}
+}
+
+// What an administrator or an agent runs asks the daemon, and is no part of it.
+func TestCommandLineLinksNoServer(t *testing.T) {
+	clients := []string{"/admin/client", "/admin/view", "/credentialapi/client", "/credentialv1"}
+	for _, p := range listPackages(t, "-deps", "./cmd/vouch") {
+		if ours, ok := strings.CutPrefix(p.ImportPath, module+"workloadapi"); ok && !slices.Contains(clients, ours) {
+			t.Errorf("cmd/vouch links workloadapi%s", ours)
 		}
 	}
 }

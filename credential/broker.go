@@ -102,12 +102,7 @@ type Issued struct {
 }
 
 // A Field is one named value of a credential, such as its password.
-type Field struct {
-	Name  string
-	Value secret.Bytes
-	// Public is true for what is no secret by itself, such as a user name.
-	Public bool
-}
+type Field = secret.Field
 
 // Use is what an upstream could tell about the use of a credential. The zero
 // value means that it is unknown.

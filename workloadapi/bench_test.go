@@ -16,6 +16,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
+
+	"github.com/vouchd/vouchd/workloadapi/gate/gatetest"
 )
 
 // fixed is the floor: a bare gRPC server on a Unix socket that attests nothing
@@ -58,7 +60,7 @@ func (f *fixed) write() error {
 func serveFixed(b *testing.B, s *stack) (socket, writing string) {
 	b.Helper()
 	f := new(fixed)
-	withConn(b, s.socket, func(ctx context.Context, c workload.SpiffeWorkloadAPIClient) error {
+	withConn(b, s.Socket, func(ctx context.Context, c workload.SpiffeWorkloadAPIClient) error {
 		stream, err := c.FetchX509SVID(ctx, &workload.X509SVIDRequest{})
 		if err != nil {
 			return err
@@ -69,12 +71,12 @@ func serveFixed(b *testing.B, s *stack) (socket, writing string) {
 		f.jwt, err = c.FetchJWTSVID(ctx, &workload.JWTSVIDRequest{Audience: []string{"api"}})
 		return err
 	})
-	file, err := os.Create(filepath.Join(s.dir, "floor"))
+	file, err := os.Create(filepath.Join(s.Dir, "floor"))
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { file.Close() })
-	socket, writing = filepath.Join(s.dir, "floor.sock"), filepath.Join(s.dir, "writing.sock")
+	socket, writing = filepath.Join(s.Dir, "floor.sock"), filepath.Join(s.Dir, "writing.sock")
 	f.serve(b, socket)
 	(&fixed{x509: f.x509, jwt: f.jwt, file: file}).serve(b, writing)
 	return socket, writing
@@ -124,14 +126,14 @@ func fetchJWT(ctx context.Context, c workload.SpiffeWorkloadAPIClient) error {
 // BenchmarkFetch is one fetch over a new connection each, by 1, 16 and 64
 // clients, beside the floor and the floor that writes.
 func BenchmarkFetch(b *testing.B) {
-	s := startStack(b, entry("/agent", os.Getuid()))
+	s := startStack(b, gatetest.Entry("/agent", os.Getuid()))
 	floor, writing := serveFixed(b, s)
 	for _, call := range []struct {
 		name string
 		do   func(context.Context, workload.SpiffeWorkloadAPIClient) error
 	}{{"x509", fetchX509}, {"jwt", fetchJWT}} {
 		for _, clients := range []int{1, 16, 64} {
-			for _, on := range []struct{ name, socket string }{{"floor", floor}, {"writing", writing}, {"vouchd", s.socket}} {
+			for _, on := range []struct{ name, socket string }{{"floor", floor}, {"writing", writing}, {"vouchd", s.Socket}} {
 				b.Run(fmt.Sprintf("%s/clients=%d/%s", call.name, clients, on.name), func(b *testing.B) {
 					concurrently(b, clients, func() { withConn(b, on.socket, call.do) })
 				})
@@ -179,11 +181,11 @@ func BenchmarkDurableWrite(b *testing.B) {
 func BenchmarkThousandIdentities(b *testing.B) {
 	var entries strings.Builder
 	for i := range 1000 {
-		entries.WriteString(entry(fmt.Sprintf("/agent/%d", i), os.Getuid()))
+		entries.WriteString(gatetest.Entry(fmt.Sprintf("/agent/%d", i), os.Getuid()))
 	}
 	s := startStack(b, entries.String())
 	for b.Loop() {
-		withConn(b, s.socket, fetchX509)
+		withConn(b, s.Socket, fetchX509)
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -14,34 +13,45 @@ import (
 	"github.com/vouchd/vouchd/attest/process"
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/workloadapi/gate"
 )
 
-// An answer is one message of a stream, complete in itself (Workload API
-// §4.3), with the records of what it hands out.
-type answer[M any] struct {
-	message *M
-	records []audit.Record
+// A message is one of a stream, complete in itself (Workload API §4.3).
+type message[M any] struct {
+	content *M
 	renew   time.Time // when the next is due if nothing changes; zero: never
 }
 
+// A builder makes the next message for a caller, with the records of what it
+// hands out.
+type builder[M any] func(context.Context, *gate.Caller) (*message[M], []audit.Record, error)
+
+const (
+	settleTime   = time.Second // after which a stream is taken for one that lasts
+	recheckEvery = time.Minute // a stream's process is attested again
+)
+
 // follow answers a stream: at once, and then whenever what the caller is
-// entitled to changes, the bundle changes, or the answer is due for renewal.
-// Before every answer the caller is attested anew. The stream ends when the
-// process exits or is entitled to nothing any more.
-func follow[M any](s *Server, stream grpc.ServerStreamingServer[M], event audit.Event, build func(context.Context, *caller) (*answer[M], error)) error {
-	s.streams.Add(1)
-	defer s.streams.Add(-1)
-	var held *holding
+// entitled to changes, the bundle changes, or the message is due for renewal.
+// Before every message the caller is attested anew. The stream ends when the
+// process exits or is no longer entitled to anything.
+func follow[M any](a *API, stream grpc.ServerStreamingServer[M], event audit.Event, build builder[M]) error {
+	defer a.gate.Streams.Begin()()
+	conn, err := gate.ConnOf(stream.Context())
+	if err != nil {
+		return a.gate.Status(err)
+	}
+	var last *sent
 	var files fileWatch
 	defer files.close()
 	for {
-		next, err := aside(func() (*holding, error) { return advance(s, stream, event, held, build) })
+		next, err := aside(func() (*sent, error) { return advance(a, conn, stream, event, last, build) })
 		if err != nil {
-			return err
+			return a.gate.Status(err)
 		}
-		held = next
-		if err := s.wait(stream.Context(), held, &files); err != nil {
-			return s.end(stream.Context(), held.caller, err)
+		last = next
+		if err := a.wait(stream.Context(), conn, last, &files); err != nil {
+			return a.gate.Status(end(stream.Context(), conn, last.caller, err))
 		}
 	}
 }
@@ -59,85 +69,47 @@ func aside[T any](f func() (T, error)) (v T, err error) {
 	return v, err
 }
 
-// advance attests the caller, and sends it the next message if what it holds is
-// not what it is entitled to any more.
-func advance[M any](s *Server, stream grpc.ServerStreamingServer[M], event audit.Event, held *holding, build func(context.Context, *caller) (*answer[M], error)) (*holding, error) {
+// advance attests the caller, and sends it the next message unless the last one
+// still is what it is entitled to.
+func advance[M any](a *API, conn *gate.Conn, stream grpc.ServerStreamingServer[M], event audit.Event, last *sent, build builder[M]) (*sent, error) {
 	ctx := stream.Context()
-	next := &holding{grantsChanged: s.grantsChanged(), bundleChanged: s.o.Authority.Changed()}
-	c, err := newCaller(ctx)
+	next := &sent{rulesChanged: a.gate.Changed(), bundleChanged: a.authority.Changed()}
+	r := gate.Request{Peer: conn, Event: event}
+	if last != nil { // a refusal now cuts a stream off
+		r.Event, r.Had = audit.EventStreamEnd, last.caller.Entries
+	}
+	c, err := a.gate.Admit(ctx, r)
 	if err != nil {
-		return nil, s.toStatus(err, "")
+		return nil, err
 	}
-	if err := s.attest(ctx, c); err != nil {
-		if held != nil && errors.Is(err, errNoIdentity) {
-			c.lost = held.caller.entries
-			err = fmt.Errorf("%w: %w: %s", errLost, err, s.whyLost(c))
-		}
-		return nil, s.refuse(ctx, c, refusalEvent(event, held), err)
-	}
-	next.caller, next.sequence = c, s.o.Authority.Bundle().Sequence
-	if held.stillHolds(next) {
-		next.renew = held.renew
+	next.caller, next.sequence = c, a.authority.Bundle().Sequence
+	if last.stillHolds(next) {
+		next.renew = last.renew
 		return next, nil
 	}
-	a, err := build(ctx, c)
-	if err == nil {
-		err = s.prove(ctx, c)
-	}
+	m, err := gate.Answer(ctx, c, build)
 	if err != nil {
-		return nil, s.refuse(ctx, c, refusalEvent(event, held), err)
+		return nil, err
 	}
-	if err := s.record(ctx, a.records); err != nil {
-		return nil, s.toStatus(err, c.requestID)
-	}
-	next.renew = a.renew
-	return next, stream.Send(a.message)
+	next.renew = m.renew
+	return next, stream.Send(m.content)
 }
 
-// maxWhy bounds the entries and the gaps that a record tells of.
-const maxWhy = 3
-
-// whyLost says what the caller lacks for each identity that it had.
-func (s *Server) whyLost(c *caller) string {
-	var why []string
-	have := s.selectors(c.process)
-	for _, e := range c.lost[:min(len(c.lost), maxWhy)] {
-		if missing := have.Missing(e.Selectors); len(missing) > 0 {
-			why = append(why, fmt.Sprintf("it lacks %s for %s", strings.Join(missing.Strings(), " and "), e.ID))
-		} else {
-			why = append(why, fmt.Sprintf("the entry for %s is not in force any more", e.ID))
-		}
-	}
-	for _, gap := range c.process.Gaps[:min(len(c.process.Gaps), maxWhy)] {
-		why = append(why, gap.Error())
-	}
-	return strings.Join(why, "; ")
-}
-
-// refusalEvent tells a request that was never answered from a stream that is
-// cut off.
-func refusalEvent(event audit.Event, held *holding) audit.Event {
-	if held == nil {
-		return event
-	}
-	return audit.EventStreamEnd
-}
-
-// A holding is what a stream was last sent, and what would make it old.
-type holding struct {
-	caller        *caller
+// sent is what a stream was last sent, and what would make it old.
+type sent struct {
+	caller        *gate.Caller
 	sequence      uint64 // of the bundle
 	renew         time.Time
-	grantsChanged <-chan struct{}
+	rulesChanged  <-chan struct{}
 	bundleChanged <-chan struct{}
 }
 
-// stillHolds reports whether a stream that was sent h need not be sent
-// anything now that its process was found entitled to next.
-func (h *holding) stillHolds(next *holding) bool {
-	return h != nil && h.sequence == next.sequence &&
-		(h.renew.IsZero() || time.Now().Before(h.renew)) &&
-		sameGrants(h.caller.entries, next.caller.entries)
+// stillHolds reports whether a stream need not be sent anything now that its
+// process was found entitled to next.
+func (s *sent) stillHolds(next *sent) bool {
+	return s != nil && s.sequence == next.sequence &&
+		(s.renew.IsZero() || time.Now().Before(s.renew)) &&
+		sameGrants(s.caller.Entries, next.caller.Entries)
 }
 
 // sameGrants reports whether two matches lead to the same SVIDs.
@@ -154,15 +126,15 @@ var (
 
 // wait returns nil when the caller is to be attested again, and otherwise why
 // the stream ends.
-func (s *Server) wait(ctx context.Context, h *holding, files *fileWatch) error {
+func (a *API) wait(ctx context.Context, conn *gate.Conn, last *sent, files *fileWatch) error {
 	look := recheckEvery - rand.N(recheckEvery/4)
 	if files.watch == nil {
 		// Most streams that end do so at once. One that lasts is attested
 		// again when the watch stands, so that no change goes unseen.
 		look = settleTime
 	}
-	if !h.renew.IsZero() {
-		look = min(look, max(0, time.Until(h.renew)))
+	if !last.renew.IsZero() {
+		look = min(look, max(0, time.Until(last.renew)))
 	}
 	timer := time.NewTimer(look)
 	defer timer.Stop()
@@ -170,27 +142,37 @@ func (s *Server) wait(ctx context.Context, h *holding, files *fileWatch) error {
 		select {
 		case <-ctx.Done():
 			return errClientEnded
-		case <-s.stopping:
-			return errStopping
-		case <-h.caller.conn.Process().Done():
+		case <-a.gate.Streams.Stopping():
+			return gate.ErrStopping
+		case <-conn.Process().Done():
 			return errExited
-		case <-h.bundleChanged:
+		case <-last.bundleChanged:
 			return nil
 		case <-files.changed():
 			return nil
 		case <-timer.C:
-			s.watchFiles(files, h.caller.process)
+			a.watchFiles(files, last.caller.Process)
 			return nil
-		case <-h.grantsChanged:
+		case <-last.rulesChanged:
 			// Of a thousand streams a change usually concerns one. For the
 			// others the facts they were last attested with decide that
 			// there is no hurry; they are attested again at the next look.
-			h.grantsChanged = s.grantsChanged()
-			if s.changesGrants(h.caller) {
+			last.rulesChanged = a.gate.Changed()
+			if a.changesGrants(last.caller) {
 				return nil
 			}
 		}
 	}
+}
+
+// changesGrants reports whether the rules now mean something else for a process
+// than what it was granted.
+func (a *API) changesGrants(c *gate.Caller) bool {
+	if a.gate.Refusal() != nil {
+		return true
+	}
+	entries, _ := a.gate.Entitled(c.Process)
+	return !sameGrants(c.Entries, entries)
 }
 
 // A fileWatch is the watch of the files that a stream's attestation rests on.
@@ -213,35 +195,32 @@ func (f *fileWatch) close() {
 }
 
 // watchFiles has the watch cover the files that this attestation rests on.
-func (s *Server) watchFiles(f *fileWatch, at *process.Attested) {
+func (a *API) watchFiles(f *fileWatch, at *process.Attested) {
 	if f.watch != nil && slices.Equal(f.of.Files, at.Files) && slices.Equal(f.of.Trees, at.Trees) {
 		return
 	}
-	watch, err := s.o.Watcher.Watch(at)
+	watch, err := a.watcher.Watch(at)
 	if err != nil {
 		// What is not watched is noticed when the process is attested next.
-		s.o.Logger.Warn("watching what an attestation rests on", "pid", at.PID, "err", err)
+		a.logger.Warn("watching what an attestation rests on", "pid", at.PID, "err", err)
 	}
 	f.close()
 	f.watch, f.of = watch, at
 }
 
-// end closes a stream for a reason that is not a refusal.
-func (s *Server) end(ctx context.Context, c *caller, cause error) error {
+// end says why a stream ends for a reason that is not a refusal.
+func end(ctx context.Context, conn *gate.Conn, c *gate.Caller, cause error) error {
 	switch cause {
 	case errClientEnded:
-		return s.toStatus(ctx.Err(), c.requestID)
+		return c.Fail(ctx.Err())
 	case errExited:
-		// Whoever else holds the socket is told nothing more.
-		defer c.conn.Close()
-		r := c.record(audit.EventStreamEnd)
-		r.Reason = cause.Error()
-		if err := s.o.Log.Append(context.WithoutCancel(ctx), r); err != nil {
-			return s.toStatus(err, c.requestID)
+		defer conn.Close() // whoever else holds the socket is told nothing more
+		if err := c.End(ctx, cause.Error()); err != nil {
+			return err
 		}
-		return s.toStatus(fmt.Errorf("%w: %w", errAttestation, cause), c.requestID)
+		return c.Fail(fmt.Errorf("%w: %w", gate.ErrAttestation, cause))
 	default:
-		return s.toStatus(cause, c.requestID)
+		return c.Fail(cause)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/vouchd/vouchd/attest"
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/workloadapi/gate/gatetest"
 )
 
 // refusedBy reports whether an error is what a host tells that may not issue.
@@ -23,7 +24,7 @@ func refusedBy(err error, reason string) bool {
 
 func TestARefusedNodeAnswersNothingAndGoesOnAfterwards(t *testing.T) {
 	t.Parallel()
-	s := startStack(t, entry("/agent", os.Getuid()))
+	s := startStack(t, gatetest.Entry("/agent", os.Getuid()))
 	client, ctx := s.raw(t, securityHeader, "true")
 	token, err := client.FetchJWTSVID(ctx, &workload.JWTSVIDRequest{Audience: []string{"api"}})
 	if err != nil {
@@ -47,7 +48,7 @@ func TestARefusedNodeAnswersNothingAndGoesOnAfterwards(t *testing.T) {
 	keys, err := client.FetchJWTBundles(ctx, &workload.JWTBundlesRequest{})
 	streams["JWT bundles"] = open(keys, err, new(workload.JWTBundlesResponse))
 
-	s.server.SetNode(nil, errors.New("PCR 7 is another"))
+	s.Gate.SetNode(nil, errors.New("PCR 7 is another"))
 	for name, stream := range streams {
 		if err := stream.RecvMsg(new(workload.X509SVIDResponse)); !refusedBy(err, "PCR 7 is another") {
 			t.Errorf("the stream of %s goes on with %v", name, err)
@@ -62,7 +63,7 @@ func TestARefusedNodeAnswersNothingAndGoesOnAfterwards(t *testing.T) {
 		t.Errorf("validating a JWT-SVID: %v", err)
 	}
 	for event, want := range map[audit.Event]int{audit.EventStreamEnd: len(streams), audit.EventJWTValidated: 1} {
-		records := s.records(event)
+		records := s.Records(event)
 		if len(records) != want {
 			t.Errorf("%d records of %s, want %d", len(records), event, want)
 		}
@@ -73,7 +74,7 @@ func TestARefusedNodeAnswersNothingAndGoesOnAfterwards(t *testing.T) {
 		}
 	}
 
-	s.server.SetNode(nil, nil)
+	s.Gate.SetNode(nil, nil)
 	if _, err := client.FetchJWTSVID(ctx, &workload.JWTSVIDRequest{Audience: []string{"api"}}); err != nil {
 		t.Errorf("once the node passes again: %v", err)
 	}
@@ -81,13 +82,13 @@ func TestARefusedNodeAnswersNothingAndGoesOnAfterwards(t *testing.T) {
 
 func TestEveryStreamOfManyIsToldWhyItEnds(t *testing.T) {
 	t.Parallel()
-	s := startStack(t, entry("/agent", os.Getuid()))
+	s := startStack(t, gatetest.Entry("/agent", os.Getuid()))
 	var streams []grpc.ServerStreamingClient[workload.X509SVIDResponse]
-	for range refusalBurst + 50 {
+	for range gatetest.Flood {
 		stream, _ := s.open(t)
 		streams = append(streams, stream)
 	}
-	s.server.SetNode(nil, errors.New("PCR 7 is another"))
+	s.Gate.SetNode(nil, errors.New("PCR 7 is another"))
 	for _, stream := range streams {
 		if _, err := stream.Recv(); !refusedBy(err, "PCR 7 is another") {
 			t.Fatalf("a stream ends with %v", err)
@@ -110,20 +111,13 @@ func TestAnEntrysNodeSelectorsHoldAsLongAsTheNodeHasThem(t *testing.T) {
 	if err := fetch(); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("before anything is known of the node: %v", err)
 	}
-	s.server.SetNode(attest.Selectors{secure}, nil)
+	s.Gate.SetNode(attest.Selectors{secure}, nil)
 	if err := fetch(); err != nil {
 		t.Errorf("with Secure Boot: %v", err)
 	}
 	stream, _ := s.open(t)
-	s.server.SetNode(nil, nil)
+	s.Gate.SetNode(nil, nil)
 	if _, err := stream.Recv(); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("without Secure Boot any more the stream goes on with %v", err)
-	}
-}
-
-func TestAReasonOfAnyLengthFitsIntoAStatus(t *testing.T) {
-	t.Parallel()
-	if got := nodeRefusal(errors.New(strings.Repeat("é", 100_000))); len(got) > 500 {
-		t.Errorf("%d bytes", len(got))
 	}
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
 func newBundle(o *options) *cobra.Command {
@@ -48,10 +48,10 @@ func (p *publishing) flags(cmd *cobra.Command) {
 
 // bundle asks the daemon, and holds the issuer, if one is given, to what its tokens
 // say: a document with another would be refused with every token.
-func (p *publishing) bundle(ctx context.Context, issuer string) (workloadapi.BundleView, error) {
+func (p *publishing) bundle(ctx context.Context, issuer string) (view.Bundle, error) {
 	client, err := p.o.admin()
 	if err != nil {
-		return workloadapi.BundleView{}, err
+		return view.Bundle{}, err
 	}
 	view, err := client.Bundle(ctx)
 	if err != nil {
@@ -127,7 +127,7 @@ are still valid, as a JWK Set (RFC 7517) with the use and algorithm that clouds 
 
 // jwksOf returns the keys as relying parties outside SPIFFE want them: use sig
 // (RFC 7517 §4.2) in the place of SPIFFE's, and their algorithm.
-func jwksOf(view workloadapi.BundleView) ([]byte, error) {
+func jwksOf(view view.Bundle) ([]byte, error) {
 	var set jose.JSONWebKeySet
 	if err := json.Unmarshal(view.JWKS, &set); err != nil {
 		return nil, fmt.Errorf("reading the daemon's keys: %w", err)
@@ -223,7 +223,7 @@ that serves it.`,
 	return cmd
 }
 
-func spiffeBundleOf(view workloadapi.BundleView) ([]byte, error) {
+func spiffeBundleOf(view view.Bundle) ([]byte, error) {
 	td, err := spiffeid.TrustDomainFromString(view.TrustDomain)
 	if err != nil {
 		return nil, fmt.Errorf("reading the daemon's bundle: %w", err)

@@ -14,7 +14,7 @@ import (
 
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/packaging/version"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin/client"
 )
 
 // Exit codes.
@@ -152,10 +152,10 @@ func (o *options) print(cmd *cobra.Command, v any, text func(w io.Writer)) error
 }
 
 // admin returns a client of the daemon that the configuration names.
-func (o *options) admin() (*workloadapi.AdminClient, error) {
+func (o *options) admin() (*client.Client, error) {
 	c, err := config.Load(o.config)
 	if err != nil {
 		return nil, err
 	}
-	return workloadapi.NewAdminClient(c.AdminSocket), nil
+	return client.New(c.AdminSocket), nil
 }

@@ -96,7 +96,7 @@ func (h *helper) dockerList(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	defer client.Close()
-	offers, err := client.Offers(ctx, credential.Docker)
+	offers, err := offersFor(ctx, client, credential.Docker)
 	if err != nil {
 		return err
 	}

@@ -11,7 +11,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vouchd/vouchd/config"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin/client"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
 // A finding is one thing that was looked at.
@@ -82,7 +83,7 @@ const answerLimit = 5 * time.Second
 func examineDaemon(ctx context.Context, c *config.Config) []finding {
 	ctx, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
-	st, err := workloadapi.NewAdminClient(c.AdminSocket).Status(ctx)
+	st, err := client.New(c.AdminSocket).Status(ctx)
 	if errors.Is(err, context.DeadlineExceeded) {
 		return []finding{{"daemon", levelProblem, fmt.Sprintf("nothing answers on %s within %s; see why with: journalctl -u vouchd", c.AdminSocket, answerLimit)}}
 	}
@@ -90,7 +91,7 @@ func examineDaemon(ctx context.Context, c *config.Config) []finding {
 		return []finding{{"daemon", levelProblem, fmt.Sprintf("%v; it answers root and its own user, see its log with: journalctl -u vouchd", err)}}
 	}
 	level := levelOK
-	if st.Node.State == workloadapi.NodeNotAppraised {
+	if st.Node.State == view.NodeNotAppraised {
 		level = levelNote
 	}
 	fs := []finding{{"node", level, nodeLine(st.Node)}}

@@ -15,7 +15,7 @@ import (
 
 	"github.com/vouchd/vouchd/attest"
 	"github.com/vouchd/vouchd/config"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
 func (f finding) check(t *testing.T, level, text string) {
@@ -136,8 +136,8 @@ func TestDoctorTellsOfCertificatesNearTheirEnd(t *testing.T) {
 		{5*24*time.Hour + time.Minute, levelProblem, "ends in 120h0m0s"},
 		{-time.Hour, levelProblem, "has ended"},
 	} {
-		st := workloadapi.Status{Authority: workloadapi.AuthorityStatus{RootNotAfter: now.Add(tt.left)}}
-		st.Node.Enrolment = &workloadapi.EnrolmentView{NotAfter: now.Add(tt.left)}
+		st := view.Status{Authority: view.AuthorityStatus{RootNotAfter: now.Add(tt.left)}}
+		st.Node.Enrolment = &view.Enrolment{NotAfter: now.Add(tt.left)}
 		fs := certificateFindings(st, now)
 		if tt.level == "" {
 			if len(fs) > 0 {

@@ -13,7 +13,7 @@ import (
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/systemd"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
 // A hostFacts is what decides which selectors a process of this host can have.
@@ -92,7 +92,7 @@ const (
 
 // certificateFindings tells which certificates are near their end. The issuing CA
 // renews itself: one that is late is a problem that the daemon reports.
-func certificateFindings(st workloadapi.Status, now time.Time) (fs []finding) {
+func certificateFindings(st view.Status, now time.Time) (fs []finding) {
 	tell := func(what string, end time.Time, way string) {
 		left := end.Sub(now)
 		level := levelNote

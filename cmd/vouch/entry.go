@@ -11,7 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
 func newEntry(o *options) *cobra.Command {
@@ -48,7 +48,7 @@ func newEntryList(o *options) *cobra.Command {
 	}
 }
 
-func printEntry(w io.Writer, e workloadapi.EntryView) {
+func printEntry(w io.Writer, e view.Entry) {
 	fmt.Fprintf(w, "%s  (%s)%s\n", e.SPIFFEID, e.Position, disabledNote(e))
 	for _, s := range e.Selectors {
 		fmt.Fprintf(w, "    %s\n", s)
@@ -90,7 +90,7 @@ is not disabled.`,
 			if err := o.print(cmd, x, func(w io.Writer) { printExplanation(w, x) }); err != nil {
 				return err
 			}
-			if !slices.ContainsFunc(x.Matches, func(e workloadapi.EntryView) bool { return e.Disabled == nil }) {
+			if !slices.ContainsFunc(x.Matches, func(e view.Entry) bool { return e.Disabled == nil }) {
 				return errSaid
 			}
 			return nil
@@ -100,7 +100,7 @@ is not disabled.`,
 	return cmd
 }
 
-func printExplanation(w io.Writer, x workloadapi.Explanation) {
+func printExplanation(w io.Writer, x view.Explanation) {
 	fmt.Fprintf(w, "process %d runs %s\n\nselectors:\n", x.PID, x.Path)
 	for _, s := range x.Selectors {
 		fmt.Fprintf(w, "  %-17s %s\n", s.Trust, s.Selector)

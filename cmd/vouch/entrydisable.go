@@ -8,7 +8,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin/client"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
 func newEntryDisable(o *options) *cobra.Command {
@@ -82,7 +83,7 @@ func newEntryEnable(o *options) *cobra.Command {
 }
 
 // identity reads an argument, and returns a client to say it to.
-func (o *options) identity(arg string) (spiffeid.ID, *workloadapi.AdminClient, error) {
+func (o *options) identity(arg string) (spiffeid.ID, *client.Client, error) {
 	id, err := spiffeid.FromString(arg)
 	if err != nil {
 		return id, nil, usageError{fmt.Errorf("%.80q is not a SPIFFE ID: %w", arg, err)}
@@ -92,7 +93,7 @@ func (o *options) identity(arg string) (spiffeid.ID, *workloadapi.AdminClient, e
 }
 
 // disabledNote says that an entry's identity is cut off, behind the entry.
-func disabledNote(e workloadapi.EntryView) string {
+func disabledNote(e view.Entry) string {
 	d := e.Disabled
 	if d == nil {
 		return ""

@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
 func newEntryNew(o *options) *cobra.Command {
@@ -78,11 +78,11 @@ func mainPID(ctx context.Context, unit string) (int, error) {
 
 // lasting chooses from what a process is what tells it from others and stays
 // the same when it is started again.
-func lasting(x workloadapi.Explanation) []string {
+func lasting(x view.Explanation) []string {
 	prefer := []string{"systemd:id:", "unix:user:", "unix:sha256:", "script:path:", "script:sha256:"}
 	var chosen []string
 	for _, prefix := range prefer {
-		i := slices.IndexFunc(x.Selectors, func(s workloadapi.SelectorView) bool { return strings.HasPrefix(s.Selector, prefix) })
+		i := slices.IndexFunc(x.Selectors, func(s view.Selector) bool { return strings.HasPrefix(s.Selector, prefix) })
 		if i >= 0 {
 			chosen = append(chosen, x.Selectors[i].Selector)
 		}

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vouchd/vouchd/credential"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/credentialapi/client"
 	"github.com/vouchd/vouchd/workloadapi/credentialv1"
 )
 
@@ -129,7 +129,7 @@ func (l *leaser) exec(ctx context.Context, vars []variable, plain, args []string
 
 // leaseAll leases each credential once. It returns what was leased so far with
 // an error too.
-func (l *leaser) leaseAll(ctx context.Context, client *workloadapi.CredentialClient, vars []variable) (leases []*credentialv1.Lease, env []string, err error) {
+func (l *leaser) leaseAll(ctx context.Context, client *client.Client, vars []variable) (leases []*credentialv1.Lease, env []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
 	got := make(map[string][]credential.Field)
@@ -184,7 +184,7 @@ func (v variable) add(env []string, fields []credential.Field) ([]string, error)
 
 // keepRenewed renews a lease at half of what is left of it, for as long as that
 // moves its end.
-func keepRenewed(ctx context.Context, client *workloadapi.CredentialClient, lease *credentialv1.Lease) {
+func keepRenewed(ctx context.Context, client *client.Client, lease *credentialv1.Lease) {
 	const least = time.Second
 	for lease.Renewable && lease.ExpiresAt < lease.LatestAt {
 		left := time.Until(time.Unix(lease.ExpiresAt, 0))
@@ -206,11 +206,11 @@ func keepRenewed(ctx context.Context, client *workloadapi.CredentialClient, leas
 // daemon goes on with it in any case.
 const revokeTimeout = 10 * time.Second
 
-func (l *leaser) revokeAll(ctx context.Context, client *workloadapi.CredentialClient, leases []*credentialv1.Lease) {
+func (l *leaser) revokeAll(ctx context.Context, from *client.Client, leases []*credentialv1.Lease) {
 	ctx, cancel := context.WithTimeout(ctx, revokeTimeout)
 	defer cancel()
 	for _, lease := range leases {
-		if err := client.Revoke(ctx, lease.Id); err != nil && !errors.Is(err, credential.ErrNoLease) {
+		if err := from.Revoke(ctx, lease.Id); err != nil && !errors.Is(err, client.ErrNoLease) {
 			fmt.Fprintf(os.Stderr, "vouch: %s: %v; the daemon ends it as soon as it can\n", lease.Credential, err)
 		}
 	}

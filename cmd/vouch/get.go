@@ -17,7 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vouchd/vouchd/credential"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/credentialapi/client"
 	"github.com/vouchd/vouchd/workloadapi/credentialv1"
 )
 
@@ -36,8 +36,8 @@ func (l *leaser) flags(cmd *cobra.Command) {
 }
 
 // client connects to the agent socket.
-func (l *leaser) client() (*workloadapi.CredentialClient, error) {
-	c, err := workloadapi.NewCredentialClient(cmp.Or(l.socket, os.Getenv("SPIFFE_ENDPOINT_SOCKET"), defaultEndpoint))
+func (l *leaser) client() (*client.Client, error) {
+	c, err := client.New(cmp.Or(l.socket, os.Getenv("SPIFFE_ENDPOINT_SOCKET"), defaultEndpoint))
 	if err != nil {
 		return nil, usageError{err}
 	}
@@ -185,7 +185,7 @@ func printedTo(f *os.File) credentialv1.Exposure {
 }
 
 // lasting leases a credential that outlives this process.
-func (l *leaser) lasting(ctx context.Context, client *workloadapi.CredentialClient, req *credentialv1.GrantCredentialRequest) (*credentialv1.Lease, []credential.Field, error) {
+func (l *leaser) lasting(ctx context.Context, client *client.Client, req *credentialv1.GrantCredentialRequest) (*credentialv1.Lease, []credential.Field, error) {
 	granted, err := client.List(ctx)
 	if err != nil {
 		return nil, nil, err

@@ -11,7 +11,7 @@ import (
 
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/tool"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/credentialapi/client"
 )
 
 func newGitCredential(*options) *cobra.Command {
@@ -88,11 +88,11 @@ var errOtherUser = errors.New("the URL names another user")
 
 // gitHint says why nothing was found where git kept from vouch what it would
 // take.
-func (h *helper) gitHint(ctx context.Context, client *workloadapi.CredentialClient, req tool.GitRequest, asked credential.Target) error {
+func (h *helper) gitHint(ctx context.Context, client *client.Client, req tool.GitRequest, asked credential.Target) error {
 	if req.Path != "" {
 		return nil
 	}
-	offers, err := client.Offers(ctx, asked.Tool)
+	offers, err := offersFor(ctx, client, asked.Tool)
 	for _, o := range offers {
 		if asked.Covers(o.Target) {
 			fmt.Fprintf(os.Stderr, "vouch: %s is for %s, and git does not say the path: git config --global credential.%s.useHttpPath true\n", o.Name, o.Location, asked.Location)

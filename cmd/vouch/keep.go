@@ -11,7 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 
 	"github.com/vouchd/vouchd/credential"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/credentialapi/client"
 	"github.com/vouchd/vouchd/workloadapi/credentialv1"
 )
 
@@ -54,7 +54,7 @@ func (l *leaser) keepFile(ctx context.Context, p *place, name, format, field str
 
 // follow puts one lease after the other into a file, and revokes them at the
 // end.
-func (l *leaser) follow(ctx context.Context, client *workloadapi.CredentialClient, req *credentialv1.GrantCredentialRequest, p *place, put func(*credentialv1.Lease, []credential.Field) error) error {
+func (l *leaser) follow(ctx context.Context, client *client.Client, req *credentialv1.GrantCredentialRequest, p *place, put func(*credentialv1.Lease, []credential.Field) error) error {
 	following, cancel := untilGone(ctx, p)
 	defer cancel()
 	var held []*credentialv1.Lease // the last two: the one before is in use yet
@@ -143,7 +143,7 @@ func again(ctx context.Context, p *place, do func() error) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case p.wrote == nil || !workloadapi.MayTryAgain(err):
+		case p.wrote == nil || !client.MayTryAgain(err):
 			return err
 		case time.Since(began) > last:
 			delay = first

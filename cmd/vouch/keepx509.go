@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	spiffe "github.com/spiffe/go-spiffe/v2/workloadapi"
 
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/credentialapi/client"
 )
 
 // A svidKeeper keeps X509-SVIDs in the files of a directory, whose path is the
@@ -107,7 +107,7 @@ func (w *svidWatcher) OnX509ContextWatchError(err error) {
 	if w.ctx.Err() != nil {
 		return
 	}
-	if w.keeper.files == nil || !workloadapi.MayTryAgain(err) {
+	if w.keeper.files == nil || !client.MayTryAgain(err) {
 		w.end(fmt.Errorf("fetching X509-SVIDs: %w", err))
 		return
 	}

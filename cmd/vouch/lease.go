@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
 func newLease(o *options) *cobra.Command {
@@ -57,7 +57,7 @@ given as the log has it.`,
 
 func newLeaseRevoke(o *options) *cobra.Command {
 	var identity string
-	var where credential.Where
+	var where view.Where
 	cmd := &cobra.Command{
 		Use:   "revoke --identity ID | --credential NAME | --all",
 		Short: "End leases now",

@@ -20,6 +20,7 @@ import (
 	"github.com/vouchd/vouchd/credential/dotenv"
 	"github.com/vouchd/vouchd/credential/sealed"
 	"github.com/vouchd/vouchd/secret"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
 func newMigrate(o *options) *cobra.Command {
@@ -273,19 +274,19 @@ func harmless(name string, v secret.Bytes) string {
 
 // sealAll has every value sealed. One that is sealed already, as by a run that
 // was cut short, is as good.
-func (m *migration) sealAll(ctx context.Context, o *options, view *migrationView) error {
+func (m *migration) sealAll(ctx context.Context, o *options, found *migrationView) error {
 	client, err := o.admin()
 	if err != nil {
 		return err
 	}
 	done := make(map[string]bool)
-	for _, s := range view.Sealed {
+	for _, s := range found.Sealed {
 		if done[s.Variable] {
 			continue
 		}
 		done[s.Variable] = true
-		v := view.values[s.Variable]
-		if _, err := client.SealSecret(ctx, v.credential, v.secret, sealed.Options{Same: true}); err != nil {
+		v := found.values[s.Variable]
+		if _, err := client.Secrets.Seal(ctx, v.credential, v.secret, view.SecretOptions{Same: true}); err != nil {
 			return fmt.Errorf("%w; %s is as it was", err, m.path)
 		}
 	}

@@ -68,7 +68,7 @@ nonce is the verifier's.`,
 			if err != nil {
 				return err
 			}
-			evidence, err := client.NodeEvidence(cmd.Context(), n)
+			evidence, err := client.Node.Evidence(cmd.Context(), n)
 			if err != nil {
 				return err
 			}

@@ -63,7 +63,7 @@ answer, on standard output, back to the verifier.`,
 			if err != nil {
 				return err
 			}
-			answer, err := client.NodeActivate(cmd.Context(), challenge)
+			answer, err := client.Node.Activate(cmd.Context(), challenge)
 			if err != nil {
 				return err
 			}

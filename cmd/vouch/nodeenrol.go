@@ -33,7 +33,7 @@ administrator's; without one, the evidence's age cannot be told.`,
 			if err != nil {
 				return err
 			}
-			request, err := client.NodeRequest(cmd.Context(), n)
+			request, err := client.Node.Request(cmd.Context(), n)
 			if err != nil {
 				return err
 			}
@@ -68,7 +68,7 @@ approval itself.`,
 			if err != nil {
 				return err
 			}
-			e, err := client.NodeInstall(cmd.Context(), approval, strings.ToLower(root))
+			e, err := client.Node.Install(cmd.Context(), approval, strings.ToLower(root))
 			if err != nil {
 				return err
 			}

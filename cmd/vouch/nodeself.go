@@ -22,7 +22,7 @@ func (o *options) evidenceToLearn(cmd *cobra.Command, args []string) ([]byte, er
 	}
 	nonce := make([]byte, 32)
 	rand.Read(nonce)
-	return client.NodeEvidence(cmd.Context(), nonce)
+	return client.Node.Evidence(cmd.Context(), nonce)
 }
 
 func newNodeAttest(o *options) *cobra.Command {
@@ -41,7 +41,7 @@ itself when it passes again. Attest exits 0 only if it passed.`,
 			if err != nil {
 				return err
 			}
-			raw, err := client.NodeAttest(cmd.Context())
+			raw, err := client.Node.Attest(cmd.Context())
 			if err != nil {
 				return err
 			}

@@ -140,7 +140,7 @@ the machine is in none that is approved.`,
 			} else if client, adminErr := o.admin(); adminErr != nil {
 				err = adminErr
 			} else {
-				err = client.NodeReseal(cmd.Context(), approval)
+				err = client.Node.Reseal(cmd.Context(), approval)
 			}
 			if err != nil {
 				return err

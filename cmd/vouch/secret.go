@@ -18,7 +18,8 @@ import (
 
 	"github.com/vouchd/vouchd/credential/sealed"
 	"github.com/vouchd/vouchd/secret"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin/client"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
 func newSecret(o *options) *cobra.Command {
@@ -53,7 +54,7 @@ func (s *sealing) flags(cmd *cobra.Command) {
 }
 
 // options says how the value is to be kept; what is not given stays as it is.
-func (s *sealing) options(cmd *cobra.Command) (o sealed.Options, err error) {
+func (s *sealing) options(cmd *cobra.Command) (o view.SecretOptions, err error) {
 	if s.rotateAfter != "" {
 		if o.RotateAfter, err = parseAge(s.rotateAfter); err != nil {
 			return o, usageError{fmt.Errorf("--rotate-after %q: want an age such as 45d or 12h", s.rotateAfter)}
@@ -116,7 +117,7 @@ func (s *sealing) read(cmd *cobra.Command, name string) (secret.Bytes, error) {
 }
 
 // keep reads a value and has it kept.
-func (s *sealing) keep(o *options, cmd *cobra.Command, name string, do func(*workloadapi.AdminClient, context.Context, string, secret.Bytes, sealed.Options) (workloadapi.SecretView, error)) error {
+func (s *sealing) keep(o *options, cmd *cobra.Command, name string, do func(client.Secrets, context.Context, string, secret.Bytes, view.SecretOptions) (view.Secret, error)) error {
 	if err := sealed.CheckName(name); err != nil {
 		return usageError{err}
 	}
@@ -133,7 +134,7 @@ func (s *sealing) keep(o *options, cmd *cobra.Command, name string, do func(*wor
 		return err
 	}
 	defer value.Wipe()
-	view, err := do(client, cmd.Context(), name, value, how)
+	view, err := do(client.Secrets, cmd.Context(), name, value, how)
 	if err != nil {
 		return err
 	}
@@ -172,7 +173,7 @@ an approval and no new secret.`,
   vouch secret seal signing-key --bind-to root.pem <key.pem && vouch node reseal approval.json`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return s.keep(o, cmd, args[0], (*workloadapi.AdminClient).SealSecret)
+			return s.keep(o, cmd, args[0], client.Secrets.Seal)
 		},
 	}
 	s.flags(cmd)
@@ -192,7 +193,7 @@ once nobody uses it: vouch log show --credential NAME tells.`,
   vouch secret rotate stripe-key --rotate-after 30d --fd 3 3<new-key`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return s.keep(o, cmd, args[0], (*workloadapi.AdminClient).RotateSecret)
+			return s.keep(o, cmd, args[0], client.Secrets.Rotate)
 		},
 	}
 	s.flags(cmd)
@@ -214,7 +215,7 @@ used last and by which identities, and when it is due to be rotated.`,
 			if err != nil {
 				return err
 			}
-			secrets, err := client.Secrets(cmd.Context())
+			secrets, err := client.Secrets.List(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -223,7 +224,7 @@ used last and by which identities, and when it is due to be rotated.`,
 	}
 }
 
-func printSecrets(out io.Writer, secrets []workloadapi.SecretView) {
+func printSecrets(out io.Writer, secrets []view.Secret) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	for _, s := range secrets {
 		fmt.Fprintf(w, "%s\t%d bytes\tsealed %d days ago", s.Name, s.Bytes, int(time.Since(s.Sealed).Hours()/24))
@@ -264,7 +265,7 @@ has it: revoke it where it comes from.`,
 			if err != nil {
 				return err
 			}
-			if err := client.RemoveSecret(cmd.Context(), args[0]); err != nil {
+			if err := client.Secrets.Remove(cmd.Context(), args[0]); err != nil {
 				return err
 			}
 			return o.print(cmd, map[string]string{"removed": args[0]}, func(w io.Writer) { fmt.Fprintf(w, "%s is forgotten\n", args[0]) })
@@ -282,7 +283,7 @@ func (o *options) completeSecrets(cmd *cobra.Command, args []string, _ string) (
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	secrets, _ := client.Secrets(cmd.Context())
+	secrets, _ := client.Secrets.List(cmd.Context())
 	var names []string
 	for _, s := range secrets {
 		names = append(names, s.Name)

@@ -15,7 +15,7 @@ import (
 
 	"github.com/vouchd/vouchd/credential/sshagent"
 	"github.com/vouchd/vouchd/systemd"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/credentialapi/client"
 	"github.com/vouchd/vouchd/workloadapi/credentialv1"
 )
 
@@ -148,7 +148,7 @@ func listenAlone(path string) (*net.UnixListener, error) {
 // An sshAgent is an agent and the connection by which it is kept certified.
 type sshAgent struct {
 	*sshagent.Agent
-	client *workloadapi.CredentialClient
+	client *client.Client
 }
 
 // newSSHAgent returns an agent with its first certificate, so that who is not
@@ -173,7 +173,7 @@ func (l *leaser) newSSHAgent(ctx context.Context, name string) (*sshAgent, error
 // certificates leases certificates. It is a [sshagent.Source].
 type certificates struct {
 	leaser *leaser
-	client *workloadapi.CredentialClient
+	client *client.Client
 	name   string
 }
 

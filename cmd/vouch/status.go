@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
 func newStatus(o *options) *cobra.Command {
@@ -41,7 +41,7 @@ reports a problem, each of which is one sentence with the way to mend it.`,
 	}
 }
 
-func printStatus(out io.Writer, st workloadapi.Status) {
+func printStatus(out io.Writer, st view.Status) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	row := func(name, format string, args ...any) {
 		fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
@@ -81,12 +81,12 @@ func printStatus(out io.Writer, st workloadapi.Status) {
 }
 
 // nodeLine says in one line whether the machine satisfies its policy.
-func nodeLine(n workloadapi.NodeStatus) string {
+func nodeLine(n view.NodeStatus) string {
 	line := n.State
 	switch n.State {
-	case workloadapi.NodeNotAppraised:
+	case view.NodeNotAppraised:
 		line += ", there is no policy in " + n.Policy + "; see vouch node policy learn"
-	case workloadapi.NodePassed, workloadapi.NodeFailed:
+	case view.NodePassed, view.NodeFailed:
 		line += fmt.Sprintf(" the policy %s %s ago", n.Policy, ago(n.Checked))
 	}
 	if n.Bound {

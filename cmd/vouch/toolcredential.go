@@ -15,7 +15,7 @@ import (
 
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/tool"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/credentialapi/client"
 	"github.com/vouchd/vouchd/workloadapi/credentialv1"
 )
 
@@ -27,7 +27,7 @@ var errNoOffer = errors.New("nothing is granted for it")
 type found struct {
 	lease  *credentialv1.Lease
 	fields []credential.Field
-	offer  workloadapi.OfferedCredential
+	offer  offered
 }
 
 // A helper leases for a tool.
@@ -42,7 +42,7 @@ func (h *helper) flags(cmd *cobra.Command) {
 }
 
 // explain says what was asked for, and what there is.
-func (h *helper) explain(asked credential.Target, offers, near []workloadapi.OfferedCredential) {
+func (h *helper) explain(asked credential.Target, offers, near []offered) {
 	if !h.verbose {
 		return
 	}
@@ -61,7 +61,7 @@ func (h *helper) explain(asked credential.Target, offers, near []workloadapi.Off
 
 // lend leases what this process is granted for a place, for give to hand to the
 // tool. What could not be handed over is revoked.
-func (h *helper) lend(ctx context.Context, client *workloadapi.CredentialClient, asked credential.Target, give func(*found) error) error {
+func (h *helper) lend(ctx context.Context, client *client.Client, asked credential.Target, give func(*found) error) error {
 	got, err := h.find(ctx, client, asked)
 	if err != nil {
 		return err
@@ -75,12 +75,12 @@ func (h *helper) lend(ctx context.Context, client *workloadapi.CredentialClient,
 }
 
 // find leases what this process is granted for a place, or returns errNoOffer.
-func (h *helper) find(ctx context.Context, client *workloadapi.CredentialClient, asked credential.Target) (*found, error) {
-	offers, err := client.Offers(ctx, asked.Tool)
+func (h *helper) find(ctx context.Context, client *client.Client, asked credential.Target) (*found, error) {
+	offers, err := offersFor(ctx, client, asked.Tool)
 	if err != nil {
 		return nil, err
 	}
-	near := workloadapi.Nearest(offers, asked)
+	near := nearest(offers, asked)
 	h.explain(asked, offers, near)
 	switch len(near) {
 	case 0:

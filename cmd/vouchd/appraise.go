@@ -16,7 +16,7 @@ import (
 	"github.com/vouchd/vouchd/attest/node"
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/config"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
 // How soon a machine that issues nothing is looked at again, at the latest.
@@ -43,7 +43,7 @@ type appraiser struct {
 	slept    time.Duration
 
 	mu     sync.Mutex // guards what follows
-	status workloadapi.NodeStatus
+	status view.NodeStatus
 	reason error     // why nobody is issued anything
 	broken error     // problem, for status
 	passed time.Time // when the last pass was; zero: none since the start
@@ -51,7 +51,7 @@ type appraiser struct {
 }
 
 func newAppraiser(d *daemon) *appraiser {
-	return &appraiser{d: d, slept: suspended(), status: workloadapi.NodeStatus{State: workloadapi.NodeUnknown}}
+	return &appraiser{d: d, slept: suspended(), status: view.NodeStatus{State: view.NodeUnknown}}
 }
 
 // run appraises when it is due, when the machine resumes and when the policy
@@ -183,10 +183,10 @@ func policyDigest(data []byte, err error) string {
 }
 
 func (a *appraiser) notAppraised() {
-	a.d.server.SetNode(nil, nil)
+	a.d.gate.SetNode(nil, nil)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.status = workloadapi.NodeStatus{State: workloadapi.NodeNotAppraised}
+	a.status = view.NodeStatus{State: view.NodeNotAppraised}
 	a.reason, a.broken, a.due = nil, nil, time.Time{}
 }
 
@@ -199,32 +199,32 @@ func (a *appraiser) judged(ctx context.Context, r appraisal.Result, cause string
 		EvidenceSHA256: r.EvidenceSHA256,
 	}}
 	if refusal != nil {
-		a.d.server.SetNode(nil, refusal)
+		a.d.gate.SetNode(nil, refusal)
 		a.d.slog.Error("this machine does not satisfy its policy; nothing is issued", "err", refusal)
 		rec.Outcome, rec.Reason = audit.Denied, refusal.Error()
 	}
 	err := a.d.log.Append(ctx, rec)
 	if err != nil && refusal == nil {
-		return a.fail(workloadapi.NodeUnknown, fmt.Errorf("recording an appraisal: %w", err))
+		return a.fail(view.NodeUnknown, fmt.Errorf("recording an appraisal: %w", err))
 	}
 	result, encodeErr := json.Marshal(r)
 	if encodeErr != nil {
 		return encodeErr
 	}
 	if refusal == nil {
-		a.d.server.SetNode(r.Selectors(), nil)
+		a.d.gate.SetNode(r.Selectors(), nil)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.reason, a.broken = refusal, a.problem
-	a.status = workloadapi.NodeStatus{
-		State: workloadapi.NodePassed, Checked: time.Now(), Evidence: r.EvidenceSHA256, Result: result,
+	a.status = view.NodeStatus{
+		State: view.NodePassed, Checked: time.Now(), Evidence: r.EvidenceSHA256, Result: result,
 		Selectors: r.Selectors().Strings(),
 	}
 	every := a.d.config.Node.AppraiseEvery
 	a.passed, a.due = time.Now(), time.Now().Add(every)
 	if refusal != nil {
-		a.status.State, a.passed, a.due = workloadapi.NodeFailed, time.Time{}, time.Now().Add(min(every, retryFailed))
+		a.status.State, a.passed, a.due = view.NodeFailed, time.Time{}, time.Now().Add(min(every, retryFailed))
 	}
 	return err
 }
@@ -238,13 +238,13 @@ func (a *appraiser) unknown(ctx context.Context, cause error) error {
 	cause = fmt.Errorf("appraising this machine: %w", cause)
 	a.mu.Lock()
 	counts := !a.passed.IsZero() && time.Since(a.passed) < 2*a.d.config.Node.AppraiseEvery
-	failed := a.status.State == workloadapi.NodeFailed
+	failed := a.status.State == view.NodeFailed
 	a.broken = cause
 	a.due = time.Now().Add(min(a.d.config.Node.AppraiseEvery, retryUnknown))
 	a.mu.Unlock()
 	a.d.slog.Error("no appraisal could be made", "err", cause)
 	if !counts && !failed {
-		a.fail(workloadapi.NodeUnknown, cause)
+		a.fail(view.NodeUnknown, cause)
 	}
 	rec := audit.Record{Event: audit.EventNode, Outcome: audit.Failed, Reason: cause.Error()}
 	return errors.Join(cause, a.d.log.Append(ctx, rec))
@@ -252,17 +252,17 @@ func (a *appraiser) unknown(ctx context.Context, cause error) error {
 
 // fail stops issuing.
 func (a *appraiser) fail(state string, reason error) error {
-	a.d.server.SetNode(nil, reason)
+	a.d.gate.SetNode(nil, reason)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.status = workloadapi.NodeStatus{State: state, Checked: time.Now()}
+	a.status = view.NodeStatus{State: state, Checked: time.Now()}
 	a.reason, a.broken, a.passed = reason, nil, time.Time{}
 	a.due = time.Now().Add(min(a.d.config.Node.AppraiseEvery, retryUnknown))
 	return reason
 }
 
 // report adds what is known of the node to a status.
-func (a *appraiser) report(st *workloadapi.Status, problem func(format string, args ...any)) {
+func (a *appraiser) report(st *view.Status, problem func(format string, args ...any)) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	st.Node = a.status

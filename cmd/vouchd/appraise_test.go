@@ -16,20 +16,20 @@ import (
 
 	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/audit"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
 // learn puts a policy in force that the machine passes as it is.
 func (h *host) learn() {
 	h.t.Helper()
 	h.write("node-policy.yaml", h.ok("node", "policy", "learn"))
-	h.inState(workloadapi.NodePassed)
+	h.inState(view.NodePassed)
 }
 
 // inState waits until the daemon says so of its node.
 func (h *host) inState(want string) {
 	h.t.Helper()
-	var st workloadapi.Status
+	var st view.Status
 	eventually(h.t, "the node's state is "+want, func() bool {
 		var err error
 		st, err = h.admin().Status(context.Background())
@@ -205,7 +205,7 @@ func TestABrokenPolicyNeverReplacesTheOneInForce(t *testing.T) {
 		if _, err := h.fetch(); err != nil {
 			t.Errorf("while the policy %s: %v", name, err)
 		}
-		h.inState(workloadapi.NodePassed)
+		h.inState(view.NodePassed)
 	}
 	h.tpm.Extend(4, "another boot loader") // the policy that was learned is still in force
 	if _, _, code := h.vouch("node", "attest"); code != 1 {

@@ -11,7 +11,7 @@ import (
 	"testing"
 
 	"github.com/vouchd/vouchd/audit"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
 // entryForVouch entitles the command line itself.
@@ -72,7 +72,7 @@ func TestCommandLineSpeaksJSON(t *testing.T) {
 		}
 	}
 	out, _, _ := h.vouch("status", "--output", "json")
-	var st workloadapi.Status
+	var st view.Status
 	must(t, json.Unmarshal([]byte(out), &st))
 	if st.TrustDomain != "example.org" || st.Entries.Count != 2 || st.Log.Records == 0 || st.Problems == nil {
 		t.Errorf("status = %+v", st)

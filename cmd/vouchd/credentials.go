@@ -17,7 +17,9 @@ import (
 	"github.com/vouchd/vouchd/credential/sshca"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/systemd"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
+	"github.com/vouchd/vouchd/workloadapi/credentialapi"
 	"github.com/vouchd/vouchd/workloadapi/gate"
 )
 
@@ -36,14 +38,15 @@ func (d *daemon) openCredentials(ctx context.Context) (err error) {
 	if err := d.recordCredentials(ctx, defs, refused); err != nil {
 		return err
 	}
-	if err := d.openHolders(); err != nil {
+	if err := d.openPins(); err != nil {
 		return err
 	}
+	d.recorder = gate.NewRecorder(d.log)
 	d.credentials, err = credential.Open(ctx, credential.Config{
 		Journal:     d.state.Path("leases"),
 		Sealer:      d.node,
-		Recorder:    workloadapi.NewLeaseRecorder(d.log),
-		Processes:   d.holders,
+		Recorder:    credentialapi.NewRecorder(d.recorder),
+		Processes:   d.pins,
 		Definitions: defs,
 		Log:         d.slog,
 	})
@@ -54,16 +57,16 @@ func (d *daemon) openCredentials(ctx context.Context) (err error) {
 	return nil
 }
 
-// openHolders makes what tells when the processes and units that hold leases
+// openPins makes what tells when the processes and units that hold leases
 // end.
-func (d *daemon) openHolders() (err error) {
+func (d *daemon) openPins() (err error) {
 	d.units = new(systemd.Units)
 	if systemd.IsManager() {
 		if d.invocations, err = systemd.NewInvocations(d.units); err != nil {
 			return err
 		}
 	}
-	d.holders, err = workloadapi.NewHolders(d.invocations)
+	d.pins, err = credentialapi.NewPins(d.invocations)
 	return err
 }
 
@@ -72,8 +75,8 @@ func (d *daemon) closeCredentials() {
 	if d.credentials != nil {
 		d.credentials.Close()
 	}
-	if d.holders != nil {
-		d.holders.Close()
+	if d.pins != nil {
+		d.pins.Close()
 	}
 	if d.secrets != nil {
 		if err := d.secrets.Close(); err != nil {
@@ -138,7 +141,8 @@ func (d *daemon) serveUnits(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return d.server.ServeUnits(ctx, l, d.units)
+	units := &credentialapi.Units{API: d.leasing, Manager: d.units, Logger: d.slog}
+	return units.Serve(ctx, l)
 }
 
 // endUngranted ends the leases of identities that no entry grants the
@@ -162,11 +166,11 @@ func (d *daemon) endUngranted(es *identity.Entries) {
 }
 
 // leaseAdmin is what administrators may do about leases.
-func (d *daemon) leaseAdmin() *workloadapi.LeaseAdmin {
-	return &workloadapi.LeaseAdmin{
+func (d *daemon) leaseAdmin() *admin.Leases {
+	return &admin.Leases{
 		List: d.credentials.Leases,
 		Hash: d.credentials.LeaseHash,
-		Revoke: func(ctx context.Context, by workloadapi.Asker, w credential.Where) (int, error) {
+		Revoke: func(ctx context.Context, by admin.Asker, w credential.Where) (int, error) {
 			if err := d.asked(ctx, by, "revoke "+whereText(w)); err != nil {
 				return 0, err
 			}
@@ -178,7 +182,7 @@ func (d *daemon) leaseAdmin() *workloadapi.LeaseAdmin {
 
 // sshCA tells the public key of an authority, if a definition names it: no key
 // is made for a name that nothing uses.
-func (d *daemon) sshCA(ctx context.Context, by workloadapi.Asker, name string) (workloadapi.SSHCAView, error) {
+func (d *daemon) sshCA(ctx context.Context, by admin.Asker, name string) (view.SSHCA, error) {
 	var known []string
 	for _, def := range d.credentials.Definitions().All() {
 		if def.Broker == sshca.Kind {
@@ -187,14 +191,14 @@ func (d *daemon) sshCA(ctx context.Context, by workloadapi.Asker, name string) (
 	}
 	if !slices.Contains(known, name) {
 		slices.Sort(known)
-		return workloadapi.SSHCAView{}, fmt.Errorf("no credential in force has the ssh authority %.40q; those that have one name: %s",
+		return view.SSHCA{}, fmt.Errorf("no credential in force has the ssh authority %.40q; those that have one name: %s",
 			name, cmp.Or(strings.Join(slices.Compact(known), ", "), "none"))
 	}
 	if err := d.asked(ctx, by, "public key of ssh authority "+name); err != nil {
-		return workloadapi.SSHCAView{}, err
+		return view.SSHCA{}, err
 	}
 	key, err := sshca.PublicKey(ctx, d.node, name)
-	return workloadapi.SSHCAView{Name: name, PublicKey: strings.TrimSpace(key)}, err
+	return view.SSHCA{Name: name, PublicKey: strings.TrimSpace(key)}, err
 }
 
 func whereText(w credential.Where) string {
@@ -213,9 +217,9 @@ func whereText(w credential.Where) string {
 
 // reportCredentials says what is in force and what is wrong with it. The
 // daemon's mu is held.
-func (d *daemon) reportCredentials(st *workloadapi.Status, problem func(string, ...any)) {
+func (d *daemon) reportCredentials(st *view.Status, problem func(string, ...any)) {
 	leases := d.credentials.Leases()
-	st.Credentials = workloadapi.CredentialsStatus{
+	st.Credentials = view.CredentialsStatus{
 		Dir: d.config.CredentialsDir, Count: len(d.credentials.Definitions().All()), Leases: len(leases),
 	}
 	if err := d.credentialsRefused; err != nil {

@@ -18,7 +18,7 @@ import (
 
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/postgres/pgtest"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/credentialapi/client"
 	"github.com/vouchd/vouchd/workloadapi/credentialv1"
 )
 
@@ -63,7 +63,7 @@ type login struct{ Username, Password string }
 // own, and says which that was.
 func lease(socket string, stdin io.Reader) error {
 	ctx := context.Background()
-	client, err := workloadapi.NewCredentialClient("unix://" + socket)
+	client, err := client.New("unix://" + socket)
 	if err != nil {
 		return err
 	}
@@ -311,7 +311,7 @@ func TestWatchSendsTheNextLoginBeforeTheLastEnds(t *testing.T) {
 	t.Parallel()
 	h, pg := newLeasingHost(t)
 	h.start()
-	client, err := workloadapi.NewCredentialClient("unix://" + h.path("agent.sock"))
+	client, err := client.New("unix://" + h.path("agent.sock"))
 	must(t, err)
 	defer client.Close()
 	var got []login

@@ -27,6 +27,9 @@ import (
 	"github.com/vouchd/vouchd/state"
 	"github.com/vouchd/vouchd/systemd"
 	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
+	"github.com/vouchd/vouchd/workloadapi/credentialapi"
 	"github.com/vouchd/vouchd/workloadapi/gate"
 )
 
@@ -49,14 +52,16 @@ type daemon struct {
 	units     *systemd.Units
 	attester  *process.Attester
 	watcher   *process.Watcher
-	server    *workloadapi.Server
+	recorder  *gate.Recorder
+	gate      *gate.Gate
 	exports   []*exported
 	witnesses []*witnessed
 	load      *net.UnixListener // for LoadCredential=, if systemd has passed one
 
 	credentials *credential.Manager
 	secrets     *sealed.Store
-	holders     *workloadapi.Holders
+	pins        *credentialapi.Pins
+	leasing     *credentialapi.API
 	invocations *systemd.Invocations // nil where systemd is not PID 1
 
 	appraiser *appraiser
@@ -74,8 +79,8 @@ type daemon struct {
 
 	disabling sync.Mutex // held while identities are cut off or taken up again
 
-	enrolment *workloadapi.EnrolmentView // that was installed; nil: none
-	enrolErr  error                      // why it is of no use
+	enrolment *view.Enrolment // that was installed; nil: none
+	enrolErr  error           // why it is of no use
 }
 
 // run serves until the context ends.
@@ -91,12 +96,12 @@ func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
 		return err
 	}
 	d.load = passed["systemd"]
-	agent, admin, err := gate.Listen(passed, c.AgentSocket, c.AdminSocket)
+	agent, admins, err := gate.Listen(passed, c.AgentSocket, c.AdminSocket)
 	if err != nil {
 		return err
 	}
 	defer agent.Close()
-	defer admin.Close()
+	defer admins.Close()
 	if err := d.openNode(ctx); err != nil {
 		return errors.Join(err, d.close())
 	}
@@ -123,7 +128,7 @@ func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
 	if err := d.selfCheck(ctx); err != nil {
 		return fmt.Errorf("self-check: %w", err)
 	}
-	return d.serve(ctx, agent, admin)
+	return d.serve(ctx, agent, admins)
 }
 
 // passedSockets returns the sockets that systemd has opened, by their names.
@@ -138,14 +143,18 @@ func passedSockets(names ...string) (map[string]*net.UnixListener, error) {
 }
 
 // serve runs until the context ends or a part fails.
-func (d *daemon) serve(ctx context.Context, agent, admin *net.UnixListener) error {
+func (d *daemon) serve(ctx context.Context, agent, admins *net.UnixListener) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return d.server.Serve(ctx, agent) })
 	group.Go(func() error {
-		a := &workloadapi.Admin{
-			Server: d.server, Status: d.status, Node: d.nodeAdmin(), Entry: d.entryAdmin(), Leases: d.leaseAdmin(), Secrets: d.secretAdmin(), Bundles: d.bundleAdmin(), Logger: d.slog,
+		api := workloadapi.New(workloadapi.Options{Gate: d.gate, Watcher: d.watcher, Authority: d.authority, Logger: d.slog})
+		return workloadapi.Serve(ctx, agent, d.gate, api, d.leasing)
+	})
+	group.Go(func() error {
+		a := &admin.Server{
+			Gate: d.gate, Attester: d.attester, Recorder: d.recorder, Status: d.status, Logger: d.slog,
+			Node: d.nodeAdmin(), Entries: d.entryAdmin(), Leases: d.leaseAdmin(), Secrets: d.secretAdmin(), Bundles: d.bundleAdmin(),
 		}
-		return a.Serve(ctx, admin)
+		return a.Serve(ctx, admins)
 	})
 	group.Go(func() error { d.authority.Run(ctx); return nil })
 	group.Go(func() error { return d.watch(ctx) })
@@ -203,7 +212,7 @@ func (d *daemon) close() error {
 // Entries that are not in order do not keep the daemon from starting: nobody is
 // issued anything until they are mended.
 func (d *daemon) openIdentity(ctx context.Context) error {
-	o := process.Options{Wants: func(kind string) bool { return d.server.Wants(kind) }}
+	o := process.Options{Wants: func(kind string) bool { return d.gate.Wants(kind) }}
 	if systemd.IsManager() {
 		o.Manager = d.units
 	} else {
@@ -217,9 +226,9 @@ func (d *daemon) openIdentity(ctx context.Context) error {
 	if d.authority, err = d.openAuthority(ctx); err != nil {
 		return err
 	}
-	d.server = workloadapi.New(workloadapi.Options{
-		Attester: d.attester, Watcher: d.watcher, Authority: d.authority, Log: d.log, Logger: d.slog,
-		Credentials: d.credentials, Holders: d.holders,
+	d.gate = gate.New(gate.Options{Attester: d.attester, Recorder: d.recorder, Logger: d.slog})
+	d.leasing = credentialapi.New(credentialapi.Options{
+		Gate: d.gate, Attester: d.attester, Authority: d.authority, Leases: d.credentials, Pins: d.pins,
 	})
 	if err := d.loadDisabled(); err != nil {
 		return err

@@ -17,7 +17,7 @@ import (
 	"time"
 
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin/client"
 )
 
 // binaries builds the programs once, as they are shipped.
@@ -170,8 +170,8 @@ func (h *host) stop() {
 	}
 }
 
-func (h *host) admin() *workloadapi.AdminClient {
-	return workloadapi.NewAdminClient(h.path("admin.sock"))
+func (h *host) admin() *client.Client {
+	return client.New(h.path("admin.sock"))
 }
 
 // vouch runs the command line.

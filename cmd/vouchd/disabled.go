@@ -14,7 +14,9 @@ import (
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/identity"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
+	"github.com/vouchd/vouchd/workloadapi/gate"
 )
 
 const (
@@ -24,8 +26,8 @@ const (
 )
 
 // entryAdmin is what administrators may do about identities.
-func (d *daemon) entryAdmin() *workloadapi.EntryAdmin {
-	return &workloadapi.EntryAdmin{Disable: d.disable, Enable: d.enable}
+func (d *daemon) entryAdmin() *admin.Entries {
+	return &admin.Entries{Disable: d.disable, Enable: d.enable}
 }
 
 // loadDisabled takes up which identities are cut off, before anything is issued,
@@ -38,11 +40,11 @@ func (d *daemon) loadDisabled() error {
 	if err != nil {
 		return fmt.Errorf("loading disabled identities: %w", err)
 	}
-	var list []workloadapi.Disabled
+	var list []gate.Disabled
 	if err := json.Unmarshal(b, &list); err != nil {
 		return fmt.Errorf("loading disabled identities: %s: %w", d.state.Path(disabledFile), err)
 	}
-	d.server.SetDisabled(list)
+	d.gate.SetDisabled(list)
 	for _, l := range d.credentials.Leases() {
 		if isIn(list, l.Identity) {
 			d.credentials.Abandon(l.ID, "the identity is disabled")
@@ -51,13 +53,13 @@ func (d *daemon) loadDisabled() error {
 	return nil
 }
 
-func isIn(list []workloadapi.Disabled, id spiffeid.ID) bool {
-	return slices.ContainsFunc(list, func(other workloadapi.Disabled) bool { return other.SPIFFEID == id.String() })
+func isIn(list []gate.Disabled, id spiffeid.ID) bool {
+	return slices.ContainsFunc(list, func(other gate.Disabled) bool { return other.SPIFFEID == id.String() })
 }
 
 // disable cuts an identity off: that is recorded, then durable, then in force.
 // Its leases end whether it was cut off before or not.
-func (d *daemon) disable(ctx context.Context, by workloadapi.Asker, id spiffeid.ID, reason string) (workloadapi.DisabledView, error) {
+func (d *daemon) disable(ctx context.Context, by admin.Asker, id spiffeid.ID, reason string) (view.Disabling, error) {
 	view, err := d.cutOff(ctx, by, id, reason)
 	if err != nil {
 		return view, err
@@ -71,38 +73,38 @@ func (d *daemon) disable(ctx context.Context, by workloadapi.Asker, id spiffeid.
 }
 
 // cutOff adds an identity to those that are disabled.
-func (d *daemon) cutOff(ctx context.Context, by workloadapi.Asker, id spiffeid.ID, reason string) (workloadapi.DisabledView, error) {
+func (d *daemon) cutOff(ctx context.Context, by admin.Asker, id spiffeid.ID, reason string) (view.Disabling, error) {
 	d.disabling.Lock()
 	defer d.disabling.Unlock()
-	list := d.server.Disabled()
-	view := workloadapi.DisabledView{SPIFFEID: id.String(), Disabled: true, Changed: !isIn(list, id)}
+	list := d.gate.Disabled()
+	view := view.Disabling{SPIFFEID: id.String(), Disabled: true, Changed: !isIn(list, id)}
 	if view.Changed {
-		if !slices.ContainsFunc(d.server.Entries(), func(e identity.Entry) bool { return e.ID == id }) {
+		if !slices.ContainsFunc(d.gate.Entries(), func(e identity.Entry) bool { return e.ID == id }) {
 			return view, errors.New("no entry in force has this identity; vouch entry list shows them")
 		}
 		if len(list) >= maxDisabled {
 			return view, fmt.Errorf("%d identities are disabled already; remove their entries", len(list))
 		}
-		list = append(list, workloadapi.Disabled{SPIFFEID: id.String(), Since: time.Now().UTC().Truncate(time.Second), By: by.UID, Reason: reason})
+		list = append(list, gate.Disabled{SPIFFEID: id.String(), Since: time.Now().UTC().Truncate(time.Second), By: by.UID, Reason: reason})
 	}
 	return view, d.setDisabled(ctx, by, id, "disable the identity", reason, list)
 }
 
 // enable takes an identity up again.
-func (d *daemon) enable(ctx context.Context, by workloadapi.Asker, id spiffeid.ID) (workloadapi.DisabledView, error) {
+func (d *daemon) enable(ctx context.Context, by admin.Asker, id spiffeid.ID) (view.Disabling, error) {
 	d.disabling.Lock()
 	defer d.disabling.Unlock()
-	list := d.server.Disabled()
-	view := workloadapi.DisabledView{SPIFFEID: id.String(), Changed: isIn(list, id)}
+	list := d.gate.Disabled()
+	view := view.Disabling{SPIFFEID: id.String(), Changed: isIn(list, id)}
 	if !view.Changed {
 		return view, nil
 	}
-	list = slices.DeleteFunc(list, func(other workloadapi.Disabled) bool { return other.SPIFFEID == id.String() })
+	list = slices.DeleteFunc(list, func(other gate.Disabled) bool { return other.SPIFFEID == id.String() })
 	return view, d.setDisabled(ctx, by, id, "enable the identity", "", list)
 }
 
 // setDisabled records who wants it, makes the list durable and puts it in force.
-func (d *daemon) setDisabled(ctx context.Context, by workloadapi.Asker, id spiffeid.ID, what, reason string, list []workloadapi.Disabled) error {
+func (d *daemon) setDisabled(ctx context.Context, by admin.Asker, id spiffeid.ID, what, reason string, list []gate.Disabled) error {
 	if reason != "" {
 		what += ": " + reason
 	}
@@ -120,6 +122,6 @@ func (d *daemon) setDisabled(ctx context.Context, by workloadapi.Asker, id spiff
 	if err := d.state.Save(disabledFile, disabledVersion, b); err != nil {
 		return err
 	}
-	d.server.SetDisabled(list)
+	d.gate.SetDisabled(list)
 	return nil
 }

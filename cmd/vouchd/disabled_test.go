@@ -10,7 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/vouchd/vouchd/credential"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/credentialapi/client"
 	"github.com/vouchd/vouchd/workloadapi/credentialv1"
 )
 
@@ -32,7 +32,7 @@ func TestDisablingAnIdentityCutsItOffAtOnce(t *testing.T) {
 	stream := openStream(t, h)
 	a := startAgent(t, h)
 	session := a.thief(t, pg)
-	client, err := workloadapi.NewCredentialClient("unix://" + h.path("agent.sock"))
+	client, err := client.New("unix://" + h.path("agent.sock"))
 	must(t, err)
 	defer client.Close()
 	watched := make(chan error, 1)

@@ -11,7 +11,8 @@ import (
 	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/identity"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
 // howToEnrol is the way out of everything that an enrolment can lack.
@@ -36,7 +37,7 @@ func (d *daemon) loadEnrolment() *identity.Upstream {
 	return &identity.Upstream{Chain: e.Chain, Root: e.Root}
 }
 
-func (d *daemon) setEnrolment(v *workloadapi.EnrolmentView, err error) {
+func (d *daemon) setEnrolment(v *view.Enrolment, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.enrolment, d.enrolErr = v, err
@@ -45,8 +46,8 @@ func (d *daemon) setEnrolment(v *workloadapi.EnrolmentView, err error) {
 	}
 }
 
-func enrolmentView(e appraisal.Enrolment) *workloadapi.EnrolmentView {
-	return &workloadapi.EnrolmentView{
+func enrolmentView(e appraisal.Enrolment) *view.Enrolment {
+	return &view.Enrolment{
 		TrustDomain: e.TrustDomain.Name(),
 		RootSHA256:  fmt.Sprintf("%x", sha256.Sum256(e.Root.Raw)),
 		Serial:      e.Chain[0].SerialNumber.Text(16),
@@ -57,34 +58,34 @@ func enrolmentView(e appraisal.Enrolment) *workloadapi.EnrolmentView {
 
 // install keeps an approval, and puts it in force at once where this host's
 // root is an organisation's.
-func (d *daemon) install(ctx context.Context, by workloadapi.Asker, approval []byte, root string) (workloadapi.EnrolmentView, error) {
+func (d *daemon) install(ctx context.Context, by admin.Asker, approval []byte, root string) (view.Enrolment, error) {
 	if err := d.asked(ctx, by, "the installation of an enrolment by root "+root); err != nil {
-		return workloadapi.EnrolmentView{}, err
+		return view.Enrolment{}, err
 	}
 	if _, err := d.node.Install(ctx, approval, root); err != nil {
-		return workloadapi.EnrolmentView{}, err
+		return view.Enrolment{}, err
 	}
 	upstream := d.loadEnrolment()
-	view, err := d.installed()
+	of, err := d.installed()
 	if err != nil {
-		return workloadapi.EnrolmentView{}, fmt.Errorf("installing an enrolment: %w", err)
+		return view.Enrolment{}, fmt.Errorf("installing an enrolment: %w", err)
 	}
-	if !view.InForce {
-		return view, nil
+	if !of.InForce {
+		return of, nil
 	}
 	if err := d.authority.SetUpstream(ctx, *upstream); err != nil {
-		return view, fmt.Errorf("putting the enrolment in force: %w", err)
+		return of, fmt.Errorf("putting the enrolment in force: %w", err)
 	}
-	d.slog.Info("enrolled", "trust_domain", view.TrustDomain, "root_sha256", view.RootSHA256, "until", view.NotAfter)
-	return view, nil
+	d.slog.Info("enrolled", "trust_domain", of.TrustDomain, "root_sha256", of.RootSHA256, "until", of.NotAfter)
+	return of, nil
 }
 
 // installed returns what loadEnrolment found.
-func (d *daemon) installed() (workloadapi.EnrolmentView, error) {
+func (d *daemon) installed() (view.Enrolment, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.enrolErr != nil || d.enrolment == nil {
-		return workloadapi.EnrolmentView{}, d.enrolErr
+		return view.Enrolment{}, d.enrolErr
 	}
 	return *d.enrolment, nil
 }
@@ -111,7 +112,7 @@ func (d *daemon) enrolmentProblem(now time.Time) string {
 	return ""
 }
 
-func (d *daemon) reportEnrolment(st *workloadapi.Status, problem func(format string, args ...any)) {
+func (d *daemon) reportEnrolment(st *view.Status, problem func(format string, args ...any)) {
 	if p := d.enrolmentProblem(time.Now()); p != "" {
 		problem("%s", p)
 	}

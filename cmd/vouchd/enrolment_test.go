@@ -16,7 +16,7 @@ import (
 
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
 	"github.com/vouchd/vouchd/config"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
 const enrolledMode = "authority:\n  mode: enrolled\n"
@@ -224,7 +224,7 @@ func TestAnEnrolmentIsComplainedOfLongBeforeItsEnd(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
 	d := &daemon{config: &config.Config{Authority: config.Authority{Mode: config.ModeEnrolled}}}
-	d.setEnrolment(&workloadapi.EnrolmentView{NotBefore: now, NotAfter: now.Add(90 * 24 * time.Hour)}, nil)
+	d.setEnrolment(&view.Enrolment{NotBefore: now, NotAfter: now.Add(90 * 24 * time.Hour)}, nil)
 	for _, tt := range []struct {
 		name  string
 		after time.Duration

@@ -78,7 +78,7 @@ func (d *daemon) reload(ctx context.Context) {
 	}
 	d.digest, d.count, d.loaded = es.Digest(), es.Len(), time.Now()
 	d.granting = grantedNames(es)
-	d.server.SetEntries(es)
+	d.gate.SetEntries(es)
 	d.endUngranted(es)
 	d.slog.Info("entries in force", "entries", es.Len())
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/credentialtest"
 	"github.com/vouchd/vouchd/credential/postgres"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/credentialapi/client"
 	"github.com/vouchd/vouchd/workloadapi/credentialv1"
 )
 
@@ -49,7 +49,7 @@ func BenchmarkGrantThroughTheDaemon(b *testing.B) {
 	h.grants(definition, "tides")
 	h.start()
 	broker := credentialtest.Broker(b, "postgres", postgres.Open, "credentials:\n"+definition)
-	client, err := workloadapi.NewCredentialClient("unix://" + h.path("agent.sock"))
+	client, err := client.New("unix://" + h.path("agent.sock"))
 	must(b, err)
 	defer client.Close()
 	ctx := context.Background()
@@ -115,7 +115,7 @@ func BenchmarkTenThousandLiveLeases(b *testing.B) {
     federation: {profile: openai-2026-06, audience: "https://api.openai.com/v1", endpoint: %q, ca_file: %q, identity_provider_id: idp_1, service_account_id: sa_1}
 `, u.URL+"/oauth/token", u.caFile), "model")
 	h.start()
-	client, err := workloadapi.NewCredentialClient("unix://" + h.path("agent.sock"))
+	client, err := client.New("unix://" + h.path("agent.sock"))
 	must(b, err)
 	defer client.Close()
 	_, _, err = client.Grant(context.Background(), &credentialv1.GrantCredentialRequest{Name: "model"})

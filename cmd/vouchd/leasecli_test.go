@@ -11,7 +11,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
 func TestCommandLineLeases(t *testing.T) {
@@ -141,7 +141,7 @@ func TestBrokenCredentialsLeaveTheLastGoodInForce(t *testing.T) {
 	h.start()
 	good, err := os.ReadFile(h.path("credentials.d/a.yaml"))
 	must(t, err)
-	status := func() workloadapi.Status {
+	status := func() view.Status {
 		st, err := h.admin().Status(t.Context())
 		must(t, err)
 		return st

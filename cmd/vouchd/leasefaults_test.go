@@ -18,7 +18,7 @@ import (
 
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/credentialtest"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/credentialapi/client"
 	"github.com/vouchd/vouchd/workloadapi/credentialv1"
 )
 
@@ -179,7 +179,7 @@ func TestStreamCutWhileItsUpstreamIsAskedLeavesNothing(t *testing.T) {
 	h.start()
 	enough := errors.New("delivered")
 	for n := 1; ; n++ {
-		client, err := workloadapi.NewCredentialClient("unix://" + h.path("agent.sock"))
+		client, err := client.New("unix://" + h.path("agent.sock"))
 		must(t, err)
 		ctx, cancel := context.WithCancel(t.Context())
 		g.arm(n, done, false, func() { client.Close(); cancel() })

@@ -16,7 +16,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/vouchd/vouchd/credential/sealed"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
 // serveMetrics serves what status says as Prometheus metrics, where the
@@ -31,9 +32,9 @@ func (d *daemon) serveMetrics(ctx context.Context) error {
 		return fmt.Errorf("serving metrics: %w", err)
 	}
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(statusCollector{secrets: d.secrets.List, status: func() workloadapi.Status {
+	registry.MustRegister(statusCollector{secrets: d.secrets.List, status: func() view.Status {
 		st := d.status()
-		d.server.FillStatus(&st)
+		admin.FillStatus(&st, d.gate)
 		return st
 	}})
 	h := &http.Server{
@@ -71,7 +72,7 @@ func listenMetrics(address string) (net.Listener, error) {
 
 // A statusCollector makes metrics of the daemon's status, as it is asked for.
 type statusCollector struct {
-	status  func() workloadapi.Status
+	status  func() view.Status
 	secrets func() []sealed.Secret
 }
 
@@ -79,38 +80,38 @@ type statusCollector struct {
 // with time().
 var metrics = []struct {
 	desc  *prometheus.Desc
-	value func(st *workloadapi.Status) (v float64, ok bool)
+	value func(st *view.Status) (v float64, ok bool)
 }{
-	{metric("root_expiry_seconds", "When the root certificate ends, as Unix time."), func(st *workloadapi.Status) (float64, bool) { return unixTime(st.Authority.RootNotAfter) }},
-	{metric("issuing_ca_expiry_seconds", "When the issuing CA ends, as Unix time."), func(st *workloadapi.Status) (float64, bool) { return unixTime(st.Authority.IssuingCANotAfter) }},
-	{metric("enrolment_expiry_seconds", "When the enrolment of this host ends, as Unix time; missing where it is not enrolled."), func(st *workloadapi.Status) (float64, bool) {
+	{metric("root_expiry_seconds", "When the root certificate ends, as Unix time."), func(st *view.Status) (float64, bool) { return unixTime(st.Authority.RootNotAfter) }},
+	{metric("issuing_ca_expiry_seconds", "When the issuing CA ends, as Unix time."), func(st *view.Status) (float64, bool) { return unixTime(st.Authority.IssuingCANotAfter) }},
+	{metric("enrolment_expiry_seconds", "When the enrolment of this host ends, as Unix time; missing where it is not enrolled."), func(st *view.Status) (float64, bool) {
 		if st.Node.Enrolment == nil {
 			return 0, false
 		}
 		return unixTime(st.Node.Enrolment.NotAfter)
 	}},
-	{metric("node_appraisal_passed", "1 where this machine satisfies its policy, 0 where it does not or nobody could tell; missing where it has none."), func(st *workloadapi.Status) (float64, bool) {
-		if st.Node.State == workloadapi.NodePassed {
+	{metric("node_appraisal_passed", "1 where this machine satisfies its policy, 0 where it does not or nobody could tell; missing where it has none."), func(st *view.Status) (float64, bool) {
+		if st.Node.State == view.NodePassed {
 			return 1, true
 		}
-		return 0, st.Node.State != workloadapi.NodeNotAppraised
+		return 0, st.Node.State != view.NodeNotAppraised
 	}},
-	{metric("entries", "Registration entries in force."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Entries.Count), true }},
-	{metric("streams", "Streams open on the agent socket."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Streams), true }},
-	{metric("log_records", "Records in the attestation log."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Log.Records), true }},
-	{metric("log_anchored_records", "Records that the last anchor in the TPM covers."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Log.Anchored), true }},
-	{metric("log_last_anchor_seconds", "When the log was last anchored in the TPM, as Unix time."), func(st *workloadapi.Status) (float64, bool) { return unixTime(st.Log.LastAnchor) }},
-	{metric("log_disk_bytes", "What the attestation log takes on the disk."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Log.DiskBytes), true }},
-	{metric("log_max_bytes", "What it may take; nothing is issued past that."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Log.MaxBytes), true }},
-	{metric("log_writable", "1 where the attestation log can be written, 0 where nothing is issued because it can't."), func(st *workloadapi.Status) (float64, bool) {
+	{metric("entries", "Registration entries in force."), func(st *view.Status) (float64, bool) { return float64(st.Entries.Count), true }},
+	{metric("streams", "Streams open on the agent socket."), func(st *view.Status) (float64, bool) { return float64(st.Streams), true }},
+	{metric("log_records", "Records in the attestation log."), func(st *view.Status) (float64, bool) { return float64(st.Log.Records), true }},
+	{metric("log_anchored_records", "Records that the last anchor in the TPM covers."), func(st *view.Status) (float64, bool) { return float64(st.Log.Anchored), true }},
+	{metric("log_last_anchor_seconds", "When the log was last anchored in the TPM, as Unix time."), func(st *view.Status) (float64, bool) { return unixTime(st.Log.LastAnchor) }},
+	{metric("log_disk_bytes", "What the attestation log takes on the disk."), func(st *view.Status) (float64, bool) { return float64(st.Log.DiskBytes), true }},
+	{metric("log_max_bytes", "What it may take; nothing is issued past that."), func(st *view.Status) (float64, bool) { return float64(st.Log.MaxBytes), true }},
+	{metric("log_writable", "1 where the attestation log can be written, 0 where nothing is issued because it can't."), func(st *view.Status) (float64, bool) {
 		if st.Log.Error != "" {
 			return 0, true
 		}
 		return 1, true
 	}},
-	{metric("secrets", "Secrets sealed to this machine."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Secrets.Count), st.Secrets.Error == "" }},
-	{metric("secrets_due", "Secrets that should have been rotated by now."), func(st *workloadapi.Status) (float64, bool) { return float64(st.Secrets.Due), st.Secrets.Error == "" }},
-	{metric("problems", "Problems that vouch status reports."), func(st *workloadapi.Status) (float64, bool) { return float64(len(st.Problems)), true }},
+	{metric("secrets", "Secrets sealed to this machine."), func(st *view.Status) (float64, bool) { return float64(st.Secrets.Count), st.Secrets.Error == "" }},
+	{metric("secrets_due", "Secrets that should have been rotated by now."), func(st *view.Status) (float64, bool) { return float64(st.Secrets.Due), st.Secrets.Error == "" }},
+	{metric("problems", "Problems that vouch status reports."), func(st *view.Status) (float64, bool) { return float64(len(st.Problems)), true }},
 }
 
 // What is told of each witness, by its name.

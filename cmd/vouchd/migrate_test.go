@@ -56,7 +56,7 @@ func TestMigratedFileHoldsHandlesAndItsProgramTheSameValues(t *testing.T) {
 			t.Errorf("the dry run does not say %q:\n%s", want, out)
 		}
 	}
-	secrets, err := h.admin().Secrets(t.Context())
+	secrets, err := h.admin().Secrets.List(t.Context())
 	must(t, err)
 	if read(t, file) != dotEnv || len(secrets) != 0 {
 		t.Fatal("a dry run changes something")

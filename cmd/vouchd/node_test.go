@@ -226,13 +226,13 @@ func TestTheAdminSocketBoundsWhatItIsSent(t *testing.T) {
 	h.start()
 	ctx, c := t.Context(), h.admin()
 	for name, call := range map[string]func() error{
-		"a nonce too short":         func() error { _, err := c.NodeEvidence(ctx, make([]byte, appraisal.MinNonceLen-1)); return err },
-		"a nonce too long":          func() error { _, err := c.NodeEvidence(ctx, make([]byte, appraisal.MaxNonceLen+1)); return err },
-		"no nonce":                  func() error { _, err := c.NodeEvidence(ctx, nil); return err },
-		"a challenge of a megabyte": func() error { _, err := c.NodeActivate(ctx, make([]byte, 1<<20)); return err },
-		"a challenge of nothing":    func() error { _, err := c.NodeActivate(ctx, nil); return err },
-		"an approval of nothing":    func() error { _, err := c.NodeInstall(ctx, nil, ""); return err },
-		"a boot state of nothing":   func() error { return c.NodeReseal(ctx, nil) },
+		"a nonce too short":         func() error { _, err := c.Node.Evidence(ctx, make([]byte, appraisal.MinNonceLen-1)); return err },
+		"a nonce too long":          func() error { _, err := c.Node.Evidence(ctx, make([]byte, appraisal.MaxNonceLen+1)); return err },
+		"no nonce":                  func() error { _, err := c.Node.Evidence(ctx, nil); return err },
+		"a challenge of a megabyte": func() error { _, err := c.Node.Activate(ctx, make([]byte, 1<<20)); return err },
+		"a challenge of nothing":    func() error { _, err := c.Node.Activate(ctx, nil); return err },
+		"an approval of nothing":    func() error { _, err := c.Node.Install(ctx, nil, ""); return err },
+		"a boot state of nothing":   func() error { return c.Node.Reseal(ctx, nil) },
 	} {
 		if err := call(); err == nil {
 			t.Errorf("%s is taken", name)

@@ -9,12 +9,12 @@ import (
 
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/config"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin"
 )
 
 // nodeAdmin is what administrators may ask of the TPM.
-func (d *daemon) nodeAdmin() *workloadapi.NodeAdmin {
-	return &workloadapi.NodeAdmin{
+func (d *daemon) nodeAdmin() *admin.Node {
+	return &admin.Node{
 		Evidence: d.evidence,
 		Activate: d.activate,
 		Attest:   d.attest,
@@ -25,21 +25,21 @@ func (d *daemon) nodeAdmin() *workloadapi.NodeAdmin {
 }
 
 // bundleAdmin is what administrators publish.
-func (d *daemon) bundleAdmin() *workloadapi.BundleAdmin {
-	return &workloadapi.BundleAdmin{
+func (d *daemon) bundleAdmin() *admin.Bundles {
+	return &admin.Bundles{
 		TrustDomain: d.config.TrustDomain.Name(), JWTIssuer: d.config.Authority.JWTIssuer, Bundle: d.authority.Bundle,
 	}
 }
 
 // asked records what an administrator asks for, before it is done.
-func (d *daemon) asked(ctx context.Context, by workloadapi.Asker, what string) error {
+func (d *daemon) asked(ctx context.Context, by admin.Asker, what string) error {
 	return d.log.Append(ctx, audit.Record{
 		Event: audit.EventAdmin, Outcome: audit.Success, Reason: what,
 		Workload: &audit.Workload{PID: by.PID, UID: by.UID, GID: by.GID},
 	})
 }
 
-func (d *daemon) evidence(ctx context.Context, by workloadapi.Asker, nonce []byte) (json.RawMessage, error) {
+func (d *daemon) evidence(ctx context.Context, by admin.Asker, nonce []byte) (json.RawMessage, error) {
 	if err := d.asked(ctx, by, "evidence for a verifier"); err != nil {
 		return nil, err
 	}
@@ -50,7 +50,7 @@ func (d *daemon) evidence(ctx context.Context, by workloadapi.Asker, nonce []byt
 	return d.node.Evidence(ctx, nonce, from)
 }
 
-func (d *daemon) activate(ctx context.Context, by workloadapi.Asker, challenge []byte) (json.RawMessage, error) {
+func (d *daemon) activate(ctx context.Context, by admin.Asker, challenge []byte) (json.RawMessage, error) {
 	if err := d.asked(ctx, by, "the answer to a verifier's challenge"); err != nil {
 		return nil, err
 	}
@@ -67,7 +67,7 @@ func (d *daemon) attest(ctx context.Context) (json.RawMessage, error) {
 	return json.Marshal(r)
 }
 
-func (d *daemon) request(ctx context.Context, by workloadapi.Asker, nonce []byte) (json.RawMessage, error) {
+func (d *daemon) request(ctx context.Context, by admin.Asker, nonce []byte) (json.RawMessage, error) {
 	if err := d.asked(ctx, by, "a request for enrolment"); err != nil {
 		return nil, err
 	}
@@ -79,7 +79,7 @@ func (d *daemon) request(ctx context.Context, by workloadapi.Asker, nonce []byte
 }
 
 // reseal adds an approved boot state for the keys that are bound to them.
-func (d *daemon) reseal(ctx context.Context, by workloadapi.Asker, approval []byte) error {
+func (d *daemon) reseal(ctx context.Context, by admin.Asker, approval []byte) error {
 	if err := d.asked(ctx, by, "an approved boot state added"); err != nil {
 		return err
 	}

@@ -15,7 +15,8 @@ import (
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/programs"
 	"github.com/vouchd/vouchd/systemd"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin/client"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
 // idleAfter is how long the service of vouch run waits for the next caller
@@ -86,7 +87,7 @@ func servePrograms(ctx context.Context, log *slog.Logger, file string, overrides
 	defs := &definitions{dir: c.ProgramsDir, log: log}
 	defs.load()
 	s.Programs, s.MayEnd = defs.inForce, defs.areOnDisk
-	s.Recorder = adminRecorder{workloadapi.NewAdminClient(c.AdminSocket)}
+	s.Recorder = adminRecorder{client.New(c.AdminSocket)}
 
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -138,11 +139,11 @@ func (d *definitions) areOnDisk() bool {
 }
 
 // An adminRecorder has the daemon record who had which program started.
-type adminRecorder struct{ daemon *workloadapi.AdminClient }
+type adminRecorder struct{ daemon *client.Client }
 
 // RecordStart implements [programs.Recorder].
 func (r adminRecorder) RecordStart(ctx context.Context, s programs.Start) error {
-	start := workloadapi.ProgramStart{
+	start := view.ProgramStart{
 		PID: s.PID, StartTime: s.StartTime, UID: s.UID, GID: s.GID,
 		Program: s.Program, Unit: s.Unit, Defined: s.Defined,
 	}

@@ -12,24 +12,25 @@ import (
 	"github.com/vouchd/vouchd/credential/sealed"
 	"github.com/vouchd/vouchd/credential/static"
 	"github.com/vouchd/vouchd/secret"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
 // secretAdmin is what administrators may do about sealed secrets.
-func (d *daemon) secretAdmin() *workloadapi.SecretAdmin {
-	return &workloadapi.SecretAdmin{
+func (d *daemon) secretAdmin() *admin.Secrets {
+	return &admin.Secrets{
 		List: func() ([]sealed.Secret, error) { return d.secrets.List(), d.secrets.Err() },
-		Seal: func(ctx context.Context, by workloadapi.Asker, name string, value secret.Bytes, o sealed.Options) (sealed.Secret, error) {
+		Seal: func(ctx context.Context, by admin.Asker, name string, value secret.Bytes, o sealed.Options) (sealed.Secret, error) {
 			return d.secrets.Seal(ctx, name, value, o, d.recordSecret(ctx, audit.EventSecretSeal, by))
 		},
-		Rotate: func(ctx context.Context, by workloadapi.Asker, name string, value secret.Bytes, o sealed.Options) (sealed.Secret, error) {
+		Rotate: func(ctx context.Context, by admin.Asker, name string, value secret.Bytes, o sealed.Options) (sealed.Secret, error) {
 			s, err := d.secrets.Rotate(ctx, name, value, o, d.recordSecret(ctx, audit.EventSecretRotate, by))
 			if err == nil {
 				err = d.endLeasesOf(ctx, name, "its secret was rotated")
 			}
 			return s, err
 		},
-		Remove: func(ctx context.Context, by workloadapi.Asker, name string) error {
+		Remove: func(ctx context.Context, by admin.Asker, name string) error {
 			err := d.secrets.Remove(ctx, name, d.recordSecret(ctx, audit.EventSecretRemove, by))
 			if err == nil {
 				err = d.endLeasesOf(ctx, name, "its secret was removed")
@@ -40,7 +41,7 @@ func (d *daemon) secretAdmin() *workloadapi.SecretAdmin {
 }
 
 // recordSecret records a change that an administrator makes, before it is made.
-func (d *daemon) recordSecret(ctx context.Context, event audit.Event, by workloadapi.Asker) sealed.Record {
+func (d *daemon) recordSecret(ctx context.Context, event audit.Event, by admin.Asker) sealed.Record {
 	return func(s sealed.Secret) error {
 		return d.log.Append(ctx, audit.Record{
 			Event: event, Outcome: audit.Success,
@@ -66,7 +67,7 @@ func (d *daemon) endLeasesOf(ctx context.Context, name, reason string) error {
 
 // reportSecrets says which secrets are due to be rotated, and what keeps
 // definitions from handing theirs out.
-func (d *daemon) reportSecrets(st *workloadapi.Status, problem func(string, ...any)) {
+func (d *daemon) reportSecrets(st *view.Status, problem func(string, ...any)) {
 	if err := d.secrets.Err(); err != nil {
 		st.Secrets.Error = err.Error()
 		problem("no secret can be opened: %v", err)

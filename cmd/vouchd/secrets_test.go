@@ -14,7 +14,8 @@ import (
 	"testing"
 
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
+	"github.com/vouchd/vouchd/workloadapi/credentialapi/client"
 	"github.com/vouchd/vouchd/workloadapi/credentialv1"
 )
 
@@ -121,7 +122,7 @@ func TestSecretsOfAnyBytesReachTheAgent(t *testing.T) {
 // granted is what an agent is given.
 func granted(t *testing.T, h *host, name string) []byte {
 	t.Helper()
-	client, err := workloadapi.NewCredentialClient("unix://" + h.path("agent.sock"))
+	client, err := client.New("unix://" + h.path("agent.sock"))
 	must(t, err)
 	defer client.Close()
 	_, fields, err := client.Grant(context.Background(), &credentialv1.GrantCredentialRequest{Name: name})
@@ -147,7 +148,7 @@ func TestSecretThatIsDueIsToldEverywhere(t *testing.T) {
 	if out, _, _ := h.vouch("secret", "list"); !matches(`ROTATE: due since`, out) {
 		t.Errorf("secret list says\n%s", out)
 	}
-	var views []workloadapi.SecretView
+	var views []view.Secret
 	out, _, _ := h.vouch("secret", "list", "--output", "json")
 	must(t, json.Unmarshal([]byte(out), &views))
 	if len(views) != 1 || !views[0].Due || views[0].Name != "stripe-key" {
@@ -178,7 +179,7 @@ func TestUsesAndSecretsSurviveARestart(t *testing.T) {
 	granted(t, h, "stripe")
 	h.stop()
 	h.start()
-	secrets, err := h.admin().Secrets(t.Context())
+	secrets, err := h.admin().Secrets.List(t.Context())
 	must(t, err)
 	if len(secrets) != 1 || secrets[0].Uses != 1 || !slices.Equal(secrets[0].UsedBy, []string{"spiffe://example.org/agent"}) {
 		t.Errorf("after a restart: %+v", secrets)

@@ -9,25 +9,25 @@ import (
 
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/packaging/version"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
 // status is what the daemon knows of itself.
-func (d *daemon) status() workloadapi.Status {
+func (d *daemon) status() view.Status {
 	a := d.authority.Status()
 	l := d.log.Status()
-	st := workloadapi.Status{
+	st := view.Status{
 		Version:     version.String(),
 		TrustDomain: d.config.TrustDomain.Name(),
 		Started:     d.started,
-		TPM: workloadapi.TPMStatus{
+		TPM: view.TPMStatus{
 			Address:  d.tpm.Address(),
 			EKSHA256: d.node.EKSHA256(),
 			AKName:   d.node.AKName(),
 
 			EKCertificate: d.node.HasEKCertificate(),
 		},
-		Authority: workloadapi.AuthorityStatus{
+		Authority: view.AuthorityStatus{
 			RootNotAfter:      a.RootNotAfter,
 			IssuingCAKeyID:    a.IssuingCAKeyID,
 			IssuingCANotAfter: a.IssuingCANotAfter,
@@ -35,8 +35,8 @@ func (d *daemon) status() workloadapi.Status {
 			JWTKeyUntil:       a.JWTKeyUntil,
 			BundleSequence:    a.BundleSequence,
 		},
-		Entries: workloadapi.EntriesStatus{Dir: d.config.EntriesDir},
-		Log: workloadapi.LogStatus{
+		Entries: view.EntriesStatus{Dir: d.config.EntriesDir},
+		Log: view.LogStatus{
 			Dir:        d.state.Path("log"),
 			Records:    l.Size,
 			RootSHA256: fmt.Sprintf("%x", l.Root),

@@ -9,7 +9,7 @@ import (
 
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/audit/witness"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
 // A witnessed is a witness that the log is submitted to.
@@ -58,10 +58,10 @@ func (d *daemon) lastWords(ctx context.Context) {
 }
 
 // reportWitnesses tells what the witnesses signed.
-func (d *daemon) reportWitnesses(st *workloadapi.Status, problem func(format string, args ...any)) {
+func (d *daemon) reportWitnesses(st *view.Status, problem func(format string, args ...any)) {
 	for _, w := range d.witnesses {
 		s := w.Stats()
-		view := workloadapi.WitnessStatus{Name: s.Name, URL: w.url, Records: s.Size, Time: s.Time}
+		view := view.WitnessStatus{Name: s.Name, URL: w.url, Records: s.Size, Time: s.Time}
 		if s.Err != nil {
 			view.Error = s.Err.Error()
 		}

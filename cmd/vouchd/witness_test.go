@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/vouchd/vouchd/audit/witness/witnesstest"
-	"github.com/vouchd/vouchd/workloadapi"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
 // The log is set back with everything that lies on the machine; the witness
@@ -68,7 +68,7 @@ func TestWitnessTellsThatTheLogWasSetBack(t *testing.T) {
 	eventually(t, "status says that the log was set back", func() bool {
 		return strings.Contains(strings.Join(h.problems(), "\n"), "unless the witness errs, the log was set back")
 	})
-	var st workloadapi.Status
+	var st view.Status
 	st, err = h.admin().Status(t.Context())
 	must(t, err)
 	if len(st.Log.Witnesses) != 1 || st.Log.Witnesses[0].Error == "" || st.Log.Witnesses[0].Records >= w.Size() {

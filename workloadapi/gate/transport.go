@@ -58,7 +58,7 @@ func newTransport(limits connLimits) credentials.TransportCredentials {
 }
 
 // A Conn is a connection over gRPC from one pinned process, and what gRPC has for
-// its AuthInfo.
+// its AuthInfo. It is a [Peer].
 type Conn struct{ conn *conn }
 
 // ConnOf returns the connection that a request came over.
@@ -79,6 +79,15 @@ func (*Conn) AuthType() string { return "vouchd-peer" }
 
 // Process returns the process that connected. The connection closes it.
 func (c *Conn) Process() *process.Peer { return c.conn.peer }
+
+// Attest implements [Peer]: all facts about the process count.
+func (c *Conn) Attest(ctx context.Context, a *process.Attester) (*process.Attested, error) {
+	at, err := a.Attest(ctx, c.conn.peer)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrAttestation, err)
+	}
+	return at, nil
+}
 
 // Close ends the connection.
 func (c *Conn) Close() error { return c.conn.Close() }

@@ -1,0 +1,145 @@
+// Package admin is the administrators' socket: JSON over HTTP, for root and the
+// daemon's own user.
+//
+// It shows what the gate decides by, and passes on what administrators want done.
+// Who asks is the kernel's word; it is recorded before anything is done, by who
+// does it. What goes over the socket is in package view.
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/vouchd/vouchd/attest/process"
+	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
+	"github.com/vouchd/vouchd/workloadapi/gate"
+)
+
+// A Server answers on the admin socket. The socket's mode keeps other users out,
+// and the kernel's word on who connected is checked besides.
+type Server struct {
+	Gate     *gate.Gate
+	Attester *process.Attester
+	Recorder *gate.Recorder
+	Status   func() view.Status // of all but the gate's part
+	Node     *Node
+	Entries  *Entries
+	Leases   *Leases  // nil where there are no credentials
+	Secrets  *Secrets // the same
+	Bundles  *Bundles
+	Logger   *slog.Logger
+}
+
+const maxHeaderLen = 16 << 10 // bytes
+
+// Serve answers on l until the context ends.
+func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", s.status)
+	mux.HandleFunc("GET /v1/entries", s.entries)
+	mux.HandleFunc("GET /v1/explain", s.explain)
+	mux.HandleFunc("POST /v1/programs/start", s.programStart)
+	s.Node.routes(mux)
+	s.Leases.routes(mux)
+	s.Entries.routes(mux)
+	s.Secrets.routes(mux)
+	s.Bundles.routes(mux)
+	h := &http.Server{
+		Handler:           ofAskers(mux),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      30 * time.Second,
+		MaxHeaderBytes:    maxHeaderLen,
+		ErrorLog:          slog.NewLogLogger(s.Logger.Handler(), slog.LevelDebug),
+	}
+	stop := context.AfterFunc(ctx, func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+		defer cancel()
+		h.Shutdown(ctx)
+	})
+	defer stop()
+	if err := h.Serve(listener{l}); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
+	st := s.Status()
+	FillStatus(&st, s.Gate)
+	reply(w, st)
+}
+
+// FillStatus sets the gate's part of a status.
+func FillStatus(st *view.Status, g *gate.Gate) {
+	st.Streams = g.Streams.Open()
+	st.Entries.Count = len(g.Entries())
+	st.Entries.Disabled = len(g.Disabled())
+}
+
+func (s *Server) entries(w http.ResponseWriter, _ *http.Request) {
+	views := []view.Entry{}
+	for _, e := range s.Gate.Entries() {
+		views = append(views, entryView(s.Gate, e))
+	}
+	reply(w, views)
+}
+
+func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
+	pid, err := strconv.Atoi(r.FormValue("pid"))
+	if err != nil || pid <= 0 {
+		http.Error(w, fmt.Sprintf("pid %q is not a process ID", r.FormValue("pid")), http.StatusBadRequest)
+		return
+	}
+	p, err := s.Attester.AttestPID(r.Context(), pid)
+	if err != nil {
+		http.Error(w, fmt.Sprintf("explaining process %d: %v", pid, err), http.StatusNotFound)
+		return
+	}
+	reply(w, explanation(s.Gate, p))
+}
+
+const nearestShown = 5
+
+func explanation(g *gate.Gate, p *process.Attested) view.Explanation {
+	x := view.Explanation{PID: p.PID, Path: p.Path, Selectors: []view.Selector{}, Matches: []view.Entry{}, Nearest: []view.NearMiss{}, Gaps: []string{}}
+	for _, sel := range g.Selectors(p) {
+		x.Selectors = append(x.Selectors, view.Selector{Selector: sel.String(), Trust: sel.Trust().String()})
+	}
+	for _, gap := range p.Gaps {
+		x.Gaps = append(x.Gaps, gap.Error())
+	}
+	for _, e := range g.Matching(p) {
+		x.Matches = append(x.Matches, entryView(g, e))
+	}
+	for _, m := range g.NearMisses(p, nearestShown) {
+		x.Nearest = append(x.Nearest, view.NearMiss{Entry: entryView(g, m.Entry), Missing: m.Missing.Strings()})
+	}
+	return x
+}
+
+func entryView(g *gate.Gate, e identity.Entry) view.Entry {
+	v := view.Entry{
+		SPIFFEID: e.ID.String(), Selectors: e.Selectors.Strings(), Position: e.Pos.String(),
+		X509TTL: e.X509TTL.String(), JWTTTL: e.JWTTTL.String(), Hint: e.Hint,
+	}
+	if d, ok := g.DisabledAs(e.ID); ok {
+		v.Disabled = new(view.Disabled(d))
+	}
+	return v
+}
+
+func reply(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.Encode(v) // an error here is the client's connection going away
+}

@@ -1,0 +1,125 @@
+package view
+
+import (
+	"time"
+)
+
+// A Status is the daemon's state as an administrator sees it.
+type Status struct {
+	Version     string            `json:"version"`
+	TrustDomain string            `json:"trust_domain"`
+	Started     time.Time         `json:"started"`
+	TPM         TPMStatus         `json:"tpm"`
+	Node        NodeStatus        `json:"node"`
+	Authority   AuthorityStatus   `json:"authority"`
+	Entries     EntriesStatus     `json:"entries"`
+	Log         LogStatus         `json:"log"`
+	Credentials CredentialsStatus `json:"credentials"`
+	Secrets     SecretsStatus     `json:"secrets"`
+	Streams     int64             `json:"streams"`   // open on the agent socket
+	Reminders   []string          `json:"reminders"` // what is not wrong yet, each one sentence with what to do
+	Problems    []string          `json:"problems"`  // each one sentence with the way out; empty: all is well
+}
+
+// TPMStatus says which TPM holds the keys.
+type TPMStatus struct {
+	Address  string `json:"address"`
+	EKSHA256 string `json:"ek_sha256"` // of the EK's public key, hexadecimal
+	AKName   string `json:"ak_name"`   // hexadecimal
+
+	EKCertificate bool `json:"ek_certificate"` // whether its maker certified the EK
+}
+
+// AuthorityStatus says how long the authority's keys go on.
+type AuthorityStatus struct {
+	RootNotAfter      time.Time `json:"root_not_after"`
+	IssuingCAKeyID    string    `json:"issuing_ca_key_id"`
+	IssuingCANotAfter time.Time `json:"issuing_ca_not_after"`
+	JWTKeyID          string    `json:"jwt_key_id"`
+	JWTKeyUntil       time.Time `json:"jwt_key_until,omitzero"` // missing: without end
+	BundleSequence    uint64    `json:"bundle_sequence"`
+}
+
+// EntriesStatus says which registrations are in force.
+type EntriesStatus struct {
+	Dir      string    `json:"dir"`
+	Count    int       `json:"count"`
+	Disabled int       `json:"disabled"` // identities that an administrator has cut off
+	Loaded   time.Time `json:"loaded"`
+	Error    string    `json:"error,omitempty"` // why what is on disk now is not in force
+}
+
+// LogStatus says how far the attestation log has come.
+type LogStatus struct {
+	Dir        string    `json:"dir"`
+	Records    uint64    `json:"records"`
+	RootSHA256 string    `json:"root_sha256"` // of the Merkle tree, hexadecimal
+	LastAnchor time.Time `json:"last_anchor"`
+	Anchored   uint64    `json:"anchored"` // records that the last anchor covers
+	Error      string    `json:"error,omitempty"`
+
+	DiskBytes int64           `json:"disk_bytes"`
+	MaxBytes  int64           `json:"max_bytes"`
+	Witnesses []WitnessStatus `json:"witnesses,omitempty"`
+}
+
+// WitnessStatus says what a witness has signed of the log.
+type WitnessStatus struct {
+	Name    string    `json:"name"`
+	URL     string    `json:"url"`
+	Records uint64    `json:"records"`       // that it signed last
+	Time    time.Time `json:"time,omitzero"` // when, by its clock
+	Error   string    `json:"error,omitempty"`
+}
+
+// An Entry is a registration entry as it is listed.
+type Entry struct {
+	SPIFFEID  string   `json:"spiffe_id"`
+	Selectors []string `json:"selectors"`
+	Position  string   `json:"position"` // file:line
+	X509TTL   string   `json:"x509_svid_ttl"`
+	JWTTTL    string   `json:"jwt_svid_ttl"`
+	Hint      string   `json:"hint,omitempty"`
+
+	Disabled *Disabled `json:"disabled,omitempty"` // missing: the identity is in use
+}
+
+// An Explanation says what a process is, and what that entitles it to.
+type Explanation struct {
+	PID       int        `json:"pid"`
+	Path      string     `json:"path"`
+	Selectors []Selector `json:"selectors"`
+	Matches   []Entry    `json:"matches"`
+	Nearest   []NearMiss `json:"nearest"` // entries that do not match, those that lack least first
+	Gaps      []string   `json:"gaps"`    // facts that could not be established, and why
+}
+
+// A Selector is a selector and who vouches for it.
+type Selector struct {
+	Selector string `json:"selector"`
+	Trust    string `json:"trust"`
+}
+
+// A NearMiss is an entry and what the process lacks for it.
+type NearMiss struct {
+	Entry
+	Missing []string `json:"missing"`
+}
+
+// A Disabled is an identity that an administrator has cut off. An entry for it
+// entitles nobody.
+type Disabled struct {
+	SPIFFEID string    `json:"spiffe_id"`
+	Since    time.Time `json:"since"`
+	By       uint32    `json:"by"` // the administrator's user ID
+	Reason   string    `json:"reason,omitempty"`
+}
+
+// A Disabling says what became of an identity.
+type Disabling struct {
+	SPIFFEID   string `json:"spiffe_id"`
+	Disabled   bool   `json:"disabled"`
+	Changed    bool   `json:"changed"`              // it was not before
+	Leases     int    `json:"leases"`               // of it that ended or are about to
+	Unfinished string `json:"unfinished,omitempty"` // why not all of them have ended yet; that goes on
+}

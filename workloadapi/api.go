@@ -1,0 +1,46 @@
+// Package workloadapi is the SPIFFE Workload API: X509-SVIDs, JWT-SVIDs and trust
+// bundles for the process that asks. It also assembles the endpoint on the agent
+// socket, where other fronts answer too.
+//
+// Who asks, and whether it gets something, is decided in the gate. Here is what
+// it gets: every message of a stream is complete, is issued for a caller that
+// was attested for it, and is followed by the next when what the caller is
+// entitled to, the bundle or the time demands it.
+package workloadapi
+
+import (
+	"log/slog"
+
+	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"google.golang.org/grpc"
+
+	"github.com/vouchd/vouchd/attest/process"
+	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/workloadapi/gate"
+)
+
+// Options are what the API answers with. All are required.
+type Options struct {
+	Gate      *gate.Gate
+	Watcher   *process.Watcher // of the files that attestations rest on
+	Authority *identity.Authority
+	Logger    *slog.Logger
+}
+
+// An API is the SPIFFE Workload API. Its methods are safe for concurrent use.
+type API struct {
+	workload.UnimplementedSpiffeWorkloadAPIServer // answers Unimplemented for WIT-SVIDs (Workload API §7)
+
+	gate      *gate.Gate
+	watcher   *process.Watcher
+	authority *identity.Authority
+	logger    *slog.Logger
+}
+
+// New returns the API.
+func New(o Options) *API {
+	return &API{gate: o.Gate, watcher: o.Watcher, authority: o.Authority, logger: o.Logger}
+}
+
+// Register implements [Front].
+func (a *API) Register(s grpc.ServiceRegistrar) { workload.RegisterSpiffeWorkloadAPIServer(s, a) }

@@ -1,0 +1,81 @@
+package credentialapi
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+
+	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/secret"
+	"github.com/vouchd/vouchd/workloadapi/gate"
+)
+
+// A workloadIdentity authenticates a broker to an upstream as the caller: with
+// SVIDs of the caller's, which never leave the daemon but for the upstream. It
+// is a [credential.Identity]. They are recorded like those that a caller
+// fetches.
+type workloadIdentity struct {
+	api   *API
+	c     *gate.Caller
+	entry identity.Entry
+}
+
+// JWT issues a JWT-SVID for the upstream.
+func (w *workloadIdentity) JWT(ctx context.Context, audience string) (secret.Bytes, error) {
+	return w.jwt(ctx, audience, func() (*identity.JWTSVID, error) {
+		return w.api.authority.IssueJWT(ctx, w.entry.ID, w.entry.JWTTTL, []string{audience})
+	})
+}
+
+// JWTWith issues one with a claim more.
+func (w *workloadIdentity) JWTWith(ctx context.Context, audience, claim string, value any) (secret.Bytes, error) {
+	return w.jwt(ctx, audience, func() (*identity.JWTSVID, error) {
+		return w.api.authority.IssueJWTWith(ctx, w.entry.ID, w.entry.JWTTTL, []string{audience}, claim, value)
+	})
+}
+
+func (w *workloadIdentity) jwt(ctx context.Context, audience string, issue func() (*identity.JWTSVID, error)) (secret.Bytes, error) {
+	if err := gate.CheckAudience([]string{audience}); err != nil {
+		return secret.Bytes{}, err
+	}
+	svid, err := issue()
+	if err != nil {
+		return secret.Bytes{}, err
+	}
+	if err := w.record(ctx, w.c.DescribeJWT(w.entry, svid)); err != nil {
+		return secret.Bytes{}, err
+	}
+	return secret.Of([]byte(svid.Token)), nil
+}
+
+// X509 issues an X509-SVID for the upstream.
+func (w *workloadIdentity) X509(ctx context.Context) (tls.Certificate, error) {
+	svid, err := w.api.authority.IssueNamedX509(ctx, w.entry.ID, w.entry.X509TTL)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	chain, err := x509.ParseCertificates(svid.Chain)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("reading an X509-SVID of %s: %w", w.entry.ID, err)
+	}
+	key, err := x509.ParsePKCS8PrivateKey(svid.PrivateKey.Reveal())
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("reading the key of an X509-SVID of %s: %w", w.entry.ID, err)
+	}
+	cert := tls.Certificate{PrivateKey: key, Leaf: chain[0]}
+	for _, c := range chain {
+		cert.Certificate = append(cert.Certificate, c.Raw)
+	}
+	return cert, w.record(ctx, w.c.DescribeX509(w.entry, svid))
+}
+
+// record makes the SVID's record durable. A machine that does not pass its
+// appraisal authenticates nobody.
+func (w *workloadIdentity) record(ctx context.Context, r audit.Record) error {
+	if err := w.api.gate.Refusal(); err != nil {
+		return err
+	}
+	return w.c.Record(ctx, r)
+}

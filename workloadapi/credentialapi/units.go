@@ -1,0 +1,166 @@
+package credentialapi
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"time"
+
+	"github.com/vouchd/vouchd/attest/process"
+	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/systemd"
+	"github.com/vouchd/vouchd/workloadapi/gate"
+)
+
+// A UnitManager says what systemd holds of a unit.
+type UnitManager interface {
+	Unit(ctx context.Context, name string) (*systemd.Unit, error)
+}
+
+const (
+	maxUnitConns  = 64               // at a time; the rest wait
+	unitTime      = 60 * time.Second // for one: systemd gives a unit 90 s to start
+	maxCredential = 1 << 20          // bytes that systemd takes (systemd.exec(5))
+)
+
+// Units answers systemd when it loads credentials for units.
+type Units struct {
+	API     *API
+	Manager UnitManager
+	Logger  *slog.Logger
+}
+
+// Serve answers systemd on l, the socket that a unit names with
+// LoadCredential=NAME:PATH, until the context ends, and closes l.
+//
+// systemd connects before it runs the unit's program and says in the name of its
+// own socket for which unit and credential (systemd.exec(5)). That name is a
+// claim: the peer has to be PID 1's own process, in that unit's control group,
+// and systemd has to say that the unit loads this credential from here. What the
+// unit is granted follows from an entry that names it; of a program that does
+// not run yet nothing is known but what systemd holds of its unit. The lease
+// ends with the unit.
+func (u *Units) Serve(ctx context.Context, l *net.UnixListener) error {
+	return gate.Accept(ctx, l, maxUnitConns, u.Logger, func(conn *net.UnixConn) {
+		conn.SetDeadline(time.Now().Add(unitTime))
+		ctx, cancel := context.WithTimeoutCause(ctx, unitTime, errUnitTime)
+		defer cancel()
+		u.answer(ctx, conn, l.Addr().String())
+	})
+}
+
+var (
+	errUnitTime = errors.New("the unit waited too long")
+	errCut      = errors.New("the start of its unit was cut before it was delivered")
+)
+
+// answer writes the credential. systemd takes an empty answer for an empty
+// credential and starts the unit with it, but gives up on one that is too long:
+// so that is what a refusal is.
+func (u *Units) answer(ctx context.Context, conn *net.UnixConn, path string) {
+	p, err := process.PeerOf(conn)
+	if err != nil {
+		u.refuse(conn, &unitPeer{}, "", err) // it has gone
+		return
+	}
+	defer p.Close()
+	peer := &unitPeer{pinned: p, manager: u.Manager, path: path}
+	named := peer.parse(conn)
+	r := gate.Request{
+		Peer: peer, Event: audit.EventLeaseIntent, Counts: peer.isNamed, Unit: peer.unit, Credential: peer.name,
+		Lacks: func(at *process.Attested) string { return whyNoEntry(u.API.gate, at, peer.unit) },
+	}
+	c, err := u.admit(ctx, r, named)
+	if err == nil {
+		err = u.deliver(ctx, conn, c, peer)
+	}
+	if err != nil && !errors.Is(err, errCut) {
+		u.refuse(conn, peer, gate.RequestOf(err), err)
+	}
+}
+
+// admit refuses a peer whose socket is not named as systemd does.
+func (u *Units) admit(ctx context.Context, r gate.Request, named error) (*gate.Caller, error) {
+	if named != nil {
+		return nil, u.API.gate.Begin(r).Refuse(ctx, r.Event, named)
+	}
+	return u.API.gate.Admit(ctx, r)
+}
+
+func (u *Units) refuse(conn *net.UnixConn, p *unitPeer, requestID string, err error) {
+	u.Logger.Warn("a unit is refused a credential", "unit", p.unit, "credential", p.name, "request", requestID, "err", err)
+	line := fmt.Sprintf("vouchd refuses this credential; vouch log show --request %s says why\n", requestID)
+	conn.Write(bytes.Repeat([]byte(line), maxCredential/len(line)+2)) // systemd stops reading in between
+}
+
+// deliver leases the credential and writes it.
+func (u *Units) deliver(ctx context.Context, conn *net.UnixConn, c *gate.Caller, p *unitPeer) error {
+	if err := c.Prove(ctx); err != nil {
+		return err
+	}
+	r, err := u.API.unitRequest(ctx, c, p.name)
+	if err != nil {
+		return c.Refuse(ctx, audit.EventLeaseIntent, err)
+	}
+	return gate.Obtain(ctx, c, gate.Slow[*credential.Grant]{
+		Get:   func(ctx context.Context, hand func(*credential.Grant) error) error { return u.API.load(ctx, r, hand) },
+		Still: r.still,
+		Deliver: func(g *credential.Grant) error {
+			value, err := unitValue(g, p.field)
+			if err != nil {
+				return c.Refuse(ctx, audit.EventLeaseIntent, err)
+			}
+			defer clear(value)
+			if _, err := conn.Write(value); err != nil {
+				return errCut
+			}
+			return nil
+		},
+		Event: audit.EventLeaseIntent,
+	})
+}
+
+// load leases a credential to a unit.
+func (a *API) load(ctx context.Context, r *request, hand func(*credential.Grant) error) error {
+	g, err := a.leases.Grant(ctx, r.holder, r.ask)
+	if err != nil {
+		return err
+	}
+	defer g.Wipe()
+	switch err := hand(g); {
+	case errors.Is(err, errCut):
+		a.leases.Abandon(g.Lease.ID, err.Error())
+		return err
+	case err != nil:
+		a.leases.Abandon(g.Lease.ID, "its unit did not get it: "+err.Error())
+		return err
+	}
+	return nil
+}
+
+// unitRequest says what a unit asks for, and as whom. Its lease ends with the
+// unit, and not with the process that asks, which is gone before the unit's
+// program runs.
+func (a *API) unitRequest(ctx context.Context, c *gate.Caller, name string) (*request, error) {
+	e := granting(c, name)
+	h := credential.Holder{ID: e.ID, Process: credential.Process{Unit: c.Process.Unit}, Identity: &workloadIdentity{a, c, e}}
+	if slices.Contains(e.Credentials, name) {
+		if d, ok := a.leases.Definitions().Get(name); ok && d.Bind == credential.BindProcess {
+			return nil, fmt.Errorf("credential %s ends with the process that asks for it, which is systemd's and gone before the unit's runs; give its definition bind: unit", name)
+		}
+		invocation, stop, err := a.unitOf(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		h.Process = credential.Process{PID: c.Process.PID, StartTime: c.Process.StartTime, BootID: a.pins.bootID, Unit: c.Process.Unit, Invocation: invocation}
+		h.Stop = stop
+	}
+	return &request{c, h, e, credential.Ask{
+		Name: name, Granted: e.Credentials, RequestID: c.RequestID, Exposure: credential.InFile, Asker: asker(c, e),
+	}}, nil
+}
