@@ -349,7 +349,7 @@ func TestStreamFollowsItsEntries(t *testing.T) {
 	}
 	ends := s.Records(audit.EventStreamEnd)
 	if len(ends) != 1 || ends[0].Outcome != audit.Denied || ends[0].SPIFFEID != "spiffe://example.org/agent/a" ||
-		!strings.Contains(ends[0].Reason, "the entry for spiffe://example.org/agent/b is not in force any more") {
+		!strings.Contains(ends[0].Reason, "the entry for spiffe://example.org/agent/b is no longer in force") {
 		t.Errorf("records of the end: %+v, want one denial of what it had", ends)
 	}
 }

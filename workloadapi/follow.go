@@ -130,7 +130,7 @@ func (a *API) wait(ctx context.Context, conn *gate.Conn, last *sent, files *file
 	look := recheckEvery - rand.N(recheckEvery/4)
 	if files.watch == nil {
 		// Most streams that end do so at once. One that lasts is attested
-		// again when the watch stands, so that no change goes unseen.
+		// again once the watch stands, and no change goes unseen.
 		look = settleTime
 	}
 	if !last.renew.IsZero() {
@@ -171,7 +171,7 @@ func (a *API) changesGrants(c *gate.Caller) bool {
 	if a.gate.Refusal() != nil {
 		return true
 	}
-	entries, _ := a.gate.Entitled(c.Process)
+	entries, _ := a.gate.Entitled(c.Process, nil)
 	return !sameGrants(c.Entries, entries)
 }
 
@@ -214,7 +214,7 @@ func end(ctx context.Context, conn *gate.Conn, c *gate.Caller, cause error) erro
 	case errClientEnded:
 		return c.Fail(ctx.Err())
 	case errExited:
-		defer conn.Close() // whoever else holds the socket is told nothing more
+		defer conn.Close() // anyone else who holds the socket is told nothing more
 		if err := c.End(ctx, cause.Error()); err != nil {
 			return err
 		}
@@ -225,7 +225,7 @@ func end(ctx context.Context, conn *gate.Conn, c *gate.Caller, cause error) erro
 }
 
 // renewAt is the half-life of what is valid from issued to expires, and up to
-// a tenth earlier, so that a host's workloads do not all come at once.
+// a tenth earlier, so a host's workloads do not all come at once.
 func renewAt(issued, expires time.Time) time.Time {
 	life := expires.Sub(issued)
 	if life < 10 {

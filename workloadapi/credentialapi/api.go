@@ -66,7 +66,7 @@ func (a *API) ListCredentials(ctx context.Context, _ *credentialv1.ListCredentia
 		return nil, a.status(err)
 	}
 	resp, err := gate.Answer(ctx, c, func(context.Context, *gate.Caller) (*credentialv1.ListCredentialsResponse, []audit.Record, error) {
-		return &credentialv1.ListCredentialsResponse{Credentials: a.granted(c)}, []audit.Record{c.Describe(audit.EventWorkload)}, nil
+		return &credentialv1.ListCredentialsResponse{Credentials: granted(a.leases, c)}, []audit.Record{c.Describe(audit.EventWorkload)}, nil
 	})
 	if err != nil {
 		return nil, a.status(err)
@@ -214,7 +214,7 @@ func (a *API) RevokeLease(ctx context.Context, req *credentialv1.RevokeLeaseRequ
 	defer cancel()
 	err = a.leases.Revoke(ctx, holder, lease.ID)
 	if errors.Is(err, context.DeadlineExceeded) {
-		return nil, status.Errorf(codes.DeadlineExceeded, "the source has not confirmed the end yet; that goes on (request %s)", c.RequestID)
+		return nil, status.Errorf(codes.DeadlineExceeded, "the source has not confirmed the end yet; the daemon keeps trying (request %s)", c.RequestID)
 	}
 	if err != nil {
 		return nil, a.status(c.Fail(err))
@@ -232,14 +232,14 @@ func (a *API) present(ctx context.Context, event audit.Event) (*gate.Caller, err
 }
 
 // granted describes what the caller may ask for.
-func (a *API) granted(c *gate.Caller) (list []*credentialv1.Credential) {
+func granted(leases *credential.Manager, c *gate.Caller) (list []*credentialv1.Credential) {
 	ids := make(map[string][]string) // of each credential
 	for _, e := range c.Entries {
 		for _, name := range e.Credentials {
 			ids[name] = append(ids[name], e.ID.String())
 		}
 	}
-	for _, d := range a.leases.List(slices.Collect(maps.Keys(ids))) {
+	for _, d := range leases.List(slices.Collect(maps.Keys(ids))) {
 		list = append(list, definitionMessage(d, ids[d.Name]))
 	}
 	return list

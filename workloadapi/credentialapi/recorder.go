@@ -94,7 +94,7 @@ func leaseCredential(e credential.Event) *audit.Credential {
 	return c
 }
 
-// endsLease reports whether nothing is left of the lease, so that its use can be
+// endsLease reports whether nothing is left of the lease, and its use can be
 // summed up.
 func endsLease(e credential.Event) bool {
 	return e.Kind == credential.EventRevoke && (e.Outcome == credential.Success || e.Outcome == credential.RanOut)

@@ -52,7 +52,7 @@ func (a *API) begin(ctx context.Context, req *credentialv1.GrantCredentialReques
 // credential.
 func (r *request) still(now *gate.Caller) error {
 	if e, ok := now.EntryOf(r.entry.ID); !ok || !slices.Contains(e.Credentials, r.ask.Name) {
-		return fmt.Errorf("%w: %q to %s any more", credential.ErrNotGranted, r.ask.Name, r.entry.ID)
+		return fmt.Errorf("%w: %q is no longer granted to %s", credential.ErrNotGranted, r.ask.Name, r.entry.ID)
 	}
 	return nil
 }

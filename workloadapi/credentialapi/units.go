@@ -60,8 +60,8 @@ var (
 )
 
 // answer writes the credential. systemd takes an empty answer for an empty
-// credential and starts the unit with it, but gives up on one that is too long:
-// so that is what a refusal is.
+// credential and starts the unit with it, but gives up on one that is too long,
+// which is what a refusal is.
 func (u *Units) answer(ctx context.Context, conn *net.UnixConn, path string) {
 	p, err := process.PeerOf(conn)
 	if err != nil {
@@ -103,12 +103,12 @@ func (u *Units) deliver(ctx context.Context, conn *net.UnixConn, c *gate.Caller,
 	if err := c.Prove(ctx); err != nil {
 		return err
 	}
-	r, err := u.API.unitRequest(ctx, c, p.name)
+	r, err := u.request(ctx, c, p.name)
 	if err != nil {
 		return c.Refuse(ctx, audit.EventLeaseIntent, err)
 	}
 	return gate.Obtain(ctx, c, gate.Slow[*credential.Grant]{
-		Get:   func(ctx context.Context, hand func(*credential.Grant) error) error { return u.API.load(ctx, r, hand) },
+		Get:   func(ctx context.Context, hand func(*credential.Grant) error) error { return u.lease(ctx, r, hand) },
 		Still: r.still,
 		Deliver: func(g *credential.Grant) error {
 			value, err := unitValue(g, p.field)
@@ -125,39 +125,39 @@ func (u *Units) deliver(ctx context.Context, conn *net.UnixConn, c *gate.Caller,
 	})
 }
 
-// load leases a credential to a unit.
-func (a *API) load(ctx context.Context, r *request, hand func(*credential.Grant) error) error {
-	g, err := a.leases.Grant(ctx, r.holder, r.ask)
+// lease leases a credential to a unit, and ends what was not delivered.
+func (u *Units) lease(ctx context.Context, r *request, hand func(*credential.Grant) error) error {
+	g, err := u.API.leases.Grant(ctx, r.holder, r.ask)
 	if err != nil {
 		return err
 	}
 	defer g.Wipe()
 	switch err := hand(g); {
 	case errors.Is(err, errCut):
-		a.leases.Abandon(g.Lease.ID, err.Error())
+		u.API.leases.Abandon(g.Lease.ID, err.Error())
 		return err
 	case err != nil:
-		a.leases.Abandon(g.Lease.ID, "its unit did not get it: "+err.Error())
+		u.API.leases.Abandon(g.Lease.ID, "its unit did not get it: "+err.Error())
 		return err
 	}
 	return nil
 }
 
-// unitRequest says what a unit asks for, and as whom. Its lease ends with the
+// request says what a unit asks for, and as whom. Its lease ends with the
 // unit, and not with the process that asks, which is gone before the unit's
 // program runs.
-func (a *API) unitRequest(ctx context.Context, c *gate.Caller, name string) (*request, error) {
+func (u *Units) request(ctx context.Context, c *gate.Caller, name string) (*request, error) {
 	e := granting(c, name)
-	h := credential.Holder{ID: e.ID, Process: credential.Process{Unit: c.Process.Unit}, Identity: &workloadIdentity{a, c, e}}
+	h := credential.Holder{ID: e.ID, Process: credential.Process{Unit: c.Process.Unit}, Identity: &workloadIdentity{u.API, c, e}}
 	if slices.Contains(e.Credentials, name) {
-		if d, ok := a.leases.Definitions().Get(name); ok && d.Bind == credential.BindProcess {
+		if d, ok := u.API.leases.Definitions().Get(name); ok && d.Bind == credential.BindProcess {
 			return nil, fmt.Errorf("credential %s ends with the process that asks for it, which is systemd's and gone before the unit's runs; give its definition bind: unit", name)
 		}
-		invocation, stop, err := a.unitOf(ctx, c)
+		invocation, stop, err := u.API.unitOf(ctx, c)
 		if err != nil {
 			return nil, err
 		}
-		h.Process = credential.Process{PID: c.Process.PID, StartTime: c.Process.StartTime, BootID: a.pins.bootID, Unit: c.Process.Unit, Invocation: invocation}
+		h.Process = credential.Process{PID: c.Process.PID, StartTime: c.Process.StartTime, BootID: u.API.pins.bootID, Unit: c.Process.Unit, Invocation: invocation}
 		h.Stop = stop
 	}
 	return &request{c, h, e, credential.Ask{

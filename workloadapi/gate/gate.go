@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/vouchd/vouchd/attest/process"
@@ -103,8 +104,8 @@ func (c *Caller) admit(ctx context.Context) (err error) {
 	if err := g.Refusal(); err != nil {
 		return err
 	}
-	if c.Entries, err = g.entitled(c.Process, r.Counts); err != nil {
-		return c.explain(err)
+	if c.Entries, err = g.Entitled(c.Process, r.Counts); err != nil {
+		return explain(c, err)
 	}
 	if len(c.Entries) > maxIdentities {
 		return fmt.Errorf("%d entries match, more than one answer holds (%d)", len(c.Entries), maxIdentities)
@@ -116,16 +117,36 @@ func (c *Caller) admit(ctx context.Context) (err error) {
 }
 
 // explain says more of why no entry entitles the caller.
-func (c *Caller) explain(err error) error {
+func explain(c *Caller, err error) error {
 	r := &c.request
 	switch {
 	case !errors.Is(err, ErrNoIdentity):
 		return err
 	case len(r.Had) > 0:
 		c.lost = r.Had
-		return fmt.Errorf("%w: %w: %s", ErrLost, err, c.gate.whyLost(c.Process, r.Had))
+		return fmt.Errorf("%w: %w: %s", ErrLost, err, whyLost(c.gate.Rules, c.Process, r.Had))
 	case r.Lacks != nil:
 		return fmt.Errorf("%w: %s", err, r.Lacks(c.Process))
 	}
 	return err
+}
+
+// maxWhy bounds the entries and the gaps that a record tells of.
+const maxWhy = 3
+
+// whyLost says what a process lacks for each identity that it had.
+func whyLost(r *Rules, p *process.Attested, had []identity.Entry) string {
+	var why []string
+	have := r.Selectors(p)
+	for _, e := range had[:min(len(had), maxWhy)] {
+		if missing := have.Missing(e.Selectors); len(missing) > 0 {
+			why = append(why, fmt.Sprintf("it lacks %s for %s", strings.Join(missing.Strings(), " and "), e.ID))
+		} else {
+			why = append(why, fmt.Sprintf("the entry for %s is no longer in force", e.ID))
+		}
+	}
+	for _, gap := range p.Gaps[:min(len(p.Gaps), maxWhy)] {
+		why = append(why, gap.Error())
+	}
+	return strings.Join(why, "; ")
 }

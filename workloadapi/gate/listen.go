@@ -10,7 +10,7 @@ import (
 // names "agent" and "admin", else ones made at the given paths. To the agent
 // socket everybody may connect, to the admin socket the daemon's user alone.
 // A socket that systemd opened elsewhere than at its path is an error, since
-// whoever reads the configuration would look for it there.
+// readers of the configuration would look for it there.
 func Listen(passed map[string]*net.UnixListener, agentPath, adminPath string) (agent, admin *net.UnixListener, err error) {
 	if agent, err = listenOr(passed["agent"], "agent_socket", agentPath, 0o666); err != nil {
 		return nil, nil, err

@@ -65,7 +65,7 @@ func (c *Caller) Refuse(ctx context.Context, event audit.Event, cause error) err
 	if ctx.Err() != nil && errors.Is(cause, ctx.Err()) && context.Cause(ctx) == ctx.Err() {
 		return c.Fail(cause)
 	}
-	err := c.gate.recorder.Refuse(context.WithoutCancel(ctx), c.Peer().UID(), func() audit.Record { return c.refusal(event, cause) })
+	err := c.gate.recorder.Refuse(context.WithoutCancel(ctx), c.Peer().UID(), func() audit.Record { return refusalOf(c, event, cause) })
 	switch {
 	case err == nil, errors.Is(err, ErrTooManyRefusals) && errors.Is(cause, ErrNode):
 		return c.Fail(cause) // of a thousand streams that end at once all are told why
@@ -74,7 +74,8 @@ func (c *Caller) Refuse(ctx context.Context, event audit.Event, cause error) err
 	}
 }
 
-func (c *Caller) refusal(event audit.Event, cause error) audit.Record {
+// refusalOf is the record of why a caller gets nothing.
+func refusalOf(c *Caller, event audit.Event, cause error) audit.Record {
 	r := c.Describe(event)
 	r.Outcome, r.Reason = audit.Denied, cause.Error()
 	if len(c.lost) > 0 {

@@ -143,10 +143,9 @@ func (r *Rules) NearMisses(p *process.Attested, most int) []identity.NearMiss {
 }
 
 // Entitled returns the entries by which a process is entitled, the default
-// identity first. Without one the error is [ErrNoIdentity] or [ErrDisabled].
-func (r *Rules) Entitled(p *process.Attested) ([]identity.Entry, error) { return r.entitled(p, nil) }
-
-func (r *Rules) entitled(p *process.Attested, counts func(identity.Entry) bool) (entries []identity.Entry, err error) {
+// identity first: of those that it matches, those that count (nil: all do) and
+// are not disabled. Without one the error is [ErrNoIdentity] or [ErrDisabled].
+func (r *Rules) Entitled(p *process.Attested, counts func(identity.Entry) bool) (entries []identity.Entry, err error) {
 	err = ErrNoIdentity
 	for _, e := range r.Matching(p) {
 		_, disabled := r.DisabledAs(e.ID)
@@ -173,24 +172,4 @@ func (r *Rules) cutOff(entries []identity.Entry) error {
 		}
 	}
 	return nil
-}
-
-// maxWhy bounds the entries and the gaps that a record tells of.
-const maxWhy = 3
-
-// whyLost says what a process lacks for each identity that it had.
-func (r *Rules) whyLost(p *process.Attested, had []identity.Entry) string {
-	var why []string
-	have := r.Selectors(p)
-	for _, e := range had[:min(len(had), maxWhy)] {
-		if missing := have.Missing(e.Selectors); len(missing) > 0 {
-			why = append(why, fmt.Sprintf("it lacks %s for %s", strings.Join(missing.Strings(), " and "), e.ID))
-		} else {
-			why = append(why, fmt.Sprintf("the entry for %s is not in force any more", e.ID))
-		}
-	}
-	for _, gap := range p.Gaps[:min(len(p.Gaps), maxWhy)] {
-		why = append(why, gap.Error())
-	}
-	return strings.Join(why, "; ")
 }

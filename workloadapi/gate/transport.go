@@ -21,7 +21,7 @@ import (
 // to more, while its child keeps the socket. Every fact about the process that
 // connected is then one about the trusted program. The transport sees through
 // it in two ways. Each message's sender must be the pinned process
-// (SCM_CREDENTIALS, which the kernel fills in), so that the child can't speak.
+// (SCM_CREDENTIALS, which the kernel fills in), so the child can't speak.
 // And what was sent before the exec, or lies in the socket's buffer, doesn't
 // suffice either: after attestation the daemon sends an HTTP/2 PING with 8
 // unpredictable bytes, and gives the reply only once the pinned process has
@@ -44,7 +44,7 @@ type transport struct {
 // some ten kilobytes.
 type connLimits struct {
 	total   int
-	perUser int // so that one user leaves room for the others
+	perUser int // one user leaves room for the others
 }
 
 var defaultConnLimits = connLimits{total: 8192, perUser: 2048}
@@ -101,7 +101,7 @@ var errAbsent = errors.New("the process that connected does not answer on its co
 // answered it, and otherwise returns errAbsent, process.ErrPeerGone, the end of
 // the connection or ctx's error. It is to be called exactly once.
 //
-// The two are apart so that the caller can work while the answer travels. What
+// The two are apart because the caller can work while the answer travels. What
 // the answer proves is that the process is at the connection after the
 // challenge was sent: attest first, then challenge, then reply.
 func (c *Conn) Challenge() (wait func(ctx context.Context) error, err error) {

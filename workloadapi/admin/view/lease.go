@@ -43,7 +43,7 @@ type Lease struct {
 // A Revoked says how far a revocation came.
 type Revoked struct {
 	Leases     int    `json:"leases"`               // chosen
-	Unfinished string `json:"unfinished,omitempty"` // why not all of them have ended yet; that goes on
+	Unfinished string `json:"unfinished,omitempty"` // why not all have ended yet; the daemon keeps trying
 }
 
 // Where says which leases are meant: all, or those of an identity or a credential

@@ -121,5 +121,5 @@ type Disabling struct {
 	Disabled   bool   `json:"disabled"`
 	Changed    bool   `json:"changed"`              // it was not before
 	Leases     int    `json:"leases"`               // of it that ended or are about to
-	Unfinished string `json:"unfinished,omitempty"` // why not all of them have ended yet; that goes on
+	Unfinished string `json:"unfinished,omitempty"` // why not all have ended yet; the daemon keeps trying
 }
