@@ -25,10 +25,25 @@ func (t Trust) String() string {
 	return [...]string{"weak", "manager-enforced", "kernel-enforced", "TPM-enforced"}[t]
 }
 
+// A Stage says what it costs to find a fact out.
+type Stage int
+
+// From cheap to dear. A process is asked about only as far as an entry that it
+// may still match wants it.
+const (
+	Seen  Stage = iota // the kernel's own word about the process
+	Asked              // of systemd, of a security module, of namespaces
+	Read               // from files, at the pace of the file systems they are on
+)
+
 // A Kind is one kind of selector.
 type Kind struct {
 	Prefix string // "unix:uid:"
 	Trust  Trust
+	Stage  Stage
+	// Anchor says that the kernel or PID 1 alone can arrange the fact, and root
+	// tells them to. An entry needs one: what is no anchor narrows.
+	Anchor bool
 	Says   string // what a selector of this kind states, for documents and explanations
 
 	check func(arg string) error
@@ -38,46 +53,105 @@ type Kind struct {
 func Kinds() []Kind { return slices.Clone(kinds) }
 
 var kinds = []Kind{
-	{"apparmor:profile:", KernelEnforced, "AppArmor profile that is enforced on the process", name},
-	{"cgroup:path:", KernelEnforced, "control group of the process, from the hierarchy's root", absolutePath},
-	{"cgroup:slice:", KernelEnforced, "innermost slice among the leading parts of that path", sliceName},
-	{"container:id:", ManagerEnforced, "ID or name of the container, as a runtime that root started gave it", containerID},
-	{"container:runtime:", ManagerEnforced, "runtime of the container, by the control group it makes", oneOf("docker", "containerd", "podman", "cri-o", "nspawn")},
-	{"ima:sha256:", KernelEnforced, "SHA-256 of the program, which the kernel has measured itself (IMA)", sha256Hex},
-	{"nnp:", KernelEnforced, "neither the process nor its children can gain privileges by exec", oneOf("true")},
-	{"node:hostname:", Weak, "the machine's name, as it calls itself", hostname},
-	{"ns:ipc:", KernelEnforced, "whether the IPC namespace is that of PID 1", oneOf("host", "private")},
-	{"ns:mnt:", KernelEnforced, "whether the mount namespace is that of PID 1", oneOf("host", "private")},
-	{"ns:net:", KernelEnforced, "whether the network namespace is that of PID 1", oneOf("host", "private")},
-	{"ns:pid:", KernelEnforced, "whether the PID namespace is that of PID 1", oneOf("host", "private")},
-	{"ns:user:", KernelEnforced, "whether the user namespace is that of PID 1", oneOf("host", "private")},
-	{"parent:sha256:", Weak, "SHA-256 of the program that the parent process runs now", sha256Hex},
-	{"parent:systemd:id:", ManagerEnforced, "system unit the parent process belongs to", unitName},
-	{"script:path:", ManagerEnforced, "path of the script that the interpreter was started with", absolutePath},
-	{"script:sha256:", ManagerEnforced, "SHA-256 of that script, unchanged since the process was started", sha256Hex},
-	{"script:tree_sha256:", ManagerEnforced, "digest, as vouch hash prints it, of the script's directory or of the virtual environment", sha256Hex},
-	{"seccomp:", KernelEnforced, "a seccomp filter is in force", oneOf("filter")},
-	{"selinux:type:", KernelEnforced, "type in the SELinux context of the process", name},
-	{"systemd:exec_sha256:", ManagerEnforced, "SHA-256 of a file named in the unit's ExecStart", sha256Hex},
-	{"systemd:fragment_path:", ManagerEnforced, "path of the unit's file", absolutePath},
-	{"systemd:fragment_sha256:", ManagerEnforced, "SHA-256 of the unit's file, which root wrote before the process was started", sha256Hex},
-	{"systemd:id:", ManagerEnforced, "system unit the process belongs to", unitName},
-	{"systemd:invocation_id:", ManagerEnforced, "this one start of the unit", hexDigits(16)},
-	{"systemd:slice:", ManagerEnforced, "slice of that unit", sliceName},
-	{"systemd:user_unit:", Weak, "unit of the user's own service manager; the user chose its name", unitName},
-	{"tpm:ek:sha256:", TPMEnforced, "SHA-256 of the TPM's endorsement key", sha256Hex},
-	{"tpm:pcr:", TPMEnforced, "value of one of the TPM's PCRs, SHA-256 bank: number:value", pcrValue},
-	{"tpm:secureboot:", TPMEnforced, "whether the machine booted with Secure Boot", secureBoot},
-	{"unix:fsverity:sha256:", KernelEnforced, "fs-verity digest of the program's file, by SHA-256", sha256Hex},
-	{"unix:fsverity:sha512:", KernelEnforced, "fs-verity digest of the program's file, by SHA-512", hexDigits(64)},
-	{"unix:gid:", KernelEnforced, "effective group ID", id},
-	{"unix:group:", KernelEnforced, "name of the effective group", name},
-	{"unix:path:", KernelEnforced, "path where the daemon finds the very file that the process runs", absolutePath},
-	{"unix:sha256:", KernelEnforced, "SHA-256 of the running program's file", sha256Hex},
-	{"unix:supplementary_gid:", KernelEnforced, "one of the supplementary group IDs", id},
-	{"unix:supplementary_group:", KernelEnforced, "name of one of the supplementary groups", name},
-	{"unix:uid:", KernelEnforced, "effective user ID", id},
-	{"unix:user:", KernelEnforced, "name of the effective user", name},
+	{"apparmor:profile:", KernelEnforced, Asked, false, "AppArmor profile that is enforced on the process", name},
+	{"cgroup:path:", KernelEnforced, Seen, true, "control group of the process, from the hierarchy's root", absolutePath},
+	{"cgroup:slice:", KernelEnforced, Seen, true, "innermost slice among the leading parts of that path", sliceName},
+	{"container:id:", ManagerEnforced, Seen, true, "ID or name of the container, as a runtime that root started gave it", containerID},
+	{"container:runtime:", ManagerEnforced, Seen, true, "runtime of the container, by the control group it makes; unknown for a PID namespace in no such group", oneOf("docker", "containerd", "podman", "cri-o", "nspawn", "unknown")},
+	{"ima:sha256:", Weak, Read, false, "SHA-256 of the program, which the kernel has measured at this path (IMA)", sha256Hex},
+	{"nnp:", KernelEnforced, Seen, false, "neither the process nor its children can gain privileges by exec", oneOf("true")},
+	{"node:hostname:", Weak, Seen, false, "the machine's name, as it calls itself", hostname},
+	{"ns:ipc:", KernelEnforced, Asked, false, "whether the IPC namespace is that of PID 1", oneOf("host", "private")},
+	{"ns:mnt:", KernelEnforced, Asked, false, "whether the mount namespace is that of PID 1", oneOf("host", "private")},
+	{"ns:net:", KernelEnforced, Asked, false, "whether the network namespace is that of PID 1", oneOf("host", "private")},
+	{"ns:pid:", KernelEnforced, Asked, false, "whether the PID namespace is that of PID 1", oneOf("host", "private")},
+	{"ns:user:", KernelEnforced, Asked, false, "whether the user namespace is that of PID 1", oneOf("host", "private")},
+	{"parent:sha256:", Weak, Read, false, "SHA-256 of the program that the parent process runs now", sha256Hex},
+	{"parent:systemd:id:", ManagerEnforced, Read, false, "system unit the parent process belongs to", unitName},
+	{"script:path:", ManagerEnforced, Read, false, "path of the script that the interpreter was started with", absolutePath},
+	{"script:sha256:", ManagerEnforced, Read, false, "SHA-256 of that script, unchanged since the process was started", sha256Hex},
+	{"script:tree_sha256:", ManagerEnforced, Read, false, "digest, as vouch hash prints it, of the script's directory or of the virtual environment", sha256Hex},
+	{"seccomp:", KernelEnforced, Seen, false, "a seccomp filter is in force", oneOf("filter")},
+	{"selinux:type:", KernelEnforced, Asked, true, "type in the SELinux context of the process", name},
+	{"systemd:exec_sha256:", ManagerEnforced, Asked, true, "SHA-256 of a file named in the unit's ExecStart", sha256Hex},
+	{"systemd:fragment_path:", ManagerEnforced, Asked, true, "path of the unit's file", absolutePath},
+	{"systemd:fragment_sha256:", ManagerEnforced, Asked, true, "SHA-256 of the unit's file, which root wrote before the process was started", sha256Hex},
+	{"systemd:id:", ManagerEnforced, Seen, true, "system unit the process belongs to", unitName},
+	{"systemd:invocation_id:", ManagerEnforced, Asked, true, "this one start of the unit", hexDigits(16)},
+	{"systemd:main_process:", ManagerEnforced, Asked, true, "the process that systemd itself started as the unit's main process, and no child of it", oneOf("true")},
+	{"systemd:slice:", ManagerEnforced, Seen, true, "slice of that unit", sliceName},
+	{"systemd:user_unit:", Weak, Seen, false, "unit of the user's own service manager; the user chose its name", unitName},
+	{"tpm:ek:sha256:", TPMEnforced, Seen, false, "SHA-256 of the TPM's endorsement key", sha256Hex},
+	{"tpm:pcr:", TPMEnforced, Seen, false, "value of one of the TPM's PCRs, SHA-256 bank: number:value", pcrValue},
+	{"tpm:secureboot:", TPMEnforced, Seen, false, "whether the machine booted with Secure Boot", secureBoot},
+	{"unix:fsverity:sha256:", Weak, Read, false, "fs-verity digest of the program's file, by SHA-256", sha256Hex},
+	{"unix:fsverity:sha512:", Weak, Read, false, "fs-verity digest of the program's file, by SHA-512", hexDigits(64)},
+	{"unix:gid:", KernelEnforced, Seen, true, "effective group ID", id},
+	{"unix:group:", KernelEnforced, Seen, true, "name of the effective group", name},
+	{"unix:path:", Weak, Read, false, "path where the daemon finds the very file that the process runs", absolutePath},
+	{"unix:sha256:", Weak, Read, false, "SHA-256 of the running program's file, on a file system of the host's", sha256Hex},
+	{"unix:supplementary_gid:", KernelEnforced, Seen, true, "one of the supplementary group IDs", id},
+	{"unix:supplementary_group:", KernelEnforced, Seen, true, "name of one of the supplementary groups", name},
+	{"unix:uid:", KernelEnforced, Seen, true, "effective user ID", id},
+	{"unix:user:", KernelEnforced, Seen, true, "name of the effective user", name},
+}
+
+// A KindSet is a set of kinds, of which there are fewer than 64.
+type KindSet uint64
+
+// KindsOf returns the kinds whose prefixes begin with one of the texts, such as
+// "ns:" or "script:tree_sha256:".
+func KindsOf(prefixes ...string) (set KindSet) {
+	for i, k := range kinds {
+		for _, p := range prefixes {
+			if strings.HasPrefix(k.Prefix, p) {
+				set |= 1 << i
+			}
+		}
+	}
+	return set
+}
+
+// Has reports whether any of the kinds is in the set.
+func (s KindSet) Has(any KindSet) bool { return s&any != 0 }
+
+// KindSet returns the set of the selector's kind alone.
+func (s Selector) KindSet() KindSet {
+	text := s.String()
+	for i, k := range kinds {
+		if strings.HasPrefix(text, k.Prefix) {
+			return 1 << i
+		}
+	}
+	return 0
+}
+
+// Stage returns what it costs to find the fact out.
+func (s Selector) Stage() Stage {
+	k, _, err := kindOf(s.String())
+	if err != nil {
+		return Read
+	}
+	return k.Stage
+}
+
+// Anchors reports whether the kernel or PID 1 alone can arrange the fact. Of
+// some kinds there are values that any user can: what every login is in, what a
+// user's own service manager makes, and the root of all.
+func (s Selector) Anchors() bool {
+	k, arg, err := kindOf(s.String())
+	if err != nil || !k.Anchor {
+		return false
+	}
+	switch k.Prefix {
+	case "cgroup:path:":
+		return strings.Trim(arg, "/") != "" && !strings.Contains(arg+"/", "/user.slice/") && !strings.Contains(arg, "/user@")
+	case "cgroup:slice:", "systemd:slice:":
+		return arg != "-.slice" && arg != "user.slice"
+	case "container:runtime:":
+		return arg != "unknown" // helpers with the set-user-ID bit make PID namespaces for anybody
+	}
+	return true
 }
 
 // kindOf splits s into its kind and the argument after the kind's prefix.

@@ -22,7 +22,7 @@ func TestDocumentListsEveryKind(t *testing.T) {
 		}
 	}
 	for _, k := range Kinds() {
-		want = append(want, fmt.Sprintf("| `%s` | %s | %s |", k.Prefix, k.Trust, k.Says))
+		want = append(want, fmt.Sprintf("| `%s` | %s | %s | %s |", k.Prefix, k.Trust, map[bool]string{true: "yes", false: "no"}[k.Anchor], k.Says))
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("docs/selectors.md lists\n%s\nand the table is\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
@@ -52,7 +52,7 @@ func TestParseSelectorOfEachKind(t *testing.T) {
 		"cgroup:path:":              {[]string{"/", "/system.slice/a.service", "/a:b"}, []string{"", "a", "/a/../b", "/a\n"}},
 		"cgroup:slice:":             {[]string{"system.slice"}, []string{"", "system", "a.service", "a/b.slice"}},
 		"container:id:":             {[]string{sum, "my-web"}, []string{"", "a/b", "a:b", sum + "0"}},
-		"container:runtime:":        {[]string{"docker", "cri-o"}, []string{"", "Docker", "runc"}},
+		"container:runtime:":        {[]string{"docker", "cri-o", "unknown"}, []string{"", "Docker", "runc"}},
 		"ima:sha256:":               {[]string{sum}, []string{"", sum[1:], strings.ToUpper(sum)}},
 		"nnp:":                      {[]string{"true"}, []string{"", "false"}},
 		"node:hostname:":            {[]string{"vm-1", "a.Example.org"}, []string{"", "a b", "a:b", strings.Repeat("a", 254)}},
@@ -73,6 +73,7 @@ func TestParseSelectorOfEachKind(t *testing.T) {
 		"systemd:fragment_sha256:":  {[]string{sum}, []string{""}},
 		"systemd:id:":               {[]string{"a.service", "user@1000.service", "session-3.scope"}, []string{"", "a", "a/b.service", "a b.service", ".service"}},
 		"systemd:invocation_id:":    {[]string{sum[:32]}, []string{"", sum}},
+		"systemd:main_process:":     {[]string{"true"}, []string{"", "false"}},
 		"systemd:slice:":            {[]string{"system.slice", "-.slice"}, []string{"", "a.service"}},
 		"systemd:user_unit:":        {[]string{"a.service"}, []string{""}},
 		"tpm:ek:sha256:":            {[]string{sum}, []string{"", sum[1:]}},
@@ -117,5 +118,53 @@ func TestEveryKindIsTried(t *testing.T) {
 		if !strings.Contains(string(b), "\""+k.Prefix+"\":") {
 			t.Errorf("no values of kind %s are tried", k.Prefix)
 		}
+	}
+}
+
+func TestAnchorsAreWhatNoUserCanArrange(t *testing.T) {
+	t.Parallel()
+	sum := strings.Repeat("0123456789abcdef", 4)
+	for text, want := range map[string]bool{
+		"unix:uid:1000": true, "unix:user:agent": true, "unix:gid:5": true, "unix:group:agents": true,
+		"unix:supplementary_gid:5": true, "unix:supplementary_group:agents": true,
+		"systemd:id:agent.service": true, "systemd:slice:agents.slice": true, "systemd:main_process:true": true,
+		"systemd:invocation_id:" + sum[:32]: true, "systemd:fragment_path:/etc/systemd/system/a.service": true,
+		"systemd:fragment_sha256:" + sum: true, "systemd:exec_sha256:" + sum: true,
+		"cgroup:path:/system.slice/agent.service": true, "cgroup:slice:agents.slice": true,
+		"container:id:" + sum: true, "container:runtime:docker": true, "selinux:type:agent_t": true,
+
+		"unix:sha256:" + sum: false, "unix:path:/usr/bin/agent": false, "unix:fsverity:sha256:" + sum: false, "ima:sha256:" + sum: false,
+		"script:path:/opt/a.py": false, "script:sha256:" + sum: false, "script:tree_sha256:" + sum: false,
+		"parent:sha256:" + sum: false, "parent:systemd:id:a.service": false,
+		"nnp:true": false, "seccomp:filter": false, "ns:user:host": false, "ns:pid:private": false,
+		"apparmor:profile:agent":      false, // an unconfined process takes on any profile (aa-exec)
+		"node:hostname:vm":            false,
+		"tpm:ek:sha256:" + sum:        false, // every process of the machine has it
+		"tpm:secureboot:on":           false,
+		"systemd:user_unit:a.service": false,
+		"systemd:slice:user.slice":    false, "systemd:slice:-.slice": false, "cgroup:slice:user.slice": false,
+		"cgroup:path:/": false, "cgroup:path:/user.slice": false,
+		"cgroup:path:/user.slice/user-1000.slice/user@1000.service/app.slice/a.service": false,
+		"container:runtime:unknown": false,
+	} {
+		s, err := ParseSelector(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := s.Anchors(); got != want {
+			t.Errorf("%s anchors an entry: %t, want %t", text, got, want)
+		}
+	}
+}
+
+func TestProgramsAndScriptsAreNoAnchors(t *testing.T) {
+	t.Parallel()
+	for _, k := range Kinds() {
+		if k.Anchor && (k.Stage == Read || k.Trust == Weak || k.Trust == TPMEnforced) {
+			t.Errorf("%s is an anchor, although %v and of stage %d", k.Prefix, k.Trust, k.Stage)
+		}
+	}
+	if len(Kinds()) > 63 {
+		t.Errorf("%d kinds, more than a KindSet holds", len(Kinds()))
 	}
 }

@@ -47,7 +47,21 @@ type Entries struct {
 	wants    [][]uint32         // of each entry, its selectors' numbers
 	byRarest map[uint32][]int32 // positions in list, ascending
 
-	kinds map[string]bool // types, and types with keys, that entries want
+	stages [attest.Read + 1]stageIndex
+}
+
+// A stageIndex finds the entries that a process may still match once its facts
+// up to a stage are known. Entries that ask for the same facts up to there are
+// one set in it.
+type stageIndex struct {
+	sets     []stageSet
+	byRarest map[uint32][]int32 // positions in sets
+	always   attest.KindSet     // of the entries that ask for nothing up to the stage
+}
+
+type stageSet struct {
+	want  []uint32       // numbers of selectors up to the stage
+	kinds attest.KindSet // that its entries want, of every stage
 }
 
 // LoadEntries reads the *.yaml files of dir in the order of their names. A
@@ -106,7 +120,6 @@ func digest(files []config.File) [32]byte {
 
 func (es *Entries) index() {
 	es.number = make(map[attest.Selector]uint32)
-	es.kinds = make(map[string]bool)
 	es.wants = make([][]uint32, len(es.list))
 	var wanted []int // by number: how many entries want it
 	for i, e := range es.list {
@@ -116,7 +129,6 @@ func (es *Entries) index() {
 				n = uint32(len(wanted))
 				es.number[s] = n
 				wanted = append(wanted, 0)
-				es.kinds[s.Type], es.kinds[kindOf(s)] = true, true
 			}
 			wanted[n]++
 			es.wants[i] = append(es.wants[i], n)
@@ -124,20 +136,60 @@ func (es *Entries) index() {
 	}
 	es.byRarest = make(map[uint32][]int32)
 	for i, want := range es.wants {
-		rarest := slices.MinFunc(want, func(a, b uint32) int { return cmp.Compare(wanted[a], wanted[b]) })
+		rarest := rarestOf(want, wanted)
 		es.byRarest[rarest] = append(es.byRarest[rarest], int32(i))
 	}
+	for stage := range es.stages {
+		es.indexStage(attest.Stage(stage), wanted)
+	}
+}
+
+func rarestOf(want []uint32, wanted []int) uint32 {
+	return slices.MinFunc(want, func(a, b uint32) int { return cmp.Compare(wanted[a], wanted[b]) })
+}
+
+func (es *Entries) indexStage(upTo attest.Stage, wanted []int) {
+	index := stageIndex{byRarest: make(map[uint32][]int32)}
+	known := make(map[string]int) // sets by their numbers
+	for i, e := range es.list {
+		var want []uint32
+		var kinds attest.KindSet
+		for j, s := range e.Selectors {
+			kinds |= s.KindSet()
+			if s.Stage() <= upTo && !ofNode(s) { // the machine's are known elsewhere
+				want = append(want, es.wants[i][j])
+			}
+		}
+		if len(want) == 0 {
+			index.always |= kinds
+			continue
+		}
+		key := fmt.Sprint(slices.Sorted(slices.Values(want)))
+		at, ok := known[key]
+		if !ok {
+			at = len(index.sets)
+			known[key] = at
+			index.sets = append(index.sets, stageSet{want: want})
+			rarest := rarestOf(want, wanted)
+			index.byRarest[rarest] = append(index.byRarest[rarest], int32(at))
+		}
+		index.sets[at].kinds |= kinds
+	}
+	es.stages[upTo] = index
 }
 
 // Match returns the entries whose selectors are all among those of a process,
 // in the order of files and lines: the first is the default identity
-// (Workload API §8). A process with no selectors matches nothing.
+// (Workload API §8). A process with no selectors matches nothing. One of a
+// container matches only entries that mean containers: root or a user number
+// inside of one is not the host's.
 func (es *Entries) Match(have attest.Selectors) []Entry {
 	numbers := es.numbers(have)
+	contained := inContainer(have)
 	var at []int32
 	for n := range numbers {
 		for _, i := range es.byRarest[n] {
-			if covers(numbers, es.wants[i]) {
+			if covers(numbers, es.wants[i]) && (!contained || es.list[i].Container()) {
 				at = append(at, i)
 			}
 		}
@@ -170,9 +222,35 @@ func covers(have map[uint32]bool, want []uint32) bool {
 	return true
 }
 
-// Wants reports whether any entry wants a selector of this type (script), or of
-// this type and key (script:tree_sha256).
-func (es *Entries) Wants(kind string) bool { return es.kinds[kind] }
+// inContainer reports whether the facts are of a process of a container:
+// attestation states something of container:* for each of them.
+func inContainer(have attest.Selectors) bool {
+	return slices.ContainsFunc(have, func(s attest.Selector) bool { return s.Type == "container" })
+}
+
+// Wants returns the kinds of selectors that are wanted by the entries which a
+// process may still match whose facts up to the stage are these. It is empty
+// exactly if the process can match no entry, whatever else is found out.
+func (es *Entries) Wants(have attest.Selectors, upTo attest.Stage) attest.KindSet {
+	index := &es.stages[upTo]
+	numbers := es.numbers(have)
+	contained := inContainer(have)
+	var kinds attest.KindSet
+	if !contained {
+		kinds = index.always
+	}
+	for n := range numbers {
+		for _, i := range index.byRarest[n] {
+			set := &index.sets[i]
+			if covers(numbers, set.want) && (!contained || set.kinds.Has(containerKinds)) {
+				kinds |= set.kinds
+			}
+		}
+	}
+	return kinds
+}
+
+var containerKinds = attest.KindsOf("container:")
 
 // All returns every entry in the order of files and lines.
 func (es *Entries) All() []Entry { return slices.Clone(es.list) }
@@ -187,7 +265,8 @@ func (es *Entries) Digest() [32]byte { return es.digest }
 // A NearMiss is an entry that a process does not match, and why.
 type NearMiss struct {
 	Entry   Entry
-	Missing attest.Selectors // those of the entry's that the process lacks; at least one
+	Missing attest.Selectors // those of the entry's that the process lacks; at least one, unless Host
+	Host    bool             // the process is in a container, and the entry does not mean containers
 }
 
 // NearMisses returns at most a number of entries that the process does not
@@ -196,10 +275,14 @@ type NearMiss struct {
 // a request.
 func (es *Entries) NearMisses(have attest.Selectors, most int) []NearMiss {
 	numbers := es.numbers(have)
-	type miss struct{ at, missing, held int }
+	contained := inContainer(have)
+	type miss struct {
+		at, missing, held int
+		host              bool
+	}
 	var misses []miss
 	for i, want := range es.wants {
-		m := miss{at: i}
+		m := miss{at: i, host: contained && !es.list[i].Container()}
 		for _, n := range want {
 			if numbers[n] {
 				m.held++
@@ -207,7 +290,7 @@ func (es *Entries) NearMisses(have attest.Selectors, most int) []NearMiss {
 				m.missing++
 			}
 		}
-		if m.missing > 0 {
+		if m.missing > 0 || m.host {
 			misses = append(misses, m)
 		}
 	}
@@ -217,7 +300,7 @@ func (es *Entries) NearMisses(have attest.Selectors, most int) []NearMiss {
 	var out []NearMiss
 	for _, m := range misses[:max(0, min(most, len(misses)))] {
 		e := es.list[m.at]
-		out = append(out, NearMiss{e, have.Missing(e.Selectors)})
+		out = append(out, NearMiss{e, have.Missing(e.Selectors), m.host})
 	}
 	return out
 }

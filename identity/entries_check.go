@@ -81,12 +81,29 @@ func (c *checker) selectors(w *written) {
 		lines[s.Value] = s.Pos.Line
 		kinds[kind] = s.Value
 	}
-	if len(lines) > 0 && !slices.ContainsFunc(w.Selectors, func(s config.At[attest.Selector]) bool {
+	switch {
+	case len(lines) == 0: // a problem already
+	case !slices.ContainsFunc(w.Selectors, func(s config.At[attest.Selector]) bool {
 		return s.Value != (attest.Selector{}) && !ofNode(s.Value)
-	}) {
+	}):
 		c.problems.Add(w.Pos, "entry %s asks for the machine only, so every process on it would match; add a fact about the process, such as unix:uid:1000", w.ID.Value)
+	default:
+		c.anchor(w)
 	}
 	c.interpreter(w)
+}
+
+// anchor refuses an entry that asks for nothing which the kernel or PID 1 alone
+// can arrange: programs and scripts are what any user can run, and steer.
+func (c *checker) anchor(w *written) {
+	for _, s := range w.Selectors {
+		if s.Value == (attest.Selector{}) || s.Value.Anchors() {
+			return // a problem already, or an anchor
+		}
+	}
+	if !w.AllowUnanchored {
+		c.problems.Add(w.Pos, "entry %s has no anchor: any user of the machine can arrange all that it asks for; add one of unix:uid:…, unix:user:…, systemd:id:…, systemd:main_process:true, cgroup:path:… or container:id:…, or, in a lab, set allow_unanchored: true", w.ID.Value)
+	}
 }
 
 // ofNode reports whether a selector is about the machine: all its processes

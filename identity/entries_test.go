@@ -297,7 +297,7 @@ func write(t testing.TB, files map[string]string) string {
 // Whatever a file holds, what is loaded from it keeps the promises of an Entry.
 func FuzzLoadEntries(f *testing.F) {
 	f.Add([]byte("entries:\n  - spiffe_id: spiffe://example.org/a\n    selectors: [unix:uid:1, unix:gid:1]\n    hint: a\n"))
-	f.Add([]byte("entries:\n  - {spiffe_id: spiffe://example.org/a, selectors: [unix:path:/bin/sh], allow_interpreter: true, x509_svid_ttl: 90m}\n"))
+	f.Add([]byte("entries:\n  - {spiffe_id: spiffe://example.org/a, selectors: [unix:path:/bin/sh], allow_interpreter: true, allow_unanchored: true, x509_svid_ttl: 90m}\n"))
 	f.Add([]byte("entries: [{spiffe_id: spiffe://example.org/b, selectors: []}, {credentials: [a, a]}, 5]"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		es, err := parseEntries([]config.File{{Path: "a.yaml", Data: data}}, nil, td, limits)
@@ -323,23 +323,139 @@ func FuzzLoadEntries(f *testing.F) {
 	})
 }
 
-func TestWantsNamesWhatEntriesAskFor(t *testing.T) {
+func TestWantsNamesOnlyWhatAnEntryThatMayStillMatchAsksFor(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	text := "entries:\n  - {spiffe_id: spiffe://example.org/a, selectors: [\"unix:uid:1\", \"systemd:id:a.service\"]}\n"
-	if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	es, err := LoadEntries(dir, spiffeid.RequireTrustDomainFromString("example.org"), Limits{MaxX509TTL: time.Hour, AnyOwner: true})
+	sum := strings.Repeat("0123456789abcdef", 4)
+	dir := write(t, map[string]string{"a.yaml": `
+entries:
+  - {spiffe_id: spiffe://example.org/plain, selectors: [unix:uid:1]}
+  - {spiffe_id: spiffe://example.org/program, selectors: [unix:uid:1, unix:sha256:` + sum + `]}
+  - {spiffe_id: spiffe://example.org/main, selectors: [unix:uid:2, systemd:main_process:true, script:sha256:` + sum + `]}
+  - {spiffe_id: spiffe://example.org/contained, selectors: [container:runtime:docker, unix:uid:1, ima:sha256:` + sum + `]}
+  - {spiffe_id: spiffe://example.org/pinned, selectors: [unix:uid:5, tpm:secureboot:on]}
+`})
+	es, err := LoadEntries(dir, td, limits)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for kind, want := range map[string]bool{"unix": true, "unix:uid": true, "systemd:id": true, "unix:gid": false, "script": false, "": false} {
-		if got := es.Wants(kind); got != want {
-			t.Errorf("Wants(%q) = %t, want %t", kind, got, want)
+	for _, tt := range []struct {
+		name string
+		have []string
+		upTo attest.Stage
+		want []string
+	}{
+		{"no entry", []string{"unix:uid:9"}, attest.Seen, nil},
+		{"two entries of a user", []string{"unix:uid:1"}, attest.Seen, []string{"unix:uid:", "unix:sha256:"}},
+		{"an anchor that is asked for is not known yet", []string{"unix:uid:2"}, attest.Seen, []string{"unix:uid:", "systemd:main_process:", "script:sha256:"}},
+		{"an anchor that was asked for and does not hold", []string{"unix:uid:2"}, attest.Asked, nil},
+		{"all that was asked for holds", []string{"unix:uid:2", "systemd:main_process:true"}, attest.Asked, []string{"unix:uid:", "systemd:main_process:", "script:sha256:"}},
+		{"a container with the user number of a host's entry", []string{"unix:uid:2", "container:runtime:docker"}, attest.Seen, nil},
+		{"a container", []string{"unix:uid:1", "container:runtime:docker"}, attest.Seen, []string{"unix:uid:", "container:runtime:", "ima:sha256:"}},
+		{"the machine's facts are known elsewhere", []string{"unix:uid:5"}, attest.Read, []string{"unix:uid:", "tpm:secureboot:"}},
+		{"nothing attested", nil, attest.Seen, nil},
+	} {
+		if got, want := es.Wants(selectors(t, tt.have...), tt.upTo), attest.KindsOf(tt.want...); got != want {
+			t.Errorf("%s: Wants = %b, want %b (%q)", tt.name, got, want, tt.want)
 		}
 	}
-	if new(Entries).Wants("unix") {
-		t.Error("no entries want unix")
+	if new(Entries).Wants(selectors(t, "unix:uid:1"), attest.Seen) != 0 {
+		t.Error("no entries want something")
+	}
+}
+
+// Wants leaves out nothing that an entry which may still match asks for.
+func TestWantsIsThatOfEveryEntryAskedInTurn(t *testing.T) {
+	t.Parallel()
+	facts := selectors(t, "unix:uid:1", "unix:uid:2", "unix:gid:1", "container:runtime:docker", "ns:pid:host", "systemd:main_process:true",
+		"unix:path:/a", "unix:path:/b", "script:path:/c", "tpm:secureboot:on")
+	rapid.Check(t, func(t *rapid.T) {
+		es := &Entries{}
+		for _, wanted := range rapid.SliceOf(rapid.SliceOfNDistinct(rapid.SampledFrom(facts), 1, 4, rapid.ID)).Draw(t, "entries") {
+			es.list = append(es.list, Entry{Selectors: wanted})
+		}
+		es.index()
+		have := attest.Selectors(rapid.SliceOf(rapid.SampledFrom(facts)).Draw(t, "have"))
+		for stage := attest.Seen; stage <= attest.Read; stage++ {
+			var want attest.KindSet
+			for _, e := range es.list {
+				may := !inContainer(have) || e.Container()
+				var kinds attest.KindSet
+				for _, s := range e.Selectors {
+					kinds |= s.KindSet()
+					may = may && (s.Stage() > stage || ofNode(s) || have.Has(s))
+				}
+				if may {
+					want |= kinds
+				}
+			}
+			if got := es.Wants(have, stage); got != want {
+				t.Fatalf("Wants at stage %d = %b, want %b", stage, got, want)
+			}
+		}
+		if got := es.Match(append(have, facts[len(facts)-1])); len(got) > 0 && es.Wants(have, attest.Read) == 0 {
+			t.Fatalf("%v match, of which Wants knows nothing", got)
+		}
+	})
+}
+
+func TestProcessOfAContainerMatchesOnlyEntriesThatMeanContainers(t *testing.T) {
+	t.Parallel()
+	dir := write(t, map[string]string{"a.yaml": `
+entries:
+  - {spiffe_id: spiffe://example.org/root, selectors: [unix:uid:0]}
+  - {spiffe_id: spiffe://example.org/web, selectors: [container:runtime:docker, unix:uid:0]}
+  - {spiffe_id: spiffe://example.org/private, selectors: [systemd:id:a.service, container:runtime:unknown]}
+`})
+	es, err := LoadEntries(dir, td, limits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ have, want []string }{
+		{[]string{"unix:uid:0"}, []string{"/root"}},
+		{[]string{"unix:uid:0", "container:runtime:docker"}, []string{"/web"}},
+		{[]string{"unix:uid:0", "container:id:web"}, nil},
+		{[]string{"unix:uid:0", "systemd:id:a.service", "container:runtime:unknown"}, []string{"/private"}},
+	} {
+		var got []string
+		for _, e := range es.Match(selectors(t, tt.have...)) {
+			got = append(got, e.ID.Path())
+		}
+		if !slices.Equal(got, tt.want) {
+			t.Errorf("a process of %q matches %q, want %q", tt.have, got, tt.want)
+		}
+	}
+	var host []string
+	for _, m := range es.NearMisses(selectors(t, "unix:uid:0", "container:id:web"), 9) {
+		if m.Host {
+			host = append(host, m.Entry.ID.Path())
+		}
+	}
+	if !slices.Equal(host, []string{"/root"}) {
+		t.Errorf("near misses for not meaning containers are %q, want /root", host)
+	}
+	var mean []string
+	for _, e := range es.All() {
+		if e.Container() {
+			mean = append(mean, e.ID.Path())
+		}
+	}
+	if !slices.Equal(mean, []string{"/web", "/private"}) {
+		t.Errorf("entries that mean containers are %q", mean)
+	}
+}
+
+func TestUnanchoredEntryIsTakenOnlyWhereItSaysSo(t *testing.T) {
+	t.Parallel()
+	dir := write(t, map[string]string{"a.yaml": `
+entries:
+  - {spiffe_id: spiffe://example.org/lab, selectors: [unix:path:/opt/agent], allow_unanchored: true}
+  - {spiffe_id: spiffe://example.org/anchored, selectors: [unix:path:/opt/agent, unix:uid:7], allow_unanchored: true}
+`})
+	es, err := LoadEntries(dir, td, limits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if all := es.All(); !all[0].Unanchored || all[1].Unanchored {
+		t.Errorf("unanchored are %t and %t, want true and false", all[0].Unanchored, all[1].Unanchored)
 	}
 }

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -19,8 +20,17 @@ type Entry struct {
 	JWTTTL      time.Duration    // of a JWT-SVID
 	Hint        string           // tells a workload with several identities which is which; may be empty
 	Credentials []string         // names of the credentials it may lease
+	Unanchored  bool             // any user can arrange what it asks for: for a lab
 	Pos         config.Pos       // where it is written
 }
+
+// Container reports whether the entry means processes of containers. No other
+// entry is matched by one.
+func (e Entry) Container() bool { return inContainer(e.Selectors) }
+
+// anchored reports whether one of the facts is one that the kernel or PID 1
+// alone can arrange.
+func (e Entry) anchored() bool { return slices.ContainsFunc(e.Selectors, attest.Selector.Anchors) }
 
 // A document is one file of entries.d.
 type document struct {
@@ -36,6 +46,7 @@ type written struct {
 	Hint             config.At[string]            `yaml:"hint"`
 	Credentials      []config.At[string]          `yaml:"credentials"`
 	AllowInterpreter bool                         `yaml:"allow_interpreter" default:"false"`
+	AllowUnanchored  bool                         `yaml:"allow_unanchored" default:"false"`
 
 	Pos config.Pos
 }
@@ -58,5 +69,6 @@ func (w *written) entry(maxX509TTL time.Duration) Entry {
 	for _, c := range w.Credentials {
 		e.Credentials = append(e.Credentials, c.Value)
 	}
+	e.Unanchored = !e.anchored()
 	return e
 }

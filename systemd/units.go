@@ -32,9 +32,10 @@ type Unit struct {
 // process (systemd.service(5), systemd.exec(5)). Specifiers are resolved,
 // variables are not.
 type Service struct {
-	Type             string // "simple", "notify"
-	NotifyAccess     string // "none", "main"
-	MainPID          int    // 0 where there is none
+	Type             string    // "simple", "notify"
+	NotifyAccess     string    // "none", "main"
+	MainPID          int       // 0 where there is none
+	MainStarted      time.Time // when systemd has noted the main process's start
 	ExecStart        []Command
 	EnvironmentFiles []string
 	WorkingDirectory string
@@ -133,6 +134,7 @@ func (u *Units) unit(ctx context.Context, name string) (*Unit, error) {
 			Type:             p.text("Type"),
 			NotifyAccess:     p.text("NotifyAccess"),
 			MainPID:          int(p.number("MainPID")),
+			MainStarted:      time.UnixMicro(int64(p.number("ExecMainStartTimestamp"))),
 			ExecStart:        p.commands("ExecStart"),
 			EnvironmentFiles: p.paths("EnvironmentFiles"),
 			WorkingDirectory: p.text("WorkingDirectory"),

@@ -605,7 +605,7 @@ func TestStreamEndsWhenItsProgramIsReplacedOnDisk(t *testing.T) {
 	if out, err := exec.Command("cp", exe, program).CombinedOutput(); err != nil {
 		t.Fatalf("cp: %s", out)
 	}
-	s := startStack(t, fmt.Sprintf("  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:path:%s\"]}\n", program))
+	s := startStack(t, fmt.Sprintf("  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\", \"unix:path:%s\"]}\n", os.Getuid(), program))
 	cmd := exec.CommandContext(t.Context(), program, "helper:stay", s.Socket)
 	var said strings.Builder
 	cmd.Stderr = &said

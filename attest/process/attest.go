@@ -22,10 +22,15 @@ type Options struct {
 	// Manager answers for units; nil where systemd is not PID 1. Without it
 	// there are no selectors but those that follow from the control group.
 	Manager Manager
-	// Wants says whether any entry wants a selector of a type (ns), or of a type
-	// and key (script:tree_sha256). What takes a while to find out and nobody
-	// wants, Attest leaves out; nil means that everything is wanted.
-	Wants func(kind string) bool
+	// Wants returns the kinds of selectors that are wanted by the entries which a
+	// process may still match whose facts up to the stage are these. It is asked
+	// stage by stage, so that a process which no entry's anchors fit costs no
+	// question to systemd and no reading of files; nil means that everything is
+	// wanted.
+	Wants func(have attest.Selectors, upTo attest.Stage) attest.KindSet
+	// Person returns the user that a user ID counts for where work is shared out:
+	// the owner, if the ID is a subordinate one. Nil means the user itself.
+	Person func(uid uint32) uint32
 }
 
 // An Attester attests peers. It keeps the digests of files that it has hashed;
@@ -37,7 +42,10 @@ type Attester struct {
 	names    *names
 	measured *measurements // nil where the kernel keeps no list
 	manager  Manager       // nil where there is none
-	wants    func(kind string) bool
+	mounts   *mountTable   // of PID 1
+	own      *mountTable   // of the daemon, which may be in a mount namespace of its own
+	wants    func(have attest.Selectors, upTo attest.Stage) attest.KindSet
+	person   func(uid uint32) uint32
 
 	turns     turns
 	units     unitCache
@@ -50,6 +58,10 @@ func NewAttester(o Options) *Attester {
 	if wants == nil {
 		wants = everything
 	}
+	person := o.Person
+	if person == nil {
+		person = func(uid uint32) uint32 { return uid }
+	}
 	return &Attester{
 		host:    thisHost(),
 		modules: theseModules(),
@@ -61,11 +73,14 @@ func NewAttester(o Options) *Attester {
 		names:    newNames(),
 		measured: theseMeasurements(),
 		manager:  o.Manager,
+		mounts:   newMountTable("/proc/1/mountinfo"),
+		own:      newMountTable("/proc/self/mountinfo"),
 		wants:    wants,
+		person:   person,
 	}
 }
 
-func everything(string) bool { return true }
+func everything(attest.Selectors, attest.Stage) attest.KindSet { return ^attest.KindSet(0) }
 
 // An Attested is what a process was at one moment.
 type Attested struct {
@@ -73,7 +88,7 @@ type Attested struct {
 	StartTime     uint64 // ticks since boot, /proc/PID/stat field 22
 	UID, GID      uint32 // effective
 	Path          string // of the program as the kernel reports it: untrusted text
-	SHA256        string // of the running program's file, hexadecimal; empty if in Gaps
+	SHA256        string // of the running program's file, hexadecimal; empty if in Gaps, and where no entry's anchors fit
 	Device, Inode uint64 // of that file
 	Cgroup        string // control group as the kernel reports it: untrusted text
 	Unit          string // system unit, empty where there is none
@@ -87,6 +102,8 @@ type Attested struct {
 	// lives. There is no selector for them, so that no entry that wants one
 	// matches.
 	Gaps []*Error
+
+	seen observation // for Unchanged
 }
 
 // An Error reports which fact about which process could not be established.
@@ -103,8 +120,8 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.Err }
 
 // ErrChanged means that the process became another program or another user
-// while it was attested. Asking again may succeed.
-var ErrChanged = errors.New("it changed during attestation, by exec or by setting its user or groups")
+// while it was attested, or since. Asking again may succeed.
+var ErrChanged = errors.New("it changed during attestation, by exec, by setting its user or groups, or by a move to another control group or namespace")
 
 // Attest reads what the process is now. It returns [ErrPeerGone] if the
 // process exited before everything was read, and otherwise an [*Error] that
@@ -115,14 +132,15 @@ var ErrChanged = errors.New("it changed during attestation, by exec or by settin
 // time: what they touch belongs to that user, such as a file system that does
 // not answer, and must not keep others waiting.
 func (a *Attester) Attest(ctx context.Context, p *Peer) (*Attested, error) {
-	if err := a.turns.take(ctx, p.uid); err != nil {
+	person := a.person(p.uid)
+	if err := a.turns.take(ctx, person); err != nil {
 		return nil, &Error{PID: p.pid, Fact: "process, after the others of its user,", Err: err}
 	}
-	defer a.turns.give(p.uid)
+	defer a.turns.give(person)
 	return a.attest(ctx, p, a.wants)
 }
 
-func (a *Attester) attest(ctx context.Context, p *Peer, wants func(kind string) bool) (*Attested, error) {
+func (a *Attester) attest(ctx context.Context, p *Peer, wants func(attest.Selectors, attest.Stage) attest.KindSet) (*Attested, error) {
 	dir, err := openDir(p.pid)
 	if err != nil {
 		return nil, p.explain("process directory", err)
@@ -131,90 +149,128 @@ func (a *Attester) attest(ctx context.Context, p *Peer, wants func(kind string) 
 	buf := buffers.Get().(*buffer)
 	defer buffers.Put(buf)
 
-	before, err := observe(p, dir, buf)
+	st, err := dir.stat(buf)
+	if err != nil {
+		return nil, p.explain("start time", err)
+	}
+	before, err := a.observe(p, dir, buf)
 	if err != nil {
 		return nil, err
 	}
 	if before.status.tracer != 0 {
 		return nil, p.explain("tracer", fmt.Errorf("process %d traces it, and so speaks for it; detach the debugger", before.status.tracer))
 	}
-	if err := a.host.owns(dir); err != nil {
+	if err := a.host.owns(dir, before.pidNS); err != nil {
 		return nil, p.explain("PID namespace", err)
 	}
 	at := &Attested{
 		PID:       p.pid,
-		StartTime: before.stat.start,
+		StartTime: st.start,
 		UID:       before.status.uid,
 		GID:       before.status.gid,
 		Device:    before.program.dev,
 		Inode:     before.program.ino,
+		Cgroup:    before.cgroup,
+		seen:      before,
 	}
-	f := facts{observation: before, wants: wants}
-	if err := a.read(ctx, p, dir, buf, at, &f); err != nil {
+	if at.Path, err = dir.programPath(); err != nil {
+		return nil, p.explain("program", err)
+	}
+	s := &statement{make(attest.Selectors, 0, 32+2*len(before.status.groups))}
+	f := &facts{observation: before, stat: st}
+	if err := a.stages(ctx, p, dir, buf, at, f, s, wants); err != nil {
 		return nil, err
 	}
 
-	after, err := observe(p, dir, buf)
+	after, err := a.observe(p, dir, buf)
 	if err != nil {
 		return nil, err
 	}
-	if !before.equal(after) {
+	if !before.equal(after) || before.status.parent != after.status.parent {
 		return nil, p.explain("program", ErrChanged)
 	}
 	if err := p.Alive(); err != nil {
 		return nil, err
 	}
-	// Everything read above was about p. What follows asks the host.
-	at.Selectors = a.selectors(ctx, at, &f)
-	at.restOn(&f)
+	// Everything read above was about p.
+	at.Selectors = s.selectors
+	at.restOn(f)
 	return at, nil
+}
+
+// stages finds out one stage of facts after the other, each only for a process
+// that may match an entry by the facts before.
+func (a *Attester) stages(ctx context.Context, p *Peer, dir procDir, buf *buffer, at *Attested, f *facts, s *statement,
+	wants func(attest.Selectors, attest.Stage) attest.KindSet) error {
+	a.addGroup(s, at, f)
+	if err := a.addUser(ctx, s, p, dir, at, f); err != nil {
+		return err
+	}
+	if f.status.noNewPrivs {
+		s.add("nnp", "", "true")
+	}
+	if f.status.seccomp {
+		s.add("seccomp", "", "filter")
+	}
+	if f.wants = wants(s.selectors, attest.Seen); f.wants == 0 {
+		return nil
+	}
+	if err := a.ask(ctx, p, dir, buf, at, f); err != nil {
+		return err
+	}
+	a.addSandbox(s, f)
+	if f.unit != nil {
+		addUnit(s, f.unit)
+	}
+	if f.wants = wants(s.selectors, attest.Asked); f.wants == 0 {
+		return nil
+	}
+	if err := a.read(ctx, p, dir, buf, at, f); err != nil {
+		return err
+	}
+	a.addProgram(s, at, f)
+	s.add("parent", "sha256:", f.parent.sha256)
+	s.add("parent", "systemd:id:", f.parent.unit)
+	for _, sum := range f.trees {
+		s.add("script", "tree_sha256:", sum)
+	}
+	return nil
 }
 
 // facts are what selectors are made of, beside what Attested holds.
 type facts struct {
 	observation
-	wants   func(kind string) bool
-	sandbox sandbox
-	verity  string // algorithm:digest of the program, "" for none
-	parent  parent
-	unit    *unitFacts // nil where there are none
-	trees   []string   // digests of the script's trees
+	stat     stat
+	wants    attest.KindSet
+	userNS   userNS
+	sandbox  sandbox
+	onHost   bool   // the program is on a file system of the host's
+	verity   string // algorithm:digest of the program, "" for none
+	measured bool   // by the kernel, at its path
+	parent   parent
+	unit     *unitFacts // nil where there are none
+	trees    []string   // digests of the script's trees
 }
 
-// read reads what has not been observed yet.
-func (a *Attester) read(ctx context.Context, p *Peer, dir procDir, buf *buffer, at *Attested, f *facts) (err error) {
-	if at.Path, err = dir.programPath(); err != nil {
-		return p.explain("program", err)
-	}
-	if at.SHA256, err = a.hashes.sum(ctx, f.program, dir.openProgram); err != nil {
-		if err := at.gap(ctx, p, "program's digest", err); err != nil {
-			return err
-		}
-	}
-	if f.program.verity {
-		if f.verity, err = dir.programVerity(f.program); err != nil {
-			if err := at.gap(ctx, p, "program's fs-verity digest", err); err != nil {
-				return err
-			}
-		}
-	}
-	if at.Cgroup, err = dir.cgroup(a.host.hierarchy, buf); err != nil {
-		return p.explain("control group", err)
-	}
-	if f.wants("ns") || f.wants("apparmor") || f.wants("selinux") {
+var (
+	ofSandbox = attest.KindsOf("ns:", "apparmor:", "selinux:")
+	ofParent  = attest.KindsOf("parent:")
+	ofTree    = attest.KindsOf("script:tree_sha256:")
+	ofIMA     = attest.KindsOf("ima:")
+	ofPath    = attest.KindsOf("unix:path:")
+	// Unit and slice follow from the control group.
+	ofManager = attest.KindsOf("script:", "systemd:exec_sha256:", "systemd:fragment_path:", "systemd:fragment_sha256:", "systemd:invocation_id:", "systemd:main_process:")
+)
+
+// ask finds out what others than the process's files know.
+func (a *Attester) ask(ctx context.Context, p *Peer, dir procDir, buf *buffer, at *Attested, f *facts) (err error) {
+	if f.wants.Has(ofSandbox) {
 		if f.sandbox, err = dir.sandbox(a.modules, buf); err != nil {
 			return p.explain("sandbox", err)
 		}
 		f.sandbox.known = true
 	}
-	if f.wants("parent") && f.status.parent > 1 { // PID 1 is everybody's
-		if f.parent, err = a.parent(ctx, f.status.parent, buf); err != nil {
-			if err := at.gap(ctx, p, "parent", err); err != nil {
-				return err
-			}
-		}
-	}
-	if slices.ContainsFunc(managerKinds, f.wants) {
+	if f.wants.Has(ofManager) {
 		if f.unit, err = a.unit(ctx, p, dir, at, f); err != nil {
 			if err := at.gap(ctx, p, "unit", err); err != nil {
 				return err
@@ -224,6 +280,24 @@ func (a *Attester) read(ctx context.Context, p *Peer, dir procDir, buf *buffer, 
 	if f.unit != nil {
 		at.Gaps = append(at.Gaps, f.unit.gaps...)
 	}
+	return nil
+}
+
+// read finds out what files hold.
+func (a *Attester) read(ctx context.Context, p *Peer, dir procDir, buf *buffer, at *Attested, f *facts) error {
+	if err := a.readProgram(ctx, p, dir, buf, at, f); err != nil {
+		if err := at.gap(ctx, p, "program's digest", err); err != nil {
+			return err
+		}
+	}
+	var err error
+	if f.wants.Has(ofParent) && f.status.parent > 1 { // PID 1 is everybody's
+		if f.parent, err = a.parent(ctx, f.status.parent, buf); err != nil {
+			if err := at.gap(ctx, p, "parent", err); err != nil {
+				return err
+			}
+		}
+	}
 	if f.trees, err = a.scriptTrees(ctx, f); err != nil {
 		if err := at.gap(ctx, p, "script's tree", err); err != nil {
 			return err
@@ -232,9 +306,19 @@ func (a *Attester) read(ctx context.Context, p *Peer, dir procDir, buf *buffer, 
 	return nil
 }
 
-// managerKinds are those that systemd is asked for; unit and slice follow from
-// the control group.
-var managerKinds = []string{"script", "systemd:exec_sha256", "systemd:fragment_path", "systemd:fragment_sha256", "systemd:invocation_id"}
+// readProgram finds out about the program that the process runs. The caller
+// observes the process once more.
+func (a *Attester) readProgram(ctx context.Context, p *Peer, dir procDir, buf *buffer, at *Attested, f *facts) error {
+	running, err := a.program(ctx, dir, buf, f.observation, f.userNS, at.Path)
+	f.onHost, f.verity, at.SHA256 = running.onHost, running.verity, running.sha256
+	if err != nil {
+		return err
+	}
+	if running.verityErr != nil {
+		return at.gap(ctx, p, "program's fs-verity digest", running.verityErr)
+	}
+	return nil
+}
 
 // restOn notes the files that the selectors rest on.
 func (at *Attested) restOn(f *facts) {
@@ -272,26 +356,73 @@ func (at *Attested) gap(ctx context.Context, p *Peer, fact string, err error) er
 	return nil
 }
 
-// An observation is everything that an exec or a change of user changes.
+// An observation is everything that an exec, a change of user or a move changes.
 type observation struct {
-	stat    stat
-	status  status
-	program fileID
+	image              image
+	status             status
+	program            fileID
+	user, pidNS, mntNS nsID
+	cgroup             string
 }
 
+// equal reports whether both are of one program, under the same credentials, at
+// the same place. The parent may be another: it may have exited.
 func (o observation) equal(p observation) bool {
-	return o.stat == p.stat && o.status.equal(p.status) && o.program == p.program
+	return o.image == p.image && o.status.equal(p.status) && o.program == p.program &&
+		o.user == p.user && o.pidNS == p.pidNS && o.mntNS == p.mntNS && o.cgroup == p.cgroup
 }
 
-func observe(p *Peer, dir procDir, buf *buffer) (o observation, err error) {
-	if o.stat, err = dir.stat(buf); err != nil {
-		return o, p.explain("start time", err)
-	}
+func (a *Attester) observe(p *Peer, dir procDir, buf *buffer) (o observation, err error) {
 	if o.status, err = dir.status(buf); err != nil {
 		return o, p.explain("user", err)
 	}
 	if o.program, err = dir.program(); err != nil {
 		return o, p.explain("program", err)
 	}
+	if o.image, err = dir.image(buf); err != nil {
+		return o, p.explain("program", err)
+	}
+	if o.image.unfinished() {
+		return o, p.explain("program", ErrChanged)
+	}
+	for _, ns := range []struct {
+		name string
+		into *nsID
+	}{{"ns/user", &o.user}, {"ns/pid", &o.pidNS}, {"ns/mnt", &o.mntNS}} {
+		if *ns.into, err = namespace(int(dir), ns.name); err != nil {
+			return o, p.explain("namespaces", err)
+		}
+	}
+	if o.cgroup, err = dir.cgroup(a.host.hierarchy, buf); err != nil {
+		return o, p.explain("control group", err)
+	}
 	return o, nil
+}
+
+// Unchanged looks at an attested process again, and returns an error unless it
+// is what it was: the same start of the same program, under the same credentials,
+// in the same control group and namespaces. What the process has said meanwhile
+// it has said as what was attested. The error is [ErrPeerGone] if the process has
+// exited, and otherwise an [*Error], which wraps [ErrChanged] if it is another
+// now; attesting it anew may succeed.
+func (a *Attester) Unchanged(p *Peer, at *Attested) error {
+	if p.pid != at.PID {
+		return &Error{p.pid, "process", fmt.Errorf("process %d was attested", at.PID)}
+	}
+	dir, err := openDir(p.pid)
+	if err != nil {
+		return p.explain("process directory", err)
+	}
+	defer dir.close()
+	buf := buffers.Get().(*buffer)
+	defer buffers.Put(buf)
+	now, err := a.observe(p, dir, buf)
+	if err != nil {
+		return err
+	}
+	if !now.equal(at.seen) {
+		return p.explain("program", ErrChanged)
+	}
+	// The pin is of the process that was attested, while it lives.
+	return p.Alive()
 }

@@ -10,11 +10,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vouchd/vouchd/attest"
+	"github.com/vouchd/vouchd/systemd"
 )
 
 func TestAttestSaysWhatThePeerIs(t *testing.T) {
@@ -223,7 +225,8 @@ func TestPathSpoof(t *testing.T) {
 				t.Fatalf("the kernel reports path %q, so the attack did not work: want %q", at.Path, decoy)
 			}
 			wantOnly(t, at.Selectors, "unix:path:")
-			wantOnly(t, at.Selectors, "unix:sha256:", sha256Of(t, evil))
+			wantOnly(t, at.Selectors, "unix:sha256:") // nothing, rather than the digest of evil
+			wantGap(t, at, "user namespace")
 		})
 	}
 }
@@ -393,7 +396,7 @@ func TestWhatNobodyWantsIsLeftOut(t *testing.T) {
 	t.Parallel()
 	child := run(t, nil, "sleep", "600")
 	p := pin(t, child.Process.Pid)
-	a := NewAttester(Options{Wants: func(kind string) bool { return kind == "unix:uid" }})
+	a := NewAttester(Options{Wants: func(attest.Selectors, attest.Stage) attest.KindSet { return attest.KindsOf("unix:uid:") }})
 	at := attestPeer(t, a, p)
 	for _, s := range at.Selectors {
 		if s.Type == "ns" || s.Type == "parent" || s.Type == "ima" {
@@ -406,5 +409,55 @@ func TestWhatNobodyWantsIsLeftOut(t *testing.T) {
 	}
 	if missing := all.Selectors.Missing(at.Selectors); len(missing) > 0 || len(all.Selectors) <= len(at.Selectors) {
 		t.Errorf("by PID there are %v, of what is wanted %v", all.Selectors, at.Selectors)
+	}
+}
+
+// askedManager counts how often it is asked.
+type askedManager struct{ asked atomic.Int32 }
+
+func (m *askedManager) Unit(context.Context, string) (*systemd.Unit, error) {
+	m.asked.Add(1)
+	return nil, systemd.ErrNoUnit
+}
+
+// TestProcessThatNoAnchorFitsCostsNothing: it has no file hashed, and has nobody
+// asked about it.
+func TestProcessThatNoAnchorFitsCostsNothing(t *testing.T) {
+	t.Parallel()
+	path := install(t, program(t, "sleep"), filepath.Join(openTempDir(t), "program"), "")
+	child := run(t, nil, path, "600")
+	waitForProgram(t, child, path)
+	everyKind := attest.KindsOf("")
+	for _, tt := range []struct {
+		name   string
+		until  attest.Stage // up to here an entry may match
+		asked  int32
+		hashed uint64
+	}{
+		{"no entry for the user", attest.Seen, 0, 0},
+		{"an entry for the user, but of another unit", attest.Asked, 1, 0},
+		{"an entry all of whose anchors hold", attest.Read + 1, 1, 1},
+	} {
+		m := &askedManager{}
+		a := NewAttester(Options{Manager: m, Wants: func(_ attest.Selectors, upTo attest.Stage) attest.KindSet {
+			if upTo < tt.until {
+				return everyKind &^ attest.KindsOf("parent:")
+			}
+			return 0
+		}})
+		a.host.systemd, a.host.root = true, "" // wherever this runs
+		at := attestPeer(t, a, pin(t, child.Process.Pid))
+		if _, _, ok := a.host.unit(at.Cgroup); !ok {
+			tt.asked = 0
+		}
+		if got := m.asked.Load(); got != tt.asked {
+			t.Errorf("%s: systemd was asked %d times, want %d", tt.name, got, tt.asked)
+		}
+		if got := a.Stats().Hashed; got != tt.hashed {
+			t.Errorf("%s: %d files were hashed, want %d", tt.name, got, tt.hashed)
+		}
+		if (at.SHA256 != "") != (tt.hashed > 0) || len(values(at.Selectors, "unix:uid:")) != 1 {
+			t.Errorf("%s: attested %q with %v", tt.name, at.SHA256, at.Selectors)
+		}
 	}
 }

@@ -22,7 +22,7 @@ func HashFile(ctx context.Context, path string, uid uint32) (real, sum string, e
 	if real, err = resolve(path, notBy(uid)); err != nil {
 		return "", "", err
 	}
-	_, sum, err = NewAttester(Options{}).hashes.path(ctx, real)
+	_, sum, err = NewAttester(Options{}).hashes.path(ctx, 0, real)
 	if err != nil {
 		return "", "", fmt.Errorf("%s: %w", path, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,16 +17,26 @@ import (
 
 // hashes computes digests of files and keeps the last of them. One file is
 // hashed once at a time, however many ask for it.
+//
+// A read of a file system that does not answer cannot be ended. Who is past the
+// time limit is given up: their worker is lost until the read returns, and another
+// takes its place, but not for the same person beyond their share.
 type hashes struct {
 	maxSize int64
 	timeout time.Duration
 	keep    int
-	slots   chan struct{} // as many hashings at a time as there are processors
+	slots   int // hashings at a time: as many as there are processors
+	share   int // of the slots, and of workers that are lost, for one person
 
 	mu      sync.Mutex // guards the fields below
 	kept    map[fileID]*list.Element
 	recent  list.List // of *digest, last used first
 	running map[fileID]*hashing
+	waiting []*hashing
+	active  int
+	people  map[uint32]*sharer // who has a worker, or waits for one
+	turn    uint64
+	stats   Stats // but for what can be counted
 }
 
 type digest struct {
@@ -38,16 +49,60 @@ type hashing struct {
 	done chan struct{}
 	sum  string
 	err  error
+
+	file    fileID
+	person  uint32
+	open    func() (fd int, err error)
+	release func() // of what open needs
+	limit   *time.Timer
+	started bool
+	ended   bool // told to those who wait
+}
+
+// A sharer is a person for whom files are hashed.
+type sharer struct {
+	waiting, active, lost int
+	turn                  uint64 // when they had a worker last
+}
+
+// Stats are numbers about the work that attestations have caused.
+type Stats struct {
+	Hashing int            // files that are being hashed
+	Waiting int            // for a worker
+	Lost    int            // workers that wait for a file system which does not answer
+	LostBy  map[uint32]int // the same, by user; see [Options.Person]
+
+	Hashed  uint64 // files, since the start
+	Refused uint64 // for their size, the time they took, or the person's share
+}
+
+// Stats returns the numbers of now.
+func (a *Attester) Stats() Stats {
+	h := a.hashes
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := h.stats
+	s.Hashing, s.Waiting, s.LostBy = h.active, len(h.waiting), make(map[uint32]int)
+	for person, p := range h.people {
+		if p.lost > 0 {
+			s.Lost += p.lost
+			s.LostBy[person] = p.lost
+		}
+	}
+	return s
 }
 
 func newHashes(maxSize int64, timeout time.Duration, keep int) *hashes {
+	slots := max(2, runtime.GOMAXPROCS(0))
 	return &hashes{
 		maxSize: maxSize,
 		timeout: timeout,
 		keep:    keep,
-		slots:   make(chan struct{}, runtime.GOMAXPROCS(0)),
+		slots:   slots,
+		share:   slots / 2,
 		kept:    make(map[fileID]*list.Element),
 		running: make(map[fileID]*hashing),
+		people:  make(map[uint32]*sharer),
 	}
 }
 
@@ -55,68 +110,172 @@ func newHashes(maxSize int64, timeout time.Duration, keep int) *hashes {
 // if its digest isn't known; what is opened must be that very file, unchanged
 // from before to after. The hashing goes on after ctx has ended, for the next
 // to ask, but not longer than the time limit.
-func (h *hashes) sum(ctx context.Context, file fileID, open func() (fd int, err error)) (string, error) {
-	h.mu.Lock()
-	if e, ok := h.kept[file]; ok {
-		h.recent.MoveToFront(e)
-		sum := e.Value.(*digest).sum
-		h.mu.Unlock()
+func (h *hashes) sum(ctx context.Context, person uint32, file fileID, open func() (fd int, err error)) (string, error) {
+	return h.ask(ctx, &hashing{file: file, person: person, open: open, release: func() {}})
+}
+
+// pinned is sum of a file that is pinned by the caller, who may let it go.
+func (h *hashes) pinned(ctx context.Context, person uint32, file fileID, pin pinned) (string, error) {
+	if sum, ok := h.known(file); ok {
 		return sum, nil
 	}
-	if file.size > uint64(h.maxSize) {
-		h.mu.Unlock()
-		return "", fmt.Errorf("file of %d bytes is larger than the %d that are hashed", file.size, h.maxSize)
+	pin, err := pin.dup()
+	if err != nil {
+		return "", err
 	}
-	running, ok := h.running[file]
+	return h.ask(ctx, &hashing{file: file, person: person, open: pin.open, release: pin.close})
+}
+
+func (h *hashes) known(file fileID) (sum string, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	e, ok := h.kept[file]
 	if !ok {
-		running = &hashing{done: make(chan struct{})}
-		h.running[file] = running
+		return "", false
+	}
+	h.recent.MoveToFront(e)
+	return e.Value.(*digest).sum, true
+}
+
+// ask waits for a hashing, or for the one that is under way already. It takes
+// over what the hashing holds.
+func (h *hashes) ask(ctx context.Context, mine *hashing) (string, error) {
+	if sum, ok := h.known(mine.file); ok {
+		mine.release()
+		return sum, nil
+	}
+	h.mu.Lock()
+	r, ok := h.running[mine.file]
+	if !ok {
+		if err := h.admit(mine); err != nil {
+			h.stats.Refused++
+			h.mu.Unlock()
+			mine.release()
+			return "", err
+		}
+		r = mine
 	}
 	h.mu.Unlock()
-	if !ok {
-		if fd, err := open(); err != nil {
-			h.finish(file, running, "", err)
-		} else {
-			go h.run(file, running, fd)
-		}
+	if ok {
+		mine.release()
 	}
 	select {
-	case <-running.done:
-		return running.sum, running.err
+	case <-r.done:
+		return r.sum, r.err
 	case <-ctx.Done():
 		return "", context.Cause(ctx)
 	}
 }
 
-// run hashes the file and closes fd.
-func (h *hashes) run(file fileID, r *hashing, fd int) {
-	defer unix.Close(fd)
-	ctx, cancel := context.WithTimeoutCause(context.Background(), h.timeout,
-		fmt.Errorf("hashing %d bytes took longer than %v", file.size, h.timeout))
-	defer cancel()
-	select {
-	case h.slots <- struct{}{}:
-		defer func() { <-h.slots }()
-	case <-ctx.Done():
-		h.finish(file, r, "", context.Cause(ctx))
+// admit has the hashing wait for a worker. The caller holds mu.
+func (h *hashes) admit(r *hashing) error {
+	if r.file.size > uint64(h.maxSize) {
+		return fmt.Errorf("file of %d bytes is larger than the %d that are hashed", r.file.size, h.maxSize)
+	}
+	p := h.people[r.person]
+	if p == nil {
+		p = &sharer{}
+		h.people[r.person] = p
+	}
+	if p.lost >= h.share {
+		return fmt.Errorf("%d files of user %d are being read from a file system that does not answer, which is all that one user may have; no other is hashed until it does", p.lost, r.person)
+	}
+	r.done = make(chan struct{})
+	h.running[r.file] = r
+	h.waiting = append(h.waiting, r)
+	p.waiting++
+	r.limit = time.AfterFunc(h.timeout, func() { h.giveUp(r) })
+	h.dispatch()
+	return nil
+}
+
+// dispatch gives free workers to those who wait, first to who had none for the
+// longest time. The caller holds mu.
+func (h *hashes) dispatch() {
+	for h.active < h.slots {
+		next := -1
+		for i, r := range h.waiting {
+			p := h.people[r.person]
+			if p.active+p.lost < h.share && (next < 0 || p.turn < h.people[h.waiting[next].person].turn) {
+				next = i
+			}
+		}
+		if next < 0 {
+			return
+		}
+		r := h.waiting[next]
+		h.waiting = slices.Delete(h.waiting, next, next+1)
+		p := h.people[r.person]
+		h.turn++
+		p.turn = h.turn
+		p.waiting--
+		p.active++
+		h.active++
+		h.stats.Hashed++
+		r.started = true
+		go h.run(r)
+	}
+}
+
+// run hashes the file.
+func (h *hashes) run(r *hashing) {
+	sum, err := hashOpened(r, h.timeout)
+	r.release()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p := h.people[r.person]
+	if r.ended { // it was given up
+		p.lost--
+	} else {
+		p.active--
+		h.active--
+		h.finish(r, sum, err)
+	}
+	h.leave(r.person)
+	h.dispatch()
+}
+
+// giveUp ends the wait for a hashing that takes too long.
+func (h *hashes) giveUp(r *hashing) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if r.ended {
 		return
 	}
-	sum, err := hashFile(ctx, file, fd)
-	h.finish(file, r, sum, err)
+	p := h.people[r.person]
+	if r.started {
+		p.active--
+		p.lost++
+		h.active--
+	} else {
+		h.waiting = slices.DeleteFunc(h.waiting, func(w *hashing) bool { return w == r })
+		p.waiting--
+		defer r.release()
+	}
+	h.stats.Refused++
+	h.finish(r, "", tooLong(r.file, h.timeout))
+	h.leave(r.person)
+	h.dispatch()
+}
+
+// leave forgets a person who has nothing left. The caller holds mu.
+func (h *hashes) leave(person uint32) {
+	if p := h.people[person]; p.waiting+p.active+p.lost == 0 {
+		delete(h.people, person)
+	}
 }
 
 // finish tells those who wait, and keeps the digest if there is one that can
-// be relied on later.
-func (h *hashes) finish(file fileID, r *hashing, sum string, err error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	r.sum, r.err = sum, err
-	delete(h.running, file)
+// be relied on later. The caller holds mu.
+func (h *hashes) finish(r *hashing, sum string, err error) {
+	r.limit.Stop()
+	r.sum, r.err, r.ended = sum, err, true
+	delete(h.running, r.file)
 	defer close(r.done)
-	if err != nil || !settled(file, time.Now()) {
+	if err != nil || !settled(r.file, time.Now()) {
 		return
 	}
-	h.kept[file] = h.recent.PushFront(&digest{file, sum})
+	h.kept[r.file] = h.recent.PushFront(&digest{r.file, sum})
 	if h.recent.Len() > h.keep {
 		delete(h.kept, h.recent.Remove(h.recent.Back()).(*digest).file)
 	}
@@ -138,8 +297,21 @@ func settled(file fileID, now time.Time) bool {
 // blocks are the buffers to hash through.
 var blocks = sync.Pool{New: func() any { return new([128 << 10]byte) }}
 
-func hashFile(ctx context.Context, file fileID, fd int) (string, error) {
+func hashOpened(r *hashing, timeout time.Duration) (string, error) {
+	fd, err := r.open()
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	return hashFile(r.file, fd, timeout)
+}
+
+func hashFile(file fileID, fd int, timeout time.Duration) (string, error) {
+	end := time.Now().Add(timeout)
 	if err := checkFile(file, fd); err != nil {
+		return "", err
+	}
+	if err := notSparse(fd); err != nil {
 		return "", err
 	}
 	block := blocks.Get().(*[128 << 10]byte)
@@ -147,8 +319,8 @@ func hashFile(ctx context.Context, file fileID, fd int) (string, error) {
 	sum := sha256.New()
 	var total uint64
 	for {
-		if ctx.Err() != nil {
-			return "", context.Cause(ctx)
+		if time.Now().After(end) {
+			return "", tooLong(file, timeout)
 		}
 		n, err := unix.Read(fd, block[:])
 		if errors.Is(err, unix.EINTR) {
@@ -174,6 +346,24 @@ func hashFile(ctx context.Context, file fileID, fd int) (string, error) {
 	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
+func tooLong(file fileID, timeout time.Duration) error {
+	return fmt.Errorf("hashing %d bytes took longer than %v", file.size, timeout)
+}
+
+// notSparse refuses a large file that is mostly holes, which cost nothing to make
+// and much to hash. Compression makes no program that small.
+func notSparse(fd int) error {
+	const large, least = 16 << 20, 16
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if stored := st.Blocks * 512; st.Size > large && stored < st.Size/least {
+		return fmt.Errorf("it is mostly holes: %d bytes of its %d are stored", stored, st.Size)
+	}
+	return nil
+}
+
 // checkFile returns an error unless fd is the file, in that state, and of a
 // kind that shows everybody the same contents.
 func checkFile(file fileID, fd int) error {
@@ -184,6 +374,7 @@ func checkFile(file fileID, fd int) error {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return errors.New("not a regular file")
 	}
+	file.host = 0
 	if identify(&st) != file {
 		return errors.New("the file changed while it was hashed")
 	}

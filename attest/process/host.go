@@ -5,17 +5,18 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
 // A host is what the Attester knows of the machine, or container, it runs on.
 type host struct {
-	pidNS, userNS nsID                      // the daemon's
-	namespaces    [len(namespaceKinds)]nsID // of PID 1; zero where not known
-	hierarchy     hierarchy
-	systemd       bool   // systemd is PID 1
-	root          string // control group that systemd's slices lie in, "" for the root
+	pidNS, ownUserNS nsID                      // the daemon's
+	namespaces       [len(namespaceKinds)]nsID // of PID 1; zero where not known
+	hierarchy        hierarchy
+	systemd          bool   // systemd is PID 1
+	root             string // control group that systemd's slices lie in, "" for the root
 }
 
 func thisHost() host {
@@ -23,7 +24,7 @@ func thisHost() host {
 	// Where /proc cannot be read nothing equals the zero value, so that every
 	// namespace is a foreign one.
 	h.pidNS, _ = namespace(unix.AT_FDCWD, "/proc/self/ns/pid")
-	h.userNS, _ = namespace(unix.AT_FDCWD, "/proc/self/ns/user")
+	h.ownUserNS, _ = namespace(unix.AT_FDCWD, "/proc/self/ns/user")
 	// The daemon may be in a mount namespace of its own, hardened as it is.
 	for i, kind := range namespaceKinds {
 		h.namespaces[i], _ = namespace(unix.AT_FDCWD, "/proc/1/ns/"+kind)
@@ -48,11 +49,7 @@ func namespace(dir int, name string) (nsID, error) {
 // daemon's own, belongs to the daemon's user namespace. In one that a user has
 // made, that user has CAP_SYS_ADMIN and may send messages in the name of every
 // process in it; who sent a message would be known no more.
-func (h host) owns(dir procDir) error {
-	ns, err := namespace(int(dir), "ns/pid")
-	if err != nil {
-		return err
-	}
+func (h host) owns(dir procDir, ns nsID) error {
 	if ns == h.pidNS && ns != (nsID{}) {
 		return nil
 	}
@@ -87,7 +84,7 @@ func (h host) ownsNamespace(fd int) error {
 	if err == nil {
 		defer unix.Close(owner)
 		var ns nsID
-		if ns, err = descriptorNS(owner); err == nil && ns == h.userNS {
+		if ns, err = descriptorNS(owner); err == nil && ns == h.ownUserNS {
 			return nil
 		}
 	}
@@ -95,6 +92,52 @@ func (h host) ownsNamespace(fd int) error {
 		return err
 	}
 	return errors.New("it belongs to another user namespace, such as a rootless container's, where processes can speak in each other's name; run the workload outside, or in a container that root started without user namespaces")
+}
+
+// A userNS is what is known of the user namespace of a process.
+type userNS struct {
+	foreign bool // it is not the daemon's
+	byRoot  bool // root has made it: a unit with PrivateUsers=, a container with mapped users
+}
+
+// userNS looks at who has made the user namespace of the process.
+func (h host) userNS(dir procDir, ns nsID) (userNS, error) {
+	if ns == h.ownUserNS && ns != (nsID{}) {
+		return userNS{}, nil
+	}
+	fd, err := unix.Openat(int(dir), "ns/user", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return userNS{}, err
+	}
+	defer unix.Close(fd)
+	owner, err := ownerOf(fd)
+	return userNS{foreign: true, byRoot: err == nil && owner == 0}, err
+}
+
+// ownerOf returns the user that has made a user namespace.
+func ownerOf(fd int) (uint32, error) {
+	var uid uint32
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.NS_GET_OWNER_UID, uintptr(unsafe.Pointer(&uid))); errno != 0 {
+		return 0, errno
+	}
+	return uid, nil
+}
+
+// maySetProgram are the capabilities by which a process sets what it shows as its
+// program: SYS_ADMIN, SYS_RESOURCE and CHECKPOINT_RESTORE.
+const maySetProgram = 1<<21 | 1<<24 | 1<<40
+
+// mayHaveSetProgram returns an error if the process may have set the link to its
+// program. Whoever makes a user namespace has all capabilities in it, and can
+// have given them up since.
+func (ns userNS) mayHaveSetProgram(permitted uint64) error {
+	switch {
+	case ns.foreign && !ns.byRoot:
+		return errors.New("it is in a user namespace that a user has made, where it can show any file as its program; run it outside")
+	case ns.foreign && permitted&maySetProgram != 0:
+		return fmt.Errorf("it is in a user namespace of its own with capabilities (%#x) by which it can show any file as its program; take them away", permitted&maySetProgram)
+	}
+	return nil
 }
 
 func descriptorNS(fd int) (nsID, error) {

@@ -23,25 +23,29 @@ func (a *Attester) parent(ctx context.Context, pid int, buf *buffer) (parent, er
 		return parent{}, err
 	}
 	defer dir.close()
-	file, err := dir.program()
+	before, err := a.observe(p, dir, buf)
 	if err != nil {
 		return parent{}, err
 	}
-	sum, err := a.hashes.sum(ctx, file, dir.openProgram)
+	ns, err := a.host.userNS(dir, before.user)
 	if err != nil {
 		return parent{}, err
 	}
-	cgroup, err := dir.cgroup(a.host.hierarchy, buf)
+	path, err := dir.programPath()
 	if err != nil {
 		return parent{}, err
 	}
-	unit, _, _ := a.host.unit(cgroup)
-	again, err := dir.program()
-	if err == nil && again != file {
+	running, err := a.program(ctx, dir, buf, before, ns, path)
+	if err != nil {
+		return parent{}, err
+	}
+	unit, _, _ := a.host.unit(before.cgroup)
+	after, err := a.observe(p, dir, buf)
+	if err == nil && !before.equal(after) {
 		err = ErrChanged
 	}
 	if err != nil {
 		return parent{}, err
 	}
-	return parent{sum, unit}, p.Alive()
+	return parent{running.sha256, unit}, p.Alive()
 }

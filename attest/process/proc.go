@@ -117,7 +117,7 @@ const maxGroups = 1024
 type status struct {
 	parent     int       // PID, 0 where it is not visible
 	uid, gid   uint32    // effective
-	uids       [4]uint32 // real, effective, saved and for files
+	uids, gids [4]uint32 // real, effective, saved and for files
 	groups     []uint32
 	permitted  uint64 // capabilities
 	noNewPrivs bool
@@ -125,8 +125,9 @@ type status struct {
 	tracer     int  // PID of the tracing process, or 0
 }
 
+// equal reports whether the credentials are the same.
 func (s status) equal(t status) bool {
-	return s.parent == t.parent && s.uids == t.uids && s.gid == t.gid && slices.Equal(s.groups, t.groups) &&
+	return s.uids == t.uids && s.gids == t.gids && slices.Equal(s.groups, t.groups) &&
 		s.permitted == t.permitted && s.noNewPrivs == t.noNewPrivs && s.seccomp == t.seccomp && s.tracer == t.tracer
 }
 
@@ -155,9 +156,8 @@ func parseStatus(b []byte) (status, error) {
 			s.uid = s.uids[1]
 			seen++
 		case "Gid":
-			var gids [4]uint32
-			gids, err = four(value)
-			s.gid = gids[1]
+			s.gids, err = four(value)
+			s.gid = s.gids[1]
 			seen++
 		case "Groups":
 			s.groups, err = ids(value)

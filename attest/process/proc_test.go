@@ -14,7 +14,7 @@ const someStatus = "Name:\tx\\nUid:\t0\nState:\tS (sleeping)\nTracerPid:\t7\nUid
 func TestParseStatus(t *testing.T) {
 	t.Parallel()
 	got, err := parseStatus([]byte(someStatus))
-	want := status{uid: 2, uids: [4]uint32{1, 2, 3, 4}, gid: 6, permitted: 0x400, groups: []uint32{9, 10}, noNewPrivs: true, seccomp: true, tracer: 7}
+	want := status{uid: 2, uids: [4]uint32{1, 2, 3, 4}, gid: 6, gids: [4]uint32{5, 6, 7, 8}, permitted: 0x400, groups: []uint32{9, 10}, noNewPrivs: true, seccomp: true, tracer: 7}
 	if err != nil || !got.equal(want) {
 		t.Errorf("got %+v, %v; want %+v", got, err, want)
 	}

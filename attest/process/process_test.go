@@ -265,6 +265,17 @@ func wantOnly(t testing.TB, s attest.Selectors, kind string, want ...string) {
 	}
 }
 
+// wantGap wants one about the program that says why.
+func wantGap(t testing.TB, at *Attested, why string) {
+	t.Helper()
+	for _, gap := range at.Gaps {
+		if strings.HasPrefix(gap.Fact, "program") && strings.Contains(gap.Error(), why) {
+			return
+		}
+	}
+	t.Errorf("gaps are %v, want one about the program that says %q", at.Gaps, why)
+}
+
 func sha256Of(t testing.TB, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(path)

@@ -1,8 +1,11 @@
 package process
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -17,13 +20,15 @@ type fileID struct {
 	mtime, ctime unix.StatxTimestamp
 	btime        unix.StatxTimestamp // zero where the file system has none
 	verity       bool                // the file has fs-verity: it can't change
+	host         uint64              // file system of the host's that it is on, 0 where that is not asked
 }
 
 // program identifies the file that the process runs, which need not be at its
 // path any more, nor at any.
 func (d procDir) program() (fileID, error) {
 	var st unix.Statx_t
-	err := statx(int(d), "exe", 0, &st)
+	// A server of FUSE is not asked: it may not answer.
+	err := statx(int(d), "exe", unix.AT_STATX_DONT_SYNC, &st)
 	if errors.Is(err, unix.ENOENT) {
 		return fileID{}, errors.New("it runs none: a kernel thread, or about to exit")
 	}
@@ -101,7 +106,106 @@ func plainPath(path string) bool {
 	return true
 }
 
-// openProgram opens the file that the process runs for reading.
-func (d procDir) openProgram() (int, error) {
-	return unix.Openat(int(d), "exe", unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+// A pinned file is open for nothing but looking at it (O_PATH): no file system is
+// asked anything, and this one stays mounted.
+type pinned struct {
+	fd    int
+	id    fileID
+	mount uint64 // ID, in the mount namespace of the process
+}
+
+// pinProgram pins the file that the process runs.
+func (d procDir) pinProgram() (pinned, error) {
+	fd, err := unix.Openat(int(d), "exe", unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return pinned{}, err
+	}
+	var st unix.Statx_t
+	err = statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, &st)
+	if err == nil && st.Mask&unix.STATX_MNT_ID == 0 {
+		err = errors.New("the kernel does not tell which mount it is on (Linux 5.8 does)")
+	}
+	if err != nil {
+		unix.Close(fd)
+		return pinned{}, err
+	}
+	return pinned{fd, identify(&st), st.Mnt_id}, nil
+}
+
+// dup pins the file once more.
+func (f pinned) dup() (pinned, error) {
+	fd, err := unix.FcntlInt(uintptr(f.fd), unix.F_DUPFD_CLOEXEC, 0)
+	return pinned{fd, f.id, f.mount}, err
+}
+
+func (f pinned) close() { unix.Close(f.fd) }
+
+// open opens the very file for reading.
+func (f pinned) open() (int, error) {
+	return unix.Open("/proc/self/fd/"+strconv.Itoa(f.fd), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+}
+
+// A running program is one that a process does run, as far as the kernel tells.
+type running struct {
+	onHost    bool   // its file is on a file system of the host's
+	sha256    string // of the file, hexadecimal
+	verity    string // algorithm:digest, "" for none
+	verityErr error
+}
+
+// program establishes that the process runs the file that it shows, that no user
+// decides what the file shows, and its digests. Nothing is kept of that but the
+// digest of a file of the host's.
+func (a *Attester) program(ctx context.Context, dir procDir, buf *buffer, o observation, ns userNS, path string) (r running, err error) {
+	if err := ns.mayHaveSetProgram(o.status.permitted); err != nil {
+		return r, err
+	}
+	if stay, err := dir.addressesStay(buf); err != nil || stay {
+		return r, cmp.Or(err, errors.New("it draws no addresses at random (setarch -R), so that a later exec could not be told; start it without"))
+	}
+	if err := dir.runsItsProgram(o.image, o.program, path); err != nil {
+		return r, err
+	}
+	file, err := dir.pinProgram()
+	if err != nil {
+		return r, err
+	}
+	defer file.close()
+	if file.id != o.program {
+		return r, ErrChanged
+	}
+	host, err := a.hostDevice(file.mount, func() (*mount, error) { return dir.mountOf(file.mount) })
+	if err != nil {
+		return r, err
+	}
+	r.onHost = true
+	if o.program.verity {
+		r.verity, r.verityErr = file.verity()
+	}
+	of := o.program
+	of.host = host
+	r.sha256, err = a.hashes.pinned(ctx, a.person(o.status.uids[0]), of, file)
+	return r, err
+}
+
+// onHost returns an error unless the path, which holds no symbolic links, leads
+// to a file or directory on a file system of the host's, as the daemon sees it.
+func (a *Attester) onHost(path string) error {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var st unix.Statx_t
+	if err := statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, &st); err != nil {
+		return err
+	}
+	_, err = a.hostDevice(st.Mnt_id, func() (*mount, error) {
+		err := a.own.refresh()
+		return a.own.withID(st.Mnt_id), err
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
 }

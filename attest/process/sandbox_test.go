@@ -132,19 +132,22 @@ func TestOrphanHasNoParentOfItsOwn(t *testing.T) {
 func TestMeasurements(t *testing.T) {
 	t.Parallel()
 	sum := strings.Repeat("ab", 32)
-	for _, tt := range []struct{ name, line, want string }{
-		{"with path", "10 742e ima-ng sha256:" + sum + " /usr/bin/sh\n", sum},
-		{"with signature", "10 742e ima-sig sha256:" + sum + " /usr/bin/sh 0302\n", sum},
-		{"path with a space", "10 742e ima-ng sha256:" + sum + " /usr/bin/a b\n", sum},
-		{"SHA-1", "10 742e ima-ng sha1:" + sum[:40] + " /usr/bin/sh\n", ""},
-		{"old template", "10 742e ima " + sum[:40] + " /usr/bin/sh\n", ""},
-		{"buffer, not a file", "10 742e ima-buf sha256:" + sum + " kexec-cmdline 00\n", ""},
-		{"violation", "10 0000 ima-ng sha256:" + strings.Repeat("0", 64) + " /usr/bin/sh\n", ""},
-		{"digest in the path", "10 742e ima-ng sha1:" + sum[:40] + " sha256:" + sum + "\n", ""},
-		{"cut short", "10 742e ima-ng sha256:" + sum[:60], ""},
+	for _, tt := range []struct{ name, line, sum, path string }{
+		{"with path", "10 742e ima-ng sha256:" + sum + " /usr/bin/sh\n", sum, "/usr/bin/sh"},
+		{"with signature", "10 742e ima-sig sha256:" + sum + " /usr/bin/sh 0302\n", sum, "/usr/bin/sh"},
+		{"without the signature it may have", "10 742e ima-sig sha256:" + sum + " /usr/bin/a cafe \n", sum, "/usr/bin/a cafe"},
+		{"with two signatures", "10 742e ima-modsig sha256:" + sum + " /lib/a.ko 03 sha256:" + sum + " 30\n", sum, "/lib/a.ko"},
+		{"path with a space", "10 742e ima-ng sha256:" + sum + " /usr/bin/a b\n", sum, "/usr/bin/a b"},
+		{"SHA-1", "10 742e ima-ng sha1:" + sum[:40] + " /usr/bin/sh\n", "", ""},
+		{"old template", "10 742e ima " + sum[:40] + " /usr/bin/sh\n", "", ""},
+		{"buffer, not a file", "10 742e ima-buf sha256:" + sum + " kexec-cmdline 00\n", "", ""},
+		{"violation", "10 0000 ima-ng sha256:" + strings.Repeat("0", 64) + " /usr/bin/sh\n", "", ""},
+		{"digest in the path", "10 742e ima-ng sha1:" + sum[:40] + " sha256:" + sum + "\n", "", ""},
+		{"cut short", "10 742e ima-ng sha256:" + sum[:60], "", ""},
+		{"cut short before the signature", "10 742e ima-sig sha256:" + sum + " /usr/bin/sh", "", ""},
 	} {
-		if got := parseMeasurement(tt.line); got != tt.want {
-			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
+		if got, want := parseMeasurement(tt.line), (measured{tt.sum, tt.path}); got != want {
+			t.Errorf("%s: got %q, want %q", tt.name, got, want)
 		}
 	}
 
@@ -153,15 +156,18 @@ func TestMeasurements(t *testing.T) {
 	other := strings.Repeat("cd", 32)
 	list.WriteString("10 742e ima-ng sha256:" + other + " /usr/bin/other\n")
 	for _, want := range []bool{false, true} {
-		if got, err := m.has(sum); got != want || err != nil {
+		if got, err := m.has(sum, "/usr/bin/sh"); got != want || err != nil {
 			t.Errorf("measured is %t, %v; want %t", got, err, want)
 		}
 		list.WriteString("10 742e ima-ng sha256:" + sum + " /usr/bin/sh\n")
 	}
-	if got, err := m.has(other); !got || err != nil {
+	if got, err := m.has(other, "/usr/bin/other"); !got || err != nil {
 		t.Errorf("measured before is %t, %v", got, err)
 	}
-	if got, err := m.has(""); got || err != nil {
+	if got, err := m.has("", "/usr/bin/sh"); got || err != nil {
 		t.Errorf("no digest is measured: %t, %v", got, err)
+	}
+	if got, err := m.has(sum, "/home/user/sh"); got || err != nil {
+		t.Errorf("a copy that was never measured: %t, %v", got, err)
 	}
 }

@@ -2,32 +2,17 @@ package process
 
 import (
 	"context"
+	"errors"
 	"strconv"
 	"strings"
 
 	"github.com/vouchd/vouchd/attest"
 )
 
-// selectors states the facts that hold for the process. A fact that cannot be
-// stated as a valid selector is left out.
-func (a *Attester) selectors(ctx context.Context, at *Attested, f *facts) attest.Selectors {
-	s := statement{make(attest.Selectors, 0, 32+2*len(f.status.groups))}
-	a.addUser(ctx, &s, f.status)
-	a.addProgram(&s, at, f)
-	a.addGroup(&s, at)
-	a.addSandbox(&s, f)
-	s.add("parent", "sha256:", f.parent.sha256)
-	s.add("parent", "systemd:id:", f.parent.unit)
-	if f.unit != nil {
-		addUnit(&s, f.unit)
-	}
-	for _, sum := range f.trees {
-		s.add("script", "tree_sha256:", sum)
-	}
-	return s.selectors
-}
-
 func addUnit(s *statement, u *unitFacts) {
+	if u.main {
+		s.add("systemd", "main_process:", "true")
+	}
 	s.add("systemd", "invocation_id:", u.invocation)
 	if plainPath(u.fragment) {
 		s.add("systemd", "fragment_path:", u.fragment)
@@ -50,7 +35,18 @@ func (s *statement) add(kind, key, fact string) {
 	}
 }
 
-func (a *Attester) addUser(ctx context.Context, s *statement, st status) {
+// addUser states who the process is. In a user namespace that a user has made,
+// it is whom that user likes among their own: only in a runtime's container that
+// is said, where it is of the container.
+func (a *Attester) addUser(ctx context.Context, s *statement, p *Peer, dir procDir, at *Attested, f *facts) (err error) {
+	if f.userNS, err = a.host.userNS(dir, f.user); err != nil {
+		return p.explain("user namespace", err)
+	}
+	if f.userNS.foreign && !f.userNS.byRoot {
+		at.Gaps = append(at.Gaps, &Error{p.pid, "user", errors.New("it is in a user namespace that a user has made, where it takes on users and groups as that user likes; run it outside")})
+		return nil
+	}
+	st := f.status
 	id := func(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
 	s.add("unix", "uid:", id(st.uid))
 	s.add("unix", "user:", a.names.user(ctx, st.uid))
@@ -60,18 +56,25 @@ func (a *Attester) addUser(ctx context.Context, s *statement, st status) {
 		s.add("unix", "supplementary_gid:", id(gid))
 		s.add("unix", "supplementary_group:", a.names.group(ctx, gid))
 	}
+	return nil
 }
 
 func (a *Attester) addProgram(s *statement, at *Attested, f *facts) {
-	if isAt(f.program, at.Path) {
+	if !f.onHost {
+		return
+	}
+	there := f.wants.Has(ofPath|ofIMA) && isAt(f.program, at.Path)
+	if there {
 		s.add("unix", "path:", at.Path)
 	}
 	s.add("unix", "sha256:", at.SHA256)
 	s.add("unix", "fsverity:", f.verity)
-	if !f.wants("ima") {
+	if !there || !f.wants.Has(ofIMA) {
 		return
 	}
-	measured, err := a.measured.has(at.SHA256)
+	// The list has digests and paths. This file is at its path, and its digest is
+	// of what is there.
+	measured, err := a.measured.has(at.SHA256, at.Path)
 	if err != nil {
 		at.Gaps = append(at.Gaps, &Error{at.PID, "program's measurement", err})
 	}
@@ -80,25 +83,28 @@ func (a *Attester) addProgram(s *statement, at *Attested, f *facts) {
 	}
 }
 
-func (a *Attester) addGroup(s *statement, at *Attested) {
-	if !plainPath(at.Cgroup) || strings.HasSuffix(at.Cgroup, " (deleted)") {
-		return
+// addGroup states what follows from the control group, and whether the process
+// is one of a container.
+func (a *Attester) addGroup(s *statement, at *Attested, f *facts) {
+	id, runtime := "", ""
+	if plainPath(at.Cgroup) && !strings.HasSuffix(at.Cgroup, " (deleted)") {
+		s.add("cgroup", "path:", at.Cgroup)
+		if below, ok := strings.CutPrefix(at.Cgroup, a.host.root+"/"); ok {
+			s.add("cgroup", "slice:", sliceOf(below))
+			id, runtime = containerOf(below)
+			if unit, slice, ok := a.host.unit(at.Cgroup); ok {
+				at.Unit = unit
+				s.add("systemd", "id:", unit)
+				s.add("systemd", "slice:", slice)
+				s.add("systemd", "user_unit:", userUnitOf(below))
+			}
+		}
 	}
-	s.add("cgroup", "path:", at.Cgroup)
-	below, ok := strings.CutPrefix(at.Cgroup, a.host.root+"/")
-	if !ok {
-		return
+	if id == "" && runtime == "" && f.pidNS != a.host.pidNS {
+		runtime = "unknown"
 	}
-	s.add("cgroup", "slice:", sliceOf(below))
-	id, runtime := containerOf(below)
 	s.add("container", "id:", id)
 	s.add("container", "runtime:", runtime)
-	if unit, slice, ok := a.host.unit(at.Cgroup); ok {
-		at.Unit = unit
-		s.add("systemd", "id:", unit)
-		s.add("systemd", "slice:", slice)
-		s.add("systemd", "user_unit:", userUnitOf(below))
-	}
 }
 
 func (a *Attester) addSandbox(s *statement, f *facts) {
@@ -110,12 +116,6 @@ func (a *Attester) addSandbox(s *statement, f *facts) {
 		default:
 			s.add("ns", kind+":", "private")
 		}
-	}
-	if f.status.noNewPrivs {
-		s.add("nnp", "", "true")
-	}
-	if f.status.seccomp {
-		s.add("seccomp", "", "filter")
 	}
 	s.add("apparmor", "profile:", f.sandbox.apparmor)
 	s.add("selinux", "type:", f.sandbox.selinux)

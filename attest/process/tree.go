@@ -68,10 +68,10 @@ const maxTrees = 256
 
 // tree returns the digest of a tree. Each entry is looked at each time; files
 // are read again only where one has changed.
-func (a *Attester) tree(ctx context.Context, root string, by writer) (tree, error) {
+func (a *Attester) tree(ctx context.Context, person uint32, root string, by writer) (tree, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, treeTimeout, fmt.Errorf("hashing tree %s took longer than %v", root, treeTimeout))
 	defer cancel()
-	w := treeWalk{ctx: ctx, hashes: a.hashes, root: root, by: by}
+	w := treeWalk{ctx: ctx, hashes: a.hashes, person: person, root: root, by: by}
 	if err := w.walk(); err != nil {
 		return tree{}, err
 	}
@@ -103,6 +103,7 @@ func (a *Attester) tree(ctx context.Context, root string, by writer) (tree, erro
 type treeWalk struct {
 	ctx    context.Context
 	hashes *hashes
+	person uint32 // for whom files are hashed
 	root   string
 	by     writer
 
@@ -231,7 +232,7 @@ func (w *treeWalk) manifest() ([]byte, error) {
 		case os.ModeSymlink:
 			m = fmt.Appendf(m, "link %q %q\n", e.path, e.target)
 		default:
-			sum, err := w.hashes.sum(w.ctx, e.id, opening(filepath.Join(w.root, e.path)))
+			sum, err := w.hashes.sum(w.ctx, w.person, e.id, opening(filepath.Join(w.root, e.path)))
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", filepath.Join(w.root, e.path), err)
 			}
@@ -246,7 +247,7 @@ func (w *treeWalk) manifest() ([]byte, error) {
 }
 
 // path hashes the file at a path that holds no symbolic links.
-func (h *hashes) path(ctx context.Context, path string) (fileID, string, error) {
+func (h *hashes) path(ctx context.Context, person uint32, path string) (fileID, string, error) {
 	var st unix.Statx_t
 	if err := statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, &st); err != nil {
 		return fileID{}, "", err
@@ -255,7 +256,7 @@ func (h *hashes) path(ctx context.Context, path string) (fileID, string, error) 
 		return fileID{}, "", errors.New("not a regular file")
 	}
 	id := identify(&st)
-	sum, err := h.sum(ctx, id, opening(path))
+	sum, err := h.sum(ctx, person, id, opening(path))
 	return id, sum, err
 }
 

@@ -78,10 +78,10 @@ func TestEveryChangeOfATreeShows(t *testing.T) {
 			dir := plant(t)
 			a := NewAttester(Options{})
 			anyone := func(os.FileInfo) error { return nil }
-			before, err := a.tree(t.Context(), dir, anyone)
+			before, err := a.tree(t.Context(), 0, dir, anyone)
 			must(t, err)
 			tt.change(t, dir)
-			after, err := a.tree(t.Context(), dir, anyone)
+			after, err := a.tree(t.Context(), 0, dir, anyone)
 			must(t, err)
 			if (before.sha256 == after.sha256) != tt.same {
 				t.Errorf("digest %s before and %s after", before.sha256, after.sha256)
@@ -124,7 +124,7 @@ func TestTreesThatAreRefused(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := plant(t)
 			tt.prepare(t, dir)
-			_, err := NewAttester(Options{}).tree(t.Context(), dir, tt.by)
+			_, err := NewAttester(Options{}).tree(t.Context(), 0, dir, tt.by)
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got error %v, want %q", err, tt.want)
 			}

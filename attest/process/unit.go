@@ -26,6 +26,7 @@ const unitTimeout = time.Second
 // process was started: whatever was changed since is left out, so that they
 // hold for the life of the process.
 type unitFacts struct {
+	main           bool // the process is the one that systemd started as the main one
 	invocation     string
 	fragment       string
 	fragmentSHA256 string
@@ -36,7 +37,7 @@ type unitFacts struct {
 
 	files  map[string]fileID // that the facts rest on, by path
 	roots  []string          // directories of the script and of its environment
-	stack  uint64            // of the process, by which a later exec shows
+	image  image             // of the process, by which a later exec shows
 	execed bool              // there was one since the script was established
 	until  time.Time         // when to look again, if there are gaps
 }
@@ -85,7 +86,7 @@ func (a *Attester) unit(ctx context.Context, p *Peer, dir procDir, at *Attested,
 	}
 	key := startKey{p.pid, f.stat.start, at.Cgroup}
 	known := a.units.get(key)
-	if known != nil && known.stack == f.stat.stack && known.holds() {
+	if known != nil && known.image == f.image && known.holds() {
 		return known, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, unitTimeout)
@@ -96,7 +97,7 @@ func (a *Attester) unit(ctx context.Context, p *Peer, dir procDir, at *Attested,
 	}
 	e := unitEvidence{a: a, unit: u, peer: p, dir: dir, facts: f, started: startTime(f.stat.start)}
 	established := e.establish(ctx)
-	if known != nil && (known.execed || known.script != "" && known.stack != f.stat.stack) {
+	if known != nil && (known.execed || known.script != "" && known.image != f.image) {
 		established.forgetScript(p.pid) // what it runs now was its own choice
 	}
 	if err := p.Alive(); err != nil { // else its PID might not be the unit's main one
@@ -111,7 +112,7 @@ func (a *Attester) unit(ctx context.Context, p *Peer, dir procDir, at *Attested,
 // scriptTrees returns the digests of the script's trees, if any entry asks for
 // them. Every entry of a tree is looked at each time.
 func (a *Attester) scriptTrees(ctx context.Context, f *facts) ([]string, error) {
-	if f.unit == nil || !f.wants("script:tree_sha256") {
+	if f.unit == nil || !f.wants.Has(ofTree) {
 		return nil, nil
 	}
 	by := notBy(f.status.uids[:]...)
@@ -121,7 +122,10 @@ func (a *Attester) scriptTrees(ctx context.Context, f *facts) ([]string, error) 
 		if err != nil {
 			return nil, err
 		}
-		t, err := a.tree(ctx, real, by)
+		if err := a.onHost(real); err != nil {
+			return nil, err
+		}
+		t, err := a.tree(ctx, a.person(f.status.uids[0]), real, by)
 		if err != nil {
 			return nil, err
 		}
@@ -182,12 +186,13 @@ type unitEvidence struct {
 }
 
 func (e *unitEvidence) establish(ctx context.Context) *unitFacts {
-	e.out = &unitFacts{files: make(map[string]fileID), stack: e.facts.stat.stack, until: time.Now().Add(gapLife)}
+	e.out = &unitFacts{files: make(map[string]fileID), image: e.facts.image, until: time.Now().Add(gapLife)}
 	if main := e.unit.Service != nil && e.unit.Service.MainPID == e.peer.pid; !main && e.unit.Started.After(e.started.Add(startDelay)) {
 		e.gap("unit", errors.New("the process is left over from an earlier start of its unit"))
 		return e.out
 	}
 	e.out.invocation = e.unit.InvocationID
+	e.mainProcess()
 	if e.unit.NeedsReload {
 		e.gap("unit file", errors.New("was changed since systemd has read it: run systemctl daemon-reload and restart the unit"))
 		return e.out
@@ -205,6 +210,34 @@ func (e *unitEvidence) establish(ctx context.Context) *unitFacts {
 	}
 	return e.out
 }
+
+// mainProcess establishes whether systemd itself started the process as the main
+// one of its unit, of whose control group it is. A unit's processes can name
+// another as the main one where the unit lets them; systemd notes when it took
+// that one for it, and then that is no start of its own.
+func (e *unitEvidence) mainProcess() {
+	s := e.unit.Service
+	if s == nil || s.MainPID != e.peer.pid {
+		return
+	}
+	late := s.MainStarted.Sub(e.started)
+	switch {
+	case s.Type == "forking":
+		e.gap("main process", errors.New("a service of type forking chooses its main process; use another type"))
+	case s.NotifyAccess != "none" && s.NotifyAccess != "main":
+		e.gap("main process", fmt.Errorf("with NotifyAccess=%s every process of the unit may choose its main process; use main", s.NotifyAccess))
+	case e.facts.status.parent != 1:
+		e.gap("main process", errors.New("systemd has not started it: it is a child of another process"))
+	case late < -startDelay || late > startLate:
+		e.gap("main process", fmt.Errorf("systemd has noted the start of the main process at %s, and it started at %s: the unit has named another", s.MainStarted.Format(time.RFC3339Nano), e.started.Format(time.RFC3339Nano)))
+	default:
+		e.out.main = true
+	}
+}
+
+// startLate is how long after a process has started systemd may note that it
+// has, on a machine that is busy.
+const startLate = time.Second
 
 func (e *unitEvidence) gap(fact string, err error) {
 	e.out.gaps = append(e.out.gaps, &Error{PID: e.peer.pid, Fact: fact, Err: err})
@@ -247,7 +280,10 @@ func (e *unitEvidence) file(ctx context.Context, path string, by writer) (sum st
 	if err != nil {
 		return "", err
 	}
-	id, sum, err := e.a.hashes.path(ctx, real)
+	if err := e.a.onHost(real); err != nil {
+		return "", err
+	}
+	id, sum, err := e.a.hashes.path(ctx, e.a.person(e.facts.status.uids[0]), real)
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", path, err)
 	}

@@ -8,15 +8,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// programVerity returns the fs-verity digest of the program as
-// algorithm:digest.
-func (d procDir) programVerity(program fileID) (string, error) {
-	fd, err := d.openProgram()
+// verity returns the fs-verity digest of the file as algorithm:digest.
+func (f pinned) verity() (string, error) {
+	fd, err := f.open()
 	if err != nil {
 		return "", err
 	}
 	defer unix.Close(fd)
-	if err := checkFile(program, fd); err != nil {
+	if err := checkFile(f.id, fd); err != nil {
 		return "", err
 	}
 	return verity(fd)

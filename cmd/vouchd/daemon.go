@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/vouchd/vouchd/attest"
 	"github.com/vouchd/vouchd/attest/node"
 	"github.com/vouchd/vouchd/attest/process"
 	"github.com/vouchd/vouchd/audit"
@@ -212,7 +213,7 @@ func (d *daemon) close() error {
 // Entries that are not in order do not keep the daemon from starting: nobody is
 // issued anything until they are mended.
 func (d *daemon) openIdentity(ctx context.Context) error {
-	o := process.Options{Wants: func(kind string) bool { return d.gate.Wants(kind) }}
+	o := process.Options{Wants: func(have attest.Selectors, upTo attest.Stage) attest.KindSet { return d.gate.Wants(have, upTo) }}
 	if systemd.IsManager() {
 		o.Manager = d.units
 	} else {

@@ -97,9 +97,11 @@ func (r *Rules) Changed() <-chan struct{} {
 // Entries returns the registration entries.
 func (r *Rules) Entries() []identity.Entry { return r.entries.Load().All() }
 
-// Wants reports whether any entry wants a selector of this kind, as
+// Wants returns what the entries in force still want to know of a process, as
 // [identity.Entries.Wants] does.
-func (r *Rules) Wants(kind string) bool { return r.entries.Load().Wants(kind) }
+func (r *Rules) Wants(have attest.Selectors, upTo attest.Stage) attest.KindSet {
+	return r.entries.Load().Wants(have, upTo)
+}
 
 // Disabled returns the identities that are cut off, by name.
 func (r *Rules) Disabled() []Disabled {

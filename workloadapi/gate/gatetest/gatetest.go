@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/vouchd/vouchd/attest"
 	"github.com/vouchd/vouchd/attest/node"
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
 	"github.com/vouchd/vouchd/attest/process"
@@ -95,7 +96,7 @@ func Start(t testing.TB, entries string) *Stack {
 	must(t, err)
 	t.Cleanup(func() { s.Watcher.Close() })
 	s.Recorder = gate.NewRecorder(s.Log)
-	s.Attester = process.NewAttester(process.Options{Wants: func(kind string) bool { return s.Gate.Wants(kind) }})
+	s.Attester = process.NewAttester(process.Options{Wants: func(have attest.Selectors, upTo attest.Stage) attest.KindSet { return s.Gate.Wants(have, upTo) }})
 	s.Gate = gate.New(gate.Options{Attester: s.Attester, Recorder: s.Recorder, Logger: s.Logger})
 	s.SetEntries(entries)
 	return s
