@@ -149,7 +149,7 @@ func (a *Attester) attest(ctx context.Context, p *Peer, wants func(attest.Select
 	buf := buffers.Get().(*buffer)
 	defer buffers.Put(buf)
 
-	st, err := dir.stat(buf)
+	start, err := p.startOf(dir, buf)
 	if err != nil {
 		return nil, p.explain("start time", err)
 	}
@@ -160,12 +160,16 @@ func (a *Attester) attest(ctx context.Context, p *Peer, wants func(attest.Select
 	if before.status.tracer != 0 {
 		return nil, p.explain("tracer", fmt.Errorf("process %d traces it, and so speaks for it; detach the debugger", before.status.tracer))
 	}
-	if err := a.host.owns(dir, before.pidNS); err != nil {
+	pidNS, err := namespace(int(dir), "ns/pid")
+	if err == nil {
+		err = a.host.owns(dir, pidNS)
+	}
+	if err != nil {
 		return nil, p.explain("PID namespace", err)
 	}
 	at := &Attested{
 		PID:       p.pid,
-		StartTime: st.start,
+		StartTime: start,
 		UID:       before.status.uid,
 		GID:       before.status.gid,
 		Device:    before.program.dev,
@@ -177,13 +181,13 @@ func (a *Attester) attest(ctx context.Context, p *Peer, wants func(attest.Select
 		return nil, p.explain("program", err)
 	}
 	s := &statement{make(attest.Selectors, 0, 32+2*len(before.status.groups))}
-	f := &facts{observation: before, stat: st}
+	f := &facts{observation: before, start: start, pidNS: pidNS}
 	if err := a.stages(ctx, p, dir, buf, at, f, s, wants); err != nil {
 		return nil, err
 	}
 
-	after, err := a.observe(p, dir, buf)
-	if err != nil {
+	after := before // namespaces and control group are looked at by Unchanged
+	if err := a.observeProgram(p, dir, buf, &after); err != nil {
 		return nil, err
 	}
 	if !before.equal(after) || before.status.parent != after.status.parent {
@@ -240,9 +244,10 @@ func (a *Attester) stages(ctx context.Context, p *Peer, dir procDir, buf *buffer
 // facts are what selectors are made of, beside what Attested holds.
 type facts struct {
 	observation
-	stat     stat
+	start    uint64 // of the process, in ticks since boot
 	wants    attest.KindSet
-	userNS   userNS
+	pidNS    nsID
+	users    userNS
 	sandbox  sandbox
 	onHost   bool   // the program is on a file system of the host's
 	verity   string // algorithm:digest of the program, "" for none
@@ -309,7 +314,7 @@ func (a *Attester) read(ctx context.Context, p *Peer, dir procDir, buf *buffer, 
 // readProgram finds out about the program that the process runs. The caller
 // observes the process once more.
 func (a *Attester) readProgram(ctx context.Context, p *Peer, dir procDir, buf *buffer, at *Attested, f *facts) error {
-	running, err := a.program(ctx, dir, buf, f.observation, f.userNS, at.Path)
+	running, err := a.program(ctx, p, dir, buf, f.observation, f.users, at.Path)
 	f.onHost, f.verity, at.SHA256 = running.onHost, running.verity, running.sha256
 	if err != nil {
 		return err
@@ -358,37 +363,28 @@ func (at *Attested) gap(ctx context.Context, p *Peer, fact string, err error) er
 
 // An observation is everything that an exec, a change of user or a move changes.
 type observation struct {
-	image              image
-	status             status
-	program            fileID
-	user, pidNS, mntNS nsID
-	cgroup             string
+	image         image
+	status        status
+	program       fileID
+	userNS, mntNS nsID // that of PIDs is for life
+	cgroup        string
 }
 
 // equal reports whether both are of one program, under the same credentials, at
 // the same place. The parent may be another: it may have exited.
 func (o observation) equal(p observation) bool {
 	return o.image == p.image && o.status.equal(p.status) && o.program == p.program &&
-		o.user == p.user && o.pidNS == p.pidNS && o.mntNS == p.mntNS && o.cgroup == p.cgroup
+		o.userNS == p.userNS && o.mntNS == p.mntNS && o.cgroup == p.cgroup
 }
 
 func (a *Attester) observe(p *Peer, dir procDir, buf *buffer) (o observation, err error) {
-	if o.status, err = dir.status(buf); err != nil {
-		return o, p.explain("user", err)
-	}
-	if o.program, err = dir.program(); err != nil {
-		return o, p.explain("program", err)
-	}
-	if o.image, err = dir.image(buf); err != nil {
-		return o, p.explain("program", err)
-	}
-	if o.image.unfinished() {
-		return o, p.explain("program", ErrChanged)
+	if err := a.observeProgram(p, dir, buf, &o); err != nil {
+		return o, err
 	}
 	for _, ns := range []struct {
 		name string
 		into *nsID
-	}{{"ns/user", &o.user}, {"ns/pid", &o.pidNS}, {"ns/mnt", &o.mntNS}} {
+	}{{"ns/user", &o.userNS}, {"ns/mnt", &o.mntNS}} {
 		if *ns.into, err = namespace(int(dir), ns.name); err != nil {
 			return o, p.explain("namespaces", err)
 		}
@@ -397,6 +393,23 @@ func (a *Attester) observe(p *Peer, dir procDir, buf *buffer) (o observation, er
 		return o, p.explain("control group", err)
 	}
 	return o, nil
+}
+
+// observeProgram reads what an exec or a change of user changes.
+func (a *Attester) observeProgram(p *Peer, dir procDir, buf *buffer, o *observation) (err error) {
+	if o.status, err = dir.status(buf); err != nil {
+		return p.explain("user", err)
+	}
+	if o.program, err = dir.program(); err != nil {
+		return p.explain("program", err)
+	}
+	if o.image, err = dir.image(buf); err != nil {
+		return p.explain("program", err)
+	}
+	if o.image.unfinished() {
+		return p.explain("program", ErrChanged)
+	}
+	return nil
 }
 
 // Unchanged looks at an attested process again, and returns an error unless it

@@ -80,3 +80,18 @@ func BenchmarkExit(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkUnchanged looks again at a process that was attested.
+func BenchmarkUnchanged(b *testing.B) {
+	p := benchmarked(b, 1<<20)
+	a := NewAttester(Options{})
+	at, err := a.Attest(b.Context(), p)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if err := a.Unchanged(p, at); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -109,10 +109,14 @@ func parseMapping(line string) (m mapping, err error) {
 }
 
 // addressesStay reports whether the process draws no addresses at random
-// (personality(2)), so that one exec looks like another.
+// (personality(2)), so that one exec looks like another. Where nobody may trace
+// (Yama's ptrace_scope=3) the kernel does not tell.
 func (d procDir) addressesStay(buf *buffer) (bool, error) {
 	const addrNoRandomize = 0x0040000
 	b, err := d.read("personality", buf)
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+		return false, nil
+	}
 	if err != nil {
 		return false, err
 	}

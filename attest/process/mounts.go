@@ -117,10 +117,18 @@ func readMounts(fd, limit int) ([]*mount, error) {
 // readLines hands the lines of a file of /proc to each, until that returns
 // false.
 func readLines(fd, limit int, each func(line []byte) (bool, error)) error {
-	b := make([]byte, 16<<10)
+	buf := buffers.Get().(*buffer)
+	defer buffers.Put(buf)
+	b := buf.b
 	var held, total int
 	for {
-		n, err := unix.Pread(fd, b[held:], int64(total))
+		// The first lines are often enough, and the kernel makes no more than it
+		// is asked for.
+		upTo := len(b)
+		if total == 0 {
+			upTo = min(upTo, 512)
+		}
+		n, err := unix.Pread(fd, b[held:upTo], int64(total))
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
@@ -149,6 +157,7 @@ func readLines(fd, limit int, each func(line []byte) (bool, error)) error {
 		}
 		if held = copy(b, rest); held == len(b) {
 			b = append(b, make([]byte, len(b))...)
+			buf.b = b
 		}
 	}
 }
@@ -215,7 +224,7 @@ func (a *Attester) hostDevice(mountID uint64, more func() (*mount, error)) (dev 
 			return 0, err
 		}
 		if theirs == nil {
-			return 0, errors.New("it is on no mounted file system, as a file in memory is (memfd)")
+			return 0, errors.New("it is on no file system that the host or its own mount namespace has mounted: in memory (memfd), or on what another has mounted")
 		}
 		if m = a.mounts.withDevice(theirs.dev); m == nil {
 			return 0, fmt.Errorf("it is on a file system (%s) that the host has not mounted, and whose contents a user may decide; install it on one of the host's", theirs.fstype)

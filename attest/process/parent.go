@@ -27,7 +27,7 @@ func (a *Attester) parent(ctx context.Context, pid int, buf *buffer) (parent, er
 	if err != nil {
 		return parent{}, err
 	}
-	ns, err := a.host.userNS(dir, before.user)
+	ns, err := a.host.userNS(dir, before.userNS)
 	if err != nil {
 		return parent{}, err
 	}
@@ -35,7 +35,7 @@ func (a *Attester) parent(ctx context.Context, pid int, buf *buffer) (parent, er
 	if err != nil {
 		return parent{}, err
 	}
-	running, err := a.program(ctx, dir, buf, before, ns, path)
+	running, err := a.program(ctx, p, dir, buf, before, ns, path)
 	if err != nil {
 		return parent{}, err
 	}

@@ -25,6 +25,48 @@ type Peer struct {
 	mu      sync.RWMutex // guards the fields below; held while the pidfd is used
 	pidfd   int          // -1 once closed
 	watched uint64       // key in exits, 0 while not watched
+	start   uint64       // time in ticks since boot, 0 until it was read
+	ran     ranProgram   // what it was seen to run last
+}
+
+// A ranProgram is a start of a program that a process was seen to run.
+type ranProgram struct {
+	image   image
+	program fileID
+}
+
+func (p *Peer) hasRun(r ranProgram) bool {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return r.image != "" && p.ran == r
+}
+
+func (p *Peer) noteRun(r ranProgram) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ran = r
+}
+
+// startOf returns when the process was started, which is read once. The caller
+// sees afterwards whether it lives.
+func (p *Peer) startOf(dir procDir, buf *buffer) (uint64, error) {
+	p.mu.RLock()
+	start := p.start
+	p.mu.RUnlock()
+	if start != 0 {
+		return start, nil
+	}
+	st, err := dir.stat(buf)
+	if err != nil {
+		return 0, err
+	}
+	if err := p.Alive(); err != nil { // else the PID might be another's by now
+		return 0, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.start = st.start
+	return st.start, nil
 }
 
 // PeerOf pins the process that connected conn: the one that called connect(2),

@@ -58,7 +58,11 @@ func (d procDir) read(name string, buf *buffer) ([]byte, error) {
 		case m == 0:
 			return buf.b[:n], nil
 		default:
-			n += m
+			// These files are made whole by one read: what does not fill the
+			// buffer is all there is.
+			if n += m; n < len(buf.b) {
+				return buf.b[:n], nil
+			}
 		}
 	}
 }

@@ -100,6 +100,17 @@ func openTempDir(t testing.TB) string {
 	return dir
 }
 
+// rootsTempDir returns a new directory to which root's directories lead.
+func rootsTempDir(t testing.TB) string {
+	t.Helper()
+	must(t, os.MkdirAll("/opt", 0o755))
+	dir, err := os.MkdirTemp("/opt", "process-test-*")
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	must(t, os.Chmod(dir, 0o755))
+	return dir
+}
+
 // A workload is a child process that obeys, and the peer it is.
 type workload struct {
 	*exec.Cmd

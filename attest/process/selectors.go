@@ -39,10 +39,10 @@ func (s *statement) add(kind, key, fact string) {
 // it is whom that user likes among their own: only in a runtime's container that
 // is said, where it is of the container.
 func (a *Attester) addUser(ctx context.Context, s *statement, p *Peer, dir procDir, at *Attested, f *facts) (err error) {
-	if f.userNS, err = a.host.userNS(dir, f.user); err != nil {
+	if f.users, err = a.host.userNS(dir, f.userNS); err != nil {
 		return p.explain("user namespace", err)
 	}
-	if f.userNS.foreign && !f.userNS.byRoot {
+	if f.users.foreign && !f.users.byRoot {
 		at.Gaps = append(at.Gaps, &Error{p.pid, "user", errors.New("it is in a user namespace that a user has made, where it takes on users and groups as that user likes; run it outside")})
 		return nil
 	}

@@ -152,6 +152,37 @@ func TestSystemTwoScriptsOfOneInterpreterDiffer(t *testing.T) {
 	}
 }
 
+// TestSystemToolOfAnAgentIsNotTheAgent: what an agent starts in its own unit has
+// the unit's selectors, and is not its main process.
+func TestSystemToolOfAnAgentIsNotTheAgent(t *testing.T) {
+	needSystemd(t)
+	a := withManager(t)
+	for name, lines := range map[string]string{
+		"plain":              "",
+		"in a sandbox":       "PrivateTmp=yes\nProtectSystem=strict\nPrivateUsers=yes\nNoNewPrivileges=yes",
+		"as root":            "User=root",
+		"after a command":    "ExecStartPre=/bin/true",
+		"which may notify":   "NotifyAccess=main",
+		"which any may name": "NotifyAccess=all",
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := startUnit(t, func(u *unitTest) {
+				u.Lines = lines
+				must(t, os.WriteFile(u.Script, []byte("import subprocess\nsubprocess.Popen(['/bin/sleep', '600'])\n"+sleeper), 0o755))
+			})
+			agent := u.attest(t, a)
+			want := []string{"true"}
+			if name == "which any may name" {
+				want = nil
+			}
+			wantOnly(t, agent.Selectors, "systemd:main_process:", want...)
+			tool := attestPID(t, a, onlyChild(t, agent.PID))
+			wantOnly(t, tool.Selectors, "systemd:id:", u.Name)
+			wantOnly(t, tool.Selectors, "systemd:main_process:")
+		})
+	}
+}
+
 // TestSystemScripts: in each case the process is attested, and there is a
 // script selector or the reason why not.
 func TestSystemScripts(t *testing.T) {

@@ -84,7 +84,7 @@ func (a *Attester) unit(ctx context.Context, p *Peer, dir procDir, at *Attested,
 	if !ok || a.manager == nil || isLogin(name) {
 		return nil, nil
 	}
-	key := startKey{p.pid, f.stat.start, at.Cgroup}
+	key := startKey{p.pid, f.start, at.Cgroup}
 	known := a.units.get(key)
 	if known != nil && known.image == f.image && known.holds() {
 		return known, nil
@@ -95,7 +95,7 @@ func (a *Attester) unit(ctx context.Context, p *Peer, dir procDir, at *Attested,
 	if err != nil {
 		return nil, err
 	}
-	e := unitEvidence{a: a, unit: u, peer: p, dir: dir, facts: f, started: startTime(f.stat.start)}
+	e := unitEvidence{a: a, unit: u, peer: p, dir: dir, facts: f, started: startTime(f.start)}
 	established := e.establish(ctx)
 	if known != nil && (known.execed || known.script != "" && known.image != f.image) {
 		established.forgetScript(p.pid) // what it runs now was its own choice
@@ -129,7 +129,7 @@ func (a *Attester) scriptTrees(ctx context.Context, f *facts) ([]string, error) 
 		if err != nil {
 			return nil, err
 		}
-		if err := unchangedSince(fileID{ctime: t.changed}, startTime(f.stat.start)); err != nil {
+		if err := unchangedSince(fileID{ctime: t.changed}, startTime(f.start)); err != nil {
 			return nil, fmt.Errorf("tree %s %w", root, err)
 		}
 		sums = append(sums, t.sha256)

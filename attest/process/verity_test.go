@@ -40,7 +40,7 @@ func TestProgramWithVerity(t *testing.T) {
 // verityDir returns a directory on a file system that has fs-verity.
 func verityDir(t *testing.T) string {
 	t.Helper()
-	dir := openTempDir(t)
+	dir := rootsTempDir(t) // of what users can write to nothing is said
 	image, mount := dir+"/image", dir+"/mnt"
 	must(t, os.Mkdir(mount, 0o755))
 	for _, command := range [][]string{
