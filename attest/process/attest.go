@@ -50,6 +50,7 @@ type Attester struct {
 	turns     turns
 	units     unitCache
 	treeCache treeCache
+	starts    starts
 }
 
 // NewAttester returns an Attester for the machine it runs on.
@@ -153,7 +154,7 @@ func (a *Attester) attest(ctx context.Context, p *Peer, wants func(attest.Select
 	if err != nil {
 		return nil, p.explain("start time", err)
 	}
-	before, err := a.observe(p, dir, buf)
+	before, err := a.observe(p, dir, buf, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -270,7 +271,7 @@ var (
 // ask finds out what others than the process's files know.
 func (a *Attester) ask(ctx context.Context, p *Peer, dir procDir, buf *buffer, at *Attested, f *facts) (err error) {
 	if f.wants.Has(ofSandbox) {
-		if f.sandbox, err = dir.sandbox(a.modules, buf); err != nil {
+		if f.sandbox, err = dir.sandbox(a.modules, f, buf); err != nil {
 			return p.explain("sandbox", err)
 		}
 		f.sandbox.known = true
@@ -314,7 +315,7 @@ func (a *Attester) read(ctx context.Context, p *Peer, dir procDir, buf *buffer, 
 // readProgram finds out about the program that the process runs. The caller
 // observes the process once more.
 func (a *Attester) readProgram(ctx context.Context, p *Peer, dir procDir, buf *buffer, at *Attested, f *facts) error {
-	running, err := a.program(ctx, p, dir, buf, f.observation, f.users, at.Path)
+	running, err := a.program(ctx, dir, buf, f.observation, f.users, at.Path)
 	f.onHost, f.verity, at.SHA256 = running.onHost, running.verity, running.sha256
 	if err != nil {
 		return err
@@ -377,17 +378,20 @@ func (o observation) equal(p observation) bool {
 		o.userNS == p.userNS && o.mntNS == p.mntNS && o.cgroup == p.cgroup
 }
 
-func (a *Attester) observe(p *Peer, dir procDir, buf *buffer) (o observation, err error) {
+// observe looks at a process, the first time or, since it was seen, again.
+func (a *Attester) observe(p *Peer, dir procDir, buf *buffer, since *observation) (o observation, err error) {
 	if err := a.observeProgram(p, dir, buf, &o); err != nil {
 		return o, err
 	}
-	for _, ns := range []struct {
-		name string
-		into *nsID
-	}{{"ns/user", &o.userNS}, {"ns/mnt", &o.mntNS}} {
-		if *ns.into, err = namespace(int(dir), ns.name); err != nil {
-			return o, p.explain("namespaces", err)
-		}
+	if o.userNS, err = namespace(int(dir), "ns/user"); err != nil {
+		return o, p.explain("namespaces", err)
+	}
+	// Without CAP_SYS_ADMIN it cannot have left its mount namespace. To gain that
+	// takes an exec, or another user namespace.
+	if since != nil && o.status.permitted&sysAdmin == 0 {
+		o.mntNS = since.mntNS
+	} else if o.mntNS, err = namespace(int(dir), "ns/mnt"); err != nil {
+		return o, p.explain("namespaces", err)
 	}
 	if o.cgroup, err = dir.cgroup(a.host.hierarchy, buf); err != nil {
 		return o, p.explain("control group", err)
@@ -429,7 +433,7 @@ func (a *Attester) Unchanged(p *Peer, at *Attested) error {
 	defer dir.close()
 	buf := buffers.Get().(*buffer)
 	defer buffers.Put(buf)
-	now, err := a.observe(p, dir, buf)
+	now, err := a.observe(p, dir, buf, &at.seen)
 	if err != nil {
 		return err
 	}

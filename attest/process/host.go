@@ -125,7 +125,9 @@ func ownerOf(fd int) (uint32, error) {
 
 // maySetProgram are the capabilities by which a process sets what it shows as its
 // program: SYS_ADMIN, SYS_RESOURCE and CHECKPOINT_RESTORE.
-const maySetProgram = 1<<21 | 1<<24 | 1<<40
+const maySetProgram = sysAdmin | 1<<24 | 1<<40
+
+const sysAdmin = 1 << 21
 
 // mayHaveSetProgram returns an error if the process may have set the link to its
 // program. Whoever makes a user namespace has all capabilities in it, and can

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -122,4 +123,34 @@ func (d procDir) addressesStay(buf *buffer) (bool, error) {
 	}
 	n, err := strconv.ParseUint(strings.TrimSpace(string(b)), 16, 32)
 	return n&addrNoRandomize != 0, err
+}
+
+// A start is that of a program by one process, and by what it has forked since.
+type start struct {
+	image   image
+	program fileID
+}
+
+// starts remembers those of which a process was seen to run what it shows. Their
+// addresses, drawn at random, tell one from all others.
+type starts struct {
+	mu   sync.Mutex // guards seen
+	seen map[start]bool
+}
+
+const maxStarts = 2048
+
+func (s *starts) has(one start) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.seen[one]
+}
+
+func (s *starts) add(one start) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.seen == nil || len(s.seen) >= maxStarts {
+		s.seen = make(map[start]bool)
+	}
+	s.seen[one] = true
 }

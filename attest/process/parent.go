@@ -23,11 +23,17 @@ func (a *Attester) parent(ctx context.Context, pid int, buf *buffer) (parent, er
 		return parent{}, err
 	}
 	defer dir.close()
-	before, err := a.observe(p, dir, buf)
-	if err != nil {
+	var o observation
+	if err := a.observeProgram(p, dir, buf, &o); err != nil {
 		return parent{}, err
 	}
-	ns, err := a.host.userNS(dir, before.userNS)
+	if o.userNS, err = namespace(int(dir), "ns/user"); err != nil {
+		return parent{}, err
+	}
+	if o.cgroup, err = dir.cgroup(a.host.hierarchy, buf); err != nil {
+		return parent{}, err
+	}
+	users, err := a.host.userNS(dir, o.userNS)
 	if err != nil {
 		return parent{}, err
 	}
@@ -35,13 +41,13 @@ func (a *Attester) parent(ctx context.Context, pid int, buf *buffer) (parent, er
 	if err != nil {
 		return parent{}, err
 	}
-	running, err := a.program(ctx, p, dir, buf, before, ns, path)
+	running, err := a.program(ctx, dir, buf, o, users, path)
 	if err != nil {
 		return parent{}, err
 	}
-	unit, _, _ := a.host.unit(before.cgroup)
-	after, err := a.observe(p, dir, buf)
-	if err == nil && !before.equal(after) {
+	unit, _, _ := a.host.unit(o.cgroup)
+	now, err := dir.image(buf)
+	if err == nil && now != o.image {
 		err = ErrChanged
 	}
 	if err != nil {

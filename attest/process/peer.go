@@ -26,25 +26,6 @@ type Peer struct {
 	pidfd   int          // -1 once closed
 	watched uint64       // key in exits, 0 while not watched
 	start   uint64       // time in ticks since boot, 0 until it was read
-	ran     ranProgram   // what it was seen to run last
-}
-
-// A ranProgram is a start of a program that a process was seen to run.
-type ranProgram struct {
-	image   image
-	program fileID
-}
-
-func (p *Peer) hasRun(r ranProgram) bool {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	return r.image != "" && p.ran == r
-}
-
-func (p *Peer) noteRun(r ranProgram) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.ran = r
 }
 
 // startOf returns when the process was started, which is read once. The caller

@@ -156,19 +156,18 @@ type running struct {
 // program establishes that the process runs the file that it shows, that no user
 // decides what the file shows, and its digests. Nothing is kept of that but the
 // digest of a file of the host's.
-func (a *Attester) program(ctx context.Context, p *Peer, dir procDir, buf *buffer, o observation, ns userNS, path string) (r running, err error) {
+func (a *Attester) program(ctx context.Context, dir procDir, buf *buffer, o observation, ns userNS, path string) (r running, err error) {
 	if err := ns.mayHaveSetProgram(o.status.permitted); err != nil {
 		return r, err
 	}
-	// Addresses drawn at random say that this is the start that was looked at.
-	if now := (ranProgram{o.image, o.program}); !p.hasRun(now) {
+	if now := (start{o.image, o.program}); !a.starts.has(now) {
 		if stay, err := dir.addressesStay(buf); err != nil || stay {
 			return r, cmp.Or(err, errors.New("it draws no addresses at random (setarch -R), so that a later exec could not be told; start it without"))
 		}
 		if err := dir.runsItsProgram(o.image, o.program, path); err != nil {
 			return r, err
 		}
-		p.noteRun(now)
+		a.starts.add(now)
 	}
 	file, err := dir.pinProgram()
 	if err != nil {

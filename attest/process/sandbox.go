@@ -28,8 +28,13 @@ func theseModules() modules {
 	return modules{apparmor: string(apparmor) == "Y\n", selinux: err == nil}
 }
 
-func (d procDir) sandbox(m modules, buf *buffer) (s sandbox, err error) {
+func (d procDir) sandbox(m modules, f *facts, buf *buffer) (s sandbox, err error) {
+	observed := map[string]nsID{"mnt": f.mntNS, "pid": f.pidNS, "user": f.userNS}
 	for i, kind := range namespaceKinds {
+		if ns, ok := observed[kind]; ok {
+			s.namespaces[i] = ns
+			continue
+		}
 		if s.namespaces[i], err = namespace(int(d), "ns/"+kind); err != nil {
 			return s, err
 		}
