@@ -1,7 +1,7 @@
 package process
 
 import (
-	"errors"
+	"cmp"
 	"os"
 	"sync"
 
@@ -12,13 +12,13 @@ import (
 var exits exitWatcher
 
 // An exitWatcher waits for any number of pidfds with one goroutine and no
-// thread: the pidfds are in an epoll instance, and that one is itself in the
-// runtime's poller. Goroutine and instance exist while a peer is watched.
+// thread: the pidfds are in one epoll instance, and that is itself in the
+// runtime's poller. Both are there from the first peer that is watched on.
 //
 // Lock order: Peer.mu, then mu.
 type exitWatcher struct {
 	mu    sync.Mutex // guards the fields below
-	epoll *os.File   // nil while no peer is watched
+	epoll int        // 0 until a peer is watched
 	peers map[uint64]*Peer
 	next  uint64
 }
@@ -40,20 +40,19 @@ func (w *exitWatcher) watch(p *Peer) uint64 {
 }
 
 func (w *exitWatcher) add(key uint64, p *Peer) error {
-	if w.epoll == nil {
+	if w.epoll == 0 {
 		if err := w.start(); err != nil {
 			return err
 		}
 	}
 	w.peers[key] = p
-	err := control(w.epoll, unix.EPOLL_CTL_ADD, p.pidfd, &unix.EpollEvent{
+	err := unix.EpollCtl(w.epoll, unix.EPOLL_CTL_ADD, p.pidfd, &unix.EpollEvent{
 		Events: unix.EPOLLIN | unix.EPOLLONESHOT,
 		Fd:     int32(key),
 		Pad:    int32(key >> 32),
 	})
 	if err != nil {
 		delete(w.peers, key)
-		w.stopIfIdle()
 	}
 	return err
 }
@@ -67,17 +66,17 @@ func (w *exitWatcher) start() error {
 		unix.Close(fd)
 		return err
 	}
-	w.epoll = os.NewFile(uintptr(fd), "exits")
+	w.epoll = fd
 	w.peers = make(map[uint64]*Peer)
-	go w.run(w.epoll)
+	go w.run(os.NewFile(uintptr(fd), "exits"))
 	return nil
 }
 
-// run closes the done channels of peers that exit until epoll is closed.
+// run closes the done channels of peers that exit.
 func (w *exitWatcher) run(epoll *os.File) {
 	raw, err := epoll.SyscallConn()
 	if err != nil {
-		return // closed already
+		panic("epoll: " + err.Error()) // it is never closed
 	}
 	var events [64]unix.EpollEvent
 	for {
@@ -87,8 +86,11 @@ func (w *exitWatcher) run(epoll *os.File) {
 			n, waitErr = unix.EpollWait(int(fd), events[:], 0)
 			return n != 0 // nothing yet: wait
 		})
-		if err != nil || waitErr != nil {
-			return
+		if waitErr == unix.EINTR {
+			continue
+		}
+		if err = cmp.Or(err, waitErr); err != nil {
+			panic("epoll: " + err.Error())
 		}
 		w.mu.Lock()
 		for _, e := range events[:n] {
@@ -106,33 +108,7 @@ func (w *exitWatcher) run(epoll *os.File) {
 func (w *exitWatcher) forget(p *Peer) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.epoll == nil {
-		return
-	}
-	// An error means that the pidfd is not there any more: p exited, or was
-	// never added.
-	_ = control(w.epoll, unix.EPOLL_CTL_DEL, p.pidfd, nil)
+	// An error means that the pidfd was never added. Closed, it is out in any case.
+	_ = unix.EpollCtl(w.epoll, unix.EPOLL_CTL_DEL, p.pidfd, nil)
 	delete(w.peers, p.watched)
-	w.stopIfIdle()
-}
-
-// stopIfIdle ends the goroutine when nobody is watched. Peers that exited are
-// no longer in peers though still open, so the next watch starts it anew.
-func (w *exitWatcher) stopIfIdle() {
-	if len(w.peers) == 0 {
-		w.epoll.Close()
-		w.epoll = nil
-	}
-}
-
-func control(epoll *os.File, op, pidfd int, e *unix.EpollEvent) error {
-	raw, err := epoll.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var ctlErr error
-	err = raw.Control(func(fd uintptr) {
-		ctlErr = unix.EpollCtl(int(fd), op, pidfd, e)
-	})
-	return errors.Join(err, ctlErr)
 }
