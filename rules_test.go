@@ -34,7 +34,7 @@ var mayImport = map[string][]string{
 	"identity":                         {"attest", "config", "secret"},
 	"workloadapi":                      {"attest/process", "audit", "identity", "workloadapi/gate"},
 	"workloadapi/gate":                 {"attest", "attest/process", "audit", "identity"},
-	"workloadapi/gate/gatetest":        {"attest/node", "attest/node/tpmtest", "attest/process", "audit", "identity", "state", "workloadapi/gate"},
+	"workloadapi/gate/gatetest":        {"attest", "attest/node", "attest/node/tpmtest", "attest/process", "audit", "identity", "state", "workloadapi/gate"},
 	"workloadapi/credentialapi":        {"attest", "attest/process", "audit", "credential", "identity", "secret", "systemd", "workloadapi/credentialv1", "workloadapi/gate"},
 	"workloadapi/credentialapi/client": {"secret", "workloadapi/credentialv1"},
 	"workloadapi/credentialv1":         nil,

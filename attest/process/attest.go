@@ -245,17 +245,16 @@ func (a *Attester) stages(ctx context.Context, p *Peer, dir procDir, buf *buffer
 // facts are what selectors are made of, beside what Attested holds.
 type facts struct {
 	observation
-	start    uint64 // of the process, in ticks since boot
-	wants    attest.KindSet
-	pidNS    nsID
-	users    userNS
-	sandbox  sandbox
-	onHost   bool   // the program is on a file system of the host's
-	verity   string // algorithm:digest of the program, "" for none
-	measured bool   // by the kernel, at its path
-	parent   parent
-	unit     *unitFacts // nil where there are none
-	trees    []string   // digests of the script's trees
+	start   uint64 // of the process, in ticks since boot
+	wants   attest.KindSet
+	pidNS   nsID
+	users   userNS
+	sandbox sandbox
+	onHost  bool   // the program is on a file system of the host's
+	verity  string // algorithm:digest of the program, "" for none
+	parent  parent
+	unit    *unitFacts // nil where there are none
+	trees   []string   // digests of the script's trees
 }
 
 var (
