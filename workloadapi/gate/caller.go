@@ -50,7 +50,10 @@ func (c *Caller) prove(ctx context.Context) error {
 	if err := c.present(ctx); err != nil {
 		return fmt.Errorf("%w: proving its presence: %w", ErrAttestation, err)
 	}
-	// Here the process would be observed again: present, and not yet recorded.
+	// It may have become another program since, which then answered.
+	if err := c.gate.attester.Unchanged(c.Peer(), c.Process); err != nil {
+		return fmt.Errorf("%w: observing it again: %w", ErrAttestation, err)
+	}
 	if err := c.gate.cutOff(c.Entries); err != nil {
 		return err
 	}
