@@ -14,7 +14,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -109,7 +108,7 @@ func (d *Dir) Save(name string, version int, data []byte) error {
 	if len(data) > MaxFileLen/2 {
 		return fmt.Errorf("writing %s: %d bytes are more than a state file holds", d.Path(name), len(data))
 	}
-	if err := replace(d.path, name, seal(data, name, version)); err != nil {
+	if err := ReplaceFileDurably(d.Path(name), seal(data, name, version), Mode(0o600)); err != nil {
 		return fmt.Errorf("writing %s: %w", d.Path(name), err)
 	}
 	return nil
@@ -156,33 +155,4 @@ func open(b []byte, name string) (data []byte, version int, err error) {
 		return nil, 0, errors.New("its contents do not match its digest")
 	}
 	return data, version, nil
-}
-
-// replace writes beside, syncs, renames and syncs the directory.
-func replace(dir, name string, b []byte) error {
-	f, err := os.CreateTemp(dir, "."+strings.ReplaceAll(name, "/", "_")+".*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // no effect once renamed
-	if _, err := f.Write(b); err != nil {
-		f.Close()
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		f.Close()
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), filepath.Join(dir, name)); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
