@@ -10,6 +10,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/vouchd/vouchd/cmd/vouch/cli"
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/brokers"
 	"github.com/vouchd/vouchd/identity"
@@ -50,7 +51,7 @@ func enabled(t *testing.T) string {
 func TestShippedExamplesPassTheCheck(t *testing.T) {
 	t.Parallel()
 	var out, errOut bytes.Buffer
-	if code := run(t.Context(), []string{"check", enabled(t)}, &out, &errOut); code != 0 || !strings.Contains(out.String(), "4 entries, 5 credentials") {
+	if code := cli.Execute(t.Context(), newRoot(), []string{"check", enabled(t)}, &out, &errOut); code != 0 || !strings.Contains(out.String(), "4 entries, 5 credentials") {
 		t.Errorf("vouch check exits %d: %s%s", code, &out, &errOut)
 	}
 }

@@ -1,5 +1,6 @@
 // Command vouch is for agents, administrators and auditors: it fetches
-// identities, asks the daemon what it does and why, and verifies its log.
+// identities and credentials, asks the daemon what it does and why, and verifies
+// its log.
 package main
 
 import (
@@ -7,8 +8,16 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
+	"github.com/spf13/cobra"
+
+	"github.com/vouchd/vouchd/cmd/vouch/admin"
+	"github.com/vouchd/vouchd/cmd/vouch/agent"
+	"github.com/vouchd/vouchd/cmd/vouch/auditor"
+	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/packaging/version"
 	"github.com/vouchd/vouchd/secret"
 )
 
@@ -19,5 +28,67 @@ func main() {
 		fmt.Fprintln(os.Stderr, "vouch:", err)
 		os.Exit(1)
 	}
-	os.Exit(run(ctx, argsFor(os.Args), os.Stdout, os.Stderr))
+	os.Exit(cli.Execute(ctx, newRoot(), argsFor(os.Args), os.Stdout, os.Stderr))
+}
+
+func newRoot() *cobra.Command {
+	var o cli.Options
+	root := &cobra.Command{
+		Use:   "vouch",
+		Short: "Fetch identities and credentials; manage and audit vouchd",
+		Long: `vouch is the command line of vouchd. Agents fetch identities and credentials with
+it, administrators manage the daemon, and auditors verify its log.
+
+Exit codes: 0 success, 1 failed, 2 wrong usage.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Version:       version.String(),
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			return o.CheckOutput("text", "json")
+		},
+	}
+	root.SetVersionTemplate(version.Text("vouch"))
+	o.Flags(root)
+	root.AddCommand(agent.Commands(&o)...)
+	root.AddCommand(admin.Commands(&o)...)
+	root.AddCommand(auditor.Commands(&o)...)
+	root.AddCommand(newNode(&o))
+	for _, cmd := range root.Commands() {
+		cli.Strict(cmd)
+	}
+	return root
+}
+
+// newNode is for two kinds of people: those of the host, and those who verify it.
+func newNode(o *cli.Options) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "node",
+		Short: "Prove this machine by its TPM, and appraise others",
+		Long: `The node commands are for two machines. On the one that runs the daemon, evidence,
+activate, attest, request, install and reseal ask the daemon, which holds the TPM.
+On the verifier's, which needs neither daemon nor TPM nor network, nonce,
+challenge, verify and appraise work on the files that the first one made.`,
+	}
+	cmd.AddCommand(admin.NodeCommands(o)...)
+	cmd.AddCommand(auditor.NodeCommands(o)...)
+	return cmd
+}
+
+// toolNames are the names under which tools look for their helpers. Each is a
+// link to vouch.
+var toolNames = map[string]string{
+	"docker-credential-vouch": "docker-credential",
+	"git-credential-vouch":    "git-credential",
+}
+
+// argsFor returns vouch's arguments, also when it was called by one of a tool's
+// names.
+func argsFor(argv []string) []string {
+	if len(argv) == 0 {
+		return nil
+	}
+	if command, ok := toolNames[filepath.Base(argv[0])]; ok {
+		return append([]string{command}, argv[1:]...)
+	}
+	return argv[1:]
 }

@@ -1,0 +1,172 @@
+package admin
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/vouchd/vouchd/attest/appraisal"
+	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/config"
+	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/brokers"
+	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/programs"
+)
+
+// A checkView is what a check found to be in order.
+type checkView struct {
+	Dir         string `json:"dir"`
+	TrustDomain string `json:"trust_domain,omitempty"`
+	Entries     int    `json:"entries"`
+	Credentials *int   `json:"credentials,omitempty"` // nil where entries alone were checked
+	Programs    *int   `json:"programs,omitempty"`    // likewise
+}
+
+func newCheck(o *cli.Options) *cobra.Command {
+	var td string
+	cmd := &cobra.Command{
+		Use:   "check [DIR]",
+		Short: "Check configuration before it is put in force",
+		Long: `Check reads a configuration as the daemon would and reports every problem with
+its file and line: entries, credentials, programs, and entries that grant a credential
+which is not defined. DIR is a copy of /etc/vouchd, or a directory of entries
+alone; without it, the configuration in use is checked. Nothing is contacted.`,
+		Example: `  vouch check
+  vouch check ./etc/vouchd
+  vouch check --trust-domain example.org ./entries.d`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			view, err := checkConfiguration(o, args, td)
+			if err := errors.Join(err, checkNodePolicy(o, args)); err != nil {
+				return err
+			}
+			return o.Print(cmd, view, func(w io.Writer) {
+				fmt.Fprintf(w, "%s is in order: %d entries", view.Dir, view.Entries)
+				if view.Credentials != nil {
+					fmt.Fprintf(w, ", %d credentials", *view.Credentials)
+				}
+				if view.Programs != nil && *view.Programs > 0 {
+					fmt.Fprintf(w, ", %d programs", *view.Programs)
+				}
+				fmt.Fprintln(w)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&td, "trust-domain", "", "the `trust domain` that entries are to be of, where DIR has no vouchd.yaml")
+	return cmd
+}
+
+func checkConfiguration(o *cli.Options, args []string, td string) (checkView, error) {
+	if len(args) == 0 {
+		c, err := o.Load()
+		if err != nil {
+			return checkView{}, err
+		}
+		return checkAll(c.EntriesDir, c.CredentialsDir, c.ProgramsDir, c.TrustDomain, identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL()})
+	}
+	dir := args[0]
+	if info, err := os.Stat(dir); err != nil {
+		return checkView{}, err
+	} else if !info.IsDir() {
+		return checkView{}, cli.Usagef("%s is not a directory", dir)
+	}
+	file := filepath.Join(dir, "vouchd.yaml")
+	data, err := config.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return checkEntriesAlone(o, dir, td)
+	}
+	if err != nil {
+		return checkView{}, err
+	}
+	c, err := config.Parse(file, data)
+	if err != nil {
+		return checkView{}, err
+	}
+	limits := identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL(), AnyOwner: true}
+	return checkAll(filepath.Join(dir, "entries.d"), filepath.Join(dir, "credentials.d"), filepath.Join(dir, "programs.d"), c.TrustDomain, limits)
+}
+
+// checkEntriesAlone checks entries without the configuration they are for: of
+// the trust domain named, or else all of one, and with the default limits.
+func checkEntriesAlone(o *cli.Options, dir, td string) (checkView, error) {
+	domain := spiffeid.RequireTrustDomainFromString("any")
+	if td != "" {
+		var err error
+		if domain, err = spiffeid.TrustDomainFromString(td); err != nil {
+			return checkView{}, cli.Usagef("--trust-domain %q: %w", td, err)
+		}
+	}
+	c, err := config.Parse("defaults", []byte("trust_domain: "+domain.Name()))
+	if err != nil {
+		return checkView{}, err
+	}
+	limits := identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL(), AnyOwner: true}
+	if td == "" {
+		limits.AnyTrustDomain, domain = true, spiffeid.TrustDomain{}
+	}
+	return checkEntries(dir, domain, limits)
+}
+
+// checkAll checks entries, the credentials that they grant, and programs.
+func checkAll(entries, credentials, defined string, td spiffeid.TrustDomain, limits identity.Limits) (checkView, error) {
+	es, entriesErr := identity.LoadEntries(entries, td, limits)
+	defs, err := credential.LoadDefinitions(credentials, brokers.All(brokers.Deps{}), limits.AnyOwner)
+	ps, programsErr := programs.Load(defined, limits.AnyOwner)
+	if err := errors.Join(entriesErr, err, programsErr); err != nil {
+		return checkView{}, err
+	}
+	var problems config.Errors
+	for _, e := range es.All() {
+		for _, name := range e.Credentials {
+			if _, ok := defs.Get(name); !ok {
+				problems.Add(e.Pos, "entry %s grants credential %s, which is not defined in %s; define it there or remove it here", e.ID, name, credentials)
+			}
+		}
+	}
+	if err := problems.Err(); err != nil {
+		return checkView{}, err
+	}
+	return checkView{Dir: entries, TrustDomain: td.Name(), Entries: es.Len(), Credentials: new(len(defs.All())), Programs: new(len(ps))}, nil
+}
+
+func checkEntries(dir string, td spiffeid.TrustDomain, limits identity.Limits) (checkView, error) {
+	es, err := identity.LoadEntries(dir, td, limits)
+	if err != nil {
+		return checkView{}, err
+	}
+	return checkView{Dir: dir, TrustDomain: td.Name(), Entries: es.Len()}, nil
+}
+
+// checkNodePolicy checks the policy that belongs to a configuration, if there
+// is one.
+func checkNodePolicy(o *cli.Options, args []string) error {
+	if len(args) > 0 {
+		file := filepath.Join(args[0], "node-policy.yaml")
+		data, err := os.ReadFile(file)
+		return parsedPolicy(file, data, err)
+	}
+	c, err := o.Load()
+	if err != nil {
+		return nil // which is told already
+	}
+	data, err := config.ReadFile(c.Node.Policy)
+	return parsedPolicy(c.Node.Policy, data, err)
+}
+
+func parsedPolicy(file string, data []byte, err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return nil
+	}
+	if err == nil {
+		_, err = appraisal.ParsePolicy(file, data)
+	}
+	return err
+}

@@ -1,0 +1,161 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vouchd/vouchd/attest"
+	"github.com/vouchd/vouchd/config"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
+)
+
+func (f finding) check(t *testing.T, level, text string) {
+	t.Helper()
+	if f.Level != level || !strings.Contains(f.Text, text) {
+		t.Errorf("%+v, want %s with %q", f, level, text)
+	}
+}
+
+func TestDoctorExplainsTheTPM(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	device := filepath.Join(dir, "tpmrm0")
+	must(t, os.WriteFile(device, nil, 0o660))
+	must(t, os.Chmod(device, 0o660))
+	must(t, os.Mkdir(filepath.Join(dir, "tpm0"), 0o755))
+	version := filepath.Join(dir, "tpm0", "tpm_version_major")
+	must(t, os.WriteFile(version, []byte("2\n"), 0o644))
+	info, err := os.Stat(device)
+	must(t, err)
+	group := info.Sys().(*syscall.Stat_t).Gid
+	root, other, member := account{name: "root"}, account{"vouchd", 64998, []uint32{64998}}, account{"vouchd", 64998, []uint32{64998, group}}
+
+	tpmFinding(device, dir, root).check(t, levelOK, device)
+	tpmFinding(device, dir, member).check(t, levelOK, device)
+	tpmFinding(device, dir, other).check(t, levelProblem, "is not open to vouchd (mode 0660")
+	tpmFinding(filepath.Join(dir, "none"), dir, root).check(t, levelProblem, "enable the TPM 2.0 in the firmware's setup")
+	tpmFinding("unix:"+filepath.Join(dir, "none"), dir, root).check(t, levelProblem, "start swtpm")
+	tpmFinding("unix:"+device, dir, root).check(t, levelNote, "software TPM")
+	must(t, os.WriteFile(version, []byte("1\n"), 0o644))
+	tpmFinding(device, dir, root).check(t, levelProblem, "version 1.2; switch the firmware")
+	tpmFinding(filepath.Join(dir, "none"), dir, root).check(t, levelProblem, "version 1.2")
+}
+
+func TestDoctorExplainsTheKernel(t *testing.T) {
+	t.Parallel()
+	peerPIDFDFinding(nil).check(t, levelOK, "SO_PEERPIDFD")
+	peerPIDFDFinding(unix.ENOPROTOOPT).check(t, levelNote, "it has no SO_PEERPIDFD (Linux 6.5)")
+	cgroupFinding(unix.CGROUP2_SUPER_MAGIC).check(t, levelOK, "version 2")
+	cgroupFinding(unix.TMPFS_MAGIC).check(t, levelNote, "version 1 or hybrid")
+	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	clockFinding(now, now.Add(-time.Hour), true).check(t, levelOK, "synchronised")
+	clockFinding(now, now.Add(-time.Hour), false).check(t, levelNote, "systemd-timesyncd or chrony")
+	clockFinding(time.Unix(1000, 0), now, true).check(t, levelProblem, "it says 1970-01-01, and this program was made 2026-11-23; set it")
+}
+
+func TestDoctorExplainsABlockedSocket(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	dir, err := os.MkdirTemp("", "vd") // short, because a socket's path is
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	path := filepath.Join(dir, "agent.sock")
+	examineSocket(ctx, path).check(t, levelProblem, "systemctl start vouchd")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	must(t, err)
+	examineSocket(ctx, path).check(t, levelOK, "accepts connections")
+	l.SetUnlinkOnClose(false)
+	must(t, l.Close())
+	examineSocket(ctx, path).check(t, levelProblem, "left by a daemon that was killed")
+	file := filepath.Join(dir, "file")
+	must(t, os.WriteFile(file, nil, 0o600))
+	examineSocket(ctx, file).check(t, levelProblem, "nobody listens there")
+}
+
+func TestDoctorNamesEntriesThatCanNeverMatch(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, "a.yaml"), []byte(`entries:
+  - spiffe_id: spiffe://example.org/fine
+    selectors: ["unix:uid:0"]
+  - spiffe_id: spiffe://example.org/unit
+    selectors: ["systemd:id:agent.service"]
+  - spiffe_id: spiffe://example.org/gone
+    selectors: ["unix:path:/nonexistent/agent", "unix:uid:7"]
+  - spiffe_id: spiffe://example.org/nobody-of-that-name
+    selectors: ["unix:user:no-such-user-here"]
+  - spiffe_id: spiffe://example.org/confined
+    selectors: ["apparmor:profile:agent", "unix:uid:7"]
+`), 0o644))
+	c, err := config.Parse("vouchd.yaml", []byte("trust_domain: example.org\nentries_dir: "+dir))
+	must(t, err)
+	findings := examineEntries(c, hostFacts{lsm: "lockdown,capability"})
+	var all strings.Builder
+	for _, f := range findings {
+		all.WriteString(f.Level + " " + f.Text + "\n")
+	}
+	for _, want := range []string{
+		"ok 5 in ", "a.yaml:4: spiffe://example.org/unit: systemd:id:agent.service can't match on this host: systemd is not PID 1",
+		"a.yaml:6: spiffe://example.org/gone: unix:path:/nonexistent/agent can't match on this host: there is no such file",
+		"unix:user:no-such-user-here can't match on this host: there is no such user", "apparmor:profile:agent can't match on this host: the kernel runs without apparmor (it has lockdown,capability)",
+	} {
+		if !strings.Contains(all.String(), want) {
+			t.Errorf("no %q in\n%s", want, all.String())
+		}
+	}
+	if len(findings) != 5 {
+		t.Errorf("%d findings:\n%s", len(findings), all.String())
+	}
+	for _, s := range []string{"systemd:id:agent.service", "apparmor:profile:agent", "ima:sha256:" + strings.Repeat("ab", 32)} {
+		sel, err := attest.ParseSelector(s)
+		must(t, err)
+		if why := (hostFacts{systemd: true, lsm: "capability,apparmor", ima: true}).never(sel); why != "" {
+			t.Errorf("%s on a host that has all: %s", s, why)
+		}
+	}
+}
+
+func TestDoctorTellsOfCertificatesNearTheirEnd(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	for _, tt := range []struct {
+		left        time.Duration
+		level, text string
+	}{
+		{60 * 24 * time.Hour, "", ""},
+		{20*24*time.Hour + time.Minute, levelNote, "ends in 480h0m0s"},
+		{5*24*time.Hour + time.Minute, levelProblem, "ends in 120h0m0s"},
+		{-time.Hour, levelProblem, "has ended"},
+	} {
+		st := view.Status{Authority: view.AuthorityStatus{RootNotAfter: now.Add(tt.left)}}
+		st.Node.Enrolment = &view.Enrolment{NotAfter: now.Add(tt.left)}
+		fs := certificateFindings(st, now)
+		if tt.level == "" {
+			if len(fs) > 0 {
+				t.Errorf("with %s left: %+v", tt.left, fs)
+			}
+			continue
+		}
+		if len(fs) != 2 {
+			t.Fatalf("with %s left: %+v", tt.left, fs)
+		}
+		fs[0].check(t, tt.level, "enrolment "+tt.text)
+		fs[1].check(t, tt.level, "root certificate "+tt.text)
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil && !errors.Is(err, net.ErrClosed) {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,117 @@
+package admin
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"strings"
+	"time"
+
+	"github.com/vouchd/vouchd/attest"
+	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/config"
+	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/systemd"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
+)
+
+// A hostFacts is what decides which selectors a process of this host can have.
+type hostFacts struct {
+	systemd bool
+	lsm     string // the kernel's security modules, separated by commas; empty: unknown
+	ima     bool   // the kernel measures programs
+}
+
+func thisHost() hostFacts {
+	lsm, err := os.ReadFile("/sys/kernel/security/lsm")
+	if err != nil {
+		lsm = nil
+	}
+	_, err = os.Stat("/sys/kernel/security/ima")
+	return hostFacts{systemd: systemd.IsManager(), lsm: strings.TrimSpace(string(lsm)), ima: err == nil}
+}
+
+func examineEntries(c *config.Config, host hostFacts) []finding {
+	es, err := identity.LoadEntries(c.EntriesDir, c.TrustDomain, identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL()})
+	switch {
+	case err != nil:
+		return []finding{{"entries", levelProblem, err.Error()}}
+	case es.Len() == 0:
+		return []finding{{"entries", levelNote, c.EntriesDir + " has no entry, so nothing is issued; add one as in docs/configuration.md"}}
+	}
+	findings := []finding{{"entries", levelOK, fmt.Sprintf("%d in %s", es.Len(), c.EntriesDir)}}
+	for _, e := range es.All() {
+		for _, s := range e.Selectors {
+			if why := host.never(s); why != "" {
+				findings = append(findings, finding{"entries", levelProblem, fmt.Sprintf("%s: %s: %s can't match on this host: %s", e.Pos, e.ID, s, why)})
+			}
+		}
+	}
+	return findings
+}
+
+// never says why no process of this host can have the selector now, or nothing.
+func (h hostFacts) never(s attest.Selector) string {
+	kind, arg, _ := strings.Cut(s.Value, ":")
+	switch s.Type + ":" + kind {
+	case "systemd:id", "systemd:slice", "systemd:exec_sha256", "systemd:fragment_path", "systemd:fragment_sha256", "systemd:invocation_id":
+		if !h.systemd {
+			return "systemd is not PID 1; use cgroup:path or unix selectors"
+		}
+	case "unix:path":
+		if _, err := os.Stat(arg); errors.Is(err, fs.ErrNotExist) {
+			return "there is no such file; install the program, or mend the path"
+		}
+	case "unix:user":
+		if _, err := user.Lookup(arg); errors.As(err, new(user.UnknownUserError)) {
+			return "there is no such user in /etc/passwd; create it, or use unix:uid for one from elsewhere"
+		}
+	case "unix:group", "unix:supplementary_group":
+		if _, err := user.LookupGroup(arg); errors.As(err, new(user.UnknownGroupError)) {
+			return "there is no such group in /etc/group; create it, or use the number for one from elsewhere"
+		}
+	case "apparmor:profile", "selinux:type":
+		if h.lsm != "" && !strings.Contains(","+h.lsm+",", ","+s.Type+",") {
+			return fmt.Sprintf("the kernel runs without %s (it has %s)", s.Type, h.lsm)
+		}
+	case "ima:sha256":
+		if !h.ima {
+			return "the kernel has no IMA list; boot with ima_policy=tcb"
+		}
+	}
+	return ""
+}
+
+// How long before its end a certificate that somebody must renew is told of, and
+// when that is a problem.
+const (
+	endsSoon = 30 * 24 * time.Hour
+	endsNow  = 7 * 24 * time.Hour
+)
+
+// certificateFindings tells which certificates are near their end. The issuing CA
+// renews itself: one that is late is a problem that the daemon reports.
+func certificateFindings(st view.Status, now time.Time) (fs []finding) {
+	tell := func(what string, end time.Time, way string) {
+		left := end.Sub(now)
+		level := levelNote
+		switch {
+		case end.IsZero() || left > endsSoon:
+			return
+		case left <= endsNow:
+			level = levelProblem
+		}
+		when := "ends in " + (left.Truncate(time.Hour)).String()
+		if left <= 0 {
+			when = "has ended"
+		}
+		fs = append(fs, finding{"certificates", level, fmt.Sprintf("%s %s, at %s; %s", what, when, cli.Time(end), way)})
+	}
+	if e := st.Node.Enrolment; e != nil {
+		tell("this host's enrolment", e.NotAfter, "enrol it again: docs/enrol.md")
+	}
+	tell("the root certificate", st.Authority.RootNotAfter, "plan for a new one: relying parties must have the new bundle before")
+	return fs
+}

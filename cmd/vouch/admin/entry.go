@@ -1,0 +1,122 @@
+package admin
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
+)
+
+func newEntry(o *cli.Options) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "entry",
+		Short: "List registration entries, explain what a process is entitled to, and cut identities off",
+	}
+	cmd.AddCommand(newEntryList(o), newEntryExplain(o), newEntryNew(o), newEntryDisable(o), newEntryEnable(o))
+	return cmd
+}
+
+func newEntryList(o *cli.Options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List the registration entries in force",
+		Example: `  vouch entry list
+  vouch entry list --output json | jq -r '.[].spiffe_id'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := o.Admin()
+			if err != nil {
+				return err
+			}
+			entries, err := client.Entries(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return o.Print(cmd, entries, func(w io.Writer) {
+				for _, e := range entries {
+					printEntry(w, e)
+				}
+			})
+		},
+	}
+}
+
+func printEntry(w io.Writer, e view.Entry) {
+	fmt.Fprintf(w, "%s  (%s)%s\n", e.SPIFFEID, e.Position, disabledNote(e))
+	for _, s := range e.Selectors {
+		fmt.Fprintf(w, "    %s\n", s)
+	}
+}
+
+func newEntryExplain(o *cli.Options) *cobra.Command {
+	var self bool
+	cmd := &cobra.Command{
+		Use:   "explain PID|--self",
+		Short: "Say what a process is, which entries it matches and what it lacks for others",
+		Long: `Explain attests a process as if it had called and prints every selector it has
+with who vouches for it, the entries it matches, and for the entries nearest to
+matching, which selectors are missing. It exits 1 if no entry matches whose identity
+is not disabled.`,
+		Example: `  vouch entry explain $$
+  vouch entry explain --self
+  vouch entry explain $(systemctl show -p MainPID --value agent.service)`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if self == (len(args) == 1) {
+				return cli.Usagef("which process? name its PID, or say --self for this one")
+			}
+			pid := os.Getpid()
+			if !self {
+				var err error
+				if pid, err = strconv.Atoi(args[0]); err != nil || pid <= 0 {
+					return cli.Usagef("%q is not a process ID", args[0])
+				}
+			}
+			client, err := o.Admin()
+			if err != nil {
+				return err
+			}
+			x, err := client.Explain(cmd.Context(), pid)
+			if err != nil {
+				return err
+			}
+			if err := o.Print(cmd, x, func(w io.Writer) { printExplanation(w, x) }); err != nil {
+				return err
+			}
+			if !slices.ContainsFunc(x.Matches, func(e view.Entry) bool { return e.Disabled == nil }) {
+				return cli.ErrSaid
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&self, "self", false, "explain this very process")
+	return cmd
+}
+
+func printExplanation(w io.Writer, x view.Explanation) {
+	fmt.Fprintf(w, "process %d runs %s\n\nselectors:\n", x.PID, x.Path)
+	for _, s := range x.Selectors {
+		fmt.Fprintf(w, "  %-17s %s\n", s.Trust, s.Selector)
+	}
+	for _, gap := range x.Gaps {
+		fmt.Fprintf(w, "  not known: %s\n", gap)
+	}
+	if len(x.Matches) == 0 {
+		fmt.Fprint(w, "\nmatches no entry\n")
+	} else {
+		fmt.Fprint(w, "\nmatches:\n")
+	}
+	for _, e := range x.Matches {
+		fmt.Fprintf(w, "  %s  (%s)%s\n", e.SPIFFEID, e.Position, disabledNote(e))
+	}
+	for _, m := range x.Nearest {
+		fmt.Fprintf(w, "\nalmost %s  (%s), but it has no\n  %s\n", m.SPIFFEID, m.Position, strings.Join(m.Missing, "\n  "))
+	}
+}

@@ -1,0 +1,375 @@
+package admin
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/credential/dotenv"
+	"github.com/vouchd/vouchd/credential/sealed"
+	"github.com/vouchd/vouchd/secret"
+	"github.com/vouchd/vouchd/state"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
+)
+
+func newMigrate(o *cli.Options) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "migrate",
+		Short: "Move static keys out of files",
+	}
+	cmd.AddCommand(newMigrateEnv(o))
+	return cmd
+}
+
+// handlePrefix begins a value that stands for a credential: its name follows,
+// and after a colon the field, if it is not the only one.
+const handlePrefix = "vouch:"
+
+// A migration is what is to become of one .env file.
+type migration struct {
+	path        string
+	prefix      string   // of credentials and secrets
+	keep, seal  []string // variables, whatever they look like
+	disclosable bool
+	definitions string // file
+	dryRun      bool
+}
+
+// A migrationView says what became of each variable.
+type migrationView struct {
+	File        string           `json:"file"`
+	DryRun      bool             `json:"dry_run,omitempty"`
+	Sealed      []migratedView   `json:"sealed"` // handles now
+	Kept        []migratedView   `json:"kept"`   // as they were
+	Comments    []migratedView   `json:"comments_that_look_secret,omitempty"`
+	Definitions string           `json:"definitions,omitempty"` // file with them, to review
+	Credentials []string         `json:"credentials"`           // for the entry
+	values      map[string]value // by variable
+}
+
+type migratedView struct {
+	Variable   string `json:"variable"`
+	Line       int    `json:"line"`
+	Credential string `json:"credential,omitempty"`
+	Why        string `json:"why,omitempty"`
+}
+
+// A value is a variable's, with the credential that it becomes.
+type value struct {
+	credential string
+	secret     secret.Bytes
+	line       int
+}
+
+func newMigrateEnv(o *cli.Options) *cobra.Command {
+	m := migration{}
+	cmd := &cobra.Command{
+		Use:   "env FILE --credential-prefix PREFIX",
+		Short: "Seal the secrets of a .env file, and leave handles in it",
+		Long: `Env seals each secret of a .env file to this machine under PREFIX-VARIABLE, writes
+definitions for them to review, prints what an entry needs to grant them, and
+puts a handle (vouch:NAME) in the place of each value. vouch exec --env-file starts
+a program with the values that its handles stand for.
+
+What plainly is no secret stays: switches, numbers, names of hosts, paths. --keep and
+--seal decide otherwise. A value that programs read differently (an unquoted
+backslash or dollar sign) is refused with its line, and so is a variable that is
+given twice with two values. The file changes last, at once, and only after all of it
+is sealed; run again, the command goes on where it was. The values were in a file:
+rotate them where they come from.`,
+		Example: `  vouch migrate env .env --credential-prefix app --dry-run
+  vouch migrate env .env --credential-prefix app --keep OPENAI_MODEL --disclosable
+  vouch exec --env-file .env -- ./app`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			m.path = args[0]
+			view, err := m.run(cmd.Context(), o)
+			if err != nil {
+				return err
+			}
+			return o.Print(cmd, view, view.writeText)
+		},
+	}
+	cmd.Flags().StringVar(&m.prefix, "credential-prefix", "", "begin names of credentials and secrets with this `prefix`")
+	cmd.Flags().StringArrayVar(&m.keep, "keep", nil, "leave this `variable` as it is; may be repeated")
+	cmd.Flags().StringArrayVar(&m.seal, "seal", nil, "seal this `variable` though it looks harmless; may be repeated")
+	cmd.Flags().BoolVar(&m.disclosable, "disclosable", false, "write definitions that hand the values out, not proxy-only ones")
+	cmd.Flags().StringVar(&m.definitions, "definitions", "", "write the definitions to this `file`, not to PREFIX.yaml.disabled in the credentials directory")
+	cmd.Flags().BoolVar(&m.dryRun, "dry-run", false, "say what would be done, and do nothing")
+	return cmd
+}
+
+func (m *migration) run(ctx context.Context, o *cli.Options) (*migrationView, error) {
+	if m.prefix == "" {
+		return nil, cli.Usagef("which prefix? give it with --credential-prefix")
+	}
+	if err := sealed.CheckName(m.prefix); err != nil {
+		return nil, cli.Usage(err)
+	}
+	before, info, err := readEnvFile(m.path)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(before)
+	file, err := dotenv.Parse(before)
+	if err != nil {
+		return nil, cli.InFile(m.path, err)
+	}
+	view, err := m.plan(file)
+	if err != nil {
+		return nil, cli.InFile(m.path, err)
+	}
+	if m.dryRun {
+		return view, nil
+	}
+	if err := m.sealAll(ctx, o, view); err != nil {
+		return nil, err
+	}
+	if err := m.define(o, view); err != nil {
+		return nil, err
+	}
+	return view, m.replace(file, before, info, view)
+}
+
+// readEnvFile reads a file that has this one name, and is no link to another.
+func readEnvFile(path string) ([]byte, os.FileInfo, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, syscall.ELOOP) {
+		return nil, nil, fmt.Errorf("%s is a symbolic link; name the file it leads to", path)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, nil, fmt.Errorf("%s is not a regular file", path)
+	}
+	if n := info.Sys().(*syscall.Stat_t).Nlink; n != 1 {
+		return nil, nil, fmt.Errorf("%s has %d names, and the others would keep the secrets; remove them first: find / -xdev -samefile %[1]s", path, n)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, dotenv.MaxLen+1))
+	return data, info, err
+}
+
+// plan decides about each variable. Its error has all that stands in the way.
+func (m *migration) plan(file *dotenv.File) (*migrationView, error) {
+	view := &migrationView{File: m.path, DryRun: m.dryRun, Sealed: []migratedView{}, Kept: []migratedView{}, Credentials: []string{}, values: make(map[string]value)}
+	var problems []error
+	named := make(map[string]string) // variables by credential
+	for _, v := range file.Variables {
+		name := m.credentialOf(v.Name)
+		why := m.stays(v)
+		switch first, again := view.values[v.Name]; {
+		case slices.Contains(m.keep, v.Name):
+			view.Kept = append(view.Kept, migratedView{v.Name, v.Line, "", "--keep"})
+			continue
+		case v.Unclear != "":
+			problems = append(problems, fmt.Errorf("line %d: value of %s: %s; or leave it with --keep %[2]s", v.Line, v.Name, v.Unclear))
+			continue
+		case bytes.HasPrefix(v.Value.Reveal(), []byte(handlePrefix)):
+			credential, _, _ := strings.Cut(strings.TrimPrefix(string(v.Value.Reveal()), handlePrefix), ":")
+			view.Kept = append(view.Kept, migratedView{v.Name, v.Line, credential, "a handle already"})
+			view.Credentials = append(view.Credentials, credential)
+			continue
+		case why != "":
+			view.Kept = append(view.Kept, migratedView{v.Name, v.Line, "", why})
+			continue
+		case again && !first.secret.Equal(v.Value):
+			problems = append(problems, fmt.Errorf("line %d: %s has another value than on line %d; remove one", v.Line, v.Name, first.line))
+			continue
+		case named[name] != "" && named[name] != v.Name:
+			problems = append(problems, fmt.Errorf("line %d: %s and %s would both be %s; rename one, or leave it with --keep", v.Line, v.Name, named[name], name))
+			continue
+		}
+		if err := sealed.CheckName(name); err != nil {
+			problems = append(problems, fmt.Errorf("line %d: %w", v.Line, err))
+			continue
+		}
+		view.Sealed = append(view.Sealed, migratedView{v.Name, v.Line, name, ""})
+		view.Credentials = append(view.Credentials, name)
+		view.values[v.Name], named[name] = value{name, v.Value, v.Line}, v.Name
+	}
+	for _, c := range file.Comments {
+		if c.Value.Len() > 0 && harmless(c.Name, c.Value) == "" {
+			view.Comments = append(view.Comments, migratedView{c.Name, c.Line, "", "a comment with what may be a secret; remove it"})
+		}
+	}
+	// A value is either sealed or kept, wherever it stands.
+	for _, k := range view.Kept {
+		if _, both := view.values[k.Variable]; both {
+			problems = append(problems, fmt.Errorf("line %d: %s is given again, and has to stay as it is here (%s); remove one", k.Line, k.Variable, k.Why))
+		}
+	}
+	slices.Sort(view.Credentials)
+	view.Credentials = slices.Compact(view.Credentials)
+	return view, errors.Join(problems...)
+}
+
+// credentialOf is the name of a variable's credential, and of its secret.
+func (m *migration) credentialOf(variable string) string {
+	return m.prefix + "-" + strings.ReplaceAll(strings.ToLower(variable), "_", "-")
+}
+
+// stays says why a value needs no sealing; empty if it does.
+func (m *migration) stays(v dotenv.Variable) string {
+	switch {
+	case v.Value.Len() == 0:
+		return "empty"
+	case slices.Contains(m.seal, v.Name):
+		return ""
+	}
+	return harmless(v.Name, v.Value)
+}
+
+// What a secret's variable is called, and what plainly is none.
+var (
+	secretName  = regexp.MustCompile(`(?i)key|token|secret|passw|passphrase|pwd|pin$|credential|private|auth|cookie|salt|sign|webhook|dsn|session`)
+	switchValue = regexp.MustCompile(`(?i)^(true|false|yes|no|on|off|null|none)$`)
+	plainValues = []*regexp.Regexp{
+		regexp.MustCompile(`^-?[0-9]{1,6}([.][0-9]{1,6})?$`),
+		regexp.MustCompile(`^[0-9]{1,6}(ms|s|m|h|d|k|kb|mb|gb)$`),
+		regexp.MustCompile(`^[a-z]{1,16}$`),
+		regexp.MustCompile(`^v?[0-9]{1,4}([.][0-9]{1,4}){1,3}(:[0-9]{1,5})?$`), // a version, or an address
+		regexp.MustCompile(`^(https?://)?(localhost|([a-z0-9-]{1,32}[.])+[a-z]{2,12})(:[0-9]{1,5})?(/[a-z0-9/._-]{0,32})?$`),
+		regexp.MustCompile(`^/[A-Za-z0-9._/-]{0,128}$`),
+		regexp.MustCompile(`^[a-z]{2}-[a-z]{4,9}-[0-9]$`), // a cloud's region
+	}
+)
+
+// harmless says why a value is plainly no secret; empty if it may be one.
+func harmless(name string, v secret.Bytes) string {
+	if switchValue.Match(v.Reveal()) {
+		return "a switch"
+	}
+	if secretName.MatchString(name) {
+		return ""
+	}
+	for _, plain := range plainValues {
+		if plain.Match(v.Reveal()) {
+			return "looks harmless; --seal " + name + " seals it"
+		}
+	}
+	return ""
+}
+
+// sealAll has every value sealed. One that is sealed already, as by a run that
+// was cut short, is as good.
+func (m *migration) sealAll(ctx context.Context, o *cli.Options, found *migrationView) error {
+	client, err := o.Admin()
+	if err != nil {
+		return err
+	}
+	done := make(map[string]bool)
+	for _, s := range found.Sealed {
+		if done[s.Variable] {
+			continue
+		}
+		done[s.Variable] = true
+		v := found.values[s.Variable]
+		if _, err := client.Secrets.Seal(ctx, v.credential, v.secret, view.SecretOptions{Same: true}); err != nil {
+			return fmt.Errorf("%w; %s is as it was", err, m.path)
+		}
+	}
+	return nil
+}
+
+// define adds definitions for the sealed credentials to the file to review; what
+// is there stays.
+func (m *migration) define(o *cli.Options, view *migrationView) error {
+	c, err := o.Load()
+	if err != nil {
+		return err
+	}
+	inForce := filepath.Join(c.CredentialsDir, m.prefix+".yaml")
+	path := cmp.Or(m.definitions, inForce+".disabled")
+	text, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	reviewed, err := os.ReadFile(inForce)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if len(text) == 0 {
+		text = []byte("# From " + filepath.Base(m.path) + ", by vouch migrate env. Review it, and rename it to end in .yaml.\ncredentials:\n")
+	}
+	length := len(text)
+	for _, s := range view.Sealed {
+		defined := regexp.MustCompile(`(?m)^[ \t-]*name:[ \t]*` + regexp.QuoteMeta(s.Credential) + `[ \t]*$`)
+		if defined.Match(text) || defined.Match(reviewed) {
+			continue
+		}
+		text = fmt.Appendf(text, "  - name: %s\n    description: %s of %s\n    broker: static\n    bind: lease # unit, for LoadCredential=; process, for a program that asks itself\n    static:\n      disclosable: %t # true hands the value itself to whoever an entry grants it\n",
+			s.Credential, s.Variable, filepath.Base(m.path), m.disclosable)
+	}
+	if len(text) == length {
+		return nil
+	}
+	view.Definitions = path
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return state.ReplaceFileDurably(path, text, state.Mode(0o644))
+}
+
+// replace puts the handles into the file, if it still is what was read.
+func (m *migration) replace(file *dotenv.File, before []byte, info os.FileInfo, view *migrationView) error {
+	if len(view.Sealed) == 0 {
+		return nil
+	}
+	now, again, err := readEnvFile(m.path)
+	if err != nil {
+		return err
+	}
+	defer clear(now)
+	if !os.SameFile(info, again) || !bytes.Equal(before, now) {
+		return fmt.Errorf("%s was changed meanwhile, and is left as it is; run it again", m.path)
+	}
+	after := file.Replace(func(name string) (string, bool) {
+		v, ok := view.values[name]
+		return handlePrefix + v.credential, ok
+	})
+	st := again.Sys().(*syscall.Stat_t)
+	return state.ReplaceFileDurably(m.path, after, state.Ownership{Mode: again.Mode().Perm(), UID: int(st.Uid), GID: int(st.Gid)})
+}
+
+func (v *migrationView) writeText(w io.Writer) {
+	verb := "sealed"
+	if v.DryRun {
+		verb = "would be sealed"
+	}
+	for _, s := range v.Sealed {
+		fmt.Fprintf(w, "%s:%d: %s %s as %s\n", v.File, s.Line, s.Variable, verb, s.Credential)
+	}
+	for _, k := range v.Kept {
+		fmt.Fprintf(w, "%s:%d: %s stays: %s\n", v.File, k.Line, k.Variable, k.Why)
+	}
+	for _, c := range v.Comments {
+		fmt.Fprintf(w, "%s:%d: %s: %s\n", v.File, c.Line, c.Variable, c.Why)
+	}
+	if v.Definitions != "" {
+		fmt.Fprintf(w, "\nReview %s, and rename it to end in .yaml.\n", v.Definitions)
+	}
+	if len(v.Credentials) > 0 {
+		fmt.Fprintf(w, "In the entry of the program that needs them:\n\n    credentials: [%s]\n\nIt starts with: vouch exec --env-file %s -- COMMAND\n", strings.Join(v.Credentials, ", "), v.File)
+	}
+	if len(v.Sealed) > 0 && !v.DryRun {
+		fmt.Fprintf(w, "The values were in a file, and may be in its backups: rotate them where they come from.\n")
+	}
+}

@@ -1,0 +1,86 @@
+package admin
+
+import (
+	"encoding/hex"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vouchd/vouchd/cmd/vouch/cli"
+)
+
+func newNodeRequest(o *cli.Options) *cobra.Command {
+	var nonce string
+	cmd := &cobra.Command{
+		Use:   "request",
+		Short: "Ask an organisation's authority to enrol this host",
+		Long: `Request has the daemon make one JSON document for vouch authority approve: evidence
+about this machine, and a certificate request by its node key. The nonce is the
+administrator's; without one, the evidence's age cannot be told.`,
+		Example: `  vouch node request --nonce 7f0c9d…4ab1 > request.json
+  vouch node request > request.json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var n []byte
+			if nonce != "" {
+				var err error
+				if n, err = cli.ParseNonce(nonce); err != nil {
+					return err
+				}
+			}
+			client, err := o.Admin()
+			if err != nil {
+				return err
+			}
+			request, err := client.Node.Request(cmd.Context(), n)
+			if err != nil {
+				return err
+			}
+			return cli.WriteDocument(cmd, request)
+		},
+	}
+	cmd.Flags().StringVar(&nonce, "nonce", "", "the administrator's nonce, 16 to 64 bytes in `hexadecimal`")
+	return cmd
+}
+
+func newNodeInstall(o *cli.Options) *cobra.Command {
+	var root string
+	cmd := &cobra.Command{
+		Use:   "install APPROVAL --root SHA256",
+		Short: "Install the certificate that an authority approved",
+		Long: `Install has the daemon open an approval, which only this machine's TPM can, and
+issue under it from then on, if authority.mode is enrolled. --root is the SHA-256
+of the authority's root certificate, as vouch authority list prints it: anybody
+could have made an approval, so take the digest from somewhere else than the
+approval itself.`,
+		Example: `  vouch node install approval.json --root 5f2c3e6a0d1b4c8f9e7a6b5d4c3b2a190817263544536271808f9e0d1c2b3a49`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if b, err := hex.DecodeString(root); err != nil || len(b) != 32 {
+				return cli.Usagef("whose approval? give the SHA-256 of the authority's root certificate in hexadecimal with --root; vouch authority list prints it")
+			}
+			approval, err := cli.ReadDocument(cmd, args[0], cli.MaxSmallDocument)
+			if err != nil {
+				return err
+			}
+			client, err := o.Admin()
+			if err != nil {
+				return err
+			}
+			e, err := client.Node.Install(cmd.Context(), approval, strings.ToLower(root))
+			if err != nil {
+				return err
+			}
+			return o.Print(cmd, e, func(w io.Writer) {
+				fmt.Fprintf(w, "Enrolled in %s until %s (certificate %s).\n", e.TrustDomain, cli.Time(e.NotAfter), e.Serial)
+				if !e.InForce {
+					fmt.Fprintln(w, "Not in force yet: set authority.mode to enrolled in vouchd.yaml and restart the daemon.")
+				}
+			})
+		},
+	}
+	cmd.Flags().StringVar(&root, "root", "", "`SHA-256` of the authority's root certificate (DER), in hexadecimal")
+	return cmd
+}

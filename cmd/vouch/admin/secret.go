@@ -1,0 +1,283 @@
+package admin
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/credential/sealed"
+	"github.com/vouchd/vouchd/secret"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
+)
+
+func newSecret(o *cli.Options) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "secret",
+		Short: "Keep secrets that cannot be leased, sealed to this machine",
+		Long: `A secret is sealed by the running daemon: encrypted under a key that this machine's
+TPM alone gives out. The file is of no use on another machine, nor after the TPM was
+cleared. Nothing prints a secret again: a definition with broker static says what it
+is for, and an entry who may have it.
+
+A value is read from standard input or a file descriptor, as it is, never from the
+command line. Every change and every use is in the attestation log.`,
+	}
+	cmd.AddCommand(newSecretSeal(o), newSecretList(o), newSecretRotate(o), newSecretRemove(o))
+	return cmd
+}
+
+// sealing is what sealing and rotating share.
+type sealing struct {
+	fd          int
+	rotateAfter string
+	broad       bool
+	bindTo      string
+}
+
+func (s *sealing) flags(cmd *cobra.Command) {
+	cmd.Flags().IntVar(&s.fd, "fd", 0, "read the value from this file `descriptor`")
+	cmd.Flags().StringVar(&s.rotateAfter, "rotate-after", "", "remind of rotating it after this `age`, such as 45d or 12h (default 90d, broad 30d)")
+	cmd.Flags().BoolVar(&s.broad, "broad", false, "whoever has it can do much: remind of rotating it after 30 days")
+	cmd.Flags().StringVar(&s.bindTo, "bind-to", "", "open it only in boot states that the authority with this root certificate approved, a PEM `file`")
+}
+
+// options says how the value is to be kept; what is not given stays as it is.
+func (s *sealing) options(cmd *cobra.Command) (o view.SecretOptions, err error) {
+	if s.rotateAfter != "" {
+		if o.RotateAfter, err = parseAge(s.rotateAfter); err != nil {
+			return o, cli.Usagef("--rotate-after %q: want an age such as 45d or 12h", s.rotateAfter)
+		}
+	}
+	if cmd.Flags().Changed("broad") {
+		o.Broad = &s.broad
+	}
+	if s.bindTo != "" {
+		root, err := cli.ReadCertificate(cmd, s.bindTo)
+		if err != nil {
+			return o, err
+		}
+		key, ok := root.PublicKey.(*ecdsa.PublicKey)
+		if !ok {
+			return o, fmt.Errorf("%s: its key is not an ECDSA key", s.bindTo)
+		}
+		o.Authority = key
+	}
+	return o, nil
+}
+
+// parseAge reads a duration, in days too.
+func parseAge(s string) (time.Duration, error) {
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		n, err := strconv.ParseUint(days, 10, 16)
+		return time.Duration(n) * 24 * time.Hour, err
+	}
+	return time.ParseDuration(s)
+}
+
+// read reads the value: to its end, or from a terminal one line that is not
+// shown.
+func (s *sealing) read(cmd *cobra.Command, name string) (secret.Bytes, error) {
+	in := cmd.InOrStdin()
+	if s.fd != 0 {
+		f := os.NewFile(uintptr(s.fd), fmt.Sprintf("file descriptor %d", s.fd))
+		if f == nil {
+			return secret.Bytes{}, cli.Usagef("--fd %d is not a file descriptor", s.fd)
+		}
+		defer f.Close()
+		in = f
+	} else if cli.IsInteractive(in) {
+		line, err := cli.AskHidden("Value of " + name + ": ")
+		return secret.Of(line), err
+	}
+	b := make([]byte, sealed.MaxLen+1)
+	n, err := io.ReadFull(in, b)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return secret.Bytes{}, fmt.Errorf("reading the value: %w", err)
+	}
+	if n > sealed.MaxLen {
+		clear(b)
+		return secret.Bytes{}, fmt.Errorf("reading the value: it has more than %d bytes", sealed.MaxLen)
+	}
+	if bytes.HasSuffix(b[:n], []byte("\n")) && bytes.Count(b[:n], []byte("\n")) == 1 {
+		fmt.Fprintln(cmd.ErrOrStderr(), "vouch: note: the value ends in a line end, which is part of it; tr -d '\\n' takes it off")
+	}
+	return secret.Of(b[:n]), nil
+}
+
+// keep reads a value and has it kept.
+func (s *sealing) keep(o *cli.Options, cmd *cobra.Command, name string, do func(cli.Secrets, context.Context, string, secret.Bytes, view.SecretOptions) (view.Secret, error)) error {
+	if err := sealed.CheckName(name); err != nil {
+		return cli.Usage(err)
+	}
+	how, err := s.options(cmd)
+	if err != nil {
+		return err
+	}
+	client, err := o.Admin()
+	if err != nil {
+		return err
+	}
+	value, err := s.read(cmd, name)
+	if err != nil {
+		return err
+	}
+	defer value.Wipe()
+	view, err := do(client.Secrets, cmd.Context(), name, value, how)
+	if err != nil {
+		return err
+	}
+	return o.Print(cmd, view, func(w io.Writer) {
+		fmt.Fprintf(w, "%s: %d bytes sealed to this machine as revision %d; rotate it by %s\n", view.Name, view.Bytes, view.Revision, view.RotateBy.Local().Format(time.DateOnly))
+		if view.Bound {
+			fmt.Fprintln(w, "It opens in approved boot states alone; each approval is added with: vouch node reseal APPROVAL")
+		}
+	})
+}
+
+func newSecretSeal(o *cli.Options) *cobra.Command {
+	var s sealing
+	cmd := &cobra.Command{
+		Use:   "seal NAME",
+		Short: "Seal a secret under a new name",
+		Long: `Seal reads a value of at most 1 MiB and keeps it sealed. A name that has a value
+already is refused: vouch secret rotate replaces it. At a terminal it asks.
+
+With --bind-to the TPM gives the key out only while the machine is in a boot state
+that the authority approved (vouch authority approve-boot), so that an update needs
+an approval and no new secret.`,
+		Example: `  pass show vendor/stripe | tr -d '\n' | vouch secret seal stripe-key
+  systemd-creds decrypt stripe.cred - | vouch secret seal stripe-key
+  vouch secret seal root-token --broad --fd 3 3<token
+  vouch secret seal signing-key --bind-to root.pem <key.pem && vouch node reseal approval.json`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return s.keep(o, cmd, args[0], cli.Secrets.Seal)
+		},
+	}
+	s.flags(cmd)
+	return cmd
+}
+
+func newSecretRotate(o *cli.Options) *cobra.Command {
+	var s sealing
+	cmd := &cobra.Command{
+		Use:   "rotate NAME",
+		Short: "Replace the value of a secret",
+		Long: `Rotate reads a value and puts it in the place of the last one, which is gone then.
+Leases of it end, so that whoever follows a credential gets the new value. What is
+not said with an option stays as it was. Revoke the old value where it comes from,
+once nobody uses it: vouch log show --credential NAME tells.`,
+		Example: `  vouch secret rotate stripe-key <new-key
+  vouch secret rotate stripe-key --rotate-after 30d --fd 3 3<new-key`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return s.keep(o, cmd, args[0], cli.Secrets.Rotate)
+		},
+	}
+	s.flags(cmd)
+	cmd.ValidArgsFunction = completeSecrets(o)
+	return cmd
+}
+
+func newSecretList(o *cli.Options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List secrets: how old they are, who used them, which are due",
+		Long: `List tells of every secret all but its value: how old the value is, when it was
+used last and by which identities, and when it is due to be rotated.`,
+		Example: `  vouch secret list
+  vouch secret list --output json | jq -r '.[] | select(.due) | .name'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := o.Admin()
+			if err != nil {
+				return err
+			}
+			secrets, err := client.Secrets.List(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return o.Print(cmd, secrets, func(out io.Writer) { printSecrets(out, secrets) })
+		},
+	}
+}
+
+func printSecrets(out io.Writer, secrets []view.Secret) {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, s := range secrets {
+		fmt.Fprintf(w, "%s\t%d bytes\tsealed %d days ago", s.Name, s.Bytes, int(time.Since(s.Sealed).Hours()/24))
+		if s.Due {
+			fmt.Fprintf(w, "\tROTATE: due since %s", s.RotateBy.Local().Format(time.DateOnly))
+		} else {
+			fmt.Fprintf(w, "\trotate by %s", s.RotateBy.Local().Format(time.DateOnly))
+		}
+		switch {
+		case s.Uses == 0:
+			fmt.Fprint(w, "\tnever used")
+		default:
+			fmt.Fprintf(w, "\tused %d times, last %s by %s", s.Uses, cli.Time(s.LastUse), strings.Join(s.UsedBy, ", "))
+		}
+		for _, note := range []struct {
+			holds bool
+			text  string
+		}{{s.Broad, "broad"}, {s.Bound, "bound to boot states"}} {
+			if note.holds {
+				fmt.Fprintf(w, "\t%s", note.text)
+			}
+		}
+		fmt.Fprintln(w)
+	}
+	w.Flush()
+}
+
+func newSecretRemove(o *cli.Options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "remove NAME",
+		Short: "Forget a secret",
+		Long: `Remove forgets a secret, and ends the leases of it. Who has read its value still
+has it: revoke it where it comes from.`,
+		Example: `  vouch secret remove stripe-key`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, err := o.Admin()
+			if err != nil {
+				return err
+			}
+			if err := client.Secrets.Remove(cmd.Context(), args[0]); err != nil {
+				return err
+			}
+			return o.Print(cmd, map[string]string{"removed": args[0]}, func(w io.Writer) { fmt.Fprintf(w, "%s is forgotten\n", args[0]) })
+		},
+		ValidArgsFunction: completeSecrets(o),
+	}
+}
+
+// completeSecrets completes the names of secrets, where the daemon may be asked.
+func completeSecrets(o *cli.Options) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		client, err := o.Admin()
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		secrets, _ := client.Secrets.List(cmd.Context())
+		var names []string
+		for _, s := range secrets {
+			names = append(names, s.Name)
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+}

@@ -1,0 +1,96 @@
+package admin
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
+)
+
+func newStatus(o *cli.Options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Say what the running daemon is doing and what is wrong",
+		Long: `Status asks the running daemon. It exits 1 if the daemon cannot be reached or
+reports a problem, each of which is one sentence with the way to mend it.`,
+		Example: `  vouch status
+  vouch status --output json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := o.Admin()
+			if err != nil {
+				return err
+			}
+			st, err := client.Status(cmd.Context())
+			if err != nil {
+				return fmt.Errorf("%w; is it running? try: vouch doctor", err)
+			}
+			if err := o.Print(cmd, st, func(w io.Writer) { printStatus(w, st) }); err != nil {
+				return err
+			}
+			if len(st.Problems) > 0 {
+				return cli.ErrSaid
+			}
+			return nil
+		},
+	}
+}
+
+func printStatus(out io.Writer, st view.Status) {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+	}
+	row("trust domain", "%s", st.TrustDomain)
+	row("version", "%s, up %s", st.Version, cli.Ago(st.Started))
+	row("TPM", "%s, EK %s", st.TPM.Address, st.TPM.EKSHA256)
+	row("node", "%s", nodeLine(st.Node))
+	if e := st.Node.Enrolment; e != nil {
+		row("enrolled", "by root %s, until %s", e.RootSHA256, cli.Time(e.NotAfter))
+	}
+	row("issuing CA", "%s, until %s", st.Authority.IssuingCAKeyID, cli.Time(st.Authority.IssuingCANotAfter))
+	if st.Authority.JWTKeyUntil.IsZero() {
+		row("JWT key", "%s, in the TPM", st.Authority.JWTKeyID)
+	} else {
+		row("JWT key", "%s, signs until %s", st.Authority.JWTKeyID, cli.Time(st.Authority.JWTKeyUntil))
+	}
+	disabled := ""
+	if n := st.Entries.Disabled; n > 0 {
+		disabled = fmt.Sprintf("; %d identities are disabled, see vouch entry list", n)
+	}
+	row("entries", "%d from %s, loaded %s ago%s", st.Entries.Count, st.Entries.Dir, cli.Ago(st.Entries.Loaded), disabled)
+	row("credentials", "%d from %s, %d leases", st.Credentials.Count, st.Credentials.Dir, st.Credentials.Leases)
+	row("secrets", "%d sealed to this machine, %d due to be rotated", st.Secrets.Count, st.Secrets.Due)
+	row("streams", "%d open", st.Streams)
+	row("log", "%d records in %s, %d of them anchored in the TPM, last %s ago", st.Log.Records, st.Log.Dir, st.Log.Anchored, cli.Ago(st.Log.LastAnchor))
+	for _, x := range st.Log.Witnesses {
+		row("witness", "%s signed %d records, last %s ago", x.Name, x.Records, cli.Ago(x.Time))
+	}
+	w.Flush()
+	for _, r := range st.Reminders {
+		fmt.Fprintf(out, "reminder: %s\n", r)
+	}
+	for _, p := range st.Problems {
+		fmt.Fprintf(out, "problem: %s\n", strings.ReplaceAll(p, "\n", "\n         "))
+	}
+}
+
+// nodeLine says in one line whether the machine satisfies its policy.
+func nodeLine(n view.NodeStatus) string {
+	line := n.State
+	switch n.State {
+	case view.NodeNotAppraised:
+		line += ", there is no policy in " + n.Policy + "; see vouch node policy learn"
+	case view.NodePassed, view.NodeFailed:
+		line += fmt.Sprintf(" the policy %s %s ago", n.Policy, cli.Ago(n.Checked))
+	}
+	if n.Bound {
+		line += ", keys bound to approved boot states"
+	}
+	return line
+}

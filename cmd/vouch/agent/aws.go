@@ -1,0 +1,91 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/secret"
+	"github.com/vouchd/vouchd/workloadapi/credentialv1"
+)
+
+func newAWSCredentialProcess(*cli.Options) *cobra.Command {
+	var l leaser
+	cmd := &cobra.Command{
+		Use:   "aws-credential-process NAME",
+		Short: "Lease AWS credentials for the AWS SDKs and the AWS CLI",
+		Long: `Lease AWS credentials and print them as the setting credential_process of the AWS
+SDKs and of the AWS CLI wants them. The SDK keeps them in memory and asks again when
+they expire. The credential's fields are those of a federation with AWS, or of an AWS
+secrets engine of Vault.`,
+		Example: `  # ~/.aws/config
+  [profile agent]
+  credential_process = /usr/bin/vouch aws-credential-process sandbox --param task=a1b2c3d4`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if cli.IsTerminal(cmd.OutOrStdout()) {
+				return errors.New("this prints secrets for an AWS SDK to read, and standard output is a terminal; set credential_process in ~/.aws/config")
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), l.timeout)
+			defer cancel()
+			req, err := l.request(args[0], credentialv1.Exposure_EXPOSURE_MEMORY)
+			if err != nil {
+				return err
+			}
+			client, err := l.client()
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			lease, fields, err := l.lasting(ctx, client, req)
+			if err != nil {
+				return err
+			}
+			defer wipe(fields)
+			out, err := awsProcess(lease, fields)
+			if err != nil {
+				return err
+			}
+			defer clear(out)
+			_, err = cmd.OutOrStdout().Write(out)
+			return err
+		},
+	}
+	l.flags(cmd)
+	cmd.Flags().StringArrayVar(&l.params, "param", nil, "choose a parameter, as `key=value`; may be repeated")
+	return cmd
+}
+
+// awsProcess is a lease as the AWS SDKs read it ("Process credential provider",
+// AWS SDKs and Tools Reference Guide), version 1.
+func awsProcess(lease *credentialv1.Lease, fields []secret.Field) ([]byte, error) {
+	out := struct {
+		Version         int
+		AccessKeyID     string `json:"AccessKeyId"`
+		SecretAccessKey string
+		SessionToken    string `json:",omitempty"`
+		Expiration      time.Time
+	}{Version: 1, Expiration: time.Unix(lease.ExpiresAt, 0).UTC()}
+	var names []string
+	for _, f := range fields {
+		switch value := string(f.Value.Reveal()); f.Name {
+		case "access_key_id", "access_key":
+			out.AccessKeyID = value
+		case "secret_access_key", "secret_key":
+			out.SecretAccessKey = value
+		case "session_token", "security_token":
+			out.SessionToken = value
+		}
+		names = append(names, f.Name)
+	}
+	if out.AccessKeyID == "" || out.SecretAccessKey == "" {
+		return nil, cli.Usagef("%s is no AWS credential: it has the fields %s, and no access_key_id and secret_access_key", lease.Credential, strings.Join(names, ", "))
+	}
+	b, err := json.Marshal(out)
+	return append(b, '\n'), err
+}

@@ -1,0 +1,272 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/secret"
+	"github.com/vouchd/vouchd/workloadapi/credentialv1"
+)
+
+func newExec(*cli.Options) *cobra.Command {
+	var l leaser
+	var wanted []string
+	var envFile string
+	cmd := &cobra.Command{
+		Use:   "exec {--credential NAME=VARIABLE... | --env-file FILE} -- COMMAND [ARGUMENT...]",
+		Short: "Run a command with leased credentials, which end with it",
+		Long: `Exec leases credentials to itself, starts the command with them in its
+environment, waits for it, and then revokes them. Standard streams are the
+command's; signals are passed on to it and its exit code is passed back (128 and the
+signal's number if a signal ended it; 127 if it cannot be started). A lease
+that may be renewed is renewed while the command runs. Should vouch itself be killed,
+the daemon revokes what is bound to its process.
+
+A credential with one field is in VARIABLE; of one with several, each is in
+VARIABLE_FIELD. NAME:FIELD=VARIABLE takes one field alone. A .env file may have handles
+in the place of values: vouch:NAME, or vouch:NAME:FIELD; its other variables are set as
+they are. The environment of a
+process can be read by others of the same user, so prefer an agent that asks the
+socket itself.`,
+		Example: `  vouch exec --credential openai-research=OPENAI_API_KEY -- python agent.py
+  vouch exec --credential warehouse-readonly:url=DATABASE_URL -- psql
+  vouch exec --credential warehouse-readonly=PG --param schema=sales -- ./report
+  vouch exec --env-file .env -- ./app`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			vars, plain, err := readEnvironment(cmd, envFile)
+			if err != nil {
+				return err
+			}
+			more, err := parseVariables(wanted, envFile != "")
+			if err != nil {
+				return err
+			}
+			// Signals are the command's from here on, and not a reason to leave
+			// it and its leases behind.
+			signals := make(chan os.Signal, 16)
+			signal.Notify(signals, passedOn...)
+			defer signal.Stop(signals)
+			return l.exec(cmd.Context(), append(vars, more...), plain, args, signals)
+		},
+	}
+	l.flags(cmd)
+	cmd.Flags().SetInterspersed(false)
+	cmd.Flags().StringArrayVar(&wanted, "credential", nil, "put a credential into the environment, as `NAME=VARIABLE`; may be repeated")
+	cmd.Flags().StringVar(&envFile, "env-file", "", "set what this .env `file` sets, with credentials for its handles")
+	cmd.Flags().StringArrayVar(&l.params, "param", nil, "choose a parameter, as `key=value`, or NAME:key=value where there are several credentials; may be repeated")
+	return cmd
+}
+
+// passedOn is what another process may send to the command by way of vouch.
+// SIGTSTP and SIGCONT are left to the kernel: a terminal sends them to both.
+var passedOn = []os.Signal{
+	syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM,
+}
+
+// A variable is where a credential, or one field of it, goes.
+type variable struct {
+	credential string
+	field      string // empty: all
+	name       string
+}
+
+var variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+
+func parseVariables(wanted []string, fromFile bool) (vars []variable, err error) {
+	if len(wanted) == 0 && !fromFile {
+		return nil, cli.Usagef("which credential? name it with --credential NAME=VARIABLE, or a file of handles with --env-file")
+	}
+	for _, w := range wanted {
+		from, to, ok := strings.Cut(w, "=")
+		name, field, several := strings.Cut(from, ":")
+		if !ok || name == "" || several && field == "" || !variableName.MatchString(to) {
+			return nil, cli.Usagef("--credential %q: want NAME=VARIABLE or NAME:FIELD=VARIABLE", w)
+		}
+		vars = append(vars, variable{name, field, to})
+	}
+	return vars, nil
+}
+
+// exec leases, which ctx ends, runs and revokes, which it does not. The error of
+// a revocation does not hide the command's exit code.
+func (l *leaser) exec(ctx context.Context, vars []variable, plain, args []string, signals <-chan os.Signal) error {
+	client, err := l.client()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	leases, env, err := l.leaseAll(ctx, client, vars)
+	if err == nil {
+		err = ctx.Err()
+	}
+	ctx = context.WithoutCancel(ctx)
+	defer func() { l.revokeAll(ctx, client, leases) }()
+	if err != nil {
+		return err
+	}
+	renewing, stop := context.WithCancel(ctx)
+	for _, lease := range leases {
+		go keepRenewed(renewing, client, lease)
+	}
+	defer stop()
+	return runCommand(args, append(plain, env...), signals)
+}
+
+// leaseAll leases each credential once. It returns what was leased so far with
+// an error too.
+func (l *leaser) leaseAll(ctx context.Context, client *cli.Credentials, vars []variable) (leases []*credentialv1.Lease, env []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	got := make(map[string][]secret.Field)
+	for _, v := range vars {
+		fields, ok := got[v.credential]
+		if !ok {
+			req, err := l.request(v.credential, credentialv1.Exposure_EXPOSURE_ENVIRONMENT)
+			if err != nil {
+				return leases, nil, err
+			}
+			lease, of, err := client.Grant(ctx, req)
+			if err != nil {
+				return leases, nil, err
+			}
+			defer wipe(of)
+			leases = append(leases, lease)
+			fields, got[v.credential] = of, of
+		}
+		if env, err = v.add(env, fields); err != nil {
+			return leases, nil, err
+		}
+	}
+	return leases, env, nil
+}
+
+// add puts a credential's fields among the variables.
+func (v variable) add(env []string, fields []secret.Field) ([]string, error) {
+	put := func(name string, value []byte) error {
+		if bytes.IndexByte(value, 0) >= 0 {
+			return fmt.Errorf("%s for %s holds a zero byte, which no variable can", v.credential, name)
+		}
+		env = append(env, name+"="+string(value))
+		return nil
+	}
+	if v.field != "" {
+		value, err := fieldNamed(v.credential, fields, v.field)
+		if err != nil {
+			return env, err
+		}
+		return env, put(v.name, value)
+	}
+	if len(fields) == 1 {
+		return env, put(v.name, fields[0].Value.Reveal())
+	}
+	for _, f := range fields {
+		if err := put(v.name+"_"+envName(f.Name), f.Value.Reveal()); err != nil {
+			return env, err
+		}
+	}
+	return env, nil
+}
+
+// keepRenewed renews a lease at half of what is left of it, for as long as that
+// moves its end.
+func keepRenewed(ctx context.Context, client *cli.Credentials, lease *credentialv1.Lease) {
+	const least = time.Second
+	for lease.Renewable && lease.ExpiresAt < lease.LatestAt {
+		left := time.Until(time.Unix(lease.ExpiresAt, 0))
+		if left <= 0 {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(max(left/2, least)):
+		}
+		if renewed, err := client.Renew(ctx, lease.Id, 0); err == nil {
+			lease = renewed
+		}
+	}
+}
+
+// revokeTimeout bounds how long the end of leases holds up vouch's own: the
+// daemon goes on with it in any case.
+const revokeTimeout = 10 * time.Second
+
+func (l *leaser) revokeAll(ctx context.Context, client *cli.Credentials, leases []*credentialv1.Lease) {
+	ctx, cancel := context.WithTimeout(ctx, revokeTimeout)
+	defer cancel()
+	for _, lease := range leases {
+		if err := client.Revoke(ctx, lease.Id); err != nil && !errors.Is(err, cli.ErrNoLease) {
+			fmt.Fprintf(os.Stderr, "vouch: %s: %v; the daemon ends it as soon as it can\n", lease.Credential, err)
+		}
+	}
+}
+
+// runCommand runs a command on vouch's own streams and returns how it ended as
+// an [exitError].
+func runCommand(args, env []string, signals <-chan os.Signal) error {
+	const cannotStart = 127 // as shells have it
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Env = append(os.Environ(), env...) // the last of a name counts
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	if err := cmd.Start(); err != nil {
+		fmt.Fprintf(os.Stderr, "vouch: %v\n", err)
+		return cli.ExitError(cannotStart)
+	}
+	ended := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case s := <-signals:
+				if !sentByTerminal(s) {
+					cmd.Process.Signal(s) // an error means that it has ended
+				}
+			case <-ended:
+				return
+			}
+		}
+	}()
+	err := cmd.Wait()
+	close(ended)
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+		return err
+	}
+	status := cmd.ProcessState.Sys().(syscall.WaitStatus)
+	switch {
+	case status.Signaled():
+		return cli.ExitError(128 + int(status.Signal()))
+	case status.ExitStatus() != 0:
+		return cli.ExitError(status.ExitStatus())
+	}
+	return nil
+}
+
+// sentByTerminal reports whether a signal is one that a terminal sends to every
+// process in front of it, the command among them, for a key. One that somebody
+// sends to vouch alone meanwhile cannot be told from it.
+func sentByTerminal(s os.Signal) bool {
+	if !slices.Contains([]os.Signal{syscall.SIGINT, syscall.SIGQUIT}, s) {
+		return false
+	}
+	tty, err := os.Open("/dev/tty")
+	if err != nil {
+		return false // there is none
+	}
+	defer tty.Close()
+	front, err := unix.IoctlGetInt(int(tty.Fd()), unix.TIOCGPGRP)
+	return err == nil && front == unix.Getpgrp()
+}

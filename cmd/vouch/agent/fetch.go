@@ -1,0 +1,304 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+
+	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/state"
+)
+
+// fetcher is what the fetch commands share.
+type fetcher struct {
+	*cli.Options
+	socket  string
+	timeout time.Duration
+}
+
+func newFetch(o *cli.Options) *cobra.Command {
+	f := &fetcher{Options: o}
+	cmd := &cobra.Command{
+		Use:   "fetch",
+		Short: "Fetch this process's own identities, as any workload would",
+		Long: `Fetch asks the agent socket for what this very process (vouch, as started by you)
+is entitled to. The socket is found by SPIFFE_ENDPOINT_SOCKET, else it is
+` + cli.DefaultEndpoint + `.`,
+	}
+	cmd.PersistentFlags().StringVar(&f.socket, "socket", "", "agent socket, as `unix:///path`")
+	cmd.PersistentFlags().DurationVar(&f.timeout, "timeout", 10*time.Second, "give up after this long")
+	cmd.AddCommand(f.x509(), f.jwt(), f.bundle())
+	return cmd
+}
+
+// client connects to the agent socket.
+func (f *fetcher) client(ctx context.Context) (*workloadapi.Client, context.Context, context.CancelFunc, error) {
+	ctx, cancel := context.WithTimeout(ctx, f.timeout)
+	endpoint := cli.Endpoint(f.socket)
+	c, err := workloadapi.New(ctx, workloadapi.WithAddr(endpoint))
+	if err != nil {
+		cancel()
+		return nil, nil, nil, cli.Usagef("agent socket %q: %w", endpoint, err)
+	}
+	return c, ctx, func() { c.Close(); cancel() }, nil
+}
+
+// x509View is an X509-SVID in JSON. The key is in it only when asked for.
+type x509View struct {
+	SPIFFEID string    `json:"spiffe_id"`
+	NotAfter time.Time `json:"not_after"`
+	Hint     string    `json:"hint,omitempty"`
+	SVID     string    `json:"x509_svid"` // PEM
+	Bundle   string    `json:"bundle"`    // PEM
+	Files    []string  `json:"files,omitempty"`
+}
+
+func (f *fetcher) x509() *cobra.Command {
+	var k svidKeeper
+	cmd := &cobra.Command{
+		Use:   "x509",
+		Short: "Fetch X509-SVIDs",
+		Long: `Fetch this process's X509-SVIDs and print what they are. With --write the
+certificates, the keys (readable by the owner alone) and the bundle are written
+as PEM: svid.0.pem, svid.0.key and bundle.0.pem for the default identity, then
+svid.1.pem and so on. Keys are never printed.
+
+With --follow vouch goes on: it replaces the files, the key last, as the daemon issues
+the next SVIDs or the bundle changes, tells the program that reads them, and at its
+end removes them. As a service of Type=notify it has started once the files are
+there.`,
+		Example: `  vouch fetch x509
+  vouch fetch x509 --write /run/agent/svid
+  vouch fetch x509 --write /run/web/svid --follow --exec 'nginx -s reload'
+  vouch fetch x509 --output json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := k.check(); err != nil {
+				return err
+			}
+			if k.follow {
+				return f.keepX509(cmd.Context(), &k)
+			}
+			client, ctx, done, err := f.client(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer done()
+			got, err := client.FetchX509Context(ctx)
+			if err != nil {
+				return fmt.Errorf("fetching X509-SVIDs: %w", err)
+			}
+			views, err := f.x509Views(got, k.path)
+			if err != nil {
+				return err
+			}
+			return f.Print(cmd, views, func(w io.Writer) {
+				for _, v := range views {
+					fmt.Fprintf(w, "%s\tvalid until %s\n", v.SPIFFEID, v.NotAfter.Format(time.RFC3339))
+					for _, file := range v.Files {
+						fmt.Fprintf(w, "\twrote %s\n", file)
+					}
+				}
+			})
+		},
+	}
+	k.flags(cmd)
+	return cmd
+}
+
+func (f *fetcher) x509Views(got *workloadapi.X509Context, dir string) ([]x509View, error) {
+	var views []x509View
+	for i, svid := range got.SVIDs {
+		bundle, err := got.Bundles.GetX509BundleForTrustDomain(svid.ID.TrustDomain())
+		if err != nil {
+			return nil, err
+		}
+		certs, _, err := svid.Marshal()
+		if err != nil {
+			return nil, err
+		}
+		v := x509View{
+			SPIFFEID: svid.ID.String(),
+			NotAfter: svid.Certificates[0].NotAfter,
+			Hint:     svid.Hint,
+			SVID:     string(certs),
+			Bundle:   string(cli.PEM(bundle.X509Authorities())),
+		}
+		if dir != "" {
+			if v.Files, err = writeSVID(dir, i, svid, []byte(v.Bundle)); err != nil {
+				return nil, err
+			}
+		}
+		views = append(views, v)
+	}
+	return views, nil
+}
+
+// writeSVID writes the key last, so that whoever waits for it finds the rest.
+func writeSVID(dir string, i int, svid *x509svid.SVID, bundle []byte) ([]string, error) {
+	certs, key, err := svid.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	var files []string
+	for _, file := range []struct {
+		name string
+		data []byte
+		mode os.FileMode
+	}{
+		{fmt.Sprintf("bundle.%d.pem", i), bundle, 0o644},
+		{fmt.Sprintf("svid.%d.pem", i), certs, 0o644},
+		{fmt.Sprintf("svid.%d.key", i), key, 0o600},
+	} {
+		path := filepath.Join(dir, file.name)
+		if _, err := state.ReplaceFile(path, file.data, state.Mode(file.mode)); err != nil {
+			return nil, fmt.Errorf("writing %s: %w", path, err)
+		}
+		files = append(files, path)
+	}
+	return files, nil
+}
+
+func (f *fetcher) jwt() *cobra.Command {
+	var audience []string
+	var id string
+	var show bool
+	var p place
+	cmd := &cobra.Command{
+		Use:   "jwt --audience AUDIENCE",
+		Short: "Fetch JWT-SVIDs",
+		Long: `Fetch this process's JWT-SVIDs for an audience. A token is a secret: in text
+output it is printed only when standard output is not a terminal, or with
+--show.
+
+With --write the token goes into a file, as programs want it that exchange an
+identity token themselves, and with --follow vouch goes on and keeps it fresh there.
+Of several identities it is the default one's, or that of --spiffe-id.`,
+		Example: `  vouch fetch jwt --audience https://api.example.org
+  vouch fetch jwt --audience a --audience b --spiffe-id spiffe://example.org/agent
+  vouch fetch jwt --audience https://api.anthropic.com --write /run/agent/token --follow
+  curl -H "Authorization: Bearer $(vouch fetch jwt --audience https://api.example.org)" https://api.example.org`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if p.path != "" {
+				return f.keepToken(cmd.Context(), &p, audience, id)
+			}
+			for _, name := range placeFlags {
+				if cmd.Flags().Changed(name) {
+					return cli.Usagef("--%s is for --write", name)
+				}
+			}
+			svids, err := f.jwtSVIDs(cmd.Context(), audience, id)
+			if err != nil {
+				return err
+			}
+			views := make([]jwtView, len(svids))
+			for i, s := range svids {
+				views[i] = jwtView{s.ID.String(), s.Audience, s.Expiry, s.Hint, s.Marshal()}
+			}
+			return f.Print(cmd, views, func(w io.Writer) {
+				for _, v := range views {
+					if show || !cli.IsTerminal(w) {
+						fmt.Fprintln(w, v.Token)
+						continue
+					}
+					fmt.Fprintf(w, "%s\tvalid until %s\t(--show prints the token)\n", v.SPIFFEID, v.Expires.Format(time.RFC3339))
+				}
+			})
+		},
+	}
+	cmd.Flags().StringArrayVar(&audience, "audience", nil, "who the token is for; may be repeated")
+	cmd.Flags().StringVar(&id, "spiffe-id", "", "only the token of this `identity`")
+	cmd.Flags().BoolVar(&show, "show", false, "print the token to a terminal")
+	p.flags(cmd, "write")
+	return cmd
+}
+
+type jwtView struct {
+	SPIFFEID string    `json:"spiffe_id"`
+	Audience []string  `json:"audience"`
+	Expires  time.Time `json:"expires"`
+	Hint     string    `json:"hint,omitempty"`
+	Token    string    `json:"token"`
+}
+
+func (f *fetcher) jwtSVIDs(ctx context.Context, audience []string, id string) ([]*jwtsvid.SVID, error) {
+	if len(audience) == 0 {
+		return nil, cli.Usagef("which audience? name it with --audience")
+	}
+	params := jwtsvid.Params{Audience: audience[0], ExtraAudiences: audience[1:]}
+	if id != "" {
+		subject, err := spiffeid.FromString(id)
+		if err != nil {
+			return nil, cli.Usagef("--spiffe-id %q: %w", id, err)
+		}
+		params.Subject = subject
+	}
+	client, ctx, done, err := f.client(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	svids, err := client.FetchJWTSVIDs(ctx, params)
+	if err != nil {
+		return nil, fmt.Errorf("fetching JWT-SVIDs: %w", err)
+	}
+	return svids, nil
+}
+
+func (f *fetcher) bundle() *cobra.Command {
+	return &cobra.Command{
+		Use:   "bundle",
+		Short: "Fetch the trust bundle",
+		Long: `Fetch the trust bundle of this host's trust domain: its root certificates and
+its JWT keys, in the SPIFFE bundle format. --output text prints the root
+certificates as PEM.`,
+		Example: `  vouch fetch bundle > roots.pem
+  vouch fetch bundle --output json > bundle.json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, ctx, done, err := f.client(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer done()
+			roots, err := client.FetchX509Bundles(ctx)
+			if err != nil {
+				return fmt.Errorf("fetching X.509 bundles: %w", err)
+			}
+			keys, err := client.FetchJWTBundles(ctx)
+			if err != nil {
+				return fmt.Errorf("fetching JWT bundles: %w", err)
+			}
+			for _, x := range roots.Bundles() {
+				if f.Output == "text" {
+					cmd.OutOrStdout().Write(cli.PEM(x.X509Authorities()))
+					continue
+				}
+				b := spiffebundle.FromX509Bundle(x)
+				if j, ok := keys.Get(x.TrustDomain()); ok {
+					b.SetJWTAuthorities(j.JWTAuthorities())
+				}
+				doc, err := b.Marshal()
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%s\n", doc)
+			}
+			return nil
+		},
+	}
+}

@@ -1,0 +1,294 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/secret"
+	"github.com/vouchd/vouchd/workloadapi/credentialv1"
+)
+
+// leaser is what the commands that lease share.
+type leaser struct {
+	socket  string
+	timeout time.Duration
+	ttl     time.Duration
+	params  []string // key=value
+}
+
+func (l *leaser) flags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&l.socket, "socket", "", "agent socket, as `unix:///path`")
+	cmd.Flags().DurationVar(&l.timeout, "timeout", 30*time.Second, "give up after this long")
+	cmd.Flags().DurationVar(&l.ttl, "ttl", 0, "how long the lease is wanted for; without it, what its definition says")
+}
+
+// client connects to the agent socket.
+func (l *leaser) client() (*cli.Credentials, error) { return cli.NewCredentials(l.socket) }
+
+// request is for one credential. Parameters may be given for one of several, as
+// NAME:key=value.
+func (l *leaser) request(name string, exposure credentialv1.Exposure) (*credentialv1.GrantCredentialRequest, error) {
+	if l.ttl < 0 || l.ttl%time.Second != 0 {
+		return nil, cli.Usagef("--ttl %v: want whole seconds", l.ttl)
+	}
+	req := &credentialv1.GrantCredentialRequest{Name: name, TtlSeconds: int64(l.ttl / time.Second), Exposure: exposure, Parameters: map[string]string{}}
+	for _, p := range l.params {
+		key, value, ok := strings.Cut(p, "=")
+		if !ok || key == "" {
+			return nil, cli.Usagef("--param %q: want key=value", p)
+		}
+		if of, rest, ok := strings.Cut(key, ":"); ok {
+			if of != name {
+				continue
+			}
+			key = rest
+		}
+		req.Parameters[key] = value
+	}
+	return req, nil
+}
+
+// The forms in which get prints.
+const (
+	formatText = "text"
+	formatJSON = "json"
+	formatEnv  = "env"
+	formatFile = "file"
+)
+
+func newGet(o *cli.Options) *cobra.Command {
+	var l leaser
+	var p place
+	var field, format string
+	var show bool
+	cmd := &cobra.Command{
+		Use:   "get NAME",
+		Short: "Lease a credential and print it, or keep it in a file",
+		Long: `Get leases a credential to this process (vouch, as started by you) and prints its
+fields: one a line, as JSON, or as NAME=value lines that a shell can read. With
+--field the value of that one alone. Secrets are printed only where standard output
+is not a terminal, or with --show.
+
+With --output file they go into the file of --path, in the form of --format. The file
+is replaced as a whole, with its mode and owner, so that a reader sees one value or
+the next. With --follow vouch goes on: it puts the next value there before the last
+expires, tells the program that reads it, and at its end removes the file and revokes
+what it has leased. As a service of Type=notify it has started once the file is
+there.
+
+A lease may end with the process that asked for it, which is vouch itself. Such a
+credential would be revoked before it could be used, so get refuses it without
+--follow: run the command that needs it under vouch exec.`,
+		Example: `  vouch get openai-research --field access_token | my-agent --token-file /dev/stdin
+  vouch get warehouse-readonly --param schema=sales --ttl 10m --output json
+  vouch get warehouse-readonly --output env --show
+  vouch get warehouse-readonly --output file --path /run/app/db.json --follow --signal HUP --pid 4211`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkFileFlags(cmd, o.Output, &p); err != nil {
+				return err
+			}
+			if o.Output == formatFile {
+				return l.keepFile(cmd.Context(), &p, args[0], format, field)
+			}
+			if field != "" && o.Output != formatText {
+				return cli.Usagef("--field prints one value as it is; leave out --output")
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), l.timeout)
+			defer cancel()
+			lease, fields, err := l.get(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			defer wipe(fields)
+			w := cmd.OutOrStdout()
+			if cli.IsTerminal(w) && !show {
+				return describe(w, lease, fields)
+			}
+			return write(w, o.Output, field, lease, fields)
+		},
+	}
+	l.flags(cmd)
+	p.flags(cmd, "path")
+	cmd.Flags().StringArrayVar(&l.params, "param", nil, "choose a parameter, as `key=value`; may be repeated")
+	cmd.Flags().StringVar(&field, "field", "", "print this `field` alone, as it is")
+	cmd.Flags().StringVar(&format, "format", formatJSON, "`form` of the file: text, json or env")
+	cmd.Flags().BoolVar(&show, "show", false, "print secrets to a terminal")
+	outputs := []string{formatText, formatJSON, formatEnv, formatFile}
+	cmd.PersistentPreRunE = func(*cobra.Command, []string) error { return o.CheckOutput(outputs...) }
+	cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(outputs[:3], cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+// checkFileFlags refuses flags of a file where there is none, and a file without
+// a path.
+func checkFileFlags(cmd *cobra.Command, output string, p *place) error {
+	if output == formatFile {
+		if p.path == "" {
+			return cli.Usagef("which file? name it with --path")
+		}
+		if format := cmd.Flag("format"); !slices.Contains([]string{formatText, formatJSON, formatEnv}, format.Value.String()) {
+			return cli.Usagef("--format %q: want text, json or env", format.Value)
+		}
+		if cmd.Flags().Changed("format") && cmd.Flags().Changed("field") {
+			return cli.Usagef("--field writes one value as it is; leave out --format")
+		}
+		return nil
+	}
+	for _, name := range append([]string{"path", "format"}, placeFlags...) {
+		if cmd.Flags().Changed(name) {
+			return cli.Usagef("--%s is for --output file", name)
+		}
+	}
+	return nil
+}
+
+// get leases a credential that outlives this process, to be printed.
+func (l *leaser) get(ctx context.Context, name string) (*credentialv1.Lease, []secret.Field, error) {
+	req, err := l.request(name, printedTo(os.Stdout))
+	if err != nil {
+		return nil, nil, err
+	}
+	client, err := l.client()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer client.Close()
+	return l.lasting(ctx, client, req)
+}
+
+// printedTo says where what is printed will be. Who reads a pipe is not known.
+func printedTo(f *os.File) credentialv1.Exposure {
+	if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+		return credentialv1.Exposure_EXPOSURE_FILE
+	}
+	return credentialv1.Exposure_EXPOSURE_UNSPECIFIED
+}
+
+// lasting leases a credential that outlives this process.
+func (l *leaser) lasting(ctx context.Context, client *cli.Credentials, req *credentialv1.GrantCredentialRequest) (*credentialv1.Lease, []secret.Field, error) {
+	granted, err := client.List(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, c := range granted {
+		if c.Name == req.Name && c.Bind == credentialv1.Bind_BIND_PROCESS &&
+			c.Revocation != credentialv1.Revocation_REVOCATION_EXPIRY_ONLY && c.Revocation != credentialv1.Revocation_REVOCATION_NONE {
+			return nil, nil, fmt.Errorf("%[1]s ends with the process that asks for it, which is vouch itself; use vouch exec --credential %[1]s=ENV -- COMMAND, or --output file with --follow, or give its definition bind: lease or bind: unit", req.Name)
+		}
+	}
+	return client.Grant(ctx, req)
+}
+
+func wipe(fields []secret.Field) {
+	for _, f := range fields {
+		f.Value.Wipe()
+	}
+}
+
+// describe says what was leased without its secrets.
+func describe(w io.Writer, lease *credentialv1.Lease, fields []secret.Field) error {
+	fmt.Fprintf(w, "%s for %s until %s\n", lease.Credential, lease.SpiffeId, cli.Time(time.Unix(lease.ExpiresAt, 0)))
+	for _, f := range fields {
+		if f.Public {
+			fmt.Fprintf(w, "%s\t%q\n", f.Name, f.Value.Reveal())
+		} else {
+			fmt.Fprintf(w, "%s\t(--show prints it)\n", f.Name)
+		}
+	}
+	return nil
+}
+
+// A gotView is a credential in JSON. A value that is not UTF-8 is in base64,
+// among the second fields.
+type gotView struct {
+	Credential string            `json:"credential"`
+	SPIFFEID   string            `json:"spiffe_id"`
+	LeaseID    string            `json:"lease_id"`
+	Expires    time.Time         `json:"expires"`
+	Fields     map[string]string `json:"fields"`
+	Base64     map[string][]byte `json:"fields_base64,omitempty"`
+}
+
+// write prints a credential with its secrets.
+func write(w io.Writer, format, field string, lease *credentialv1.Lease, fields []secret.Field) error {
+	var b bytes.Buffer
+	defer func() { clear(b.Bytes()[:b.Cap()]) }()
+	switch {
+	case field != "":
+		value, err := fieldNamed(lease.Credential, fields, field)
+		if err != nil {
+			return err
+		}
+		b.Write(value)
+	case format == formatJSON:
+		view := gotView{lease.Credential, lease.SpiffeId, lease.Id, time.Unix(lease.ExpiresAt, 0).UTC(), map[string]string{}, map[string][]byte{}}
+		for _, f := range fields {
+			if v := f.Value.Reveal(); utf8.Valid(v) {
+				view.Fields[f.Name] = string(v)
+			} else {
+				view.Base64[f.Name] = v
+			}
+		}
+		enc := json.NewEncoder(&b)
+		enc.SetEscapeHTML(false)
+		enc.SetIndent("", "  ")
+		if err := enc.Encode(view); err != nil {
+			return fmt.Errorf("printing %s: %w", lease.Credential, err)
+		}
+	case format == formatEnv:
+		for _, f := range fields {
+			if bytes.IndexByte(f.Value.Reveal(), 0) >= 0 {
+				return fmt.Errorf("field %s of %s holds a zero byte, which no variable can; use --field or --output json", f.Name, lease.Credential)
+			}
+			fmt.Fprintf(&b, "%s=%s\n", envName(f.Name), shellQuote(string(f.Value.Reveal())))
+		}
+	default:
+		for _, f := range fields {
+			if bytes.IndexByte(f.Value.Reveal(), '\n') >= 0 {
+				return fmt.Errorf("field %s of %s has several lines; use --field or --output json", f.Name, lease.Credential)
+			}
+			fmt.Fprintf(&b, "%s\t%s\n", f.Name, f.Value.Reveal())
+		}
+	}
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+func fieldNamed(name string, fields []secret.Field, field string) ([]byte, error) {
+	var names []string
+	for _, f := range fields {
+		if f.Name == field {
+			return f.Value.Reveal(), nil
+		}
+		names = append(names, f.Name)
+	}
+	return nil, cli.Usagef("%s has no field %q; it has %s", name, field, strings.Join(names, ", "))
+}
+
+// envName is a field's name as that of a variable.
+func envName(field string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z':
+			return r - 'a' + 'A'
+		case r >= 'A' && r <= 'Z', r >= '0' && r <= '9':
+			return r
+		}
+		return '_'
+	}, field)
+}
+
+// shellQuote is a value as one word of a shell.
+func shellQuote(value string) string { return "'" + strings.ReplaceAll(value, "'", `'\''`) + "'" }

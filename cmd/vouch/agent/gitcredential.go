@@ -1,0 +1,116 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/tool"
+)
+
+func newGitCredential(*cli.Options) *cobra.Command {
+	var h helper
+	cmd := &cobra.Command{
+		Use:   "git-credential {get | store | erase}",
+		Short: "Be git's credential helper",
+		Long: `Git-credential speaks git's credential protocol on standard input and output. For get
+it leases the credential whose definition is for the host (and, with
+credential.useHttpPath, the path) that git asks for, among those that this process
+is granted. It prints nothing if there is none, and git asks its next helper then.
+Nothing is ever stored. Erase, which git says when a server has refused a
+credential, revokes the lease where git (2.46 and later) tells which it was.`,
+		Example: `  git config --global credential.helper '!vouch git-credential'
+  printf 'protocol=https\nhost=github.com\n' | vouch git-credential get | sed s/password=.*/password=.../`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), h.timeout)
+			defer cancel()
+			switch args[0] {
+			case "get":
+				return h.gitGet(ctx, cmd.InOrStdin(), cmd.OutOrStdout())
+			case "erase":
+				return h.gitErase(ctx, cmd.InOrStdin())
+			}
+			return nil // store, and what later versions of git may say (gitcredentials(7), CUSTOM HELPERS)
+		},
+	}
+	h.flags(cmd)
+	return cmd
+}
+
+func (h *helper) gitGet(ctx context.Context, in io.Reader, out io.Writer) error {
+	if err := cli.NotATerminal(out, "git"); err != nil {
+		return err
+	}
+	req, err := tool.ParseGit(in)
+	if err != nil {
+		return err
+	}
+	asked, err := req.Target()
+	if err != nil {
+		if h.verbose {
+			fmt.Fprintf(os.Stderr, "vouch: git asks for what no credential can be for: %v\n", err)
+		}
+		return nil // another protocol's, such as smtp's or cert's
+	}
+	client, err := h.client()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	err = h.lend(ctx, client, asked, func(got *found) error {
+		login, err := got.login()
+		if err != nil {
+			return err
+		}
+		if req.Username != "" && req.Username != login.Username {
+			return errOtherUser
+		}
+		return req.Answer(out, login, got.expires(), got.lease.Id)
+	})
+	switch {
+	case errors.Is(err, errNoOffer):
+		return h.gitHint(ctx, client, req, asked)
+	case errors.Is(err, errOtherUser) && !h.verbose:
+		return nil // the next helper's turn
+	}
+	return err
+}
+
+// errOtherUser means that git asks for the login of somebody in particular.
+var errOtherUser = errors.New("the URL names another user")
+
+// gitHint says why nothing was found where git kept from vouch what it would
+// take.
+func (h *helper) gitHint(ctx context.Context, client *cli.Credentials, req tool.GitRequest, asked credential.Target) error {
+	if req.Path != "" {
+		return nil
+	}
+	offers, err := offersFor(ctx, client, asked.Tool)
+	for _, o := range offers {
+		if asked.Covers(o.Target) {
+			fmt.Fprintf(os.Stderr, "vouch: %s is for %s, and git does not say the path: git config --global credential.%s.useHttpPath true\n", o.Name, o.Location, asked.Location)
+		}
+	}
+	return err
+}
+
+// gitErase ends the lease that a server has refused, if git tells which.
+func (h *helper) gitErase(ctx context.Context, in io.Reader) error {
+	req, err := tool.ParseGit(in)
+	if err != nil || req.Lease == "" {
+		return err
+	}
+	client, err := h.client()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	return client.Revoke(ctx, req.Lease)
+}

@@ -1,0 +1,97 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/credential/tool"
+	"github.com/vouchd/vouchd/secret"
+)
+
+func newKubectlCredential(o *cli.Options) *cobra.Command {
+	var h helper
+	var audience string
+	cmd := &cobra.Command{
+		Use:   "kubectl-credential",
+		Short: "Be kubectl's credential plug-in",
+		Long: `Kubectl-credential answers kubectl (and every client of its library) with an
+ExecCredential of client.authentication.k8s.io/v1, which they keep until it expires.
+It leases the credential whose definition is for the cluster that kubectl asks for,
+among those that this process is granted; kubectl says which cluster with
+provideClusterInfo: true.
+
+With --audience it gives this process's JWT-SVID for that audience instead, for
+clusters that trust vouchd's issuer: no secret is kept anywhere then.`,
+		Example: `  # ~/.kube/config
+  users:
+  - name: agent
+    user:
+      exec:
+        apiVersion: client.authentication.k8s.io/v1
+        command: vouch
+        args: [kubectl-credential]
+        interactiveMode: Never
+        provideClusterInfo: true
+  # what kubectl does
+  KUBERNETES_EXEC_INFO='{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential",
+    "spec": {"cluster": {"server": "https://k8s.internal:6443"}}}' vouch kubectl-credential | jq .status.expirationTimestamp`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			out := cmd.OutOrStdout()
+			if err := cli.NotATerminal(out, "kubectl"); err != nil {
+				return err
+			}
+			info, err := tool.ParseExecInfo(os.Getenv("KUBERNETES_EXEC_INFO"))
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), h.timeout)
+			defer cancel()
+			if audience != "" {
+				return (&fetcher{Options: o, socket: h.socket, timeout: h.timeout}).answerExec(ctx, out, audience)
+			}
+			return h.kubectl(ctx, out, info)
+		},
+	}
+	h.flags(cmd)
+	cmd.Flags().StringVar(&audience, "audience", "", "give the JWT-SVID for this `audience`")
+	return cmd
+}
+
+func (h *helper) kubectl(ctx context.Context, out io.Writer, info tool.ExecInfo) error {
+	asked, err := info.Target()
+	if err != nil {
+		return err
+	}
+	client, err := h.client()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	err = h.lend(ctx, client, asked, func(got *found) error {
+		return tool.AnswerExec(out, got.fields, got.expires())
+	})
+	if errors.Is(err, errNoOffer) {
+		return fmt.Errorf("no credential that this process is granted is for cluster %s; its definition needs for: [{kubernetes: %[1]s}]", asked.Location)
+	}
+	return err
+}
+
+// answerExec gives kubectl the JWT-SVID of this process's default identity.
+func (f *fetcher) answerExec(ctx context.Context, out io.Writer, audience string) error {
+	svids, err := f.jwtSVIDs(ctx, []string{audience}, "")
+	if err != nil {
+		return err
+	}
+	if len(svids) == 0 {
+		return errors.New("this process has no JWT-SVID")
+	}
+	token := []secret.Field{{Name: "token", Value: secret.Of([]byte(svids[0].Marshal()))}}
+	return tool.AnswerExec(out, token, svids[0].Expiry)
+}

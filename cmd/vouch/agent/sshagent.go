@@ -1,0 +1,169 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/credential/sshagent"
+	"github.com/vouchd/vouchd/systemd"
+	"github.com/vouchd/vouchd/workloadapi/credentialv1"
+)
+
+func newSSHAgent(*cli.Options) *cobra.Command {
+	var l leaser
+	var name, listen string
+	cmd := &cobra.Command{
+		Use:   "ssh-agent --credential NAME {-- COMMAND [ARGUMENT...] | --listen PATH}",
+		Short: "Be an ssh-agent whose key vouchd certifies",
+		Long: `Ssh-agent makes a key in memory, has vouchd certify it for minutes at a time, and
+signs with it for ssh. Behind -- it runs a command with SSH_AUTH_SOCK set, ends with
+it, and passes its exit code back as exec does. With --listen it serves on a socket
+of that path, which must not exist yet, until it is ended; as a service it is of
+Type=notify.
+
+The certificate is asked for when ssh wants one and the last is no longer young. The
+key never leaves memory; keys cannot be added, and the agent cannot be locked. Only
+processes of the same user may connect.`,
+		Example: `  vouch ssh-agent --credential web-ssh -- ssh deploy@web1
+  vouch ssh-agent --credential web-ssh --param host=web1 -- rsync -a site/ deploy@web1:/srv/site
+  vouch ssh-agent --credential web-ssh --listen $XDG_RUNTIME_DIR/vouch-ssh.sock`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case name == "":
+				return cli.Usagef("which credential? name it with --credential")
+			case (len(args) > 0) == (listen != ""):
+				return cli.Usagef("say --listen PATH, or a command behind --, and not both")
+			}
+			if len(args) > 0 {
+				return l.sshAgentFor(cmd.Context(), name, args)
+			}
+			return l.sshAgentAt(cmd.Context(), name, listen, cmd.OutOrStdout())
+		},
+	}
+	l.flags(cmd)
+	cmd.Flags().SetInterspersed(false)
+	cmd.Flags().StringVar(&name, "credential", "", "the credential of the broker ssh, by `name`")
+	cmd.Flags().StringArrayVar(&l.params, "param", nil, "choose a parameter, as `key=value`; may be repeated")
+	cmd.Flags().StringVar(&listen, "listen", "", "serve on a socket at this `path`")
+	return cmd
+}
+
+// sshAgentFor serves a command for as long as it runs.
+func (l *leaser) sshAgentFor(ctx context.Context, name string, args []string) error {
+	dir, err := os.MkdirTemp("", "vouch-ssh-") // which nobody else may enter
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, passedOn...)
+	defer signal.Stop(signals)
+	agent, err := l.newSSHAgent(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer agent.client.Close()
+	socket := filepath.Join(dir, "agent.sock")
+	listener, err := listenAlone(socket)
+	if err != nil {
+		return err
+	}
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan error, 1)
+	go func() { ended <- agent.Serve(serving, listener) }()
+	err = runCommand(args, []string{"SSH_AUTH_SOCK=" + socket}, signals)
+	stop()
+	return errors.Join(err, <-ended)
+}
+
+// sshAgentAt serves at a path until ctx ends.
+func (l *leaser) sshAgentAt(ctx context.Context, name, socket string, out io.Writer) error {
+	agent, err := l.newSSHAgent(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer agent.client.Close()
+	listener, err := listenAlone(socket)
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(out, "SSH_AUTH_SOCK=%s; export SSH_AUTH_SOCK;\n", shellQuote(socket)); err != nil {
+		listener.Close()
+		return err
+	}
+	if err := systemd.Ready("Serves at " + socket); err != nil {
+		listener.Close()
+		return err
+	}
+	return agent.Serve(ctx, listener)
+}
+
+// listenAlone listens where only this user may connect, and where nothing is
+// yet.
+func listenAlone(path string) (*net.UnixListener, error) {
+	before := syscall.Umask(0o177)
+	defer syscall.Umask(before)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("%s exists; if no agent serves there any more, remove it", path)
+	}
+	return l, err
+}
+
+// An sshAgent is an agent and the connection by which it is kept certified.
+type sshAgent struct {
+	*sshagent.Agent
+	client *cli.Credentials
+}
+
+// newSSHAgent returns an agent with its first certificate, so that who is not
+// granted one hears it from vouch and not from a server.
+func (l *leaser) newSSHAgent(ctx context.Context, name string) (*sshAgent, error) {
+	client, err := l.client()
+	if err != nil {
+		return nil, err
+	}
+	source := &certificates{leaser: l, client: client, name: name}
+	a, err := sshagent.New(source, func(err error) { fmt.Fprintf(os.Stderr, "vouch: ssh-agent: %v\n", err) })
+	if err == nil {
+		_, err = a.Certificate(ctx)
+	}
+	if err != nil {
+		client.Close()
+		return nil, err
+	}
+	return &sshAgent{a, client}, nil
+}
+
+// certificates leases certificates. It is a [sshagent.Source].
+type certificates struct {
+	leaser *leaser
+	client *cli.Credentials
+	name   string
+}
+
+// Certificate leases one for a key.
+func (c *certificates) Certificate(ctx context.Context, publicKey string) ([]byte, error) {
+	req, err := c.leaser.request(c.name, credentialv1.Exposure_EXPOSURE_MEMORY)
+	if err != nil {
+		return nil, err
+	}
+	req.Parameters["public_key"] = publicKey
+	ctx, cancel := context.WithTimeout(ctx, c.leaser.timeout)
+	defer cancel()
+	_, fields, err := c.client.Grant(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return fieldNamed(c.name, fields, "certificate")
+}

@@ -1,0 +1,251 @@
+package auditor
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/state"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
+)
+
+func newBundle(o *cli.Options) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "bundle",
+		Short: "Write the keys of this host for those who verify, to publish anywhere",
+		Long: `Bundle writes documents by which others verify what this host issues: for relying
+parties that speak OpenID Connect, such as clouds, and for other SPIFFE trust
+domains. They hold no secret. They are plain files, for any web server or bucket.
+
+Keys are in them one life (authority.jwt_key_ttl) before they sign, so that a copy
+that is taken once in that time always has the key that signs.`,
+	}
+	cmd.AddCommand(newBundleJWKS(o), newBundleOpenID(o), newBundleSPIFFE(o))
+	return cmd
+}
+
+// publishing is what the documents share.
+type publishing struct {
+	o     *cli.Options
+	write string
+}
+
+func (p *publishing) flags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&p.write, "write", "", "replace this `file`, if there is something new")
+}
+
+// bundle asks the daemon, and holds the issuer, if one is given, to what its tokens
+// say: a document with another would be refused with every token.
+func (p *publishing) bundle(ctx context.Context, issuer string) (view.Bundle, error) {
+	client, err := p.o.Admin()
+	if err != nil {
+		return view.Bundle{}, err
+	}
+	view, err := client.Bundle(ctx)
+	if err != nil {
+		return view, err
+	}
+	if issuer != "" && issuer != view.JWTIssuer {
+		return view, fmt.Errorf("--issuer %s: this host's tokens say %s; give that, or set authority.jwt_issuer", issuer, view.JWTIssuer)
+	}
+	return view, nil
+}
+
+// publish writes a document, with mode 0644: it is for everybody.
+func (p *publishing) publish(cmd *cobra.Command, document []byte, goodUntil time.Time) error {
+	document = append(document, '\n')
+	if p.write == "" {
+		_, err := cmd.OutOrStdout().Write(document)
+		return err
+	}
+	there, err := os.ReadFile(p.write)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	done := struct {
+		File    string    `json:"file"`
+		Changed bool      `json:"changed"`
+		Before  time.Time `json:"next_before,omitzero"`
+	}{p.write, !bytes.Equal(there, document), goodUntil}
+	if done.Changed {
+		if err := state.ReplaceFileDurably(p.write, document, state.Mode(0o644)); err != nil {
+			return err
+		}
+	}
+	return p.o.Print(cmd, done, func(w io.Writer) {
+		verb := "is up to date"
+		if done.Changed {
+			verb = "is written"
+		}
+		fmt.Fprintf(w, "%s %s", done.File, verb)
+		if !goodUntil.IsZero() {
+			fmt.Fprintf(w, "; publish the next before %s", cli.Time(goodUntil))
+		}
+		fmt.Fprintln(w)
+	})
+}
+
+func newBundleJWKS(o *cli.Options) *cobra.Command {
+	p := publishing{o: o}
+	var issuer string
+	cmd := &cobra.Command{
+		Use:   "jwks",
+		Short: "The keys that sign JWT-SVIDs, as OpenID Connect has them",
+		Long: `Jwks writes the keys that sign JWT-SVIDs now, that are to sign next, and whose tokens
+are still valid, as a JWK Set (RFC 7517) with the use and algorithm that clouds ask for.`,
+		Example: `  vouch bundle jwks
+  vouch bundle jwks --issuer https://id.example.org --write /srv/www/keys`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			view, err := p.bundle(cmd.Context(), issuer)
+			if err != nil {
+				return err
+			}
+			document, err := jwksOf(view)
+			if err != nil {
+				return err
+			}
+			return p.publish(cmd, document, view.JWKSGoodUntil)
+		},
+	}
+	p.flags(cmd)
+	cmd.Flags().StringVar(&issuer, "issuer", "", "check that tokens name this `URL` as their issuer")
+	return cmd
+}
+
+// jwksOf returns the keys as relying parties outside SPIFFE want them: use sig
+// (RFC 7517 §4.2) in the place of SPIFFE's, and their algorithm.
+func jwksOf(view view.Bundle) ([]byte, error) {
+	var set jose.JSONWebKeySet
+	if err := json.Unmarshal(view.JWKS, &set); err != nil {
+		return nil, fmt.Errorf("reading the daemon's keys: %w", err)
+	}
+	for i := range set.Keys {
+		set.Keys[i].Use, set.Keys[i].Algorithm = "sig", string(jose.ES256)
+	}
+	return json.MarshalIndent(set, "", "  ")
+}
+
+// A discovery is the OpenID Provider Configuration (OpenID Connect Discovery 1.0
+// §3) of an issuer whose tokens are not asked for over the web.
+type discovery struct {
+	Issuer        string   `json:"issuer"`
+	JWKSURI       string   `json:"jwks_uri"`
+	Authorization string   `json:"authorization_endpoint"` // required by the standard; there is none
+	Responses     []string `json:"response_types_supported"`
+	Subjects      []string `json:"subject_types_supported"`
+	Algorithms    []string `json:"id_token_signing_alg_values_supported"`
+	Claims        []string `json:"claims_supported"`
+}
+
+func newBundleOpenID(o *cli.Options) *cobra.Command {
+	p := publishing{o: o}
+	var issuer, keys string
+	cmd := &cobra.Command{
+		Use:   "openid-configuration --issuer URL",
+		Short: "The document by which relying parties find those keys",
+		Long: `Openid-configuration writes the document that belongs at the issuer's
+/.well-known/openid-configuration. It names where the JWK Set is: at the issuer's
+/keys, or where --jwks-uri says. The issuer has to be the one that the tokens name
+(authority.jwt_issuer). It changes only if these addresses do.`,
+		Example: `  vouch bundle openid-configuration --issuer https://id.example.org --write /srv/www/.well-known/openid-configuration`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if issuer == "" {
+				return cli.Usagef("whose? give the issuer's URL with --issuer")
+			}
+			if keys == "" {
+				keys = strings.TrimSuffix(issuer, "/") + "/keys"
+			}
+			if u, err := url.Parse(keys); err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.Fragment != "" {
+				return cli.Usagef("--jwks-uri %q: want an https URL", keys)
+			}
+			if _, err := p.bundle(cmd.Context(), issuer); err != nil {
+				return err
+			}
+			document, err := json.MarshalIndent(discovery{
+				Issuer: issuer, JWKSURI: keys, Authorization: "", Responses: []string{"id_token"}, Subjects: []string{"public"},
+				Algorithms: []string{string(jose.ES256)}, Claims: []string{"iss", "sub", "aud", "exp", "iat", "jti"},
+			}, "", "  ")
+			if err != nil {
+				return err
+			}
+			return p.publish(cmd, document, time.Time{})
+		},
+	}
+	p.flags(cmd)
+	cmd.Flags().StringVar(&issuer, "issuer", "", "the issuer's `URL`, as tokens have it")
+	cmd.Flags().StringVar(&keys, "jwks-uri", "", "where the keys are published, a `URL` (default the issuer's, with /keys)")
+	return cmd
+}
+
+// refreshHint is how often another trust domain is to fetch the bundle (SPIFFE
+// Trust Domain and Bundle §4.1.2): often enough for a day's keys.
+const refreshHint = 5 * time.Minute
+
+func newBundleSPIFFE(o *cli.Options) *cobra.Command {
+	p := publishing{o: o}
+	cmd := &cobra.Command{
+		Use:   "spiffe",
+		Short: "The trust bundle, for federation with other trust domains",
+		Long: `Spiffe writes the trust domain's bundle as SPIFFE has it: root certificates and JWT
+keys in one JWK Set, with a sequence number that rises with every change and a hint
+how often to look. Others federate with it from a file, or from an https_web endpoint
+that serves it.`,
+		Example: `  vouch bundle spiffe > example.org.bundle
+  vouch bundle spiffe --write /srv/www/bundle`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			view, err := p.bundle(cmd.Context(), "")
+			if err != nil {
+				return err
+			}
+			document, err := spiffeBundleOf(view)
+			if err != nil {
+				return err
+			}
+			return p.publish(cmd, document, view.JWKSGoodUntil)
+		},
+	}
+	p.flags(cmd)
+	return cmd
+}
+
+func spiffeBundleOf(view view.Bundle) ([]byte, error) {
+	td, err := spiffeid.TrustDomainFromString(view.TrustDomain)
+	if err != nil {
+		return nil, fmt.Errorf("reading the daemon's bundle: %w", err)
+	}
+	b, err := spiffebundle.Parse(td, view.JWKS)
+	if err != nil {
+		return nil, fmt.Errorf("reading the daemon's keys: %w", err)
+	}
+	roots, err := x509.ParseCertificates(view.X509)
+	if err != nil {
+		return nil, fmt.Errorf("reading the daemon's roots: %w", err)
+	}
+	b.SetX509Authorities(roots)
+	b.SetSequenceNumber(view.Sequence)
+	b.SetRefreshHint(refreshHint)
+	compact, err := b.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	var document bytes.Buffer
+	err = json.Indent(&document, compact, "", "  ")
+	return document.Bytes(), err
+}

@@ -1,0 +1,334 @@
+package auditor
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vouchd/vouchd/attest/appraisal"
+	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/cmd/vouch/cli"
+)
+
+func newLog(o *cli.Options) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "log",
+		Short: "Read and verify the attestation log",
+		Long: `The log commands need no daemon, no TPM and no network: they work on the log's
+directory, a copy of it or an archive. Without DIR they read this host's log.`,
+	}
+	cmd.AddCommand(
+		newLogShow(o), newLogExplain(o), newLogReport(o), newLogVerify(o), newLogArchive(o),
+		newLogProve(o), newLogCheckProof(o), newLogConsistency(o), newLogCheckConsistency(o),
+	)
+	return cmd
+}
+
+// logFS opens the log named by the arguments, a directory or an archive, else
+// this host's. The caller calls done when it has read it.
+func logFS(o *cli.Options, args []string) (fsys fs.FS, name string, done func() error, err error) {
+	if len(args) > 0 {
+		name = args[0]
+	} else {
+		c, err := o.Load()
+		if err != nil {
+			return nil, "", nil, fmt.Errorf("%w; name the log's directory, or the configuration with --config", err)
+		}
+		name = filepath.Join(c.StateDir, "log")
+	}
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	if info.IsDir() {
+		return os.DirFS(name), name, func() error { return nil }, nil
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	fsys, err = audit.ReadArchive(f, info.Size())
+	if err != nil {
+		f.Close()
+		return nil, "", nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return fsys, name, f.Close, nil
+}
+
+// A recordFilter says which records to show.
+type recordFilter struct {
+	since      time.Duration
+	spiffeID   string
+	event      string
+	request    string
+	credential string
+}
+
+func (f recordFilter) wants(l *audit.Leaf) bool {
+	return (f.since == 0 || time.Since(l.Time) <= f.since) &&
+		(f.spiffeID == "" || l.SPIFFEID == f.spiffeID) &&
+		(f.event == "" || strings.HasPrefix(string(l.Event), f.event)) &&
+		(f.request == "" || l.RequestID == f.request) &&
+		(f.credential == "" || l.Credential != nil && l.Credential.Name == f.credential)
+}
+
+func newLogShow(o *cli.Options) *cobra.Command {
+	var filter recordFilter
+	var follow bool
+	cmd := &cobra.Command{
+		Use:   "show [DIR]",
+		Short: "Print records",
+		Long: `Show prints the log's records, one a line, or with --output json as they stand
+in the log. It checks their form, not their proof: that is for vouch log verify.`,
+		Example: `  vouch log show --since 1h
+  vouch log show --event x509_svid --spiffe-id spiffe://example.org/agent
+  vouch log show --follow --output json | jq .`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			fsys, _, done, err := logFS(o, args)
+			if err != nil {
+				return err
+			}
+			defer done()
+			var from uint64
+			if filter.since > 0 {
+				if from, err = audit.Since(fsys, time.Now().Add(-filter.since)); err != nil {
+					return err
+				}
+			}
+			records := audit.Records(cmd.Context(), fsys, from)
+			if follow {
+				records = audit.Follow(cmd.Context(), fsys, from, time.Second/4)
+			}
+			w := cmd.OutOrStdout()
+			for e, err := range records {
+				if err != nil {
+					return stopped(cmd.Context(), err)
+				}
+				if !filter.wants(&e.Leaf) {
+					continue
+				}
+				if o.Output == "json" {
+					_, err = fmt.Fprintf(w, "%s\n", e.Raw)
+				} else {
+					_, err = fmt.Fprintln(w, line(&e.Leaf))
+				}
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().DurationVar(&filter.since, "since", 0, "only records of this last `duration`, such as 1h")
+	cmd.Flags().StringVar(&filter.spiffeID, "spiffe-id", "", "only records about this `identity`")
+	cmd.Flags().StringVar(&filter.event, "event", "", "only events that begin with this, such as jwt_svid")
+	cmd.Flags().StringVar(&filter.credential, "credential", "", "only records about this `credential`")
+	cmd.Flags().StringVar(&filter.request, "request", "", "only the records of this request `ID`, which a refused caller is told")
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with new records until interrupted")
+	return cmd
+}
+
+// stopped is nil if it was the user who ended the command.
+func stopped(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return nil
+	}
+	return err
+}
+
+// line is one record for people: when, what, how it went, about whom, and who
+// asked. The leaf's texts are escaped already.
+func line(l *audit.Leaf) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d  %s  %-7s  %s", l.Index, l.Time.Local().Format("2006-01-02 15:04:05.000"), l.Outcome, l.Event)
+	if l.SPIFFEID != "" {
+		fmt.Fprintf(&b, "  %s", l.SPIFFEID)
+	}
+	if s := l.SVID; s != nil && s.ID != "" {
+		fmt.Fprintf(&b, "  %s until %s", s.ID, s.NotAfter.Local().Format("15:04:05"))
+	}
+	if c := l.Credential; c != nil {
+		b.WriteString(credentialText(c, l.Use))
+	}
+	if k := l.Key; k != nil {
+		fmt.Fprintf(&b, "  key %s", k.KeyID)
+	}
+	if w := l.Workload; w != nil {
+		fmt.Fprintf(&b, "  pid %d uid %d %s", w.PID, w.UID, w.Path)
+	}
+	if l.Log != nil && l.Event == audit.EventAnchor {
+		fmt.Fprintf(&b, "  covers %d records", l.Log.Size)
+	}
+	if l.Reason != "" {
+		fmt.Fprintf(&b, "  (%s)", l.Reason)
+	}
+	return b.String()
+}
+
+// credentialText says which lease a record is about, and what of it.
+func credentialText(c *audit.Credential, u *audit.Use) string {
+	var b strings.Builder
+	for _, of := range []struct{ name, value string }{
+		{"", c.Name}, {"as ", c.Handle}, {"at ", c.Upstream}, {"asked for ", c.ScopeAsked}, {"scope ", c.ScopeGranted}, {"in ", c.Exposure},
+	} {
+		if of.value != "" {
+			fmt.Fprintf(&b, "  %s%s", of.name, of.value)
+		}
+	}
+	if !c.NotAfter.IsZero() {
+		fmt.Fprintf(&b, "  until %s", c.NotAfter.Local().Format("15:04:05"))
+	}
+	switch {
+	case u == nil:
+	case u.Source == "unknown":
+		b.WriteString("  use unknown")
+	default:
+		fmt.Fprintf(&b, "  used %d times, as seen by %s", u.Count, u.Source)
+	}
+	return b.String()
+}
+
+func newLogVerify(o *cli.Options) *cobra.Command {
+	var traced bool
+	var machine, checkpoint string
+	var ask audit.VerifyOptions
+	cmd := &cobra.Command{
+		Use:   "verify [DIR|ARCHIVE]",
+		Short: "Verify a log, back to the TPM",
+		Long: `Verify checks a whole log or a copy of one: every record, the tree over them, each
+signature, each anchor's counter, that each issued SVID was signed by a key the
+log has seen certified, and that the machine's keys lie in one TPM. It exits 0
+only if everything holds, and otherwise says what was found in which record and
+what it means. It needs no TPM and no network.
+
+A log proves that one TPM stands behind it, and names it. Whether that is the TPM
+of a machine you know, --node tells: FILE is what vouch node appraise or vouch node
+verify printed with --output json when you checked that machine, and every
+statement in the log must then be by its keys.
+
+An older copy of a log looks whole. What is known of the log from elsewhere tells it
+apart: a checkpoint of it (--checkpoint), a value that the TPM's counter had
+(--counter), or who must have signed it (--witness).`,
+		Example: `  vouch log verify
+  vouch log verify --trace ./copy-of/var/lib/vouchd/log
+  vouch log verify ./copy-of/var/lib/vouchd/log --node machine.json
+  vouch log verify log-2026-11.tar --from 120064
+  vouch log verify --checkpoint seen-in-october --witness "$WITNESS_KEY" ./copy
+  vouch log verify --live --output json`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			fsys, name, done, err := logFS(o, args)
+			if err != nil {
+				return err
+			}
+			defer done()
+			known, err := readKnownMachine(cmd, machine)
+			if err != nil {
+				return err
+			}
+			tpm := &tpmVerifier{known: known}
+			ask.TPM = tpm
+			if checkpoint != "" {
+				if ask.Checkpoint, err = readCheckpoint(cmd, checkpoint); err != nil {
+					return err
+				}
+			}
+			for _, key := range ask.Witnesses {
+				if _, err := audit.ParseWitness(key); err != nil {
+					return cli.Usage(err)
+				}
+			}
+			report, err := audit.Verify(cmd.Context(), fsys, ask)
+			if err != nil {
+				return fmt.Errorf("reading the log in %s: %w", name, err)
+			}
+			view := verifyView{Report: report, MachineKnown: known != nil && tpm.machine != nil && report.OK}
+			if err := o.Print(cmd, view, func(w io.Writer) { view.writeText(w, machine) }); err != nil {
+				return err
+			}
+			if !report.OK {
+				return cli.ErrSaid
+			}
+			if traced && o.Output == "text" {
+				return trace(cmd, fsys, report)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&ask.Live, "live", false, "the log is still being written: its end may not be anchored yet")
+	cmd.Flags().BoolVar(&traced, "trace", false, "print how each SVID leads back to the TPM")
+	cmd.Flags().StringVar(&ask.Key, "key", "", "the `key` that the log must be signed with; without it, the one that the log names")
+	cmd.Flags().StringVar(&checkpoint, "checkpoint", "", "a signed checkpoint of the log that it must contain, in this `file`")
+	cmd.Flags().StringArrayVar(&ask.Witnesses, "witness", nil, "the `key` of a witness that must have signed the log; may be repeated")
+	cmd.Flags().Uint64Var(&ask.Counter, "counter", 0, "a `value` that the TPM's counter is known to have had in this log")
+	cmd.Flags().Uint64Var(&ask.From, "from", 0, "the first `record` of a copy that is known to begin later, such as an archive")
+	cmd.Flags().StringVar(&machine, "node", "", "the machine whose log it must be: a result in JSON of vouch node appraise or vouch node verify, in this `file`")
+	return cmd
+}
+
+// readCheckpoint reads a signed checkpoint, or what a log keeps of a witness:
+// the witness's key, an empty line and the checkpoint that it signed.
+func readCheckpoint(cmd *cobra.Command, file string) ([]byte, error) {
+	b, err := cli.ReadDocument(cmd, file, cli.MaxSmallDocument)
+	if err != nil {
+		return nil, err
+	}
+	if _, rest, _ := bytes.Cut(b, []byte("\n\n")); bytes.Contains(rest, []byte("\n\n")) {
+		b = rest
+	}
+	return append(b, '\n'), nil
+}
+
+// A tpmVerifier gives the log's verification what attest/node can tell of a
+// statement and its anchors.
+type tpmVerifier struct {
+	known   *knownMachine // whose log it must be; nil: anybody's
+	machine *appraisal.Verified
+}
+
+// Statement checks the machine's keys.
+func (v *tpmVerifier) Statement(statement []byte, logKey ed25519.PublicKey) (audit.NodeFacts, error) {
+	machine, err := appraisal.VerifyStatement(statement, logKey)
+	if err != nil {
+		return audit.NodeFacts{}, err
+	}
+	if v.known != nil {
+		if err := v.known.is(machine); err != nil {
+			return audit.NodeFacts{}, err
+		}
+	}
+	v.machine = machine
+	return audit.NodeFacts{EKSHA256: machine.EKSHA256, AKName: machine.AKName, NodeKey: machine.NodeKey}, nil
+}
+
+// Anchor checks an anchor of the machine whose statement was checked last.
+func (v *tpmVerifier) Anchor(anchor []byte, digest [32]byte) (audit.AnchorFacts, error) {
+	if v.machine == nil {
+		return audit.AnchorFacts{}, errors.New("no statement says which machine made it")
+	}
+	facts, err := v.machine.Anchor(anchor, digest)
+	if err != nil {
+		return audit.AnchorFacts{}, err
+	}
+	return audit.AnchorFacts{Counter: facts.Counter, Resets: facts.Resets, Index: v.machine.CounterName()}, nil
+}
+
+// Quote checks a quote of that machine over the digest of an authority key.
+func (v *tpmVerifier) Quote(quote []byte, digest [32]byte) error {
+	if v.machine == nil {
+		return errors.New("no statement says which machine made it")
+	}
+	_, _, err := v.machine.Quote(quote, digest)
+	return err
+}

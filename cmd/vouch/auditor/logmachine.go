@@ -1,0 +1,78 @@
+package auditor
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vouchd/vouchd/attest/appraisal"
+	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/cmd/vouch/cli"
+)
+
+// A knownMachine is the keys of a machine that its verifier has checked: what
+// vouch node verify prints, and part of what vouch node appraise prints.
+type knownMachine struct {
+	Version  int    `json:"version"`
+	EKSHA256 string `json:"ek_sha256"`
+	AKName   string `json:"ak_name"`
+	Passed   *bool  `json:"passed,omitempty"` // of an attestation result only
+}
+
+const knownMachineVersion = 1
+
+// readKnownMachine reads what an auditor found of a machine; without a file
+// the machine is not known.
+func readKnownMachine(cmd *cobra.Command, file string) (*knownMachine, error) {
+	if file == "" {
+		return nil, nil
+	}
+	data, err := cli.ReadDocument(cmd, file, cli.MaxSmallDocument)
+	if err != nil {
+		return nil, err
+	}
+	var m knownMachine
+	err = json.Unmarshal(data, &m)
+	switch {
+	case err != nil || m.AKName == "" && m.Passed == nil:
+		return nil, fmt.Errorf("%s is not the result of vouch node appraise or vouch node verify with --output json", file)
+	case m.Version != knownMachineVersion:
+		return nil, fmt.Errorf("%s has version %d; this vouch knows %d", file, m.Version, knownMachineVersion)
+	case m.Passed != nil && !*m.Passed:
+		return nil, fmt.Errorf("%s is the result of a machine that did not pass, so it makes no machine known; appraise it again", file)
+	case m.EKSHA256 == "" || m.AKName == "":
+		return nil, fmt.Errorf("%s does not say which endorsement key is in the TPM: there was no challenge; see vouch node challenge", file)
+	}
+	return &m, nil
+}
+
+// is returns an error unless a statement is by this machine's keys.
+func (m *knownMachine) is(v *appraisal.Verified) error {
+	if v.EKSHA256 != m.EKSHA256 {
+		return fmt.Errorf("the log is of another machine: its endorsement key is %s and that of --node is %s", v.EKSHA256, m.EKSHA256)
+	}
+	if v.AKName != m.AKName {
+		return fmt.Errorf("the attestation key is %s and that of --node is %s: either the log claims another machine's endorsement key, or the machine was reset since; challenge it again",
+			v.AKName, m.AKName)
+	}
+	return nil
+}
+
+// A verifyView is a report with whose log it is.
+type verifyView struct {
+	*audit.Report
+	MachineKnown bool `json:"machine_known"` // --node says whose log it is, and it is
+}
+
+func (v verifyView) writeText(w io.Writer, machine string) {
+	v.WriteText(w)
+	switch {
+	case v.MachineKnown:
+		fmt.Fprintf(w, "\nThe machine is known to you: %s has the same endorsement key and attestation key.\n", machine)
+	case machine == "":
+		fmt.Fprintf(w, "\nThe machine is not known to you: that its attestation key is in the TPM of EK sha256:%s is the log's own word.\n"+
+			"Challenge the machine (vouch node challenge) and give the result with --node.\n", v.EKSHA256)
+	}
+}

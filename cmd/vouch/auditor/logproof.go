@@ -1,0 +1,176 @@
+package auditor
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/cmd/vouch/cli"
+)
+
+// What the log's key is good for: whoever checks a proof must have it from
+// elsewhere, whoever makes one can take the log's word.
+const (
+	keyToCheck = "the log's `key`, as vouch log verify prints it"
+	keyToProve = "the log's `key`; without it, the one that the log names"
+)
+
+func newLogProve(o *cli.Options) *cobra.Command {
+	var key string
+	cmd := &cobra.Command{
+		Use:   "prove RECORD [DIR]",
+		Short: "Make a proof that a record is in the log",
+		Long: `Prove writes a text that holds one record and proves that it is in the log. Whoever
+has the log's key checks it with vouch log check-proof and needs nothing else.`,
+		Example: `  vouch log prove 4211 > proof.txt
+  vouch log check-proof --key "$KEY" proof.txt`,
+		Args: cobra.RangeArgs(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			index, err := recordNumber(args[0])
+			if err != nil {
+				return err
+			}
+			fsys, key, done, err := logAndKey(o, cmd, args[1:], key)
+			if err != nil {
+				return err
+			}
+			defer done()
+			proof, err := audit.Prove(cmd.Context(), fsys, index, key)
+			if err != nil {
+				return err
+			}
+			_, err = cmd.OutOrStdout().Write(proof)
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&key, "key", "", keyToProve)
+	return cmd
+}
+
+// logAndKey opens the log as logFS does, and returns the key, or the one that the
+// log names of itself. The caller calls done when it has read it.
+func logAndKey(o *cli.Options, cmd *cobra.Command, args []string, key string) (fsys fs.FS, vkey string, done func() error, err error) {
+	fsys, _, done, err = logFS(o, args)
+	if err != nil || key != "" {
+		return fsys, key, done, err
+	}
+	for e, readErr := range audit.Records(cmd.Context(), fsys, 0) {
+		if err = readErr; err != nil {
+			break
+		}
+		if e.Leaf.Event == audit.EventSegment && e.Leaf.Log != nil {
+			return fsys, e.Leaf.Log.Key, done, nil
+		}
+	}
+	done()
+	return nil, "", nil, cmp.Or(err, errors.New("the log names no key; name it with --key"))
+}
+
+func newLogCheckProof(o *cli.Options) *cobra.Command {
+	var key string
+	cmd := &cobra.Command{
+		Use:   "check-proof --key KEY FILE",
+		Short: "Check a proof that a record is in a log",
+		Long: `Check-proof checks what vouch log prove wrote, with the log's key alone, and prints
+the record. The key must come from somewhere you trust, such as an earlier
+vouch log verify.`,
+		Example: `  vouch log check-proof --key "$KEY" proof.txt`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if key == "" {
+				return cli.Usagef("which log? name its key with --key; vouch log verify prints it")
+			}
+			proof, err := os.ReadFile(args[0])
+			if err != nil {
+				return err
+			}
+			e, c, err := audit.CheckProof(proof, key)
+			if err != nil {
+				return err
+			}
+			if o.Output == "json" {
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s\n", e.Raw)
+				return err
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "record %d is in the log %s of %d records:\n%s\n", e.Index, c.Origin, c.Size, line(&e.Leaf))
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&key, "key", "", keyToCheck)
+	return cmd
+}
+
+func newLogConsistency(o *cli.Options) *cobra.Command {
+	var key string
+	cmd := &cobra.Command{
+		Use:   "consistency OLDER NEWER [DIR]",
+		Short: "Prove that one state of the log continues another",
+		Long: `Consistency proves that the log as it was with NEWER records continues the log as it
+was with OLDER ones: that nothing was changed or removed between two checkpoints
+that you hold.`,
+		Example: `  vouch log consistency 1000 4212 > consistency.txt`,
+		Args:    cobra.RangeArgs(2, 3),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			older, err := recordNumber(args[0])
+			if err != nil {
+				return err
+			}
+			newer, err := recordNumber(args[1])
+			if err != nil {
+				return err
+			}
+			fsys, key, done, err := logAndKey(o, cmd, args[2:], key)
+			if err != nil {
+				return err
+			}
+			defer done()
+			proof, err := audit.ProveConsistency(fsys, older, newer, key)
+			if err != nil {
+				return err
+			}
+			_, err = cmd.OutOrStdout().Write(proof)
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&key, "key", "", keyToProve)
+	return cmd
+}
+
+func newLogCheckConsistency(o *cli.Options) *cobra.Command {
+	var key string
+	cmd := &cobra.Command{
+		Use:   "check-consistency --key KEY PROOF OLDER NEWER",
+		Short: "Check that one checkpoint continues another",
+		Long: `Check-consistency checks what vouch log consistency wrote against two checkpoints
+of the log, which lie in files: that the newer continues the older.`,
+		Example: `  vouch log check-consistency --key "$KEY" consistency.txt checkpoint.old checkpoint.new`,
+		Args:    cobra.ExactArgs(3),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if key == "" {
+				return cli.Usagef("which log? name its key with --key; vouch log verify prints it")
+			}
+			var files [3][]byte
+			for i, name := range args {
+				data, err := os.ReadFile(name)
+				if err != nil {
+					return err
+				}
+				files[i] = data
+			}
+			if err := audit.CheckConsistency(files[0], files[1], files[2], key); err != nil {
+				return err
+			}
+			return o.Print(cmd, map[string]bool{"consistent": true}, func(w io.Writer) {
+				fmt.Fprintf(w, "%s continues %s\n", args[2], args[1])
+			})
+		},
+	}
+	cmd.Flags().StringVar(&key, "key", "", keyToCheck)
+	return cmd
+}

@@ -1,0 +1,151 @@
+package auditor
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strconv"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/cmd/vouch/cli"
+)
+
+func newLogExplain(o *cli.Options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "explain RECORD [DIR]",
+		Short: "Tell the whole story of one hand-out",
+		Long: `Explain puts together the chain that one record belongs to: the machine and how it
+booted, the process, the entry, the authority key, the decision, what became of
+it, and the anchor that covers it.`,
+		Example: `  vouch log explain 4211
+  vouch log explain 4211 ./copy-of-log --output json`,
+		Args: cobra.RangeArgs(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			index, err := recordNumber(args[0])
+			if err != nil {
+				return err
+			}
+			fsys, _, done, err := logFS(o, args[1:])
+			if err != nil {
+				return err
+			}
+			defer done()
+			x, err := audit.Explain(cmd.Context(), fsys, index)
+			if err != nil {
+				return err
+			}
+			return o.Print(cmd, x, func(w io.Writer) { x.WriteText(w) })
+		},
+	}
+}
+
+func recordNumber(s string) (uint64, error) {
+	n, err := strconv.ParseUint(s, 10, 47)
+	if err != nil {
+		return 0, cli.Usagef("%q is not a record number", s)
+	}
+	return n, nil
+}
+
+func newLogReport(o *cli.Options) *cobra.Command {
+	var since time.Duration
+	cmd := &cobra.Command{
+		Use:   "report [DIR]",
+		Short: "Sum up what each identity got and used",
+		Long: `Report tells for each identity what it was given, by which programs, for whom,
+how often, and what looks odd: the feed of a secrets audit. It checks no proofs.`,
+		Example: `  vouch log report --since 720h
+  vouch log report --output json ./copy-of-log`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			fsys, _, done, err := logFS(o, args)
+			if err != nil {
+				return err
+			}
+			defer done()
+			var from time.Time
+			if since > 0 {
+				from = time.Now().Add(-since)
+			}
+			u, err := audit.Summarise(cmd.Context(), fsys, from)
+			if err != nil {
+				return err
+			}
+			return o.Print(cmd, u, func(w io.Writer) { u.WriteText(w) })
+		},
+	}
+	cmd.Flags().DurationVar(&since, "since", 0, "only the last `duration`, such as 720h")
+	return cmd
+}
+
+func newLogArchive(o *cli.Options) *cobra.Command {
+	var file string
+	var from uint64
+	cmd := &cobra.Command{
+		Use:   "archive --to FILE [DIR]",
+		Short: "Write a log into a tar file that verifies by itself",
+		Long: `Archive writes the log, or the part of it from a record on, into a tar file that
+vouch log verify and the other log commands take in the place of a directory. The
+daemon may be running.`,
+		Example: `  vouch log archive --to log-2026-11.tar
+  vouch log verify log-2026-11.tar`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if file == "" {
+				return cli.Usagef("where to? name the file with --to")
+			}
+			fsys, _, done, err := logFS(o, args)
+			if err != nil {
+				return err
+			}
+			defer done()
+			f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+			if err != nil {
+				return err
+			}
+			err = errors.Join(audit.Archive(cmd.Context(), fsys, f, from), f.Sync(), f.Close())
+			if err != nil {
+				return errors.Join(err, os.Remove(file))
+			}
+			return o.Print(cmd, map[string]string{"file": file}, func(w io.Writer) { fmt.Fprintf(w, "wrote %s\n", file) })
+		},
+	}
+	cmd.Flags().StringVar(&file, "to", "", "the tar `file` to write; it must not exist")
+	cmd.Flags().Uint64Var(&from, "from", 0, "the first `record` wanted")
+	return cmd
+}
+
+// trace prints, of a log that was verified, how each SVID leads back to the
+// TPM.
+func trace(cmd *cobra.Command, fsys fs.FS, report *audit.Report) error {
+	keys := make(map[string]uint64)
+	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 1, ' ', 0)
+	fmt.Fprintf(w, "\nEach SVID, back to the TPM with EK %s\n", report.EKSHA256)
+	for e, err := range audit.Records(cmd.Context(), fsys, 0) {
+		if err != nil {
+			return err
+		}
+		l := &e.Leaf
+		if l.Key != nil && l.Outcome == audit.Success {
+			keys[l.Key.KeyID] = l.Index
+		}
+		if l.Outcome != audit.Success || l.SVID == nil || l.Event != audit.EventX509SVID && l.Event != audit.EventJWTSVID {
+			continue
+		}
+		// The node key, which the AK certified, signs an issuing CA; a JWT
+		// key is named in a quote by the AK.
+		signer, way := "issuing CA", "node key <- AK <- TPM"
+		if l.Event == audit.EventJWTSVID {
+			signer, way = "JWT key", "AK <- TPM"
+		}
+		fmt.Fprintf(w, "%d\t%s\t%s\tto pid %d of user %d\t<- %s (record %d)\t<- %s\n",
+			l.Index, l.SPIFFEID, l.SVID.Kind, l.Workload.PID, l.Workload.UID, signer, keys[l.SVID.KeyID], way)
+	}
+	return w.Flush()
+}
