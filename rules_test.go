@@ -29,6 +29,7 @@ var mayImport = map[string][]string{
 	"attest/appraisal":                 {"attest", "config"},
 	"attest/node":                      {"attest/appraisal", "secret"},
 	"attest/node/tpmtest":              nil,
+	"enrol":                            {"attest/appraisal", "attest/node", "state"},
 	"attest/process":                   {"attest", "systemd"},
 	"programs":                         {"attest/process", "config", "systemd"},
 	"identity":                         {"attest", "config", "secret"},

@@ -215,7 +215,7 @@ func TestTheAuthorityRefusesByName(t *testing.T) {
 	if out, stderr, code := approve("two.json", "two.yaml", good...); code != 0 {
 		t.Errorf("once the other one is revoked: exits %d:\n%s%s", code, out, stderr)
 	}
-	if _, stderr, code := d.vouch("authority", "init", "--trust-domain", "example.org", "--dir", "authority", "--passphrase-file", "passphrase"); code != 1 || !strings.Contains(stderr, "holds an authority already") {
+	if _, stderr, code := d.vouch("authority", "init", "--trust-domain", "example.org", "--dir", "authority", "--passphrase-file", "passphrase"); code != 1 || !strings.Contains(stderr, "already holds a root CA") {
 		t.Errorf("a second authority in the same place exits %d: %s", code, stderr)
 	}
 }
