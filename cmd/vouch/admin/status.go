@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/cmd/vouch/doctor"
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
@@ -49,7 +50,7 @@ func printStatus(out io.Writer, st view.Status) {
 	row("trust domain", "%s", st.TrustDomain)
 	row("version", "%s, up %s", st.Version, cli.Ago(st.Started))
 	row("TPM", "%s, EK %s", st.TPM.Address, st.TPM.EKSHA256)
-	row("node", "%s", nodeLine(st.Node))
+	row("node", "%s", doctor.NodeLine(st.Node))
 	if e := st.Node.Enrolment; e != nil {
 		row("enrolled", "by root %s, until %s", e.RootSHA256, cli.Time(e.NotAfter))
 	}
@@ -78,19 +79,4 @@ func printStatus(out io.Writer, st view.Status) {
 	for _, p := range st.Problems {
 		fmt.Fprintf(out, "problem: %s\n", strings.ReplaceAll(p, "\n", "\n         "))
 	}
-}
-
-// nodeLine says in one line whether the machine satisfies its policy.
-func nodeLine(n view.NodeStatus) string {
-	line := n.State
-	switch n.State {
-	case view.NodeNotAppraised:
-		line += ", there is no policy in " + n.Policy + "; see vouch node policy learn"
-	case view.NodePassed, view.NodeFailed:
-		line += fmt.Sprintf(" the policy %s %s ago", n.Policy, cli.Ago(n.Checked))
-	}
-	if n.Bound {
-		line += ", keys bound to approved boot states"
-	}
-	return line
 }

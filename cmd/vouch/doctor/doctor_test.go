@@ -1,4 +1,4 @@
-package admin
+package doctor
 
 import (
 	"context"
@@ -18,7 +18,7 @@ import (
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
-func (f finding) check(t *testing.T, level, text string) {
+func (f Finding) check(t *testing.T, level, text string) {
 	t.Helper()
 	if f.Level != level || !strings.Contains(f.Text, text) {
 		t.Errorf("%+v, want %s with %q", f, level, text)
@@ -39,27 +39,27 @@ func TestDoctorExplainsTheTPM(t *testing.T) {
 	group := info.Sys().(*syscall.Stat_t).Gid
 	root, other, member := account{name: "root"}, account{"vouchd", 64998, []uint32{64998}}, account{"vouchd", 64998, []uint32{64998, group}}
 
-	tpmFinding(device, dir, root).check(t, levelOK, device)
-	tpmFinding(device, dir, member).check(t, levelOK, device)
-	tpmFinding(device, dir, other).check(t, levelProblem, "is not open to vouchd (mode 0660")
-	tpmFinding(filepath.Join(dir, "none"), dir, root).check(t, levelProblem, "enable the TPM 2.0 in the firmware's setup")
-	tpmFinding("unix:"+filepath.Join(dir, "none"), dir, root).check(t, levelProblem, "start swtpm")
-	tpmFinding("unix:"+device, dir, root).check(t, levelNote, "software TPM")
+	tpmFinding(device, dir, root).check(t, OK, device)
+	tpmFinding(device, dir, member).check(t, OK, device)
+	tpmFinding(device, dir, other).check(t, Problem, "is not open to vouchd (mode 0660")
+	tpmFinding(filepath.Join(dir, "none"), dir, root).check(t, Problem, "enable the TPM 2.0 in the firmware's setup")
+	tpmFinding("unix:"+filepath.Join(dir, "none"), dir, root).check(t, Problem, "start swtpm")
+	tpmFinding("unix:"+device, dir, root).check(t, Note, "software TPM")
 	must(t, os.WriteFile(version, []byte("1\n"), 0o644))
-	tpmFinding(device, dir, root).check(t, levelProblem, "version 1.2; switch the firmware")
-	tpmFinding(filepath.Join(dir, "none"), dir, root).check(t, levelProblem, "version 1.2")
+	tpmFinding(device, dir, root).check(t, Problem, "version 1.2; switch the firmware")
+	tpmFinding(filepath.Join(dir, "none"), dir, root).check(t, Problem, "version 1.2")
 }
 
 func TestDoctorExplainsTheKernel(t *testing.T) {
 	t.Parallel()
-	peerPIDFDFinding(nil).check(t, levelOK, "SO_PEERPIDFD")
-	peerPIDFDFinding(unix.ENOPROTOOPT).check(t, levelNote, "it has no SO_PEERPIDFD (Linux 6.5)")
-	cgroupFinding(unix.CGROUP2_SUPER_MAGIC).check(t, levelOK, "version 2")
-	cgroupFinding(unix.TMPFS_MAGIC).check(t, levelNote, "version 1 or hybrid")
+	peerPIDFDFinding(nil).check(t, OK, "SO_PEERPIDFD")
+	peerPIDFDFinding(unix.ENOPROTOOPT).check(t, Note, "it has no SO_PEERPIDFD (Linux 6.5)")
+	cgroupFinding(unix.CGROUP2_SUPER_MAGIC).check(t, OK, "version 2")
+	cgroupFinding(unix.TMPFS_MAGIC).check(t, Note, "version 1 or hybrid")
 	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
-	clockFinding(now, now.Add(-time.Hour), true).check(t, levelOK, "synchronised")
-	clockFinding(now, now.Add(-time.Hour), false).check(t, levelNote, "systemd-timesyncd or chrony")
-	clockFinding(time.Unix(1000, 0), now, true).check(t, levelProblem, "it says 1970-01-01, and this program was made 2026-11-23; set it")
+	clockFinding(now, now.Add(-time.Hour), true).check(t, OK, "synchronised")
+	clockFinding(now, now.Add(-time.Hour), false).check(t, Note, "systemd-timesyncd or chrony")
+	clockFinding(time.Unix(1000, 0), now, true).check(t, Problem, "it says 1970-01-01, and this program was made 2026-11-23; set it")
 }
 
 func TestDoctorExplainsABlockedSocket(t *testing.T) {
@@ -69,16 +69,16 @@ func TestDoctorExplainsABlockedSocket(t *testing.T) {
 	must(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	path := filepath.Join(dir, "agent.sock")
-	examineSocket(ctx, path).check(t, levelProblem, "systemctl start vouchd")
+	examineSocket(ctx, path).check(t, Problem, "systemctl start vouchd")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	must(t, err)
-	examineSocket(ctx, path).check(t, levelOK, "accepts connections")
+	examineSocket(ctx, path).check(t, OK, "accepts connections")
 	l.SetUnlinkOnClose(false)
 	must(t, l.Close())
-	examineSocket(ctx, path).check(t, levelProblem, "left by a daemon that was killed")
+	examineSocket(ctx, path).check(t, Problem, "left by a daemon that was killed")
 	file := filepath.Join(dir, "file")
 	must(t, os.WriteFile(file, nil, 0o600))
-	examineSocket(ctx, file).check(t, levelProblem, "nobody listens there")
+	examineSocket(ctx, file).check(t, Problem, "nobody listens there")
 }
 
 func TestDoctorNamesEntriesThatCanNeverMatch(t *testing.T) {
@@ -132,9 +132,9 @@ func TestDoctorTellsOfCertificatesNearTheirEnd(t *testing.T) {
 		level, text string
 	}{
 		{60 * 24 * time.Hour, "", ""},
-		{20*24*time.Hour + time.Minute, levelNote, "ends in 480h0m0s"},
-		{5*24*time.Hour + time.Minute, levelProblem, "ends in 120h0m0s"},
-		{-time.Hour, levelProblem, "has ended"},
+		{20*24*time.Hour + time.Minute, Note, "ends in 480h0m0s"},
+		{5*24*time.Hour + time.Minute, Problem, "ends in 120h0m0s"},
+		{-time.Hour, Problem, "has ended"},
 	} {
 		st := view.Status{Authority: view.AuthorityStatus{RootNotAfter: now.Add(tt.left)}}
 		st.Node.Enrolment = &view.Enrolment{NotAfter: now.Add(tt.left)}

@@ -1,4 +1,4 @@
-package admin
+package doctor
 
 import (
 	"errors"
@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/vouchd/vouchd/attest"
-	"github.com/vouchd/vouchd/cmd/vouch/cli"
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/systemd"
@@ -33,19 +32,19 @@ func thisHost() hostFacts {
 	return hostFacts{systemd: systemd.IsManager(), lsm: strings.TrimSpace(string(lsm)), ima: err == nil}
 }
 
-func examineEntries(c *config.Config, host hostFacts) []finding {
+func examineEntries(c *config.Config, host hostFacts) []Finding {
 	es, err := identity.LoadEntries(c.EntriesDir, c.TrustDomain, identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL()})
 	switch {
 	case err != nil:
-		return []finding{{"entries", levelProblem, err.Error()}}
+		return []Finding{{"entries", Problem, err.Error()}}
 	case es.Len() == 0:
-		return []finding{{"entries", levelNote, c.EntriesDir + " has no entry, so nothing is issued; add one as in docs/configuration.md"}}
+		return []Finding{{"entries", Note, c.EntriesDir + " has no entry, so nothing is issued; add one as in docs/configuration.md"}}
 	}
-	findings := []finding{{"entries", levelOK, fmt.Sprintf("%d in %s", es.Len(), c.EntriesDir)}}
+	findings := []Finding{{"entries", OK, fmt.Sprintf("%d in %s", es.Len(), c.EntriesDir)}}
 	for _, e := range es.All() {
 		for _, s := range e.Selectors {
 			if why := host.never(s); why != "" {
-				findings = append(findings, finding{"entries", levelProblem, fmt.Sprintf("%s: %s: %s can't match on this host: %s", e.Pos, e.ID, s, why)})
+				findings = append(findings, Finding{"entries", Problem, fmt.Sprintf("%s: %s: %s can't match on this host: %s", e.Pos, e.ID, s, why)})
 			}
 		}
 	}
@@ -93,21 +92,21 @@ const (
 
 // certificateFindings tells which certificates are near their end. The issuing CA
 // renews itself: one that is late is a problem that the daemon reports.
-func certificateFindings(st view.Status, now time.Time) (fs []finding) {
+func certificateFindings(st view.Status, now time.Time) (fs []Finding) {
 	tell := func(what string, end time.Time, way string) {
 		left := end.Sub(now)
-		level := levelNote
+		level := Note
 		switch {
 		case end.IsZero() || left > endsSoon:
 			return
 		case left <= endsNow:
-			level = levelProblem
+			level = Problem
 		}
 		when := "ends in " + (left.Truncate(time.Hour)).String()
 		if left <= 0 {
 			when = "has ended"
 		}
-		fs = append(fs, finding{"certificates", level, fmt.Sprintf("%s %s, at %s; %s", what, when, cli.Time(end), way)})
+		fs = append(fs, Finding{"certificates", level, fmt.Sprintf("%s %s, at %s; %s", what, when, end.Local().Format(time.RFC3339), way)})
 	}
 	if e := st.Node.Enrolment; e != nil {
 		tell("this host's enrolment", e.NotAfter, "enrol it again: docs/enrol.md")

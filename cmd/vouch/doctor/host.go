@@ -1,4 +1,4 @@
-package admin
+package doctor
 
 import (
 	"context"
@@ -67,37 +67,37 @@ func (a account) mayReadWrite(st *syscall.Stat_t) bool {
 }
 
 // tpmFinding looks at the TPM's device. class is where the kernel describes TPMs.
-func tpmFinding(address, class string, daemon account) finding {
+func tpmFinding(address, class string, daemon account) Finding {
 	path, software := strings.CutPrefix(address, "unix:")
 	info, err := os.Stat(path)
 	version, versionErr := os.ReadFile(filepath.Join(class, "tpm0", "tpm_version_major"))
 	old := versionErr == nil && strings.TrimSpace(string(version)) != "2"
 	switch {
 	case old && !software:
-		return finding{"TPM", levelProblem, "the machine's TPM is of version 1.2; switch the firmware to TPM 2.0 if it offers that"}
+		return Finding{"TPM", Problem, "the machine's TPM is of version 1.2; switch the firmware to TPM 2.0 if it offers that"}
 	case errors.Is(err, fs.ErrNotExist) && software:
-		return finding{"TPM", levelProblem, path + " is missing; start swtpm on it"}
+		return Finding{"TPM", Problem, path + " is missing; start swtpm on it"}
 	case errors.Is(err, fs.ErrNotExist):
-		return finding{"TPM", levelProblem, path + " is missing; enable the TPM 2.0 in the firmware's setup (fTPM, PTT), or the virtual machine's vTPM"}
+		return Finding{"TPM", Problem, path + " is missing; enable the TPM 2.0 in the firmware's setup (fTPM, PTT), or the virtual machine's vTPM"}
 	case err != nil:
-		return finding{"TPM", levelProblem, err.Error()}
+		return Finding{"TPM", Problem, err.Error()}
 	case software:
-		return finding{"TPM", levelNote, path + " is a software TPM: fit for a trial, it proves nothing about a machine"}
+		return Finding{"TPM", Note, path + " is a software TPM: fit for a trial, it proves nothing about a machine"}
 	}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && !daemon.mayReadWrite(st) {
-		return finding{"TPM", levelProblem, fmt.Sprintf("%s is not open to %s (mode %04o, user %d, group %d); give the device to the group tss, as tpm-udev or tpm2-tss does, and %[2]s that group",
+		return Finding{"TPM", Problem, fmt.Sprintf("%s is not open to %s (mode %04o, user %d, group %d); give the device to the group tss, as tpm-udev or tpm2-tss does, and %[2]s that group",
 			path, daemon.name, st.Mode&0o777, st.Uid, st.Gid)}
 	}
-	return finding{"TPM", levelOK, path}
+	return Finding{"TPM", OK, path}
 }
 
 // soPeerPIDFD is SO_PEERPIDFD of Linux 6.5.
 const soPeerPIDFD = 77
 
-func examinePeerPIDFD() finding {
+func examinePeerPIDFD() Finding {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return finding{"kernel", levelProblem, err.Error()}
+		return Finding{"kernel", Problem, err.Error()}
 	}
 	defer unix.Close(fds[0])
 	defer unix.Close(fds[1])
@@ -109,58 +109,58 @@ func examinePeerPIDFD() finding {
 }
 
 // peerPIDFDFinding judges what the kernel answered when asked for a peer's pidfd.
-func peerPIDFDFinding(err error) finding {
+func peerPIDFDFinding(err error) Finding {
 	switch {
 	case errors.Is(err, unix.ENOPROTOOPT):
-		return finding{"kernel", levelNote, "it has no SO_PEERPIDFD (Linux 6.5); peers are pinned by process ID, start time and the sender of each message instead"}
+		return Finding{"kernel", Note, "it has no SO_PEERPIDFD (Linux 6.5); peers are pinned by process ID, start time and the sender of each message instead"}
 	case err != nil:
-		return finding{"kernel", levelNote, fmt.Sprintf("asking for SO_PEERPIDFD: %v; peers are pinned by process ID, start time and the sender of each message instead", err)}
+		return Finding{"kernel", Note, fmt.Sprintf("asking for SO_PEERPIDFD: %v; peers are pinned by process ID, start time and the sender of each message instead", err)}
 	}
-	return finding{"kernel", levelOK, "peers are pinned by SO_PEERPIDFD"}
+	return Finding{"kernel", OK, "peers are pinned by SO_PEERPIDFD"}
 }
 
-func examineCgroups() finding {
+func examineCgroups() Finding {
 	var st unix.Statfs_t
 	if err := unix.Statfs("/sys/fs/cgroup", &st); err != nil {
-		return finding{"control groups", levelProblem, fmt.Sprintf("/sys/fs/cgroup: %v; mount the cgroup2 file system there", err)}
+		return Finding{"control groups", Problem, fmt.Sprintf("/sys/fs/cgroup: %v; mount the cgroup2 file system there", err)}
 	}
 	return cgroupFinding(st.Type)
 }
 
 // cgroupFinding judges the type of the file system at /sys/fs/cgroup.
-func cgroupFinding(kind int64) finding {
+func cgroupFinding(kind int64) Finding {
 	if kind == unix.CGROUP2_SUPER_MAGIC {
-		return finding{"control groups", levelOK, "version 2"}
+		return Finding{"control groups", OK, "version 2"}
 	}
-	return finding{"control groups", levelNote, "version 1 or hybrid; cgroup selectors are of systemd's hierarchy"}
+	return Finding{"control groups", Note, "version 1 or hybrid; cgroup selectors are of systemd's hierarchy"}
 }
 
-func examineSystemd() finding {
+func examineSystemd() Finding {
 	if !systemd.IsManager() {
-		return finding{"systemd", levelNote, "it is not PID 1 here, so there are no systemd and script selectors, and no vouch run"}
+		return Finding{"systemd", Note, "it is not PID 1 here, so there are no systemd and script selectors, and no vouch run"}
 	}
-	return finding{"systemd", levelOK, "it is PID 1"}
+	return Finding{"systemd", OK, "it is PID 1"}
 }
 
 // examinePrograms looks whether vouch run has anything to start and where to
 // ask. It does not connect, which would start its service.
-func examinePrograms(c *config.Config) finding {
+func examinePrograms(c *config.Config) Finding {
 	defined, err := programs.Load(c.ProgramsDir, false)
 	switch {
 	case err != nil:
-		return finding{"programs", levelProblem, err.Error()}
+		return Finding{"programs", Problem, err.Error()}
 	case len(defined) == 0:
-		return finding{"programs", levelOK, "none in " + c.ProgramsDir + ", so that vouch run starts nothing"}
+		return Finding{"programs", OK, "none in " + c.ProgramsDir + ", so that vouch run starts nothing"}
 	case !systemd.IsManager():
-		return finding{"programs", levelNote, fmt.Sprintf("%d in %s, which vouch run cannot start without systemd as PID 1", len(defined), c.ProgramsDir)}
+		return Finding{"programs", Note, fmt.Sprintf("%d in %s, which vouch run cannot start without systemd as PID 1", len(defined), c.ProgramsDir)}
 	}
 	if info, err := os.Stat(c.RunSocket); err != nil || info.Mode().Type() != fs.ModeSocket {
-		return finding{"programs", levelProblem, fmt.Sprintf("%d in %s, and vouch run finds no socket at %s; run: systemctl enable --now vouchd-programs.path", len(defined), c.ProgramsDir, c.RunSocket)}
+		return Finding{"programs", Problem, fmt.Sprintf("%d in %s, and vouch run finds no socket at %s; run: systemctl enable --now vouchd-programs.path", len(defined), c.ProgramsDir, c.RunSocket)}
 	}
-	return finding{"programs", levelOK, fmt.Sprintf("%d in %s", len(defined), c.ProgramsDir)}
+	return Finding{"programs", OK, fmt.Sprintf("%d in %s", len(defined), c.ProgramsDir)}
 }
 
-func examineClock() finding {
+func examineClock() Finding {
 	var installed time.Time
 	if program, err := os.Executable(); err == nil {
 		if info, err := os.Stat(program); err == nil {
@@ -174,22 +174,22 @@ func examineClock() finding {
 
 // clockFinding judges the clock: certificates that begin in the future, or have
 // ended long ago, look like attacks. made is when this program was built.
-func clockFinding(now, made time.Time, synchronised bool) finding {
+func clockFinding(now, made time.Time, synchronised bool) Finding {
 	switch {
 	case now.Before(made.Add(-24 * time.Hour)):
-		return finding{"clock", levelProblem, fmt.Sprintf("it says %s, and this program was made %s; set it, or identities are valid at no time that others know", now.UTC().Format(time.DateOnly), made.UTC().Format(time.DateOnly))}
+		return Finding{"clock", Problem, fmt.Sprintf("it says %s, and this program was made %s; set it, or identities are valid at no time that others know", now.UTC().Format(time.DateOnly), made.UTC().Format(time.DateOnly))}
 	case !synchronised:
-		return finding{"clock", levelNote, "the kernel says that nothing keeps it right; run systemd-timesyncd or chrony, since identities live for minutes"}
+		return Finding{"clock", Note, "the kernel says that nothing keeps it right; run systemd-timesyncd or chrony, since identities live for minutes"}
 	}
-	return finding{"clock", levelOK, "it is synchronised"}
+	return Finding{"clock", OK, "it is synchronised"}
 }
 
-func examineSocket(ctx context.Context, path string) finding {
+func examineSocket(ctx context.Context, path string) Finding {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", path)
 	if err == nil {
 		conn.Close()
-		return finding{"agent socket", levelOK, path + " accepts connections"}
+		return Finding{"agent socket", OK, path + " accepts connections"}
 	}
 	way := "start the daemon with: systemctl start vouchd"
 	switch {
@@ -200,5 +200,5 @@ func examineSocket(ctx context.Context, path string) finding {
 	case errors.Is(err, unix.ENOTSOCK), errors.Is(err, unix.EPROTOTYPE):
 		way = "something else is at its place; move that away, and " + way
 	}
-	return finding{"agent socket", levelProblem, fmt.Sprintf("%v; %s", err, way)}
+	return Finding{"agent socket", Problem, fmt.Sprintf("%v; %s", err, way)}
 }

@@ -1,0 +1,101 @@
+// Package doctor looks for what keeps vouchd from working on this host.
+//
+// A probe reads one thing, such as a device, a kernel feature or a directory of
+// entries, and returns findings: what it saw, and for a problem the way out. Probes
+// change nothing and start nothing. Judging is apart from probing: what a host of another
+// kind would be told can be tested here.
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/vouchd/vouchd/config"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
+)
+
+// A Finding is one thing that was looked at.
+type Finding struct {
+	Subject string `json:"subject"`
+	Level   string `json:"level"` // OK, Note or Problem
+	Text    string `json:"text"`  // one sentence, with the way out of a problem
+}
+
+// Levels of findings.
+const (
+	OK      = "ok"
+	Note    = "note" // works, but could work better
+	Problem = "problem"
+)
+
+// Ask asks the daemon behind an administrators' socket for its status.
+type Ask func(ctx context.Context, socket string) (view.Status, error)
+
+// Examine looks at the host and at the daemon that a configuration file describes.
+func Examine(ctx context.Context, file string, ask Ask) []Finding {
+	c, err := config.Load(file)
+	if err != nil {
+		return []Finding{{"configuration", Problem, err.Error()}, examinePeerPIDFD(), examineCgroups(), examineSystemd(), examineClock()}
+	}
+	findings := []Finding{{"configuration", OK, file + " is valid"}}
+	findings = append(findings, examineEntries(c, thisHost())...)
+	findings = append(findings,
+		tpmFinding(c.TPM, "/sys/class/tpm", daemonAccount()),
+		examinePeerPIDFD(),
+		examineCgroups(),
+		examineSystemd(),
+		examinePrograms(c),
+		examineClock(),
+		examineSocket(ctx, c.AgentSocket),
+	)
+	return append(findings, examineDaemon(ctx, c, ask)...)
+}
+
+// answerLimit is how long doctor waits for the daemon: systemd holds the
+// sockets, so that connections to a daemon which cannot start succeed.
+const answerLimit = 5 * time.Second
+
+func examineDaemon(ctx context.Context, c *config.Config, ask Ask) []Finding {
+	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+	defer cancel()
+	st, err := ask(ctx, c.AdminSocket)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return []Finding{{"daemon", Problem, fmt.Sprintf("nothing answers on %s within %s; see why with: journalctl -u vouchd", c.AdminSocket, answerLimit)}}
+	}
+	if err != nil {
+		return []Finding{{"daemon", Problem, fmt.Sprintf("%v; it answers root and its own user, see its log with: journalctl -u vouchd", err)}}
+	}
+	level := OK
+	if st.Node.State == view.NodeNotAppraised {
+		level = Note
+	}
+	fs := []Finding{{"node", level, NodeLine(st.Node)}}
+	if !st.TPM.EKCertificate {
+		fs = append(fs, Finding{"endorsement key", Note, "the TPM has no certificate of its maker for it, so a policy can't trace this machine to the maker; list its key there instead, sha256:" + st.TPM.EKSHA256})
+	}
+	fs = append(fs, certificateFindings(st, time.Now())...)
+	if len(st.Problems) == 0 {
+		return append(fs, Finding{"daemon", OK, fmt.Sprintf("serves %d entries of %s", st.Entries.Count, st.TrustDomain)})
+	}
+	for _, p := range st.Problems {
+		fs = append(fs, Finding{"daemon", Problem, p})
+	}
+	return fs
+}
+
+// NodeLine says in one line whether the machine satisfies its policy.
+func NodeLine(n view.NodeStatus) string {
+	line := n.State
+	switch n.State {
+	case view.NodeNotAppraised:
+		line += ", there is no policy in " + n.Policy + "; see vouch node policy learn"
+	case view.NodePassed, view.NodeFailed:
+		line += fmt.Sprintf(" the policy %s %s ago", n.Policy, time.Since(n.Checked).Round(time.Second))
+	}
+	if n.Bound {
+		line += ", keys bound to approved boot states"
+	}
+	return line
+}
