@@ -95,7 +95,7 @@ func TestPublishedKeysAreAsCloudsWantThemAndHaveTheNextOne(t *testing.T) {
 		{[]string{"bundle", "openid-configuration", "--issuer", "https://other.example.org"}, 1, "authority.jwt_issuer"},
 		{[]string{"bundle", "openid-configuration", "--issuer", "https://example.org", "--jwks-uri", "http://example.org/keys"}, 2, "want an https URL"},
 		{[]string{"bundle", "jwks", "--write", h.path("nonexistent/keys")}, 1, "no such file"},
-		{[]string{"bundle"}, 2, "which one"},
+		{[]string{"bundle"}, 2, "a command is required"},
 	} {
 		if _, stderr, code := h.vouch(tt.args...); code != tt.code || !strings.Contains(stderr, tt.err) {
 			t.Errorf("vouch %s exits %d: %s", strings.Join(tt.args, " "), code, stderr)

@@ -122,7 +122,7 @@ func TestFollowingFilesIsRefusedWhereItMakesNoSense(t *testing.T) {
 	must(t, os.Mkdir(h.path("open"), 0o777))
 	must(t, os.Chmod(h.path("open"), 0o777))
 	for want, args := range map[string][]string{
-		"which directory":            {"--follow"},
+		"--follow needs a directory": {"--follow"},
 		"go with --follow":           {"--write", h.path("svid"), "--exec", "true"},
 		"--signal goes with --pid":   {"--write", h.path("svid"), "--follow", "--signal", "HUP"},
 		"lets others replace files":  {"--write", h.path("open"), "--follow"},

@@ -123,7 +123,7 @@ func TestFileIsKeptFreshForItsReader(t *testing.T) {
 	told.wait(t, "reads")
 
 	path := h.path("login")
-	f := h.vouchOn("get", "tides", "--ttl", "3s", "--output", "file", "--path", path, "--follow", "--signal", "HUP", "--pid", fmt.Sprint(reader.Process.Pid))
+	f := h.vouchOn("get", "tides", "--ttl", "3s", "--write", path, "--follow", "--signal", "HUP", "--pid", fmt.Sprint(reader.Process.Pid))
 	var logins []login
 	eventually(t, "three logins were in the file, one after the other", func() bool {
 		if l, ok := delivered(t, path); ok && (len(logins) == 0 || l != logins[len(logins)-1]) {
@@ -166,7 +166,7 @@ func TestFileIsRemovedAtTheEnd(t *testing.T) {
 	h.start()
 	path := h.path("login")
 	start := func() *following {
-		f := h.vouchOn("get", "tides", "--output", "file", "--path", path, "--follow")
+		f := h.vouchOn("get", "tides", "--write", path, "--follow")
 		eventually(t, "the file is there", func() bool { _, ok := delivered(t, path); return ok })
 		return f
 	}
@@ -196,28 +196,28 @@ func TestFilesThatOthersCouldReplaceAreRefused(t *testing.T) {
 	must(t, os.Mkdir(h.path("open"), 0o755))
 	must(t, os.Chmod(h.path("open"), 0o777))
 	file := func(args ...string) []string {
-		return append([]string{"get", "tides-for-all", "--output", "file"}, args...)
+		return append([]string{"get", "tides-for-all"}, args...)
 	}
 	for _, tt := range []struct {
 		args []string
 		code int
 		err  string
 	}{
-		{file(), 2, `which file`},
-		{file("--path", h.path("open/login")), 1, `mode 0777 lets others replace files there; run: chmod go-w`},
-		{file("--path", h.path("nowhere/login")), 1, `nowhere: no such file`},
-		{file("--path", h.path("x"), "--mode", "0666"), 2, `the owner alone may write`},
-		{file("--path", h.path("x"), "--mode", "4600"), 2, `the owner alone may write`},
-		{file("--path", h.path("x"), "--owner", "nobody-of-that-name"), 2, `--owner`},
-		{file("--path", h.path("x"), "--signal", "HUP"), 2, `--signal goes with --pid`},
-		{file("--path", h.path("x"), "--signal", "LOUD", "--pid", "1"), 2, `want the name of one`},
-		{file("--path", h.path("x"), "--signal", "HUP", "--pid", "4194303"), 1, `--pid: .*exited`},
-		{file("--path", h.path("x"), "--format", "yaml"), 2, `want text, json or env`},
-		{file("--path", h.path("x"), "--exec", "exit 3"), 0, `^$`}, // nothing was replaced
-		{file("--path", h.path("x"), "--exec", "exit 3"), 1, `running "exit 3": exit status 3`},
+		{file("--output", "file"), 2, `which file`},
+		{file("--write", h.path("open/login")), 1, `mode 0777 lets others replace files there; run: chmod go-w`},
+		{file("--write", h.path("nowhere/login")), 1, `nowhere: no such file`},
+		{file("--write", h.path("x"), "--mode", "0666"), 2, `the owner alone may write`},
+		{file("--write", h.path("x"), "--mode", "4600"), 2, `the owner alone may write`},
+		{file("--write", h.path("x"), "--owner", "nobody-of-that-name"), 2, `--owner`},
+		{file("--write", h.path("x"), "--signal", "HUP"), 2, `--signal goes with --pid`},
+		{file("--write", h.path("x"), "--signal", "LOUD", "--pid", "1"), 2, `want the name of one`},
+		{file("--write", h.path("x"), "--signal", "HUP", "--pid", "4194303"), 1, `--pid: .*exited`},
+		{file("--write", h.path("x"), "--format", "yaml"), 2, `want text, json or env`},
+		{file("--write", h.path("x"), "--exec", "exit 3"), 0, `^$`}, // nothing was replaced
+		{file("--write", h.path("x"), "--exec", "exit 3"), 1, `running "exit 3": exit status 3`},
 		{[]string{"get", "tides", "--output", "file", "--path", h.path("y")}, 1, `ends with the process`},
-		{[]string{"get", "tides-for-all", "--path", h.path("y")}, 2, `--path is for --output file`},
-		{[]string{"get", "tides-for-all", "--follow"}, 2, `--follow is for --output file`},
+		{[]string{"get", "tides-for-all", "--format", "json"}, 2, `--format is for --write`},
+		{[]string{"get", "tides-for-all", "--follow"}, 2, `--follow is for --write`},
 		{[]string{"fetch", "jwt", "--audience", "a", "--follow"}, 2, `--follow is for --write`},
 	} {
 		if _, stderr, code := h.vouch(tt.args...); code != tt.code || !matches(tt.err, stderr) {

@@ -4,7 +4,7 @@
 The file is read anew for every call, since vouch replaces it before the value
 expires. Nothing is kept: what is stolen from this process is worth minutes.
 
-    vouch get openai-research --output file --path /run/research/credential.json --follow &
+    vouch get openai-research --write /run/research/credential.json --follow &
     API_URL=https://api.example.com API_CREDENTIAL_FILE=/run/research/credential.json ./agent.py
 """
 

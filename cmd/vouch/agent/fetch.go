@@ -4,19 +4,16 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
-	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
-	"github.com/vouchd/vouchd/state"
+	"github.com/vouchd/vouchd/cmd/vouch/deliver"
 )
 
 // fetcher is what the fetch commands share.
@@ -64,7 +61,7 @@ type x509View struct {
 }
 
 func (f *fetcher) x509() *cobra.Command {
-	var k svidKeeper
+	var k deliver.Directory
 	cmd := &cobra.Command{
 		Use:   "x509",
 		Short: "Fetch X509-SVIDs",
@@ -83,10 +80,10 @@ there.`,
   vouch fetch x509 --output json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := k.check(); err != nil {
+			if err := checkDirectoryFlags(&k); err != nil {
 				return err
 			}
-			if k.follow {
+			if k.Follow {
 				return f.keepX509(cmd.Context(), &k)
 			}
 			client, ctx, done, err := f.client(cmd.Context())
@@ -98,7 +95,7 @@ there.`,
 			if err != nil {
 				return fmt.Errorf("fetching X509-SVIDs: %w", err)
 			}
-			views, err := f.x509Views(got, k.path)
+			views, err := f.x509Views(got, k.Path)
 			if err != nil {
 				return err
 			}
@@ -112,8 +109,39 @@ there.`,
 			})
 		},
 	}
-	k.flags(cmd)
+	directoryFlags(&k, cmd)
 	return cmd
+}
+
+// keepX509 keeps the SVIDs of this process in files.
+func (f *fetcher) keepX509(ctx context.Context, k *deliver.Directory) error {
+	client, _, done, err := f.client(context.WithoutCancel(ctx))
+	if err != nil {
+		return err
+	}
+	defer done()
+	return k.Keep(ctx, client)
+}
+
+func directoryFlags(k *deliver.Directory, cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&k.Path, "write", "", "write PEM files into this `directory`")
+	f.BoolVar(&k.Follow, "follow", false, "keep running: replace the files as they are renewed, and remove them at the end")
+	f.StringVar(&k.Signal, "signal", "", "send this `signal`, such as HUP, when files have been replaced; needs --pid")
+	f.IntVar(&k.PID, "pid", 0, "the `process` to signal; --follow ends when it exits")
+	f.StringVar(&k.Command, "exec", "", "run this `command` with sh, for at most a minute, when files have been replaced")
+	cmd.MarkFlagDirname("write")
+}
+
+// checkDirectoryFlags refuses flags that mean nothing without others.
+func checkDirectoryFlags(k *deliver.Directory) error {
+	switch {
+	case k.Follow && k.Path == "":
+		return cli.Usagef("--follow needs a directory; name it with --write")
+	case !k.Follow && (k.Signal != "" || k.PID != 0 || k.Command != ""):
+		return cli.Usagef("--signal, --pid and --exec go with --follow")
+	}
+	return nil
 }
 
 func (f *fetcher) x509Views(got *workloadapi.X509Context, dir string) ([]x509View, error) {
@@ -135,7 +163,7 @@ func (f *fetcher) x509Views(got *workloadapi.X509Context, dir string) ([]x509Vie
 			Bundle:   string(cli.PEM(bundle.X509Authorities())),
 		}
 		if dir != "" {
-			if v.Files, err = writeSVID(dir, i, svid, []byte(v.Bundle)); err != nil {
+			if v.Files, err = deliver.WriteSVID(dir, i, svid, got.Bundles); err != nil {
 				return nil, err
 			}
 		}
@@ -144,39 +172,11 @@ func (f *fetcher) x509Views(got *workloadapi.X509Context, dir string) ([]x509Vie
 	return views, nil
 }
 
-// writeSVID writes the key last, so that whoever waits for it finds the rest.
-func writeSVID(dir string, i int, svid *x509svid.SVID, bundle []byte) ([]string, error) {
-	certs, key, err := svid.Marshal()
-	if err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	var files []string
-	for _, file := range []struct {
-		name string
-		data []byte
-		mode os.FileMode
-	}{
-		{fmt.Sprintf("bundle.%d.pem", i), bundle, 0o644},
-		{fmt.Sprintf("svid.%d.pem", i), certs, 0o644},
-		{fmt.Sprintf("svid.%d.key", i), key, 0o600},
-	} {
-		path := filepath.Join(dir, file.name)
-		if _, err := state.ReplaceFile(path, file.data, state.Mode(file.mode)); err != nil {
-			return nil, fmt.Errorf("writing %s: %w", path, err)
-		}
-		files = append(files, path)
-	}
-	return files, nil
-}
-
 func (f *fetcher) jwt() *cobra.Command {
 	var audience []string
 	var id string
 	var show bool
-	var p place
+	var p deliver.Place
 	cmd := &cobra.Command{
 		Use:   "jwt --audience AUDIENCE",
 		Short: "Fetch JWT-SVIDs",
@@ -193,10 +193,10 @@ Of several identities it is the default one's, or that of --spiffe-id.`,
   curl -H "Authorization: Bearer $(vouch fetch jwt --audience https://api.example.org)" https://api.example.org`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if p.path != "" {
+			if p.Path != "" {
 				return f.keepToken(cmd.Context(), &p, audience, id)
 			}
-			for _, name := range placeFlags {
+			for _, name := range fileFlags {
 				if cmd.Flags().Changed(name) {
 					return cli.Usagef("--%s is for --write", name)
 				}
@@ -223,7 +223,7 @@ Of several identities it is the default one's, or that of --spiffe-id.`,
 	cmd.Flags().StringArrayVar(&audience, "audience", nil, "who the token is for; may be repeated")
 	cmd.Flags().StringVar(&id, "spiffe-id", "", "only the token of this `identity`")
 	cmd.Flags().BoolVar(&show, "show", false, "print the token to a terminal")
-	p.flags(cmd, "write")
+	placeFlags(&p, cmd)
 	return cmd
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/cmd/vouch/deliver"
 	"github.com/vouchd/vouchd/secret"
 	"github.com/vouchd/vouchd/workloadapi/credentialv1"
 )
@@ -69,9 +70,10 @@ const (
 
 func newGet(o *cli.Options) *cobra.Command {
 	var l leaser
-	var p place
+	var p deliver.Place
 	var field, format string
 	var show bool
+	var warnPath, warnFormat func()
 	cmd := &cobra.Command{
 		Use:   "get NAME",
 		Short: "Lease a credential and print it, or keep it in a file",
@@ -80,27 +82,29 @@ fields: one a line, as JSON, or as NAME=value lines that a shell can read. With
 --field the value of that one alone. Secrets are printed only where standard output
 is not a terminal, or with --show.
 
-With --output file they go into the file of --path, in the form of --format. The file
-is replaced as a whole, with its mode and owner, so that a reader sees one value or
-the next. With --follow vouch goes on: it puts the next value there before the last
-expires, tells the program that reads it, and at its end removes the file and revokes
-what it has leased. As a service of Type=notify it has started once the file is
-there.
+With --write they go into a file, as JSON unless --output says otherwise. The file is
+replaced whole, with its mode and owner: a reader sees one value or the next. With
+--follow vouch keeps running: it replaces the value before it expires, tells the
+program that reads it, and at the end removes the file and revokes what it leased. As
+a service of Type=notify it has started once the file is there.
 
-A lease may end with the process that asked for it, which is vouch itself. Such a
-credential would be revoked before it could be used, so get refuses it without
+A lease may be bound to the process that asked for it, which is vouch itself. Such a
+credential would be revoked before it could be used, and get refuses it without
 --follow: run the command that needs it under vouch exec.`,
 		Example: `  vouch get openai-research --field access_token | my-agent --token-file /dev/stdin
   vouch get warehouse-readonly --param schema=sales --ttl 10m --output json
   vouch get warehouse-readonly --output env --show
-  vouch get warehouse-readonly --output file --path /run/app/db.json --follow --signal HUP --pid 4211`,
+  vouch get warehouse-readonly --write /run/app/db.json --follow --signal HUP --pid 4211`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := checkFileFlags(cmd, o.Output, &p); err != nil {
+			warnPath()
+			warnFormat()
+			form, err := fileForm(cmd, o.Output, format, &p)
+			if err != nil {
 				return err
 			}
-			if o.Output == formatFile {
-				return l.keepFile(cmd.Context(), &p, args[0], format, field)
+			if p.Path != "" {
+				return l.keepFile(cmd.Context(), &p, args[0], form, field)
 			}
 			if field != "" && o.Output != formatText {
 				return cli.Usagef("--field prints one value as it is; leave out --output")
@@ -120,38 +124,51 @@ credential would be revoked before it could be used, so get refuses it without
 		},
 	}
 	l.flags(cmd)
-	p.flags(cmd, "path")
+	placeFlags(&p, cmd)
+	cmd.Flags().StringVar(&p.Path, "path", "", "write to this `file`")
+	warnPath = cli.DeprecatedFlag(cmd, "path", "--write")
 	cmd.Flags().StringArrayVar(&l.params, "param", nil, "choose a parameter, as `key=value`; may be repeated")
 	cmd.Flags().StringVar(&field, "field", "", "print this `field` alone, as it is")
 	cmd.Flags().StringVar(&format, "format", formatJSON, "`form` of the file: text, json or env")
+	warnFormat = cli.DeprecatedFlag(cmd, "format", "--output")
 	cmd.Flags().BoolVar(&show, "show", false, "print secrets to a terminal")
 	outputs := []string{formatText, formatJSON, formatEnv, formatFile}
 	cmd.PersistentPreRunE = func(*cobra.Command, []string) error { return o.CheckOutput(outputs...) }
-	cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(outputs[:3], cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
-// checkFileFlags refuses flags of a file where there is none, and a file without
-// a path.
-func checkFileFlags(cmd *cobra.Command, output string, p *place) error {
+// fileForm returns the form of a file, and refuses flags of a file where there is
+// none. --output file, --path and --format are from before --output was a format
+// everywhere.
+func fileForm(cmd *cobra.Command, output, format string, p *deliver.Place) (string, error) {
+	given := cmd.Flags().Changed
 	if output == formatFile {
-		if p.path == "" {
-			return cli.Usagef("which file? name it with --path")
-		}
-		if format := cmd.Flag("format"); !slices.Contains([]string{formatText, formatJSON, formatEnv}, format.Value.String()) {
-			return cli.Usagef("--format %q: want text, json or env", format.Value)
-		}
-		if cmd.Flags().Changed("format") && cmd.Flags().Changed("field") {
-			return cli.Usagef("--field writes one value as it is; leave out --format")
-		}
-		return nil
-	}
-	for _, name := range append([]string{"path", "format"}, placeFlags...) {
-		if cmd.Flags().Changed(name) {
-			return cli.Usagef("--%s is for --output file", name)
+		fmt.Fprintln(cmd.ErrOrStderr(), "vouch: --output file is deprecated; use --write FILE")
+		if p.Path == "" {
+			return "", cli.Usagef("which file? name it with --write")
 		}
 	}
-	return nil
+	if p.Path == "" {
+		for _, name := range append([]string{"format"}, fileFlags...) {
+			if given(name) {
+				return "", cli.Usagef("--%s is for --write", name)
+			}
+		}
+		return "", nil
+	}
+	if given("output") && output != formatFile {
+		if given("format") {
+			return "", cli.Usagef("--output and --format say the same; leave out --format")
+		}
+		format = output
+	}
+	if !slices.Contains([]string{formatText, formatJSON, formatEnv}, format) {
+		return "", cli.Usagef("--format %q: want text, json or env", format)
+	}
+	if given("field") && (given("format") || given("output") && output != formatFile) {
+		return "", cli.Usagef("--field writes one value as it is; leave out --output")
+	}
+	return format, nil
 }
 
 // get leases a credential that outlives this process, to be printed.
@@ -185,7 +202,7 @@ func (l *leaser) lasting(ctx context.Context, client *cli.Credentials, req *cred
 	for _, c := range granted {
 		if c.Name == req.Name && c.Bind == credentialv1.Bind_BIND_PROCESS &&
 			c.Revocation != credentialv1.Revocation_REVOCATION_EXPIRY_ONLY && c.Revocation != credentialv1.Revocation_REVOCATION_NONE {
-			return nil, nil, fmt.Errorf("%[1]s ends with the process that asks for it, which is vouch itself; use vouch exec --credential %[1]s=ENV -- COMMAND, or --output file with --follow, or give its definition bind: lease or bind: unit", req.Name)
+			return nil, nil, fmt.Errorf("%[1]s ends with the process that asks for it, which is vouch itself; use vouch exec --credential %[1]s=ENV -- COMMAND, or --write with --follow, or give its definition bind: lease or bind: unit", req.Name)
 		}
 	}
 	return client.Grant(ctx, req)
