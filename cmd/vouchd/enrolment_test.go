@@ -15,8 +15,6 @@ import (
 	spiffe "github.com/spiffe/go-spiffe/v2/workloadapi"
 
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
-	"github.com/vouchd/vouchd/config"
-	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
 const enrolledMode = "authority:\n  mode: enrolled\n"
@@ -217,27 +215,6 @@ func TestTheAuthorityRefusesByName(t *testing.T) {
 	}
 	if _, stderr, code := d.vouch("authority", "init", "--trust-domain", "example.org", "--dir", "authority", "--passphrase-file", "passphrase"); code != 1 || !strings.Contains(stderr, "already holds a root CA") {
 		t.Errorf("a second authority in the same place exits %d: %s", code, stderr)
-	}
-}
-
-func TestAnEnrolmentIsComplainedOfLongBeforeItsEnd(t *testing.T) {
-	t.Parallel()
-	now := time.Now()
-	d := &daemon{config: &config.Config{Authority: config.Authority{Mode: config.ModeEnrolled}}}
-	d.setEnrolment(&view.Enrolment{NotBefore: now, NotAfter: now.Add(90 * 24 * time.Hour)}, nil)
-	for _, tt := range []struct {
-		name  string
-		after time.Duration
-		says  string
-	}{
-		{"at its beginning", 0, ""},
-		{"with a third left and a day", 59 * 24 * time.Hour, ""},
-		{"with less than a third left", 61 * 24 * time.Hour, "in 696h0m0s, and then nothing is issued; run vouch node request"},
-		{"at its end", 90 * 24 * time.Hour, "ended on "},
-	} {
-		if p := d.enrolmentProblem(now.Add(tt.after)); tt.says == "" && p != "" || !strings.Contains(p, tt.says) {
-			t.Errorf("%s: %q, want %q", tt.name, p, tt.says)
-		}
 	}
 }
 

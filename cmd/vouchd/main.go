@@ -7,12 +7,16 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon"
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/packaging/version"
 	"github.com/vouchd/vouchd/secret"
@@ -71,4 +75,28 @@ error. SIGHUP reloads the entries, which also happens whenever they change.`,
 		return nil
 	})
 	return cmd
+}
+
+// run runs the daemon until the context ends. SIGHUP is caught first: it would
+// end a daemon that is still starting.
+func run(ctx context.Context, log *slog.Logger, c *config.Config) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	passed, err := passedSockets("agent", "admin", "systemd")
+	if err != nil {
+		return err
+	}
+	return daemon.Run(ctx, daemon.Options{Config: c, Logger: log, Sockets: passed, Reload: hup})
+}
+
+// passedSockets returns the sockets that systemd has opened, by their names.
+func passedSockets(names ...string) (map[string]*net.UnixListener, error) {
+	passed, err := systemd.Listeners()
+	for name := range passed {
+		if !slices.Contains(names, name) {
+			return nil, fmt.Errorf("systemd passes a socket named %q; the unit's FileDescriptorName must be %s", name, strings.Join(names, " or "))
+		}
+	}
+	return passed, err
 }

@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"context"
@@ -25,7 +25,7 @@ func (d *daemon) watch(ctx context.Context) error {
 			select {
 			case <-ctx.Done():
 				return
-			case <-d.hup:
+			case <-d.reloads:
 				systemd.Reloading()
 				d.reloadCredentials(ctx)
 				d.reload(ctx)

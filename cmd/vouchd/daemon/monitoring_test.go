@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"encoding/json"
@@ -37,10 +37,14 @@ func named(text string) []string {
 func TestAlertsAndDashboardNameMetricsThatExist(t *testing.T) {
 	t.Parallel()
 	exist := described(t)
-	alerts, err := os.ReadFile("../../packaging/monitoring/alerts.yml")
-	must(t, err)
-	dashboard, err := os.ReadFile("../../packaging/monitoring/dashboard.json")
-	must(t, err)
+	alerts, err := os.ReadFile("../../../packaging/monitoring/alerts.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dashboard, err := os.ReadFile("../../../packaging/monitoring/dashboard.json")
+	if err != nil {
+		t.Fatal(err)
+	}
 	shown := named(string(dashboard))
 	for _, name := range slices.Concat(named(string(alerts)), shown) {
 		if !slices.Contains(exist, name) {
@@ -61,7 +65,9 @@ func TestAlertsAndDashboardNameMetricsThatExist(t *testing.T) {
 			}
 		}
 	}
-	must(t, yaml.Unmarshal(alerts, &rules))
+	if err := yaml.Unmarshal(alerts, &rules); err != nil {
+		t.Fatal(err)
+	}
 	if len(rules.Groups) != 1 || len(rules.Groups[0].Rules) < 10 {
 		t.Fatalf("rules: %+v", rules)
 	}
@@ -83,7 +89,9 @@ func TestAlertsAndDashboardNameMetricsThatExist(t *testing.T) {
 			Targets []struct{ Expr string }
 		}
 	}
-	must(t, json.Unmarshal(dashboard, &board))
+	if err := json.Unmarshal(dashboard, &board); err != nil {
+		t.Fatal(err)
+	}
 	for _, p := range board.Panels {
 		if p.Title == "" || len(p.Targets) == 0 {
 			t.Errorf("panel %+v shows nothing", p)

@@ -1,4 +1,11 @@
-package main
+// Package daemon is vouchd as a component: it opens the machine, the log, the
+// leases and the identities in that order, serves them until its context ends,
+// and says how they are.
+//
+// It relies on every other folder and is where they meet; nothing imports it
+// but cmd/vouchd and tests. What belongs to a process stays out: flags, signals,
+// exit codes, the sockets that systemd passes, and core dumps.
+package daemon
 
 import (
 	"context"
@@ -7,11 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/signal"
-	"slices"
-	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -43,7 +46,7 @@ type daemon struct {
 	config  *config.Config
 	started time.Time
 	slog    *slog.Logger
-	hup     chan os.Signal
+	reloads <-chan os.Signal
 
 	state     *state.Dir
 	tpm       *node.TPM
@@ -84,20 +87,22 @@ type daemon struct {
 	enrolErr  error           // why it is of no use
 }
 
-// run serves until the context ends.
-func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
+// Options are what a daemon is run with.
+type Options struct {
+	Config  *config.Config
+	Logger  *slog.Logger
+	Sockets map[string]*net.UnixListener // that systemd has opened: "agent", "admin" and "systemd"; the others are made
+	Reload  <-chan os.Signal             // asks for a look at the files that can be reloaded; may be nil
+}
+
+// Run serves until the context ends.
+func Run(ctx context.Context, o Options) (err error) {
 	d := &daemon{
-		config: c, started: time.Now(), slog: log, hup: make(chan os.Signal, 1),
+		config: o.Config, started: time.Now(), slog: o.Logger, reloads: o.Reload,
 		programs: make(map[string]*programs.Program),
 	}
-	signal.Notify(d.hup, syscall.SIGHUP) // which would end a daemon that is starting yet
-	defer signal.Stop(d.hup)
-	passed, err := passedSockets("agent", "admin", "systemd")
-	if err != nil {
-		return err
-	}
-	d.load = passed["systemd"]
-	agent, admins, err := gate.Listen(passed, c.AgentSocket, c.AdminSocket)
+	d.load = o.Sockets["systemd"]
+	agent, admins, err := gate.Listen(o.Sockets, d.config.AgentSocket, d.config.AdminSocket)
 	if err != nil {
 		return err
 	}
@@ -130,17 +135,6 @@ func run(ctx context.Context, log *slog.Logger, c *config.Config) (err error) {
 		return fmt.Errorf("self-check: %w", err)
 	}
 	return d.serve(ctx, agent, admins)
-}
-
-// passedSockets returns the sockets that systemd has opened, by their names.
-func passedSockets(names ...string) (map[string]*net.UnixListener, error) {
-	passed, err := systemd.Listeners()
-	for name := range passed {
-		if !slices.Contains(names, name) {
-			return nil, fmt.Errorf("systemd passes a socket named %q; the unit's FileDescriptorName must be %s", name, strings.Join(names, " or "))
-		}
-	}
-	return passed, err
 }
 
 // serve runs until the context ends or a part fails.
