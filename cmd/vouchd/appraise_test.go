@@ -253,7 +253,7 @@ func TestAPassOutlivesATPMThatIsAwayForAMoment(t *testing.T) {
 	if _, err := h.fetch(); err != nil {
 		t.Errorf("with the TPM away: %v", err)
 	}
-	if p := h.problems(); !strings.Contains(strings.Join(p, "\n"), "the last appraisal's outcome stands") {
+	if p := h.problems(); !strings.Contains(strings.Join(p, "\n"), "still using the last result") {
 		t.Errorf("problems with the TPM away: %q", p)
 	}
 	h.tpm.Restart()

@@ -3,15 +3,15 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon"
+	"github.com/vouchd/vouchd/cmd/vouchd/reload"
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/programs"
 	"github.com/vouchd/vouchd/systemd"
@@ -48,7 +48,7 @@ running daemon has recorded first.`,
 
 func servePrograms(ctx context.Context, log *slog.Logger, file string, overrides []string) error {
 	if !systemd.IsManager() {
-		return errors.New("vouch run needs systemd as PID 1; there is no weaker way")
+		return errors.New("vouch run requires systemd as PID 1")
 	}
 	if os.Geteuid() != 0 {
 		return errors.New("systemd lets root start units; run this as root")
@@ -70,12 +70,12 @@ func servePrograms(ctx context.Context, log *slog.Logger, file string, overrides
 	}
 	if err != nil {
 		// To fail now would have systemd start this again and again while
-		// somebody waits: who calls is told, and it is tried anew soon.
-		log.Error("the configuration is not in order; nothing is started", "err", err)
+		// somebody waits: the caller is told, and it is tried again soon.
+		log.Error("the configuration is invalid; nothing is started", "err", err)
 		s.Programs = func() map[string]*programs.Program { return nil }
 		s.Recorder = noRecorder{err}
 		s.IdleAfter = time.Second
-		if err := systemd.Ready("Nothing is started: the configuration is not in order"); err != nil {
+		if err := systemd.Ready("Nothing is started: the configuration is invalid"); err != nil {
 			return err
 		}
 		return s.Serve(ctx, passed["run"])
@@ -84,15 +84,20 @@ func servePrograms(ctx context.Context, log *slog.Logger, file string, overrides
 	if err != nil {
 		return err
 	}
-	defs := &definitions{dir: c.ProgramsDir, log: log}
-	defs.load()
-	s.Programs, s.MayEnd = defs.inForce, defs.areOnDisk
+	defined := reload.New(daemon.Programs(c.ProgramsDir, log))
+	look := func() { defined.Reload(ctx) } // the daemon records what changes, so nothing fails here
+	look()
+	s.Programs = func() map[string]*programs.Program { return defined.State().Value }
+	s.MayEnd = func() bool { // what is in force could be loaded again
+		now := defined.State()
+		return now.Problem == nil || now.Loaded.IsZero()
+	}
 	s.Recorder = adminRecorder{client.New(c.AdminSocket)}
 
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return config.Watch(ctx, []string{c.ProgramsDir}, defs.load) })
+	group.Go(func() error { return config.Watch(ctx, []string{c.ProgramsDir}, look) })
 	group.Go(func() error { defer stop(); return s.Serve(ctx, l) })
 	if err := systemd.Ready("Starting programs of " + c.ProgramsDir); err != nil {
 		return err
@@ -100,42 +105,6 @@ func servePrograms(ctx context.Context, log *slog.Logger, file string, overrides
 	err = group.Wait()
 	systemd.Stopping()
 	return err
-}
-
-// definitions are the programs of a directory that are in force.
-type definitions struct {
-	dir string
-	log *slog.Logger
-
-	mu      sync.Mutex                   // guards the fields below
-	good    map[string]*programs.Program // the last that were in order
-	refused error                        // why what is on disk now is not in force
-}
-
-// load puts in force what is on disk, if it is in order.
-func (d *definitions) load() {
-	defined, err := programs.Load(d.dir, false)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err != nil && fmt.Sprint(err) != fmt.Sprint(d.refused) {
-		d.log.Error("programs are not in order; the last good ones stay in force", "err", err)
-	}
-	if d.refused = err; err == nil {
-		d.good = defined
-	}
-}
-
-func (d *definitions) inForce() map[string]*programs.Program {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.good
-}
-
-// areOnDisk reports whether what is in force can be loaded again.
-func (d *definitions) areOnDisk() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.refused == nil || d.good == nil
 }
 
 // An adminRecorder has the daemon record who had which program started.

@@ -7,16 +7,18 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vouchd/vouchd/attest/appraisal"
-	"github.com/vouchd/vouchd/attest/node"
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/cmd/vouchd/reload"
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
+	"github.com/vouchd/vouchd/workloadapi/gate"
 )
 
 // How soon a machine that issues nothing is looked at again, at the latest.
@@ -27,31 +29,75 @@ const (
 )
 
 // An appraiser holds the machine to its policy: whenever there is reason to,
-// it makes evidence, appraises it as a stranger would, and tells the server
+// it makes evidence, appraises it as a stranger would, and tells the gate
 // whether anything may be issued.
 //
 // A pass counts for twice the interval. So a TPM that is away for a moment
 // stops nobody, and one that is kept away stops everybody in the end.
 type appraiser struct {
-	d *daemon
+	config  config.Node
+	machine *machine
+	log     *records
+	gate    *gate.Gate
+	slog    *slog.Logger
+	policy  *reload.Value[policy]
 
-	one      sync.Mutex           // held while appraising; guards the fields to the blank line
-	policy   *appraisal.Policy    // in force; nil: none
-	seen     string               // what was last found in the policy's place
-	problem  error                // why that is not in force
+	one      sync.Mutex           // held while appraising; guards the two fields below
 	previous *appraisal.BootState // of the last evidence that verified
-	slept    time.Duration
+	slept    time.Duration        // of the machine, when it was last looked at
 
-	mu     sync.Mutex // guards what follows
+	mu     sync.Mutex // guards the fields below
 	status view.NodeStatus
 	reason error     // why nobody is issued anything
-	broken error     // problem, for status
+	broken error     // why there is no newer result, or the policy on disk is not in force
 	passed time.Time // when the last pass was; zero: none since the start
 	due    time.Time
 }
 
-func newAppraiser(d *daemon) *appraiser {
-	return &appraiser{d: d, slept: suspended(), status: view.NodeStatus{State: view.NodeUnknown}}
+func newAppraiser(c config.Node, m *machine, log *records, g *gate.Gate, logger *slog.Logger) *appraiser {
+	a := &appraiser{
+		config: c, machine: m, log: log, gate: g, slog: logger,
+		slept: suspended(), status: view.NodeStatus{State: view.NodeUnknown},
+	}
+	a.policy = reload.New(policySource(c.Policy, logger))
+	return a
+}
+
+// A policy is what was in the file, and its digest. The zero value is where there
+// was no file, and none before it.
+type policy struct {
+	*appraisal.Policy
+	digest [32]byte
+}
+
+// policySource is where the policy comes from. It is recorded with what comes of
+// it, an appraisal. A file that is missing is a policy only as long as there was
+// none.
+func policySource(file string, logger *slog.Logger) reload.Source[policy] {
+	found := false // only Load uses it, which runs once at a time
+	return reload.Source[policy]{
+		Name: "policy", Place: file,
+		Load: func() (policy, error) {
+			data, err := config.ReadFile(file)
+			if errors.Is(err, fs.ErrNotExist) && !found {
+				return policy{}, nil
+			}
+			if errors.Is(err, fs.ErrNotExist) {
+				return policy{}, fmt.Errorf("%s is gone; put it back, or restart the daemon to run without one", file)
+			}
+			if err != nil {
+				return policy{}, err
+			}
+			p, err := appraisal.ParsePolicy(file, data)
+			if err != nil {
+				return policy{}, err
+			}
+			found = true
+			return policy{&p, sha256.Sum256(data)}, nil
+		},
+		Digest: func(p policy) [32]byte { return p.digest },
+		Logger: logger,
+	}
 }
 
 // run appraises when it is due, when the machine resumes and when the policy
@@ -60,7 +106,7 @@ func (a *appraiser) run(ctx context.Context) error {
 	changed := make(chan struct{}, 1)
 	watching := make(chan error, 1)
 	go func() {
-		watching <- config.Watch(ctx, []string{a.d.config.Node.Policy}, func() {
+		watching <- config.Watch(ctx, []string{a.config.Policy}, func() {
 			select {
 			case changed <- struct{}{}:
 			default: // one is to come anyway
@@ -75,11 +121,11 @@ func (a *appraiser) run(ctx context.Context) error {
 			return nil
 		case err := <-watching:
 			if err != nil {
-				return fmt.Errorf("watching %s: %w", a.d.config.Node.Policy, err)
+				return fmt.Errorf("watching %s: %w", a.config.Policy, err)
 			}
 			return nil
 		case <-changed:
-			if a.policyChanged() {
+			if changed, _ := a.policy.Reload(ctx); changed { // it records nothing, which could fail
 				a.appraise(ctx, "the policy changed")
 			}
 		case <-look.C:
@@ -123,67 +169,31 @@ func suspended() time.Duration {
 func (a *appraiser) appraise(ctx context.Context, cause string) (appraisal.Result, error) {
 	a.one.Lock()
 	defer a.one.Unlock()
-	a.readPolicy()
-	if a.policy == nil && a.problem == nil {
+	a.policy.Reload(ctx) // it records nothing, which could fail
+	p := a.policy.State()
+	if p.Value.Policy == nil && p.Problem == nil {
 		a.notAppraised()
-		return appraisal.Result{}, fmt.Errorf("appraising this machine: there is no policy in %s; write one with: vouch node policy learn", a.d.config.Node.Policy)
+		return appraisal.Result{}, fmt.Errorf("appraising this machine: there is no policy in %s; write one with: vouch node policy learn", a.config.Policy)
 	}
-	if a.policy == nil {
-		return appraisal.Result{}, a.unknown(ctx, a.problem)
+	if p.Value.Policy == nil {
+		return appraisal.Result{}, a.unknown(ctx, p.Problem)
 	}
-	from, err := a.d.sources()
+	from, err := a.machine.sources()
 	if err != nil {
 		return appraisal.Result{}, a.unknown(ctx, err)
 	}
-	r, _, err := a.d.node.Appraise(ctx, *a.policy, from, a.previous)
+	r, _, err := a.machine.node.Appraise(ctx, *p.Value.Policy, from, a.previous)
 	if err != nil {
 		return appraisal.Result{}, a.unknown(ctx, err)
 	}
 	if r.AKName != "" {
 		a.previous = &r.BootState
 	}
-	return r, a.judged(ctx, r, cause)
-}
-
-// readPolicy takes up the policy on disk. A broken one, or none, never
-// replaces a good one that is in force.
-func (a *appraiser) readPolicy() {
-	file := a.d.config.Node.Policy
-	data, err := config.ReadFile(file)
-	a.seen = policyDigest(data, err)
-	if errors.Is(err, fs.ErrNotExist) {
-		if a.problem = nil; a.policy != nil {
-			a.problem = fmt.Errorf("%s is gone; put it back, or restart the daemon to go on without one", file)
-		}
-		return
-	}
-	if err != nil {
-		a.problem = err
-		return
-	}
-	p, err := appraisal.ParsePolicy(file, data)
-	if a.problem = err; err == nil {
-		a.policy = &p
-	}
-}
-
-// policyChanged reports whether there is something else in the policy's place
-// than at the last appraisal.
-func (a *appraiser) policyChanged() bool {
-	a.one.Lock()
-	defer a.one.Unlock()
-	return policyDigest(config.ReadFile(a.d.config.Node.Policy)) != a.seen
-}
-
-func policyDigest(data []byte, err error) string {
-	if err != nil {
-		return err.Error()
-	}
-	return fmt.Sprintf("%x", sha256.Sum256(data))
+	return r, a.judged(ctx, r, cause, p.Problem)
 }
 
 func (a *appraiser) notAppraised() {
-	a.d.gate.SetNode(nil, nil)
+	a.gate.SetNode(nil, nil)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.status = view.NodeStatus{State: view.NodeNotAppraised}
@@ -191,19 +201,20 @@ func (a *appraiser) notAppraised() {
 }
 
 // judged puts a result in force. A failure takes effect before it is recorded,
-// a pass only after.
-func (a *appraiser) judged(ctx context.Context, r appraisal.Result, cause string) error {
+// a pass only after. broken is why the policy on disk is not the one that was
+// applied.
+func (a *appraiser) judged(ctx context.Context, r appraisal.Result, cause string, broken error) error {
 	refusal := r.Err()
 	rec := audit.Record{Event: audit.EventNode, Outcome: audit.Success, Reason: cause, Node: &audit.Node{
 		EKSHA256: r.EKSHA256, AKName: r.AKName, PCRSHA256: r.BootState.PCRDigest, Resets: r.BootState.Resets,
 		EvidenceSHA256: r.EvidenceSHA256,
 	}}
 	if refusal != nil {
-		a.d.gate.SetNode(nil, refusal)
-		a.d.slog.Error("this machine does not satisfy its policy; nothing is issued", "err", refusal)
+		a.gate.SetNode(nil, refusal)
+		a.slog.Error("this machine does not satisfy its policy; nothing is issued", "err", refusal)
 		rec.Outcome, rec.Reason = audit.Denied, refusal.Error()
 	}
-	err := a.d.log.Append(ctx, rec)
+	err := a.log.Append(ctx, rec)
 	if err != nil && refusal == nil {
 		return a.fail(view.NodeUnknown, fmt.Errorf("recording an appraisal: %w", err))
 	}
@@ -212,16 +223,16 @@ func (a *appraiser) judged(ctx context.Context, r appraisal.Result, cause string
 		return encodeErr
 	}
 	if refusal == nil {
-		a.d.gate.SetNode(r.Selectors(), nil)
+		a.gate.SetNode(r.Selectors(), nil)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.reason, a.broken = refusal, a.problem
+	a.reason, a.broken = refusal, broken
 	a.status = view.NodeStatus{
 		State: view.NodePassed, Checked: time.Now(), Evidence: r.EvidenceSHA256, Result: result,
 		Selectors: r.Selectors().Strings(),
 	}
-	every := a.d.config.Node.AppraiseEvery
+	every := a.config.AppraiseEvery
 	a.passed, a.due = time.Now(), time.Now().Add(every)
 	if refusal != nil {
 		a.status.State, a.passed, a.due = view.NodeFailed, time.Time{}, time.Now().Add(min(every, retryFailed))
@@ -237,51 +248,43 @@ func (a *appraiser) unknown(ctx context.Context, cause error) error {
 	}
 	cause = fmt.Errorf("appraising this machine: %w", cause)
 	a.mu.Lock()
-	counts := !a.passed.IsZero() && time.Since(a.passed) < 2*a.d.config.Node.AppraiseEvery
+	counts := !a.passed.IsZero() && time.Since(a.passed) < 2*a.config.AppraiseEvery
 	failed := a.status.State == view.NodeFailed
 	a.broken = cause
-	a.due = time.Now().Add(min(a.d.config.Node.AppraiseEvery, retryUnknown))
+	a.due = time.Now().Add(min(a.config.AppraiseEvery, retryUnknown))
 	a.mu.Unlock()
-	a.d.slog.Error("no appraisal could be made", "err", cause)
+	a.slog.Error("no appraisal could be made", "err", cause)
 	if !counts && !failed {
 		a.fail(view.NodeUnknown, cause)
 	}
 	rec := audit.Record{Event: audit.EventNode, Outcome: audit.Failed, Reason: cause.Error()}
-	return errors.Join(cause, a.d.log.Append(ctx, rec))
+	return errors.Join(cause, a.log.Append(ctx, rec))
 }
 
 // fail stops issuing.
 func (a *appraiser) fail(state string, reason error) error {
-	a.d.gate.SetNode(nil, reason)
+	a.gate.SetNode(nil, reason)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.status = view.NodeStatus{State: state, Checked: time.Now()}
 	a.reason, a.broken, a.passed = reason, nil, time.Time{}
-	a.due = time.Now().Add(min(a.d.config.Node.AppraiseEvery, retryUnknown))
+	a.due = time.Now().Add(min(a.config.AppraiseEvery, retryUnknown))
 	return reason
 }
 
 // report adds what is known of the node to a status.
-func (a *appraiser) report(st *view.Status, problem func(format string, args ...any)) {
+func (a *appraiser) report(st *view.Status, problem problemf) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	st.Node = a.status
-	st.Node.Policy = a.d.config.Node.Policy
+	st.Node.Policy = a.config.Policy
 	if st.Node.Selectors == nil {
 		st.Node.Selectors = []string{}
 	}
 	if a.reason != nil {
-		problem("nothing is issued: %v; mend that or the policy %s, and run: vouch node attest", a.reason, st.Node.Policy)
+		problem("nothing is issued: %v; repair that or the policy %s, then run: vouch node attest", a.reason, st.Node.Policy)
 	}
 	if a.broken != nil {
-		problem("the last appraisal's outcome stands: %v", a.broken)
+		problem("could not appraise; still using the last result: %v", a.broken)
 	}
-}
-
-// sources returns where evidence is made from.
-func (d *daemon) sources() (node.Sources, error) {
-	from := node.LinuxSources()
-	var err error
-	from.Chain, err = readCertificates(d.config.Node.EKChainDir)
-	return from, err
 }

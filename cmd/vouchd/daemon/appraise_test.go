@@ -4,11 +4,13 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vouchd/vouchd/config"
 )
 
 func TestAResumeIsACauseToAppraise(t *testing.T) {
 	t.Parallel()
-	a := newAppraiser(&daemon{})
+	a := newAppraiser(config.Node{}, nil, nil, nil, nil)
 	if cause := a.cause(); cause != "" {
 		t.Errorf("at once: %q", cause)
 	}

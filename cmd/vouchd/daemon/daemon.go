@@ -14,25 +14,15 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/vouchd/vouchd/attest"
-	"github.com/vouchd/vouchd/attest/node"
-	"github.com/vouchd/vouchd/attest/process"
-	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/cmd/vouchd/reload"
 	"github.com/vouchd/vouchd/config"
-	"github.com/vouchd/vouchd/credential"
-	"github.com/vouchd/vouchd/credential/sealed"
-	"github.com/vouchd/vouchd/identity"
-	"github.com/vouchd/vouchd/programs"
-	"github.com/vouchd/vouchd/state"
 	"github.com/vouchd/vouchd/systemd"
 	"github.com/vouchd/vouchd/workloadapi"
 	"github.com/vouchd/vouchd/workloadapi/admin"
-	"github.com/vouchd/vouchd/workloadapi/admin/view"
 	"github.com/vouchd/vouchd/workloadapi/credentialapi"
 	"github.com/vouchd/vouchd/workloadapi/gate"
 )
@@ -40,52 +30,6 @@ import (
 // stopTimeout bounds what happens after the signal to stop: answering calls in
 // progress, the last record and its anchor.
 const stopTimeout = 10 * time.Second
-
-// A daemon is everything that runs, in the order it is started.
-type daemon struct {
-	config  *config.Config
-	started time.Time
-	slog    *slog.Logger
-	reloads <-chan os.Signal
-
-	state     *state.Dir
-	tpm       *node.TPM
-	node      *node.Node
-	log       *audit.Log
-	authority *identity.Authority
-	units     *systemd.Units
-	attester  *process.Attester
-	watcher   *process.Watcher
-	recorder  *gate.Recorder
-	gate      *gate.Gate
-	exports   []*exported
-	witnesses []*witnessed
-	load      *net.UnixListener // for LoadCredential=, if systemd has passed one
-
-	credentials *credential.Manager
-	secrets     *sealed.Store
-	pins        *credentialapi.Pins
-	leasing     *credentialapi.API
-	invocations *systemd.Invocations // nil where systemd is not PID 1
-
-	appraiser *appraiser
-
-	mu      sync.Mutex // guards what follows
-	digest  [32]byte   // of the entries in force
-	count   int        // of them
-	loaded  time.Time  // when they were loaded; zero: none are yet
-	refused error      // why what is on disk now is not in force
-
-	programs           map[string]*programs.Program // the last that were in order
-	programsRefused    error                        // the same of programs
-	credentialsRefused error                        // the same of credentials
-	granting           []string                     // credentials that the entries in force grant
-
-	disabling sync.Mutex // held while identities are cut off or taken up again
-
-	enrolment *view.Enrolment // that was installed; nil: none
-	enrolErr  error           // why it is of no use
-}
 
 // Options are what a daemon is run with.
 type Options struct {
@@ -95,75 +39,95 @@ type Options struct {
 	Reload  <-chan os.Signal             // asks for a look at the files that can be reloaded; may be nil
 }
 
+// A daemon is everything that runs, in the order it is started. Its fields do
+// not change once it serves.
+type daemon struct {
+	config  *config.Config
+	started time.Time
+	slog    *slog.Logger
+
+	machine    *machine
+	log        *records
+	leases     *leases
+	enrolment  *enrolment
+	identities *identities
+	programs   *reload.Value[definedPrograms]
+	appraiser  *appraiser
+}
+
 // Run serves until the context ends.
 func Run(ctx context.Context, o Options) (err error) {
-	d := &daemon{
-		config: o.Config, started: time.Now(), slog: o.Logger, reloads: o.Reload,
-		programs: make(map[string]*programs.Program),
-	}
-	d.load = o.Sockets["systemd"]
+	d := &daemon{config: o.Config, started: time.Now(), slog: o.Logger}
 	agent, admins, err := gate.Listen(o.Sockets, d.config.AgentSocket, d.config.AdminSocket)
 	if err != nil {
 		return err
 	}
 	defer agent.Close()
 	defer admins.Close()
-	if err := d.openNode(ctx); err != nil {
-		return errors.Join(err, d.close())
-	}
-	defer func() { err = errors.Join(err, d.close()) }()
-	if err := d.openLog(ctx); err != nil {
+	if d.machine, err = openMachine(ctx, d.config); err != nil {
 		return err
 	}
-	defer d.lastWords(ctx)
-	defer func() { err = errors.Join(err, d.closeLog(ctx, err)) }()
-	if err := d.openWitnesses(); err != nil {
+	defer func() { err = errors.Join(err, d.machine.close()) }()
+	if d.log, err = openRecords(ctx, d.config.Log, d.machine, d.slog); err != nil {
 		return err
 	}
-	if err := d.openExports(ctx); err != nil {
+	defer d.log.lastWords(ctx)
+	defer func() { err = errors.Join(err, d.log.close(ctx, err)) }()
+	if err := d.log.openWitnesses(); err != nil {
 		return err
 	}
-	defer d.closeExports()
-	defer d.closeCredentials()
-	if err := d.openCredentials(ctx); err != nil {
+	defer d.log.closeExports()
+	if err := d.log.openExports(ctx); err != nil {
 		return err
 	}
-	if err := d.openIdentity(ctx); err != nil {
+	if d.leases, err = openLeases(ctx, d.config.CredentialsDir, d.machine, d.log, d.slog); err != nil {
 		return err
 	}
-	if err := d.selfCheck(ctx); err != nil {
+	defer d.leases.close()
+	if err := d.openIdentities(ctx); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.identities.close()) }()
+	if err := d.identities.selfCheck(ctx); err != nil {
 		return fmt.Errorf("self-check: %w", err)
 	}
-	return d.serve(ctx, agent, admins)
+	return d.serve(ctx, o, agent, admins)
+}
+
+// openIdentities makes what issues, loads what is in force, and appraises the
+// machine, whatever comes of it. Status says what is wrong: invalid entries, or
+// a machine that does not pass, must not keep an administrator from asking.
+func (d *daemon) openIdentities(ctx context.Context) (err error) {
+	d.enrolment = &enrolment{config: d.config, machine: d.machine, log: d.log, slog: d.slog}
+	if d.identities, err = openIdentities(ctx, d.config, d.machine, d.log, d.leases, d.enrolment, d.slog); err != nil {
+		return err
+	}
+	d.enrolment.authority = d.identities.authority
+	d.programs = watchedPrograms(d.config.ProgramsDir, d.log, d.slog)
+	d.take(d.identities.entries.Reload(ctx))
+	d.take(d.programs.Reload(ctx))
+	d.appraiser = newAppraiser(d.config.Node, d.machine, d.log, d.identities.gate, d.slog)
+	d.appraiser.appraise(ctx, "the daemon starts")
+	return nil
 }
 
 // serve runs until the context ends or a part fails.
-func (d *daemon) serve(ctx context.Context, agent, admins *net.UnixListener) error {
+func (d *daemon) serve(ctx context.Context, o Options, agent, admins *net.UnixListener) error {
 	group, ctx := errgroup.WithContext(ctx)
+	i := d.identities
 	group.Go(func() error {
-		api := workloadapi.New(workloadapi.Options{Gate: d.gate, Watcher: d.watcher, Authority: d.authority, Logger: d.slog})
-		return workloadapi.Serve(ctx, agent, d.gate, api, d.leasing)
+		api := workloadapi.New(workloadapi.Options{Gate: i.gate, Watcher: i.watcher, Authority: i.authority, Logger: d.slog})
+		return workloadapi.Serve(ctx, agent, i.gate, api, i.leasing)
 	})
-	group.Go(func() error {
-		a := &admin.Server{
-			Gate: d.gate, Attester: d.attester, Recorder: d.recorder, Status: d.status, Logger: d.slog,
-			Node: d.nodeAdmin(), Entries: d.entryAdmin(), Leases: d.leaseAdmin(), Secrets: d.secretAdmin(), Bundles: d.bundleAdmin(),
-		}
-		return a.Serve(ctx, admins)
-	})
-	group.Go(func() error { d.authority.Run(ctx); return nil })
-	group.Go(func() error { return d.watch(ctx) })
-	group.Go(func() error { return d.serveUnits(ctx) })
+	group.Go(func() error { return d.admin().Serve(ctx, admins) })
+	group.Go(func() error { i.authority.Run(ctx); return nil })
+	group.Go(func() error { return d.watch(ctx, o.Reload) })
+	group.Go(func() error { return d.serveUnits(ctx, o.Sockets["systemd"]) })
 	group.Go(func() error { return d.serveMetrics(ctx) })
-	group.Go(func() error { d.keepEnrolment(ctx); return nil })
-	for _, x := range d.exports {
-		group.Go(func() error { x.Run(ctx); return nil })
-	}
-	for _, w := range d.witnesses {
-		group.Go(func() error { w.Run(ctx); return nil })
-	}
+	group.Go(func() error { d.enrolment.keep(ctx); return nil })
+	group.Go(func() error { d.log.run(ctx); return nil })
 	group.Go(func() error { return d.appraiser.run(ctx) })
-	group.Go(func() error { return systemd.Watchdog(ctx, d.selfCheck) })
+	group.Go(func() error { return systemd.Watchdog(ctx, i.selfCheck) })
 	d.slog.Info("serving", "socket", d.config.AgentSocket, "trust_domain", d.config.TrustDomain,
 		"after", time.Since(d.started).Round(time.Millisecond))
 	if err := systemd.Ready(d.summary()); err != nil {
@@ -174,103 +138,76 @@ func (d *daemon) serve(ctx context.Context, agent, admins *net.UnixListener) err
 	return err
 }
 
-// openNode takes the state directory and the TPM.
-func (d *daemon) openNode(ctx context.Context) (err error) {
-	if d.state, err = state.Open(d.config.StateDir); err != nil {
-		return err
+// admin is what administrators may do.
+func (d *daemon) admin() *admin.Server {
+	i := d.identities
+	return &admin.Server{
+		Gate: i.gate, Attester: i.attester, Recorder: d.leases.recorder, Status: d.status, Logger: d.slog,
+		Node: d.nodeAdmin(), Entries: i.disabled.admin(), Leases: d.leases.admin(), Secrets: d.leases.secretAdmin(),
+		Bundles: &admin.Bundles{
+			TrustDomain: d.config.TrustDomain.Name(), JWTIssuer: d.config.Authority.JWTIssuer, Bundle: i.authority.Bundle,
+		},
 	}
-	if d.tpm, err = node.Open(ctx, d.config.TPM); err != nil {
-		return err
-	}
-	d.node, err = node.Load(ctx, d.tpm, d.state)
-	return err
 }
 
-func (d *daemon) close() error {
-	var errs []error
-	if d.watcher != nil {
-		errs = append(errs, d.watcher.Close())
+// serveUnits answers systemd, which loads credentials for units.
+func (d *daemon) serveUnits(ctx context.Context, passed *net.UnixListener) error {
+	if !systemd.IsManager() {
+		return nil
 	}
-	if d.units != nil {
-		errs = append(errs, d.units.Close())
+	l, err := gate.ListenUnits(passed, d.config.SystemdSocket)
+	if err != nil {
+		return err
 	}
-	if d.tpm != nil {
-		errs = append(errs, d.tpm.Close())
-	}
-	if d.state != nil {
-		errs = append(errs, d.state.Close())
-	}
-	return errors.Join(errs...)
+	units := &credentialapi.Units{API: d.identities.leasing, Manager: d.leases.units, Logger: d.slog}
+	return units.Serve(ctx, l)
 }
 
-// openIdentity makes the authority and the server, and loads the entries.
-// Entries that are not in order do not keep the daemon from starting: nobody is
-// issued anything until they are mended.
-func (d *daemon) openIdentity(ctx context.Context) error {
-	o := process.Options{Wants: func(have attest.Selectors, upTo attest.Stage) attest.KindSet { return d.gate.Wants(have, upTo) }}
-	if systemd.IsManager() {
-		o.Manager = d.units
-	} else {
-		d.slog.Info("systemd is not PID 1 here: there are no systemd and script selectors, and no vouch run")
-	}
-	d.attester = process.NewAttester(o)
-	var err error
-	if d.watcher, err = process.NewWatcher(); err != nil {
-		return err
-	}
-	if d.authority, err = d.openAuthority(ctx); err != nil {
-		return err
-	}
-	d.gate = gate.New(gate.Options{Attester: d.attester, Recorder: d.recorder, Logger: d.slog})
-	d.leasing = credentialapi.New(credentialapi.Options{
-		Gate: d.gate, Attester: d.attester, Authority: d.authority, Leases: d.credentials, Pins: d.pins,
-	})
-	if err := d.loadDisabled(); err != nil {
-		return err
-	}
-	d.reload(ctx)
-	d.reloadPrograms(ctx)
-	d.appraiser = newAppraiser(d)
-	d.appraiser.appraise(ctx, "the daemon starts") // what comes of it, status says
-	return nil
-}
-
-func (d *daemon) openAuthority(ctx context.Context) (*identity.Authority, error) {
-	a := d.config.Authority
-	o := identity.Options{
-		TrustDomain:  d.config.TrustDomain,
-		NodeKey:      d.node.Signer(),
-		Store:        d.state,
-		Sealer:       d.node,
-		IssuingCATTL: a.IssuingCATTL,
-		Overlap:      a.RotationOverlap,
-		JWTKeyTTL:    a.JWTKeyTTL,
-		JWTIssuer:    a.JWTIssuer,
-		Announce:     d.announce,
-		Logger:       d.slog,
-	}
-	if a.Mode == config.ModeEnrolled {
-		o.Upstream = d.loadEnrolment()
-	}
-	if a.JWTKey == config.JWTKeyTPM {
-		key, err := d.node.Key(ctx, "jwt")
-		if err != nil {
-			return nil, err
+// watch reloads entries, credentials and programs when they change on disk and
+// when it is asked to.
+func (d *daemon) watch(ctx context.Context, asked <-chan os.Signal) error {
+	changed := make(chan struct{}, 1)
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-asked:
+				systemd.Reloading()
+				d.reload(ctx)
+				systemd.Ready(d.summary())
+			case <-changed:
+				d.reload(ctx)
+			}
 		}
-		o.JWTKey = key
-	}
-	return identity.NewAuthority(ctx, o)
+	}()
+	return config.Watch(ctx, []string{d.config.EntriesDir, d.config.CredentialsDir, d.config.ProgramsDir}, func() {
+		select {
+		case changed <- struct{}{}:
+		default: // one is to come anyway
+		}
+	})
 }
 
-// selfCheck attests this process and issues what a workload would get, and
-// throws it away.
-func (d *daemon) selfCheck(ctx context.Context) error {
-	if _, err := d.attester.AttestPID(ctx, os.Getpid()); err != nil {
-		return err
+// reload looks at credentials before entries, which grant them.
+func (d *daemon) reload(ctx context.Context) {
+	d.take(d.leases.definitions.Reload(ctx))
+	d.take(d.identities.entries.Reload(ctx))
+	d.take(d.programs.Reload(ctx))
+}
+
+// take says that a reload failed; its value has the problem, for status.
+func (d *daemon) take(_ bool, err error) {
+	if err != nil {
+		d.slog.Error("reloading", "err", err)
 	}
-	err := d.authority.SelfCheck(ctx)
-	if errors.Is(err, identity.ErrNotEnrolled) {
-		return nil // nothing is issued, which status says, until that is mended
+}
+
+// summary is one line on what is served.
+func (d *daemon) summary() string {
+	s := d.identities.entries.State()
+	if s.Problem != nil {
+		return "Serving; the entries on disk are not in force"
 	}
-	return err
+	return fmt.Sprintf("Serving %d entries of %s", s.Value.Len(), d.config.TrustDomain)
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -14,6 +15,7 @@ import (
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/state"
 	"github.com/vouchd/vouchd/workloadapi/admin"
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 	"github.com/vouchd/vouchd/workloadapi/gate"
@@ -25,14 +27,25 @@ const (
 	maxDisabled     = 10_000
 )
 
-// entryAdmin is what administrators may do about identities.
-func (d *daemon) entryAdmin() *admin.Entries {
+// disabled is the list of identities that administrators have cut off. The gate
+// has the list in force, and the state directory a copy.
+type disabled struct {
+	gate   *gate.Gate
+	state  *state.Dir
+	log    *records
+	leases *credential.Manager
+
+	changing sync.Mutex // held from reading the list to putting another in force
+}
+
+// admin is what administrators may do about identities.
+func (d *disabled) admin() *admin.Entries {
 	return &admin.Entries{Disable: d.disable, Enable: d.enable}
 }
 
-// loadDisabled takes up which identities are cut off, before anything is issued,
-// and goes on with the end of their leases.
-func (d *daemon) loadDisabled() error {
+// load puts the list in force before anything is issued, and resumes ending the
+// leases of those on it.
+func (d *disabled) load() error {
 	b, _, err := d.state.Load(disabledFile, disabledVersion)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -45,9 +58,9 @@ func (d *daemon) loadDisabled() error {
 		return fmt.Errorf("loading disabled identities: %s: %w", d.state.Path(disabledFile), err)
 	}
 	d.gate.SetDisabled(list)
-	for _, l := range d.credentials.Leases() {
+	for _, l := range d.leases.Leases() {
 		if isIn(list, l.Identity) {
-			d.credentials.Abandon(l.ID, "the identity is disabled")
+			d.leases.Abandon(l.ID, "the identity is disabled")
 		}
 	}
 	return nil
@@ -59,12 +72,12 @@ func isIn(list []gate.Disabled, id spiffeid.ID) bool {
 
 // disable cuts an identity off: that is recorded, then durable, then in force.
 // Its leases end whether it was cut off before or not.
-func (d *daemon) disable(ctx context.Context, by admin.Asker, id spiffeid.ID, reason string) (view.Disabling, error) {
+func (d *disabled) disable(ctx context.Context, by admin.Asker, id spiffeid.ID, reason string) (view.Disabling, error) {
 	view, err := d.cutOff(ctx, by, id, reason)
 	if err != nil {
 		return view, err
 	}
-	n, err := d.credentials.RevokeWhere(ctx, credential.Where{Identity: id}, fmt.Sprintf("the identity is disabled by an administrator (user %d)", by.UID))
+	n, err := d.leases.RevokeWhere(ctx, credential.Where{Identity: id}, fmt.Sprintf("the identity is disabled by an administrator (user %d)", by.UID))
 	view.Leases = n
 	if err != nil {
 		view.Unfinished = err.Error()
@@ -73,9 +86,9 @@ func (d *daemon) disable(ctx context.Context, by admin.Asker, id spiffeid.ID, re
 }
 
 // cutOff adds an identity to those that are disabled.
-func (d *daemon) cutOff(ctx context.Context, by admin.Asker, id spiffeid.ID, reason string) (view.Disabling, error) {
-	d.disabling.Lock()
-	defer d.disabling.Unlock()
+func (d *disabled) cutOff(ctx context.Context, by admin.Asker, id spiffeid.ID, reason string) (view.Disabling, error) {
+	d.changing.Lock()
+	defer d.changing.Unlock()
 	list := d.gate.Disabled()
 	view := view.Disabling{SPIFFEID: id.String(), Disabled: true, Changed: !isIn(list, id)}
 	if view.Changed {
@@ -87,30 +100,30 @@ func (d *daemon) cutOff(ctx context.Context, by admin.Asker, id spiffeid.ID, rea
 		}
 		list = append(list, gate.Disabled{SPIFFEID: id.String(), Since: time.Now().UTC().Truncate(time.Second), By: by.UID, Reason: reason})
 	}
-	return view, d.setDisabled(ctx, by, id, "disable the identity", reason, list)
+	return view, d.set(ctx, by, id, "disable the identity", reason, list)
 }
 
-// enable takes an identity up again.
-func (d *daemon) enable(ctx context.Context, by admin.Asker, id spiffeid.ID) (view.Disabling, error) {
-	d.disabling.Lock()
-	defer d.disabling.Unlock()
+// enable re-enables an identity.
+func (d *disabled) enable(ctx context.Context, by admin.Asker, id spiffeid.ID) (view.Disabling, error) {
+	d.changing.Lock()
+	defer d.changing.Unlock()
 	list := d.gate.Disabled()
 	view := view.Disabling{SPIFFEID: id.String(), Changed: isIn(list, id)}
 	if !view.Changed {
 		return view, nil
 	}
 	list = slices.DeleteFunc(list, func(other gate.Disabled) bool { return other.SPIFFEID == id.String() })
-	return view, d.setDisabled(ctx, by, id, "enable the identity", "", list)
+	return view, d.set(ctx, by, id, "enable the identity", "", list)
 }
 
-// setDisabled records who wants it, makes the list durable and puts it in force.
-func (d *daemon) setDisabled(ctx context.Context, by admin.Asker, id spiffeid.ID, what, reason string, list []gate.Disabled) error {
+// set records who wants it, makes the list durable and puts it in force.
+func (d *disabled) set(ctx context.Context, by admin.Asker, id spiffeid.ID, what, reason string, list []gate.Disabled) error {
 	if reason != "" {
 		what += ": " + reason
 	}
 	err := d.log.Append(ctx, audit.Record{
 		Event: audit.EventAdmin, Outcome: audit.Success, Reason: what, SPIFFEID: id.String(),
-		Workload: &audit.Workload{PID: by.PID, UID: by.UID, GID: by.GID},
+		Workload: asker(by),
 	})
 	if err != nil {
 		return err

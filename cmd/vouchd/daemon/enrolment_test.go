@@ -12,8 +12,8 @@ import (
 func TestAnEnrolmentIsComplainedOfLongBeforeItsEnd(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
-	d := &daemon{config: &config.Config{Authority: config.Authority{Mode: config.ModeEnrolled}}}
-	d.setEnrolment(&view.Enrolment{NotBefore: now, NotAfter: now.Add(90 * 24 * time.Hour)}, nil)
+	e := &enrolment{config: &config.Config{Authority: config.Authority{Mode: config.ModeEnrolled}}}
+	e.set(&view.Enrolment{NotBefore: now, NotAfter: now.Add(90 * 24 * time.Hour)}, nil)
 	for _, tt := range []struct {
 		name  string
 		after time.Duration
@@ -24,7 +24,7 @@ func TestAnEnrolmentIsComplainedOfLongBeforeItsEnd(t *testing.T) {
 		{"with less than a third left", 61 * 24 * time.Hour, "in 696h0m0s, and then nothing is issued; run vouch node request"},
 		{"at its end", 90 * 24 * time.Hour, "ended on "},
 	} {
-		if p := d.enrolmentProblem(now.Add(tt.after)); tt.says == "" && p != "" || !strings.Contains(p, tt.says) {
+		if p := e.problem(now.Add(tt.after)); tt.says == "" && p != "" || !strings.Contains(p, tt.says) {
 			t.Errorf("%s: %q, want %q", tt.name, p, tt.says)
 		}
 	}

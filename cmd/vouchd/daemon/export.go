@@ -23,10 +23,10 @@ type exported struct {
 // openExports makes the sinks that the configuration asks for. None of them is
 // on the way of a request: each reads the log behind it, from where it stopped
 // the last time.
-func (d *daemon) openExports(ctx context.Context) error {
-	c := d.config.Log
+func (r *records) openExports(ctx context.Context) error {
+	c, state := r.config, r.machine.state
 	if c.OCSF {
-		if err := d.addExport("ocsf", export.Lines{W: appendFile(d.state.Path("ocsf.jsonl"))}, nil); err != nil {
+		if err := r.addExport("ocsf", export.Lines{W: appendFile(state.Path("ocsf.jsonl"))}, nil); err != nil {
 			return err
 		}
 	}
@@ -35,7 +35,7 @@ func (d *daemon) openExports(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := d.addExport("journal", j, j.Close); err != nil {
+		if err := r.addExport("journal", j, j.Close); err != nil {
 			return err
 		}
 	}
@@ -44,16 +44,16 @@ func (d *daemon) openExports(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		return d.addExport("otlp", o, func() error { return o.Close(context.Background()) })
+		return r.addExport("otlp", o, func() error { return o.Close(context.Background()) })
 	}
 	return nil
 }
 
-func (d *daemon) addExport(name string, sink export.Sink, closeSink func() error) error {
+func (r *records) addExport(name string, sink export.Sink, closeSink func() error) error {
 	const format = 1
-	file := "export-" + name
+	state, file := r.machine.state, "export-"+name
 	var from uint64
-	saved, _, err := d.state.Load(file, format)
+	saved, _, err := state.Load(file, format)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
@@ -67,29 +67,29 @@ func (d *daemon) addExport(name string, sink export.Sink, closeSink func() error
 	if err != nil {
 		return err
 	}
-	d.exports = append(d.exports, &exported{
+	r.exports = append(r.exports, &exported{
 		name:  name,
 		close: closeSink,
 		Exporter: export.New(sink, export.Options{
-			Log:    os.DirFS(d.state.Path("log")),
-			Key:    d.log.Status().Key,
+			Log:    os.DirFS(r.dir()),
+			Key:    r.Status().Key,
 			Host:   host,
-			Size:   func() uint64 { return d.log.Status().Size },
+			Size:   func() uint64 { return r.Status().Size },
 			From:   from,
-			Saved:  func(next uint64) error { return d.state.Save(file, format, binary.BigEndian.AppendUint64(nil, next)) },
-			Logger: d.slog.With("sink", name),
+			Saved:  func(next uint64) error { return state.Save(file, format, binary.BigEndian.AppendUint64(nil, next)) },
+			Logger: r.slog.With("sink", name),
 		}),
 	})
 	return nil
 }
 
-func (d *daemon) closeExports() {
-	for _, x := range d.exports {
+func (r *records) closeExports() {
+	for _, x := range r.exports {
 		if x.close == nil {
 			continue
 		}
 		if err := x.close(); err != nil {
-			d.slog.Warn("closing a sink of the log", "sink", x.name, "err", err)
+			r.slog.Warn("closing a sink of the log", "sink", x.name, "err", err)
 		}
 	}
 }

@@ -9,75 +9,95 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
+	"sync"
+	"time"
 
 	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/packaging/version"
+	"github.com/vouchd/vouchd/workloadapi/admin"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
-// openLog opens the attestation log and records the start, with what proves
+// records is the attestation log, and whoever reads behind it: exports and
+// witnesses. Its fields do not change once it is open.
+type records struct {
+	*audit.Log
+	config    config.Log
+	machine   *machine
+	slog      *slog.Logger
+	exports   []*exported
+	witnesses []*witnessed
+}
+
+// openRecords opens the attestation log and records the start, with what proves
 // this machine's keys, anchored in the TPM.
-func (d *daemon) openLog(ctx context.Context) error {
-	key, err := d.loadLogKey(ctx)
+func openRecords(ctx context.Context, c config.Log, m *machine, logger *slog.Logger) (*records, error) {
+	key, err := m.logKey(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	public := key.Public().(ed25519.PublicKey)
-	statement, err := d.node.Statement(ctx, public)
+	statement, err := m.node.Statement(ctx, public)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	machine, err := appraisal.VerifyStatement(statement, public)
+	verified, err := appraisal.VerifyStatement(statement, public)
 	if err != nil {
-		return fmt.Errorf("verifying this machine's own statement: %w", err)
+		return nil, fmt.Errorf("verifying this machine's own statement: %w", err)
 	}
 	name := sha256.Sum256(public)
-	d.log, err = audit.Open(d.state.Path("log"), audit.Options{
-		Origin:      d.config.TrustDomain.Name() + "/" + hex.EncodeToString(name[:8]),
+	r := &records{config: c, machine: m, slog: logger}
+	r.Log, err = audit.Open(r.dir(), audit.Options{
+		Origin:      m.config.TrustDomain.Name() + "/" + hex.EncodeToString(name[:8]),
 		Key:         key,
-		TPM:         d.node,
-		Logger:      d.slog,
-		AnchorEvery: d.config.Log.AnchorEvery,
-		MaxBytes:    int64(d.config.Log.MaxMiB) << 20,
-		KeepFor:     d.config.Log.KeepFor,
+		TPM:         m.node,
+		Logger:      logger,
+		AnchorEvery: c.AnchorEvery,
+		MaxBytes:    int64(c.MaxMiB) << 20,
+		KeepFor:     c.KeepFor,
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	err = d.log.Append(ctx, audit.Record{
+	err = r.Append(ctx, audit.Record{
 		Event:   audit.EventStart,
 		Outcome: audit.Success,
 		Node: &audit.Node{
-			EKSHA256:  machine.EKSHA256,
-			AKName:    machine.AKName,
-			PCRSHA256: machine.PCRDigest,
-			Resets:    machine.Resets,
+			EKSHA256:  verified.EKSHA256,
+			AKName:    verified.AKName,
+			PCRSHA256: verified.PCRDigest,
+			Resets:    verified.Resets,
 			Statement: statement,
 		},
 		Config: &audit.Config{Version: version.String()},
 	})
 	if err == nil {
-		err = d.log.Anchor(ctx)
+		err = r.Anchor(ctx)
 	}
 	if err != nil {
-		return errors.Join(err, d.log.Close(ctx))
+		return nil, errors.Join(err, r.Close(ctx))
 	}
-	return nil
+	return r, nil
 }
 
-// loadLogKey unseals the key that signs the log's checkpoints, or makes one
-// and seals it to this TPM.
-func (d *daemon) loadLogKey(ctx context.Context) (ed25519.PrivateKey, error) {
+func (r *records) dir() string { return r.machine.state.Path("log") }
+
+// logKey unseals the key that signs the log's checkpoints, or makes one and
+// seals it to this TPM.
+func (m *machine) logKey(ctx context.Context) (ed25519.PrivateKey, error) {
 	const file, format = "log-key", 1
-	blob, _, err := d.state.Load(file, format)
+	blob, _, err := m.state.Load(file, format)
 	if errors.Is(err, fs.ErrNotExist) {
-		return d.makeLogKey(ctx, file, format)
+		return m.makeLogKey(ctx, file, format)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("loading the log key: %w", err)
 	}
-	seed, err := d.node.Unseal(ctx, file, blob)
+	seed, err := m.node.Unseal(ctx, file, blob)
 	if err != nil {
 		return nil, fmt.Errorf("unsealing the log key: %w", err)
 	}
@@ -87,34 +107,67 @@ func (d *daemon) loadLogKey(ctx context.Context) (ed25519.PrivateKey, error) {
 	return ed25519.NewKeyFromSeed(seed), nil
 }
 
-func (d *daemon) makeLogKey(ctx context.Context, file string, format int) (ed25519.PrivateKey, error) {
+func (m *machine) makeLogKey(ctx context.Context, file string, format int) (ed25519.PrivateKey, error) {
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return nil, err
 	}
-	blob, err := d.node.Seal(ctx, file, key.Seed())
+	blob, err := m.node.Seal(ctx, file, key.Seed())
 	if err != nil {
 		return nil, fmt.Errorf("sealing the log key: %w", err)
 	}
-	return key, d.state.Save(file, format, blob)
+	return key, m.state.Save(file, format, blob)
 }
 
-// closeLog records the stop, anchors it and closes the log. cause is why the
-// daemon stops, nil if it was told to.
-func (d *daemon) closeLog(ctx context.Context, cause error) error {
+// run hands the log on until the context ends.
+func (r *records) run(ctx context.Context) {
+	var group sync.WaitGroup
+	for _, x := range r.exports {
+		group.Go(func() { x.Run(ctx) })
+	}
+	for _, w := range r.witnesses {
+		group.Go(func() { w.Run(ctx) })
+	}
+	group.Wait()
+}
+
+// close records the stop, anchors it and closes the log. cause is why the daemon
+// stops, nil if it was told to.
+func (r *records) close(ctx context.Context, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()
-	r := audit.Record{Event: audit.EventStop, Outcome: audit.Success}
+	stop := audit.Record{Event: audit.EventStop, Outcome: audit.Success}
 	if cause != nil {
-		r.Outcome, r.Reason = audit.Failed, cause.Error()
+		stop.Outcome, stop.Reason = audit.Failed, cause.Error()
 	}
-	return errors.Join(d.log.Append(ctx, r), d.log.Close(ctx))
+	return errors.Join(r.Append(ctx, stop), r.Close(ctx))
+}
+
+// asked records what an administrator asks for, before it is done.
+func (r *records) asked(ctx context.Context, by admin.Asker, what string) error {
+	return r.Append(ctx, audit.Record{
+		Event: audit.EventAdmin, Outcome: audit.Success, Reason: what, Workload: asker(by),
+	})
+}
+
+// asker is an administrator, as records name one.
+func asker(by admin.Asker) *audit.Workload {
+	return &audit.Workload{PID: by.PID, UID: by.UID, GID: by.GID}
+}
+
+// reloaded records what comes into force, or the problem that keeps it from that.
+func (r *records) reloaded(ctx context.Context, next audit.Record, problem error) error {
+	next.Event, next.Outcome = audit.EventReload, audit.Success
+	if problem != nil {
+		next.Outcome, next.Reason, next.Config = audit.Failed, problem.Error(), nil
+	}
+	return r.Append(ctx, next)
 }
 
 // announce records an authority key with a quote of the boot state it is made
 // in, before it signs anything.
-func (d *daemon) announce(ctx context.Context, k identity.Key) error {
-	quote, err := d.node.Quote(ctx, sha256.Sum256(k.PublicKey))
+func (r *records) announce(ctx context.Context, k identity.Key) error {
+	quote, err := r.machine.node.Quote(ctx, sha256.Sum256(k.PublicKey))
 	if err != nil {
 		return err
 	}
@@ -122,7 +175,7 @@ func (d *daemon) announce(ctx context.Context, k identity.Key) error {
 	if k.Certificate != nil {
 		event = audit.EventIssuingCA
 	}
-	return d.log.Append(ctx, audit.Record{
+	return r.Append(ctx, audit.Record{
 		Event:   event,
 		Outcome: audit.Success,
 		Key: &audit.Key{
@@ -134,4 +187,37 @@ func (d *daemon) announce(ctx context.Context, k identity.Key) error {
 			Quote:       quote.Encoding,
 		},
 	})
+}
+
+// report says what is in the log and what is wrong with it.
+func (r *records) report(st *view.Status, problem problemf) {
+	l := r.Status()
+	st.Log = view.LogStatus{
+		Dir:        r.dir(),
+		Records:    l.Size,
+		RootSHA256: fmt.Sprintf("%x", l.Root),
+		LastAnchor: l.LastAnchor,
+		Anchored:   l.Anchored,
+		DiskBytes:  l.DiskBytes,
+		MaxBytes:   int64(r.config.MaxMiB) << 20,
+	}
+	if l.Err != nil {
+		st.Log.Error = l.Err.Error()
+		way := "free space in " + st.Log.Dir + ", or see the daemon's messages"
+		if errors.Is(l.Err, audit.ErrFull) {
+			way = fmt.Sprintf("give it more by log.max_mib, or archive it and lower log.keep_for, which keeps its records for %s", r.config.KeepFor)
+		}
+		problem("the attestation log cannot be written, so nothing is issued: %v; %s", l.Err, way)
+	} else if l.FullSoon {
+		problem("the attestation log takes %d MiB of log.max_mib, and none of its records is older than log.keep_for; give it more, or archive it and lower log.keep_for, before nothing is issued any more", l.DiskBytes>>20)
+	}
+	if l.AnchorErr != nil {
+		problem("the log is not anchored in the TPM: %v; what was recorded since %s could be dropped unseen", l.AnchorErr, l.LastAnchor.Format(time.RFC3339))
+	}
+	r.reportWitnesses(st, problem)
+	for _, x := range r.exports {
+		if err := x.Stats().Err; err != nil {
+			problem("the log is not handed on to %s: %v; records wait, from %d on", x.name, err, x.Stats().Next)
+		}
+	}
 }

@@ -32,9 +32,9 @@ func (d *daemon) serveMetrics(ctx context.Context) error {
 		return fmt.Errorf("serving metrics: %w", err)
 	}
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(statusCollector{secrets: d.secrets.List, status: func() view.Status {
+	registry.MustRegister(statusCollector{secrets: d.leases.secrets.List, status: func() view.Status {
 		st := d.status()
-		admin.FillStatus(&st, d.gate)
+		admin.FillStatus(&st, d.identities.gate)
 		return st
 	}})
 	h := &http.Server{

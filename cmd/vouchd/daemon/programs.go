@@ -2,34 +2,50 @@ package daemon
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/json"
 	"fmt"
-	"reflect"
+	"log/slog"
 
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/cmd/vouchd/reload"
 	"github.com/vouchd/vouchd/programs"
 )
 
-// reloadPrograms looks at the definitions of programs, which the service of vouch
-// run puts in force, a process of its own: what changed is recorded, and what is
-// not in order status says.
-func (d *daemon) reloadPrograms(ctx context.Context) {
-	defined, err := programs.Load(d.config.ProgramsDir, false)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if fmt.Sprint(err) == fmt.Sprint(d.programsRefused) && (err != nil || reflect.DeepEqual(defined, d.programs)) {
-		return
+// definedPrograms are what vouch run may start, by name.
+type definedPrograms = map[string]*programs.Program
+
+// Programs returns the source of the programs in dir. Two processes load it: the
+// service of vouch run, which starts them, and the daemon, which records what
+// changes.
+func Programs(dir string, logger *slog.Logger) reload.Source[map[string]*programs.Program] {
+	return reload.Source[definedPrograms]{
+		Name: "programs", Place: dir,
+		Load:   func() (definedPrograms, error) { return programs.Load(dir, false) },
+		Digest: programsDigest,
+		Logger: logger,
 	}
-	r := audit.Record{Event: audit.EventReload, Outcome: audit.Success, Reason: fmt.Sprintf("%d programs", len(defined))}
+}
+
+// programsDigest is of every field of every program, by name. All are plain
+// values.
+func programsDigest(defined definedPrograms) [32]byte {
+	if len(defined) == 0 {
+		return [32]byte{}
+	}
+	b, err := json.Marshal(defined)
 	if err != nil {
-		d.slog.Error("programs are not in order; the last good ones stay in force", "err", err)
-		r.Outcome, r.Reason = audit.Failed, err.Error()
+		panic(fmt.Sprintf("encoding programs: %v", err)) // they hold nothing that cannot be encoded
 	}
-	if logErr := d.log.Append(ctx, r); logErr != nil {
-		d.slog.Error("recording a change of programs", "err", logErr)
-		d.programsRefused = logErr
-		return
+	return sha256.Sum256(b)
+}
+
+// watchedPrograms are the programs as the daemon sees them: it records what
+// changes, and says in its status what is invalid.
+func watchedPrograms(dir string, log *records, logger *slog.Logger) *reload.Value[definedPrograms] {
+	source := Programs(dir, logger)
+	source.Record = func(ctx context.Context, next definedPrograms, problem error) error {
+		return log.reloaded(ctx, audit.Record{Reason: fmt.Sprintf("%d programs", len(next))}, problem)
 	}
-	if d.programsRefused = err; err == nil {
-		d.programs = defined
-	}
+	return reload.Holding(source, nil)
 }

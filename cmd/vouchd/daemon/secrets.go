@@ -17,23 +17,23 @@ import (
 )
 
 // secretAdmin is what administrators may do about sealed secrets.
-func (d *daemon) secretAdmin() *admin.Secrets {
+func (l *leases) secretAdmin() *admin.Secrets {
 	return &admin.Secrets{
-		List: func() ([]sealed.Secret, error) { return d.secrets.List(), d.secrets.Err() },
+		List: func() ([]sealed.Secret, error) { return l.secrets.List(), l.secrets.Err() },
 		Seal: func(ctx context.Context, by admin.Asker, name string, value secret.Bytes, o sealed.Options) (sealed.Secret, error) {
-			return d.secrets.Seal(ctx, name, value, o, d.recordSecret(ctx, audit.EventSecretSeal, by))
+			return l.secrets.Seal(ctx, name, value, o, l.recordSecret(ctx, audit.EventSecretSeal, by))
 		},
 		Rotate: func(ctx context.Context, by admin.Asker, name string, value secret.Bytes, o sealed.Options) (sealed.Secret, error) {
-			s, err := d.secrets.Rotate(ctx, name, value, o, d.recordSecret(ctx, audit.EventSecretRotate, by))
+			s, err := l.secrets.Rotate(ctx, name, value, o, l.recordSecret(ctx, audit.EventSecretRotate, by))
 			if err == nil {
-				err = d.endLeasesOf(ctx, name, "its secret was rotated")
+				err = l.endLeasesOf(ctx, name, "its secret was rotated")
 			}
 			return s, err
 		},
 		Remove: func(ctx context.Context, by admin.Asker, name string) error {
-			err := d.secrets.Remove(ctx, name, d.recordSecret(ctx, audit.EventSecretRemove, by))
+			err := l.secrets.Remove(ctx, name, l.recordSecret(ctx, audit.EventSecretRemove, by))
 			if err == nil {
-				err = d.endLeasesOf(ctx, name, "its secret was removed")
+				err = l.endLeasesOf(ctx, name, "its secret was removed")
 			}
 			return err
 		},
@@ -41,24 +41,24 @@ func (d *daemon) secretAdmin() *admin.Secrets {
 }
 
 // recordSecret records a change that an administrator makes, before it is made.
-func (d *daemon) recordSecret(ctx context.Context, event audit.Event, by admin.Asker) sealed.Record {
+func (l *leases) recordSecret(ctx context.Context, event audit.Event, by admin.Asker) sealed.Record {
 	return func(s sealed.Secret) error {
-		return d.log.Append(ctx, audit.Record{
+		return l.log.Append(ctx, audit.Record{
 			Event: event, Outcome: audit.Success,
-			Workload:   &audit.Workload{PID: by.PID, UID: by.UID, GID: by.GID},
+			Workload:   asker(by),
 			Credential: &audit.Credential{Name: s.Name, Kind: "sealed", Handle: s.Handle(), NotBefore: s.Sealed, NotAfter: s.RotateBy()},
 		})
 	}
 }
 
-// endLeasesOf ends the leases of a secret's former value, so that whoever goes
-// on asks for the next.
-func (d *daemon) endLeasesOf(ctx context.Context, name, reason string) error {
-	for _, def := range d.credentials.Definitions().All() {
+// endLeasesOf ends the leases of a secret's former value; their holders have to
+// ask for the next.
+func (l *leases) endLeasesOf(ctx context.Context, name, reason string) error {
+	for _, def := range l.engine.Definitions().All() {
 		if def.Traits.Upstream != static.Upstream(name) {
 			continue
 		}
-		if _, err := d.credentials.RevokeWhere(ctx, credential.Where{Credential: def.Name}, reason); err != nil {
+		if _, err := l.engine.RevokeWhere(ctx, credential.Where{Credential: def.Name}, reason); err != nil {
 			return err
 		}
 	}
@@ -67,14 +67,14 @@ func (d *daemon) endLeasesOf(ctx context.Context, name, reason string) error {
 
 // reportSecrets says which secrets are due to be rotated, and what keeps
 // definitions from handing theirs out.
-func (d *daemon) reportSecrets(st *view.Status, problem func(string, ...any)) {
-	if err := d.secrets.Err(); err != nil {
+func (l *leases) reportSecrets(st *view.Status, problem problemf) {
+	if err := l.secrets.Err(); err != nil {
 		st.Secrets.Error = err.Error()
 		problem("no secret can be opened: %v", err)
 		return
 	}
 	now := time.Now()
-	secrets := d.secrets.List()
+	secrets := l.secrets.List()
 	st.Secrets.Count = len(secrets)
 	for _, s := range secrets {
 		if now.After(s.RotateBy()) {
@@ -83,7 +83,7 @@ func (d *daemon) reportSecrets(st *view.Status, problem func(string, ...any)) {
 				s.Name, int(now.Sub(s.Sealed).Hours()/24), int(s.RotateAfter.Hours()/24)))
 		}
 	}
-	for _, def := range d.credentials.Definitions().All() {
+	for _, def := range l.engine.Definitions().All() {
 		name, ok := strings.CutPrefix(def.Traits.Upstream, static.Upstream(""))
 		if !ok || def.Broker != "static" {
 			continue

@@ -20,35 +20,35 @@ type witnessed struct {
 
 // openWitnesses makes the clients of the witnesses that the configuration names.
 // Like the exports, they read the log behind every request.
-func (d *daemon) openWitnesses() error {
-	for _, w := range d.config.Log.Witnesses {
+func (r *records) openWitnesses() error {
+	for _, w := range r.config.Witnesses {
 		c, err := witness.New(witness.Options{
 			URL: w.URL, Key: w.Key, Interval: w.Interval, Timeout: w.Timeout,
-			Dir:    d.state.Path("log"),
-			LogKey: d.log.Status().Key,
+			Dir:    r.dir(),
+			LogKey: r.Status().Key,
 			Refused: func(ctx context.Context, reason string) error {
-				return d.log.Append(ctx, audit.Record{Event: audit.EventWitness, Outcome: audit.Denied, Reason: reason})
+				return r.Append(ctx, audit.Record{Event: audit.EventWitness, Outcome: audit.Denied, Reason: reason})
 			},
-			Logger: d.slog,
+			Logger: r.slog,
 		})
 		if err != nil {
 			return fmt.Errorf("log.witnesses: %w", err)
 		}
-		d.witnesses = append(d.witnesses, &witnessed{c, w.URL})
+		r.witnesses = append(r.witnesses, &witnessed{c, w.URL})
 	}
 	return nil
 }
 
 // lastWords has the witnesses sign the end of the log, once it is closed, if they
 // answer at once.
-func (d *daemon) lastWords(ctx context.Context) {
+func (r *records) lastWords(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 	defer cancel()
 	var group errgroup.Group
-	for _, w := range d.witnesses {
+	for _, w := range r.witnesses {
 		group.Go(func() error {
 			if err := w.Submit(ctx); err != nil {
-				d.slog.Warn("the end of the attestation log is not witnessed", "err", err)
+				r.slog.Warn("the end of the attestation log is not witnessed", "err", err)
 			}
 			w.Close()
 			return nil
@@ -58,8 +58,8 @@ func (d *daemon) lastWords(ctx context.Context) {
 }
 
 // reportWitnesses tells what the witnesses signed.
-func (d *daemon) reportWitnesses(st *view.Status, problem func(format string, args ...any)) {
-	for _, w := range d.witnesses {
+func (r *records) reportWitnesses(st *view.Status, problem problemf) {
+	for _, w := range r.witnesses {
 		s := w.Stats()
 		view := view.WitnessStatus{Name: s.Name, URL: w.url, Records: s.Size, Time: s.Time}
 		if s.Err != nil {

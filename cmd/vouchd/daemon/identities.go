@@ -1,0 +1,167 @@
+package daemon
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"log/slog"
+	"os"
+
+	"github.com/vouchd/vouchd/attest"
+	"github.com/vouchd/vouchd/attest/process"
+	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/cmd/vouchd/reload"
+	"github.com/vouchd/vouchd/config"
+	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/systemd"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
+	"github.com/vouchd/vouchd/workloadapi/credentialapi"
+	"github.com/vouchd/vouchd/workloadapi/gate"
+)
+
+// identities are who may be issued what: the attester of processes, the authority,
+// the entries in force and the identities that are cut off.
+type identities struct {
+	config    *config.Config
+	log       *records
+	leases    *leases
+	slog      *slog.Logger
+	attester  *process.Attester
+	watcher   *process.Watcher
+	authority *identity.Authority
+	gate      *gate.Gate
+	leasing   *credentialapi.API
+	disabled  *disabled
+	entries   *reload.Value[*identity.Entries] // nil until some are loaded
+}
+
+// openIdentities makes the authority and the gate, before which nobody is
+// anybody: entries are loaded after it.
+func openIdentities(ctx context.Context, c *config.Config, m *machine, log *records, l *leases, e *enrolment, logger *slog.Logger) (*identities, error) {
+	i := &identities{config: c, log: log, leases: l, slog: logger}
+	if err := i.open(ctx, m, e); err != nil {
+		return nil, errors.Join(err, i.close())
+	}
+	return i, nil
+}
+
+func (i *identities) open(ctx context.Context, m *machine, e *enrolment) (err error) {
+	l := i.leases
+	o := process.Options{Wants: func(have attest.Selectors, upTo attest.Stage) attest.KindSet { return i.gate.Wants(have, upTo) }}
+	if systemd.IsManager() {
+		o.Manager = l.units
+	} else {
+		i.slog.Info("systemd is not PID 1 here: there are no systemd and script selectors, and no vouch run")
+	}
+	i.attester = process.NewAttester(o)
+	if i.watcher, err = process.NewWatcher(); err != nil {
+		return err
+	}
+	if i.authority, err = i.openAuthority(ctx, m, e); err != nil {
+		return err
+	}
+	i.gate = gate.New(gate.Options{Attester: i.attester, Recorder: l.recorder, Logger: i.slog})
+	i.leasing = credentialapi.New(credentialapi.Options{
+		Gate: i.gate, Attester: i.attester, Authority: i.authority, Leases: l.engine, Pins: l.pins,
+	})
+	i.disabled = &disabled{gate: i.gate, state: m.state, log: i.log, leases: l.engine}
+	if err := i.disabled.load(); err != nil {
+		return err
+	}
+	i.entries = reload.New(i.source())
+	return nil
+}
+
+func (i *identities) openAuthority(ctx context.Context, m *machine, e *enrolment) (*identity.Authority, error) {
+	a := i.config.Authority
+	o := identity.Options{
+		TrustDomain:  i.config.TrustDomain,
+		NodeKey:      m.node.Signer(),
+		Store:        m.state,
+		Sealer:       m.node,
+		IssuingCATTL: a.IssuingCATTL,
+		Overlap:      a.RotationOverlap,
+		JWTKeyTTL:    a.JWTKeyTTL,
+		JWTIssuer:    a.JWTIssuer,
+		Announce:     i.log.announce,
+		Logger:       i.slog,
+	}
+	if a.Mode == config.ModeEnrolled {
+		o.Upstream = e.load()
+	}
+	if a.JWTKey == config.JWTKeyTPM {
+		key, err := m.node.Key(ctx, "jwt")
+		if err != nil {
+			return nil, err
+		}
+		o.JWTKey = key
+	}
+	return identity.NewAuthority(ctx, o)
+}
+
+func (i *identities) close() error {
+	if i.watcher == nil {
+		return nil
+	}
+	return i.watcher.Close()
+}
+
+// source is where entries come from. Those that come into force end the leases
+// that they no longer grant.
+func (i *identities) source() reload.Source[*identity.Entries] {
+	return reload.Source[*identity.Entries]{
+		Name: "entries", Place: i.config.EntriesDir,
+		Load: func() (*identity.Entries, error) {
+			limits := identity.Limits{MaxX509TTL: i.config.Authority.MaxX509TTL()}
+			return identity.LoadEntries(i.config.EntriesDir, i.config.TrustDomain, limits)
+		},
+		Digest: (*identity.Entries).Digest,
+		Record: func(ctx context.Context, next *identity.Entries, problem error) error {
+			if problem != nil {
+				return i.log.reloaded(ctx, audit.Record{}, problem)
+			}
+			digest := next.Digest()
+			return i.log.reloaded(ctx, audit.Record{
+				Config: &audit.Config{SHA256: hex.EncodeToString(digest[:]), Entries: next.Len()},
+			}, nil)
+		},
+		Apply: func(es *identity.Entries) {
+			i.gate.SetEntries(es)
+			i.leases.endUngranted(es)
+			i.slog.Info("entries in force", "entries", es.Len())
+		},
+		Logger: i.slog,
+	}
+}
+
+// selfCheck attests this process and issues what a workload would get, and
+// throws it away.
+func (i *identities) selfCheck(ctx context.Context) error {
+	if _, err := i.attester.AttestPID(ctx, os.Getpid()); err != nil {
+		return err
+	}
+	err := i.authority.SelfCheck(ctx)
+	if errors.Is(err, identity.ErrNotEnrolled) {
+		return nil // nothing is issued until it is, and status says so
+	}
+	return err
+}
+
+// report says which entries are in force. Their number is the gate's to tell.
+func (i *identities) report(st *view.Status, problem problemf) {
+	a := i.authority.Status()
+	st.Authority = view.AuthorityStatus{
+		RootNotAfter:      a.RootNotAfter,
+		IssuingCAKeyID:    a.IssuingCAKeyID,
+		IssuingCANotAfter: a.IssuingCANotAfter,
+		JWTKeyID:          a.JWTKeyID,
+		JWTKeyUntil:       a.JWTKeyUntil,
+		BundleSequence:    a.BundleSequence,
+	}
+	s := i.entries.State()
+	st.Entries = view.EntriesStatus{Dir: i.config.EntriesDir, Loaded: s.Loaded}
+	if s.Problem != nil {
+		st.Entries.Error = s.Problem.Error()
+		problem("the entries on disk are not in force; keeping the previous ones: %v", s.Problem)
+	}
+}

@@ -1,0 +1,262 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/cmd/vouchd/reload"
+	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/brokers"
+	"github.com/vouchd/vouchd/credential/sealed"
+	"github.com/vouchd/vouchd/credential/sshca"
+	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/systemd"
+	"github.com/vouchd/vouchd/workloadapi/admin"
+	"github.com/vouchd/vouchd/workloadapi/admin/view"
+	"github.com/vouchd/vouchd/workloadapi/credentialapi"
+	"github.com/vouchd/vouchd/workloadapi/gate"
+)
+
+// leases are the credentials of this host: their definitions, the engine that
+// grants leases of them, the secrets that are sealed here, and what tells that a
+// holder has ended.
+type leases struct {
+	dir         string // of the definitions
+	machine     *machine
+	log         *records
+	slog        *slog.Logger
+	secrets     *sealed.Store
+	definitions *reload.Value[*credential.Definitions]
+	units       *systemd.Units
+	invocations *systemd.Invocations // nil where systemd is not PID 1
+	pins        *credentialapi.Pins
+	recorder    *gate.Recorder
+	engine      *credential.Manager
+}
+
+// openLeases loads the definitions and resumes the leases of the last run: those
+// without a holder are ended. Invalid definitions do not keep the daemon from
+// starting: no credential is granted until they are repaired, and the leases
+// there are wait for that too.
+func openLeases(ctx context.Context, dir string, m *machine, log *records, logger *slog.Logger) (*leases, error) {
+	l := &leases{dir: dir, machine: m, log: log, slog: logger, units: new(systemd.Units), recorder: gate.NewRecorder(log.Log)}
+	if err := l.open(ctx); err != nil {
+		l.close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func (l *leases) open(ctx context.Context) (err error) {
+	m := l.machine
+	if l.secrets = sealed.Open(ctx, m.state, m.node); l.secrets.Err() != nil {
+		l.slog.Error("no sealed secret can be opened", "err", l.secrets.Err())
+	}
+	l.definitions = reload.New(l.source())
+	if _, err := l.definitions.Reload(ctx); err != nil {
+		return err
+	}
+	if err := l.openPins(); err != nil {
+		return err
+	}
+	defs := l.definitions.State().Value
+	if defs == nil {
+		defs = new(credential.Definitions)
+	}
+	l.engine, err = credential.Open(ctx, credential.Config{
+		Journal:     m.state.Path("leases"),
+		Sealer:      m.node,
+		Recorder:    credentialapi.NewRecorder(l.recorder),
+		Processes:   l.pins,
+		Definitions: defs,
+		Log:         l.slog,
+	})
+	if err != nil {
+		return fmt.Errorf("opening the lease journal: %w", err)
+	}
+	return nil
+}
+
+// openPins makes what tells when the processes and units that hold leases
+// end.
+func (l *leases) openPins() (err error) {
+	if systemd.IsManager() {
+		if l.invocations, err = systemd.NewInvocations(l.units); err != nil {
+			return err
+		}
+	}
+	l.pins, err = credentialapi.NewPins(l.invocations)
+	return err
+}
+
+// close leaves the leases as they are, for the next start.
+func (l *leases) close() {
+	if l.engine != nil {
+		l.engine.Close()
+	}
+	if l.pins != nil {
+		l.pins.Close()
+	}
+	if l.secrets != nil {
+		if err := l.secrets.Close(); err != nil {
+			l.slog.Error("writing down who used which secret; the log has it", "err", err)
+		}
+	}
+	if l.invocations != nil {
+		l.invocations.Close()
+	}
+	if err := l.units.Close(); err != nil {
+		l.slog.Warn("closing the connection to systemd", "err", err)
+	}
+}
+
+// source is where definitions come from.
+func (l *leases) source() reload.Source[*credential.Definitions] {
+	return reload.Source[*credential.Definitions]{
+		Name: "credentials", Place: l.dir,
+		Load: func() (*credential.Definitions, error) {
+			return credential.LoadDefinitions(l.dir, brokers.All(brokers.Deps{
+				Keys: l.machine.node, Secrets: credential.NewSecrets(l.machine.state, l.machine.node), Sealed: l.secrets,
+			}), false)
+		},
+		Digest: (*credential.Definitions).Digest,
+		Record: func(ctx context.Context, next *credential.Definitions, problem error) error {
+			if problem != nil {
+				return l.log.reloaded(ctx, audit.Record{}, problem)
+			}
+			digest := next.Digest()
+			return l.log.reloaded(ctx, audit.Record{
+				Reason: fmt.Sprintf("%d credentials", len(next.All())),
+				Config: &audit.Config{SHA256: hex.EncodeToString(digest[:])},
+			}, nil)
+		},
+		Apply: func(defs *credential.Definitions) {
+			if l.engine != nil { // else it is opened with them
+				l.engine.SetDefinitions(defs)
+			}
+		},
+		Logger: l.slog,
+	}
+}
+
+// endUngranted ends the leases of identities that no entry grants the credential.
+func (l *leases) endUngranted(es *identity.Entries) {
+	type grant struct {
+		id   spiffeid.ID
+		name string
+	}
+	granted := make(map[grant]bool)
+	for _, e := range es.All() {
+		for _, name := range e.Credentials {
+			granted[grant{e.ID, name}] = true
+		}
+	}
+	for _, lease := range l.engine.Leases() {
+		if !granted[grant{lease.Identity, lease.Credential}] {
+			l.engine.Abandon(lease.ID, "no entry grants it to the identity any more")
+		}
+	}
+}
+
+// admin is what administrators may do about leases.
+func (l *leases) admin() *admin.Leases {
+	return &admin.Leases{
+		List: l.engine.Leases,
+		Hash: l.engine.LeaseHash,
+		Revoke: func(ctx context.Context, by admin.Asker, w credential.Where) (int, error) {
+			if err := l.log.asked(ctx, by, "revoke "+whereText(w)); err != nil {
+				return 0, err
+			}
+			return l.engine.RevokeWhere(ctx, w, fmt.Sprintf("revoked by an administrator (user %d)", by.UID))
+		},
+		SSHCA: l.sshCA,
+	}
+}
+
+// sshCA tells the public key of an authority, if a definition names it: no key
+// is made for a name that nothing uses.
+func (l *leases) sshCA(ctx context.Context, by admin.Asker, name string) (view.SSHCA, error) {
+	var known []string
+	for _, def := range l.engine.Definitions().All() {
+		if def.Broker == sshca.Kind {
+			known = append(known, sshca.Name(def.Traits.Upstream))
+		}
+	}
+	if !slices.Contains(known, name) {
+		slices.Sort(known)
+		return view.SSHCA{}, fmt.Errorf("no credential in force has the ssh authority %.40q; those that have one name: %s",
+			name, cmp.Or(strings.Join(slices.Compact(known), ", "), "none"))
+	}
+	if err := l.log.asked(ctx, by, "public key of ssh authority "+name); err != nil {
+		return view.SSHCA{}, err
+	}
+	key, err := sshca.PublicKey(ctx, l.machine.node, name)
+	return view.SSHCA{Name: name, PublicKey: strings.TrimSpace(key)}, err
+}
+
+func whereText(w credential.Where) string {
+	if w.All {
+		return "all leases"
+	}
+	var of []string
+	if !w.Identity.IsZero() {
+		of = append(of, "of identity "+w.Identity.String())
+	}
+	if w.Credential != "" {
+		of = append(of, "of credential "+w.Credential)
+	}
+	return "leases " + strings.Join(of, " ")
+}
+
+// report says what is in force and what is wrong with it, given the entries that
+// grant it.
+func (l *leases) report(st *view.Status, entries []identity.Entry, problem problemf) {
+	held := l.engine.Leases()
+	st.Credentials = view.CredentialsStatus{
+		Dir: l.dir, Count: len(l.engine.Definitions().All()), Leases: len(held),
+	}
+	if err := l.definitions.State().Problem; err != nil {
+		st.Credentials.Error = err.Error()
+		problem("the credentials on disk are not in force; keeping the previous ones: %v", err)
+	}
+	for _, lease := range held {
+		if lease.State == credential.Stuck {
+			st.Credentials.Stuck++
+		}
+	}
+	if n := st.Credentials.Stuck; n > 0 {
+		problem("%d leases could not be ended, which is tried again; vouch lease list says why", n)
+	}
+	for _, name := range l.undefined(entries) {
+		problem("an entry grants credential %s, which is not defined; define it in %s or remove it from the entry", name, l.dir)
+	}
+}
+
+// undefined returns what entries grant and nothing defines, some of it at most.
+func (l *leases) undefined(entries []identity.Entry) (names []string) {
+	const most = 5
+	defs := l.engine.Definitions()
+	for _, name := range grantedNames(entries) {
+		if _, ok := defs.Get(name); !ok && len(names) < most {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// grantedNames returns every credential that entries grant, once.
+func grantedNames(entries []identity.Entry) (names []string) {
+	for _, e := range entries {
+		names = append(names, e.Credentials...)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
