@@ -17,6 +17,9 @@ import (
 // Principal is the principal that the server lets in, as root.
 const Principal = "deploy"
 
+// sshd is the server's program, which insists on being started by its whole path.
+const sshd = "/usr/sbin/sshd"
+
 // A Server lets in who has a certificate of an authority, and nobody else. Each
 // connection has an sshd of its own, as inetd would start it, so that no port
 // has to be guessed and nothing is left behind.
@@ -32,6 +35,9 @@ type Server struct {
 // for the time of the test.
 func Start(t testing.TB, authorities string) *Server {
 	t.Helper()
+	if _, err := os.Stat(sshd); err != nil {
+		t.Fatalf("%v; install Debian's openssh-server: packaging/install-missing openssh-server", err)
+	}
 	s := &Server{Dir: t.TempDir()}
 	must(t, os.MkdirAll("/run/sshd", 0o755)) // what sshd shuts itself into; the package makes it at boot
 	if out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", s.path("host")).CombinedOutput(); err != nil {
@@ -77,7 +83,7 @@ func (s *Server) serve(conn *net.TCPConn) {
 		return
 	}
 	defer f.Close()
-	cmd := exec.Command("/usr/sbin/sshd", "-i", "-e", "-f", s.path("sshd_config"))
+	cmd := exec.Command(sshd, "-i", "-e", "-f", s.path("sshd_config"))
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = f, f, s
 	cmd.Run() // how it ends is what its log says
 }
