@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
+
 	spiffe "github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -18,24 +20,6 @@ import (
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
-
-// learn puts a policy in force that the machine passes as it is.
-func (h *host) learn() {
-	h.t.Helper()
-	h.write("node-policy.yaml", h.ok("node", "policy", "learn"))
-	h.inState(view.NodePassed)
-}
-
-// inState waits until the daemon says so of its node.
-func (h *host) inState(want string) {
-	h.t.Helper()
-	var st view.Status
-	eventually(h.t, "the node's state is "+want, func() bool {
-		var err error
-		st, err = h.admin().Status(context.Background())
-		return err == nil && st.Node.State == want
-	})
-}
 
 // contexts keeps what a stream brings.
 type contexts struct {
@@ -67,32 +51,32 @@ func (w *contexts) updates() int {
 
 // watch opens a stream of X509-SVIDs and returns once it brought the first.
 func (h *host) watch() *contexts {
-	h.t.Helper()
+	h.T.Helper()
 	w := &contexts{first: make(chan struct{})}
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		spiffe.WatchX509Context(ctx, w, spiffe.WithAddr("unix://"+h.path("agent.sock")))
+		spiffe.WatchX509Context(ctx, w, spiffe.WithAddr("unix://"+h.Path("agent.sock")))
 	}()
-	h.t.Cleanup(func() { stop(); <-ended })
-	eventually(h.t, "the stream brings an identity", func() bool { return w.updates() > 0 })
+	h.T.Cleanup(func() { stop(); <-ended })
+	eventually(h.T, "the stream brings an identity", func() bool { return w.updates() > 0 })
 	return w
 }
 
 func TestAHostWhosePCRsChangeStopsIssuingWithinASecondAndRecovers(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.write("entries.d/a.yaml", entriesFor(1))
-	h.start()
-	h.learn()
+	h.Write("entries.d/a.yaml", daemontest.EntriesFor(1))
+	h.Start()
+	h.Learn()
 	w := h.watch()
-	if _, err := h.fetch(); err != nil {
+	if _, err := h.Fetch(); err != nil {
 		t.Fatal(err)
 	}
 
-	h.tpm.Extend(7, "another Secure Boot key")
-	out, stderr, code := h.vouch("node", "attest")
+	h.TPM.Extend(7, "another Secure Boot key")
+	out, stderr, code := h.Vouch("node", "attest")
 	if code != 1 || !matches("failed  PCR 7: ", out) {
 		t.Errorf("vouch node attest exits %d:\n%s%s", code, out, stderr)
 	}
@@ -104,26 +88,26 @@ func TestAHostWhosePCRsChangeStopsIssuingWithinASecondAndRecovers(t *testing.T) 
 	if err := w.errs[0]; status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), "PCR 7") {
 		t.Errorf("the stream ended with %v, want PermissionDenied and the reason", err)
 	}
-	if id, err := h.fetch(); status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), "PCR 7") {
+	if id, err := h.Fetch(); status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), "PCR 7") {
 		t.Errorf("a fetch brings %q, %v, want PermissionDenied and the reason", id, err)
 	}
-	if _, stderr, code := h.vouch("fetch", "jwt", "--audience", "api"); code != 1 || !strings.Contains(stderr, "PermissionDenied") {
+	if _, stderr, code := h.Vouch("fetch", "jwt", "--audience", "api"); code != 1 || !strings.Contains(stderr, "PermissionDenied") {
 		t.Errorf("a JWT-SVID: exits %d, %s", code, stderr)
 	}
-	if out, _, code := h.vouch("status"); code != 1 || !matches(`node +failed the policy`, out) || !matches("problem: nothing is issued: .*PCR 7", out) {
+	if out, _, code := h.Vouch("status"); code != 1 || !matches(`node +failed the policy`, out) || !matches("problem: nothing is issued: .*PCR 7", out) {
 		t.Errorf("vouch status exits %d:\n%s", code, out)
 	}
 
 	before := w.updates()
-	h.learn() // the machine as it is now is good
+	h.Learn() // the machine as it is now is good
 	eventually(t, "the watcher's next stream brings an identity", func() bool { return w.updates() > before })
-	if _, err := h.fetch(); err != nil {
+	if _, err := h.Fetch(); err != nil {
 		t.Errorf("after recovering: %v", err)
 	}
-	h.stop()
-	h.verifyLog()
-	denied := h.records("node.attest", audit.Denied)[0].Mono
-	ended := h.records("stream.end", audit.Denied)[0].Mono
+	h.Stop()
+	h.VerifyLog()
+	denied := h.Records("node.attest", audit.Denied)[0].Mono
+	ended := h.Records("stream.end", audit.Denied)[0].Mono
 	if took := ended - denied; took > time.Second {
 		t.Errorf("the stream ended %v after the appraisal, want at most a second", took)
 	} else {
@@ -135,83 +119,66 @@ func TestAHostWhosePCRsChangeStopsIssuingWithinASecondAndRecovers(t *testing.T) 
 		"x509_svid":   `(?s)success  x509_svid.*denied   x509_svid.*PCR 7.*success  x509_svid`,
 		"jwt_svid":    `denied   jwt_svid.*PCR 7`,
 	} {
-		if out := h.ok("log", "show", "--event", filter); !matches(want, out) {
+		if out := h.OK("log", "show", "--event", filter); !matches(want, out) {
 			t.Errorf("the log's %s records are\n%s", filter, out)
 		}
 	}
 }
 
-// records returns the log's records of an event with that outcome.
-func (h *host) records(event string, outcome audit.Outcome) []audit.Leaf {
-	h.t.Helper()
-	var found []audit.Leaf
-	for line := range strings.Lines(h.ok("log", "show", "--event", event, "--output", "json")) {
-		leaf, err := audit.DecodeLeaf([]byte(strings.TrimSpace(line)))
-		must(h.t, err)
-		if leaf.Outcome == outcome {
-			found = append(found, leaf)
-		}
-	}
-	if len(found) == 0 {
-		h.t.Fatalf("the log has no record of %s with outcome %s", event, outcome)
-	}
-	return found
-}
-
 func TestAHostThatDoesNotPassAtItsStartIssuesNothing(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.write("entries.d/a.yaml", entriesFor(1))
+	h.Write("entries.d/a.yaml", daemontest.EntriesFor(1))
 	for name, policy := range map[string]string{
 		"a policy that names nothing":           "{}\n",
 		"a policy that is broken":               "endorsement: [",
 		"a policy that is for another machine":  "boot_state: any\nendorsement: {keys: [" + strings.Repeat("ab", 32) + "]}\n",
 		"a policy that says nothing about boot": "endorsement: {keys: [" + strings.Repeat("ab", 32) + "]}\n",
 	} {
-		h.write("node-policy.yaml", policy)
-		h.start()
-		if id, err := h.fetch(); status.Code(err) != codes.PermissionDenied {
+		h.Write("node-policy.yaml", policy)
+		h.Start()
+		if id, err := h.Fetch(); status.Code(err) != codes.PermissionDenied {
 			t.Errorf("%s: a fetch brings %q, %v", name, id, err)
 		}
-		if p := h.problems(); len(p) != 1 || !strings.HasPrefix(p[0], "nothing is issued: ") {
+		if p := h.Problems(); len(p) != 1 || !strings.HasPrefix(p[0], "nothing is issued: ") {
 			t.Errorf("%s: problems are %q", name, p)
 		}
-		h.stop()
+		h.Stop()
 	}
-	h.verifyLog()
+	h.VerifyLog()
 }
 
 func TestABrokenPolicyNeverReplacesTheOneInForce(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.write("entries.d/a.yaml", entriesFor(1))
-	h.start()
-	if out := h.ok("status"); !matches("node +not appraised, there is no policy in .*vouch node policy learn", out) {
+	h.Write("entries.d/a.yaml", daemontest.EntriesFor(1))
+	h.Start()
+	if out := h.OK("status"); !matches("node +not appraised, there is no policy in .*vouch node policy learn", out) {
 		t.Errorf("without a policy:\n%s", out)
 	}
-	if _, stderr, code := h.vouch("node", "attest"); code != 1 || !strings.Contains(stderr, "vouch node policy learn") {
+	if _, stderr, code := h.Vouch("node", "attest"); code != 1 || !strings.Contains(stderr, "vouch node policy learn") {
 		t.Errorf("attest without a policy exits %d: %s", code, stderr)
 	}
-	h.learn()
+	h.Learn()
 	for name, change := range map[string]func(){
-		"is broken": func() { h.write("node-policy.yaml", "pcrs: 7") },
-		"is gone":   func() { must(t, os.Remove(h.path("node-policy.yaml"))) },
+		"is broken": func() { h.Write("node-policy.yaml", "pcrs: 7") },
+		"is gone":   func() { must(t, os.Remove(h.Path("node-policy.yaml"))) },
 	} {
 		change()
 		eventually(t, "status says that the policy "+name, func() bool {
-			p := h.problems()
+			p := h.Problems()
 			return len(p) == 1 && strings.Contains(p[0], "node-policy.yaml")
 		})
-		if _, err := h.fetch(); err != nil {
+		if _, err := h.Fetch(); err != nil {
 			t.Errorf("while the policy %s: %v", name, err)
 		}
-		h.inState(view.NodePassed)
+		h.InState(view.NodePassed)
 	}
-	h.tpm.Extend(4, "another boot loader") // the policy that was learned is still in force
-	if _, _, code := h.vouch("node", "attest"); code != 1 {
+	h.TPM.Extend(4, "another boot loader") // the policy that was learned is still in force
+	if _, _, code := h.Vouch("node", "attest"); code != 1 {
 		t.Errorf("attest exits %d, want 1", code)
 	}
-	if id, err := h.fetch(); err == nil {
+	if id, err := h.Fetch(); err == nil {
 		t.Errorf("a fetch brings %s", id)
 	}
 }
@@ -219,23 +186,23 @@ func TestABrokenPolicyNeverReplacesTheOneInForce(t *testing.T) {
 func TestAnEntryCanAskForTheMachineWhileItPasses(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.start()
-	st, err := h.admin().Status(t.Context())
+	h.Start()
+	st, err := h.Admin().Status(t.Context())
 	must(t, err)
-	h.write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/pinned\", selectors: [\"unix:uid:%d\", \"tpm:ek:sha256:%s\"]}\n",
+	h.Write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/pinned\", selectors: [\"unix:uid:%d\", \"tpm:ek:sha256:%s\"]}\n",
 		os.Getuid(), st.TPM.EKSHA256))
 	eventually(t, "the entry is in force", func() bool {
-		st, err := h.admin().Status(t.Context())
+		st, err := h.Admin().Status(t.Context())
 		return err == nil && st.Entries.Count == 1
 	})
-	if id, err := h.fetch(); err == nil {
+	if id, err := h.Fetch(); err == nil {
 		t.Errorf("a machine that was not appraised is issued %s", id)
 	}
-	h.learn()
-	if id, err := h.fetch(); err != nil || id != "spiffe://example.org/pinned" {
+	h.Learn()
+	if id, err := h.Fetch(); err != nil || id != "spiffe://example.org/pinned" {
 		t.Errorf("a machine that passes is issued %q, %v", id, err)
 	}
-	if out := h.ok("entry", "explain", fmt.Sprint(os.Getpid())); !matches("TPM-enforced +tpm:ek:sha256:"+st.TPM.EKSHA256, out) {
+	if out := h.OK("entry", "explain", fmt.Sprint(os.Getpid())); !matches("TPM-enforced +tpm:ek:sha256:"+st.TPM.EKSHA256, out) {
 		t.Errorf("explain says\n%s", out)
 	}
 }
@@ -243,26 +210,26 @@ func TestAnEntryCanAskForTheMachineWhileItPasses(t *testing.T) {
 func TestAPassOutlivesATPMThatIsAwayForAMoment(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.write("entries.d/a.yaml", entriesFor(1))
-	h.start()
-	h.learn()
-	h.tpm.Kill()
-	if _, stderr, code := h.vouch("node", "attest"); code != 1 || !strings.Contains(stderr, "swtpm") {
+	h.Write("entries.d/a.yaml", daemontest.EntriesFor(1))
+	h.Start()
+	h.Learn()
+	h.TPM.Kill()
+	if _, stderr, code := h.Vouch("node", "attest"); code != 1 || !strings.Contains(stderr, "swtpm") {
 		t.Errorf("attest exits %d: %s", code, stderr)
 	}
-	if _, err := h.fetch(); err != nil {
+	if _, err := h.Fetch(); err != nil {
 		t.Errorf("with the TPM away: %v", err)
 	}
-	if p := h.problems(); !strings.Contains(strings.Join(p, "\n"), "still using the last result") {
+	if p := h.Problems(); !strings.Contains(strings.Join(p, "\n"), "still using the last result") {
 		t.Errorf("problems with the TPM away: %q", p)
 	}
-	h.tpm.Restart()
+	h.TPM.Restart()
 	var r appraisal.Result
 	eventually(t, "an appraisal passes again", func() bool {
-		out, _, code := h.vouch("node", "attest", "--output", "json")
+		out, _, code := h.Vouch("node", "attest", "--output", "json")
 		return code == 0 && json.Unmarshal([]byte(out), &r) == nil && r.Passed
 	})
-	if p := h.problems(); len(p) != 0 {
+	if p := h.Problems(); len(p) != 0 {
 		t.Errorf("problems with the TPM back: %q", p)
 	}
 }

@@ -7,10 +7,11 @@ import (
 	"os"
 	"os/exec"
 	"slices"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
 
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	spiffe "github.com/spiffe/go-spiffe/v2/workloadapi"
@@ -23,12 +24,12 @@ import (
 // socket.
 func BenchmarkStart(b *testing.B) {
 	h := newHost(b)
-	h.start()
-	h.stop()
+	h.StartProcess()
+	h.Stop()
 	for b.Loop() {
-		h.start()
+		h.StartProcess()
 		b.StopTimer()
-		h.stop()
+		h.Stop()
 		b.StartTimer()
 	}
 }
@@ -46,14 +47,14 @@ func BenchmarkResident(b *testing.B) {
 	} {
 		b.Run(tt.name, func(b *testing.B) {
 			h := newHost(b)
-			h.write("entries.d/test.yaml", entriesFor(tt.entries))
-			h.start()
+			h.Write("entries.d/test.yaml", daemontest.EntriesFor(tt.entries))
+			h.StartProcess()
 			for range tt.streams {
 				openStream(b, h)
 			}
 			for b.Loop() {
 			}
-			b.ReportMetric(float64(h.resident())/(1<<20), "MB")
+			b.ReportMetric(float64(h.Resident())/(1<<20), "MB")
 			b.ReportMetric(0, "ns/op")
 		})
 	}
@@ -68,10 +69,10 @@ func BenchmarkChangeToUpdate(b *testing.B) {
 		changes := 0
 		change := func() {
 			changes++
-			h.write("entries.d/test.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/all\", selectors: [\"unix:uid:%d\"], hint: h%d}\n", os.Getuid(), changes))
+			h.Write("entries.d/test.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/all\", selectors: [\"unix:uid:%d\"], hint: h%d}\n", os.Getuid(), changes))
 		}
 		change()
-		h.start()
+		h.StartProcess()
 		var streams []*stream
 		for range 1000 {
 			streams = append(streams, openStream(b, h))
@@ -84,8 +85,8 @@ func BenchmarkChangeToUpdate(b *testing.B) {
 	})
 	b.Run("concerned=1", func(b *testing.B) {
 		h := newHost(b)
-		h.write("entries.d/test.yaml", entriesFor(1))
-		h.start()
+		h.Write("entries.d/test.yaml", daemontest.EntriesFor(1))
+		h.StartProcess()
 		for range 1000 {
 			openStream(b, h)
 		}
@@ -93,7 +94,7 @@ func BenchmarkChangeToUpdate(b *testing.B) {
 		changes := 0
 		change := func() {
 			changes++
-			h.write("entries.d/one.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/one/%d\", selectors: [\"unix:gid:65534\"]}\n", changes))
+			h.Write("entries.d/one.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/one/%d\", selectors: [\"unix:gid:65534\"]}\n", changes))
 		}
 		change()
 		messages := followAs(b, h, 65534)
@@ -114,19 +115,6 @@ func measureChange(b *testing.B, change, arrived func()) {
 	b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "p50-ms")
 }
 
-func entriesFor(n int) string {
-	var b strings.Builder
-	b.WriteString("entries:\n")
-	for i := range n {
-		uid := os.Getuid()
-		if i > 0 {
-			uid = 100_000 + i
-		}
-		fmt.Fprintf(&b, "  - {spiffe_id: \"spiffe://example.org/agent/%d\", selectors: [\"unix:uid:%d\"]}\n", i, uid)
-	}
-	return b.String()
-}
-
 type stream struct {
 	grpc.ServerStreamingClient[workload.X509SVIDResponse]
 }
@@ -142,7 +130,7 @@ func (s *stream) next(tb testing.TB) {
 // message.
 func openStream(tb testing.TB, h *host) *stream {
 	tb.Helper()
-	cc, err := grpc.NewClient("unix://"+h.path("agent.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	cc, err := grpc.NewClient("unix://"+h.Path("agent.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	must(tb, err)
 	tb.Cleanup(func() { cc.Close() })
 	ctx := metadata.AppendToOutgoingContext(context.Background(), "workload.spiffe.io", "true")
@@ -158,7 +146,7 @@ func openStream(tb testing.TB, h *host) *stream {
 func followAs(tb testing.TB, h *host, gid uint32) (next func()) {
 	tb.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), followSocket+"="+h.path("agent.sock"))
+	cmd.Env = append(os.Environ(), followSocket+"="+h.Path("agent.sock"))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(os.Getuid()), Gid: gid}}
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()

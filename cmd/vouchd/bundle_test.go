@@ -27,12 +27,12 @@ func TestStockVerifierTrustsTokensByPublishedFilesAlone(t *testing.T) {
 	web := httptest.NewTLSServer(http.FileServer(http.Dir(dir)))
 	defer web.Close()
 	h := newHost(t)
-	h.configure("authority:\n  jwt_issuer: " + web.URL + "\n")
-	h.write("entries.d/a.yaml", fmt.Sprintf(entryForVouch, os.Getuid()))
-	h.start()
+	h.Configure("authority:\n  jwt_issuer: " + web.URL + "\n")
+	h.Write("entries.d/a.yaml", fmt.Sprintf(entryForVouch, os.Getuid()))
+	h.Start()
 	must(t, os.Mkdir(dir+"/.well-known", 0o755))
-	h.ok("bundle", "openid-configuration", "--issuer", web.URL, "--write", dir+"/.well-known/openid-configuration")
-	said := h.ok("bundle", "jwks", "--issuer", web.URL, "--write", dir+"/keys")
+	h.OK("bundle", "openid-configuration", "--issuer", web.URL, "--write", dir+"/.well-known/openid-configuration")
+	said := h.OK("bundle", "jwks", "--issuer", web.URL, "--write", dir+"/keys")
 	if !matches(`keys is written; publish the next before \d{4}-`, said) {
 		t.Errorf("bundle jwks says %s", said)
 	}
@@ -41,7 +41,7 @@ func TestStockVerifierTrustsTokensByPublishedFilesAlone(t *testing.T) {
 	party, err := rp.NewRelyingPartyOIDC(ctx, web.URL, "relying-party", "", "", nil, rp.WithHTTPClient(web.Client()), rp.WithVerifierOpts(rp.WithSupportedSigningAlgorithms("ES256")))
 	must(t, err)
 	verify := func(audience string) (*oidc.IDTokenClaims, error) {
-		return rp.VerifyIDToken[*oidc.IDTokenClaims](ctx, strings.TrimSpace(h.ok("fetch", "jwt", "--audience", audience)), party.IDTokenVerifier())
+		return rp.VerifyIDToken[*oidc.IDTokenClaims](ctx, strings.TrimSpace(h.OK("fetch", "jwt", "--audience", audience)), party.IDTokenVerifier())
 	}
 	claims, err := verify("relying-party")
 	if err != nil || claims.Subject != "spiffe://example.org/cli" {
@@ -52,19 +52,19 @@ func TestStockVerifierTrustsTokensByPublishedFilesAlone(t *testing.T) {
 	}
 
 	// The files stay good across a restart, and nothing new is to be published.
-	h.stop()
-	h.start()
+	h.Stop()
+	h.Start()
 	if _, err := verify("relying-party"); err != nil {
 		t.Errorf("after a restart: %v", err)
 	}
-	if said := h.ok("bundle", "jwks", "--write", dir+"/keys"); !strings.Contains(said, "is up to date") {
+	if said := h.OK("bundle", "jwks", "--write", dir+"/keys"); !strings.Contains(said, "is up to date") {
 		t.Errorf("bundle jwks says %s", said)
 	}
 	// Without the files nobody trusts anything.
 	must(t, os.WriteFile(dir+"/keys", []byte(`{"keys":[]}`), 0o644))
 	stranger, err := rp.NewRelyingPartyOIDC(ctx, web.URL, "relying-party", "", "", nil, rp.WithHTTPClient(web.Client()), rp.WithVerifierOpts(rp.WithSupportedSigningAlgorithms("ES256")))
 	must(t, err)
-	if _, err := rp.VerifyIDToken[*oidc.IDTokenClaims](ctx, strings.TrimSpace(h.ok("fetch", "jwt", "--audience", "relying-party")), stranger.IDTokenVerifier()); err == nil {
+	if _, err := rp.VerifyIDToken[*oidc.IDTokenClaims](ctx, strings.TrimSpace(h.OK("fetch", "jwt", "--audience", "relying-party")), stranger.IDTokenVerifier()); err == nil {
 		t.Error("a token of an unpublished key is accepted")
 	}
 }
@@ -72,11 +72,11 @@ func TestStockVerifierTrustsTokensByPublishedFilesAlone(t *testing.T) {
 func TestPublishedKeysAreAsCloudsWantThemAndHaveTheNextOne(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.start()
+	h.Start()
 	var set struct {
 		Keys []map[string]any `json:"keys"`
 	}
-	must(t, json.Unmarshal([]byte(h.ok("bundle", "jwks")), &set))
+	must(t, json.Unmarshal([]byte(h.OK("bundle", "jwks")), &set))
 	if len(set.Keys) != 2 {
 		t.Errorf("%d keys are published, want the one that signs and the next", len(set.Keys))
 	}
@@ -94,15 +94,15 @@ func TestPublishedKeysAreAsCloudsWantThemAndHaveTheNextOne(t *testing.T) {
 		{[]string{"bundle", "openid-configuration"}, 2, "--issuer"},
 		{[]string{"bundle", "openid-configuration", "--issuer", "https://other.example.org"}, 1, "authority.jwt_issuer"},
 		{[]string{"bundle", "openid-configuration", "--issuer", "https://example.org", "--jwks-uri", "http://example.org/keys"}, 2, "want an https URL"},
-		{[]string{"bundle", "jwks", "--write", h.path("nonexistent/keys")}, 1, "no such file"},
+		{[]string{"bundle", "jwks", "--write", h.Path("nonexistent/keys")}, 1, "no such file"},
 		{[]string{"bundle"}, 2, "a command is required"},
 	} {
-		if _, stderr, code := h.vouch(tt.args...); code != tt.code || !strings.Contains(stderr, tt.err) {
+		if _, stderr, code := h.Vouch(tt.args...); code != tt.code || !strings.Contains(stderr, tt.err) {
 			t.Errorf("vouch %s exits %d: %s", strings.Join(tt.args, " "), code, stderr)
 		}
 	}
 	var doc map[string]any
-	must(t, json.Unmarshal([]byte(h.ok("bundle", "openid-configuration", "--issuer", "https://example.org")), &doc))
+	must(t, json.Unmarshal([]byte(h.OK("bundle", "openid-configuration", "--issuer", "https://example.org")), &doc))
 	if doc["issuer"] != "https://example.org" || doc["jwks_uri"] != "https://example.org/keys" {
 		t.Errorf("the document is %v", doc)
 	}
@@ -112,10 +112,10 @@ func TestPublishedKeysAreAsCloudsWantThemAndHaveTheNextOne(t *testing.T) {
 func TestFederatedDomainVerifiesSVIDsByTheBundle(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.write("entries.d/a.yaml", fmt.Sprintf(entryForVouch, os.Getuid()))
-	h.start()
+	h.Write("entries.d/a.yaml", fmt.Sprintf(entryForVouch, os.Getuid()))
+	h.Start()
 	td := spiffeid.RequireTrustDomainFromString("example.org")
-	bundle, err := spiffebundle.Parse(td, []byte(h.ok("bundle", "spiffe")))
+	bundle, err := spiffebundle.Parse(td, []byte(h.OK("bundle", "spiffe")))
 	must(t, err)
 	if n, ok := bundle.SequenceNumber(); !ok || n == 0 {
 		t.Errorf("sequence %d, %v", n, ok)
@@ -126,12 +126,12 @@ func TestFederatedDomainVerifiesSVIDsByTheBundle(t *testing.T) {
 	if len(bundle.X509Authorities()) != 1 || len(bundle.JWTAuthorities()) != 2 {
 		t.Errorf("%d roots and %d JWT keys", len(bundle.X509Authorities()), len(bundle.JWTAuthorities()))
 	}
-	token := strings.TrimSpace(h.ok("fetch", "jwt", "--audience", "far"))
+	token := strings.TrimSpace(h.OK("fetch", "jwt", "--audience", "far"))
 	if svid, err := jwtsvid.ParseAndValidate(token, bundle, []string{"far"}); err != nil || svid.ID.Path() != "/cli" {
 		t.Errorf("the JWT-SVID: %v", err)
 	}
-	h.ok("fetch", "x509", "--write", h.path("svid"))
-	svid, err := x509svid.Load(h.path("svid/svid.0.pem"), h.path("svid/svid.0.key"))
+	h.OK("fetch", "x509", "--write", h.Path("svid"))
+	svid, err := x509svid.Load(h.Path("svid/svid.0.pem"), h.Path("svid/svid.0.key"))
 	must(t, err)
 	var raw [][]byte
 	for _, c := range svid.Certificates {
@@ -142,7 +142,7 @@ func TestFederatedDomainVerifiesSVIDsByTheBundle(t *testing.T) {
 	}
 	// It is what the Workload API gives workloads of this host.
 	roots, err := x509.ParseCertificate(bundle.X509Authorities()[0].Raw)
-	if err != nil || !strings.Contains(h.ok("fetch", "bundle"), "BEGIN CERTIFICATE") || !roots.IsCA {
+	if err != nil || !strings.Contains(h.OK("fetch", "bundle"), "BEGIN CERTIFICATE") || !roots.IsCA {
 		t.Errorf("the root: %v", err)
 	}
 }

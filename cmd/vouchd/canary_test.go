@@ -49,10 +49,10 @@ func TestNoSecretLeavesTheDaemonButToItsHolder(t *testing.T) {
 	t.Parallel()
 	h, _ := newLeasingHost(t)
 	const sealed = "canary?/8+{4f1b}&sealed-value"
-	credentials, err := os.ReadFile(h.path("credentials.d/a.yaml"))
+	credentials, err := os.ReadFile(h.Path("credentials.d/a.yaml"))
 	must(t, err)
-	h.write("credentials.d/a.yaml", string(credentials)+"\n  - {name: stripe, broker: static, static: {secret: stripe-key, disclosable: true}}\n")
-	h.write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], credentials: [tides, stripe]}\n", os.Getuid()))
+	h.Write("credentials.d/a.yaml", string(credentials)+"\n  - {name: stripe, broker: static, static: {secret: stripe-key, disclosable: true}}\n")
+	h.Write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], credentials: [tides, stripe]}\n", os.Getuid()))
 
 	var otlp, journal catch
 	collector := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -60,18 +60,18 @@ func TestNoSecretLeavesTheDaemonButToItsHolder(t *testing.T) {
 		w.Header().Set("Content-Type", "application/x-protobuf")
 	}))
 	defer collector.Close()
-	h.env = []string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + collector.URL}
-	h.wrap = h.withJournal(&journal)
-	h.start("--set", "log.ocsf=true", "--set", "log.otlp=true", "--set", "log.journal=true", "--set", "metrics=unix:"+h.path("metrics.sock"))
+	h.Env = []string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + collector.URL}
+	h.Wrap = h.withJournal(&journal)
+	h.StartProcess("--set", "log.ocsf=true", "--set", "log.otlp=true", "--set", "log.journal=true", "--set", "metrics=unix:"+h.Path("metrics.sock"))
 
-	if _, stderr, code := h.vouchReads([]byte(sealed), "secret", "seal", "stripe-key"); code != 0 {
+	if _, stderr, code := h.VouchReads([]byte(sealed), "secret", "seal", "stripe-key"); code != 0 {
 		t.Fatalf("vouch secret seal exits %d: %s", code, stderr)
 	}
-	if out, stderr, code := h.vouch("get", "stripe", "--field", "value"); code != 0 || strings.TrimSpace(out) != sealed {
+	if out, stderr, code := h.Vouch("get", "stripe", "--field", "value"); code != 0 || strings.TrimSpace(out) != sealed {
 		t.Fatalf("vouch get exits %d: %q %s", code, out, stderr)
 	}
 	a := startAgent(t, h)
-	addr := spiffe.WithAddr("unix://" + h.path("agent.sock"))
+	addr := spiffe.WithAddr("unix://" + h.Path("agent.sock"))
 	svid, err := spiffe.FetchX509SVID(t.Context(), addr)
 	must(t, err)
 	key, err := svid.PrivateKey.(*ecdsa.PrivateKey).Bytes()
@@ -83,33 +83,33 @@ func TestNoSecretLeavesTheDaemonButToItsHolder(t *testing.T) {
 	}
 	signature, err := base64.RawURLEncoding.DecodeString(token.Marshal()[strings.LastIndexByte(token.Marshal(), '.')+1:])
 	must(t, err)
-	h.vouch("get", "stripe", "--param", "x="+sealed) // a caller's own, in what is refused
+	h.Vouch("get", "stripe", "--param", "x="+sealed) // a caller's own, in what is refused
 	canaries := map[string][]byte{
 		"the sealed secret": []byte(sealed), "the leased password": []byte(a.Password), "the daemon's own password": []byte("the-daemons-own"),
 		"the SVID's key": key, "the token's signature": signature,
 	}
 
-	told := map[string][]byte{"metrics": []byte(h.metrics("metrics.sock"))}
+	told := map[string][]byte{"metrics": []byte(h.Metrics("metrics.sock"))}
 	for _, args := range [][]string{
 		{"status", "--output", "json"}, {"lease", "list", "--output", "json"}, {"secret", "list", "--output", "json"}, {"doctor", "--output", "json"},
-		{"log", "show", "--output", "json"}, {"log", "report", "--output", "json"}, {"log", "archive", "--to", h.path("log.tar")},
+		{"log", "show", "--output", "json"}, {"log", "report", "--output", "json"}, {"log", "archive", "--to", h.Path("log.tar")},
 	} {
-		out, stderr, _ := h.vouch(args...)
+		out, stderr, _ := h.Vouch(args...)
 		told["vouch "+strings.Join(args, " ")] = []byte(out + stderr)
 	}
 	a.exit(t)
 	eventually(t, "the end of the login is recorded", func() bool {
-		out, _, _ := h.vouch("log", "show", "--event", "lease.revoke")
+		out, _, _ := h.Vouch("log", "show", "--event", "lease.revoke")
 		return strings.Contains(out, "process ended")
 	})
 	records := h.recordCount()
 	eventually(t, "every record is handed on", func() bool {
-		ocsf, _ := os.ReadFile(h.path("state/ocsf.jsonl"))
+		ocsf, _ := os.ReadFile(h.Path("state/ocsf.jsonl"))
 		return bytes.Count(ocsf, []byte("\n")) >= records && bytes.Count(journal.bytes(), []byte("VOUCHD_LEAF_HASH")) >= records &&
 			bytes.Count(otlp.bytes(), []byte("vouchd.log.leaf_hash")) >= records
 	})
-	h.stop()
-	told["standard error"], told["OTLP"], told["the journal"] = []byte(h.stderr.String()), otlp.bytes(), journal.bytes()
+	h.Stop()
+	told["standard error"], told["OTLP"], told["the journal"] = []byte(h.Stderr.String()), otlp.bytes(), journal.bytes()
 	for name, text := range h.tree() {
 		told[name] = text
 	}
@@ -153,12 +153,12 @@ func writings(s []byte) [][]byte {
 
 // withJournal returns what gives the daemon a journal of its own.
 func (h *host) withJournal(c *catch) []string {
-	h.t.Helper()
-	dir := h.path("journal")
-	must(h.t, os.Mkdir(dir, 0o755))
+	h.T.Helper()
+	dir := h.Path("journal")
+	must(h.T, os.Mkdir(dir, 0o755))
 	conn, err := net.ListenPacket("unixgram", filepath.Join(dir, "socket"))
-	must(h.t, err)
-	h.t.Cleanup(func() { conn.Close() })
+	must(h.T, err)
+	h.T.Cleanup(func() { conn.Close() })
 	go func() {
 		b := make([]byte, 1<<20)
 		for {
@@ -173,21 +173,21 @@ func (h *host) withJournal(c *catch) []string {
 }
 
 func (h *host) recordCount() int {
-	h.t.Helper()
-	st, err := h.admin().Status(h.t.Context())
-	must(h.t, err)
+	h.T.Helper()
+	st, err := h.Admin().Status(h.T.Context())
+	must(h.T, err)
 	return int(st.Log.Records)
 }
 
 // tree reads every file of the host.
 func (h *host) tree() map[string][]byte {
-	h.t.Helper()
+	h.T.Helper()
 	files := make(map[string][]byte)
-	must(h.t, fs.WalkDir(os.DirFS(h.dir), ".", func(name string, d fs.DirEntry, err error) error {
+	must(h.T, fs.WalkDir(os.DirFS(h.Dir), ".", func(name string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
-		files[name], err = os.ReadFile(h.path(name))
+		files[name], err = os.ReadFile(h.Path(name))
 		return err
 	}))
 	return files
@@ -204,19 +204,19 @@ func TestCrashLeavesNoCore(t *testing.T) {
 		t.Log("this system dumps nothing of any process; what follows shows less")
 	}
 	h := newHost(t)
-	h.env = []string{"GOTRACEBACK=crash"}
-	h.wrap = []string{"sh", "-c", `ulimit -c unlimited; cd "$0" && exec "$@"`, t.TempDir()}
-	h.start()
-	must(t, h.cmd.Process.Signal(syscall.SIGABRT))
-	h.wait()
-	status := h.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	h.Env = []string{"GOTRACEBACK=crash"}
+	h.Wrap = []string{"sh", "-c", `ulimit -c unlimited; cd "$0" && exec "$@"`, t.TempDir()}
+	h.StartProcess()
+	must(t, h.Cmd.Process.Signal(syscall.SIGABRT))
+	h.Wait()
+	status := h.Cmd.ProcessState.Sys().(syscall.WaitStatus)
 	if !status.Signaled() || status.Signal() != syscall.SIGABRT {
-		t.Fatalf("ended with %v, want the signal; it said:\n%s", h.cmd.ProcessState, h.stderr)
+		t.Fatalf("ended with %v, want the signal; it said:\n%s", h.Cmd.ProcessState, h.Stderr)
 	}
 	if status.CoreDump() {
 		t.Error("the kernel dumped the daemon's memory")
 	}
-	if left, err := os.ReadDir(h.wrap[len(h.wrap)-1]); err != nil || len(left) > 0 {
+	if left, err := os.ReadDir(h.Wrap[len(h.Wrap)-1]); err != nil || len(left) > 0 {
 		t.Errorf("left in the working directory: %v, %v", left, err)
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
+
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
@@ -21,9 +23,9 @@ const entryForVouch = "entries:\n  - {spiffe_id: \"spiffe://example.org/cli\", s
 func TestCommandLineAgainstARunningDaemon(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.write("entries.d/a.yaml", fmt.Sprintf(entryForVouch, os.Getuid()))
-	h.start()
-	pid := fmt.Sprint(h.cmd.Process.Pid)
+	h.Write("entries.d/a.yaml", fmt.Sprintf(entryForVouch, os.Getuid()))
+	h.Start()
+	pid := fmt.Sprint(os.Getpid())
 	for _, tt := range []struct {
 		args     []string
 		code     int
@@ -50,7 +52,7 @@ func TestCommandLineAgainstARunningDaemon(t *testing.T) {
 		{[]string{"log", "show", "--spiffe-id", "spiffe://example.org/nobody"}, 0, `^$`, `^$`},
 		{[]string{"log", "verify", "--live"}, 0, `^The log holds`, `^$`},
 	} {
-		out, stderr, code := h.vouch(tt.args...)
+		out, stderr, code := h.Vouch(tt.args...)
 		if code != tt.code || !regexp.MustCompile(tt.out).MatchString(out) || !regexp.MustCompile(tt.err).MatchString(stderr) {
 			t.Errorf("vouch %s exits %d, want %d\n-- out, want %s --\n%s-- err, want %s --\n%s", strings.Join(tt.args, " "), code, tt.code, tt.out, out, tt.err, stderr)
 		}
@@ -60,24 +62,24 @@ func TestCommandLineAgainstARunningDaemon(t *testing.T) {
 func TestCommandLineSpeaksJSON(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.write("entries.d/a.yaml", fmt.Sprintf(entryForVouch, os.Getuid()))
-	h.start()
+	h.Write("entries.d/a.yaml", fmt.Sprintf(entryForVouch, os.Getuid()))
+	h.Start()
 	for _, args := range [][]string{
 		{"status"}, {"doctor"}, {"check"}, {"entry", "list"}, {"entry", "explain", fmt.Sprint(os.Getpid())},
 		{"fetch", "x509"}, {"fetch", "jwt", "--audience", "api"}, {"fetch", "bundle"}, {"log", "verify", "--live"},
 	} {
-		out, stderr, code := h.vouch(append(args, "--output", "json")...)
+		out, stderr, code := h.Vouch(append(args, "--output", "json")...)
 		if code != 0 || !json.Valid([]byte(out)) {
 			t.Errorf("vouch %s exits %d with\n%s%s", strings.Join(args, " "), code, out, stderr)
 		}
 	}
-	out, _, _ := h.vouch("status", "--output", "json")
+	out, _, _ := h.Vouch("status", "--output", "json")
 	var st view.Status
 	must(t, json.Unmarshal([]byte(out), &st))
 	if st.TrustDomain != "example.org" || st.Entries.Count != 2 || st.Log.Records == 0 || st.Problems == nil {
 		t.Errorf("status = %+v", st)
 	}
-	out, _, _ = h.vouch("log", "show", "--output", "json")
+	out, _, _ = h.Vouch("log", "show", "--output", "json")
 	for line := range strings.Lines(out) {
 		if _, err := audit.DecodeLeaf([]byte(strings.TrimSpace(line))); err != nil {
 			t.Errorf("a line of log show is not a record: %v", err)
@@ -88,11 +90,11 @@ func TestCommandLineSpeaksJSON(t *testing.T) {
 func TestFetchWritesFilesOthersCannotRead(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.write("entries.d/a.yaml", fmt.Sprintf(entryForVouch, os.Getuid()))
-	h.start()
-	dir := h.path("svid")
+	h.Write("entries.d/a.yaml", fmt.Sprintf(entryForVouch, os.Getuid()))
+	h.Start()
+	dir := h.Path("svid")
 	for range 2 { // again, over the old ones
-		if _, stderr, code := h.vouch("fetch", "x509", "--write", dir); code != 0 {
+		if _, stderr, code := h.Vouch("fetch", "x509", "--write", dir); code != 0 {
 			t.Fatalf("exits %d: %s", code, stderr)
 		}
 	}
@@ -113,11 +115,11 @@ func TestFetchWritesFilesOthersCannotRead(t *testing.T) {
 func TestDoctorWithoutADaemonSaysHowToStartIt(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	out, _, code := h.vouch("doctor")
+	out, _, code := h.Vouch("doctor")
 	if code != 1 || !strings.Contains(out, "systemctl start vouchd") {
 		t.Errorf("exits %d and says\n%s", code, out)
 	}
-	if _, stderr, code := h.vouch("status"); code != 1 || !strings.Contains(stderr, "vouch doctor") {
+	if _, stderr, code := h.Vouch("status"); code != 1 || !strings.Contains(stderr, "vouch doctor") {
 		t.Errorf("status exits %d and says %s", code, stderr)
 	}
 }
@@ -125,11 +127,11 @@ func TestDoctorWithoutADaemonSaysHowToStartIt(t *testing.T) {
 func TestLogCommandsWorkOnACopyAlone(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.write("entries.d/a.yaml", fmt.Sprintf(entryForVouch, os.Getuid()))
-	h.start()
+	h.Write("entries.d/a.yaml", fmt.Sprintf(entryForVouch, os.Getuid()))
+	h.Start()
 	ok := func(args ...string) string {
 		t.Helper()
-		out, stderr, code := h.vouch(args...)
+		out, stderr, code := h.Vouch(args...)
 		if code != 0 {
 			t.Fatalf("vouch %s exits %d:\n%s%s", strings.Join(args, " "), code, out, stderr)
 		}
@@ -137,9 +139,9 @@ func TestLogCommandsWorkOnACopyAlone(t *testing.T) {
 	}
 	ok("fetch", "x509")
 	ok("fetch", "jwt", "--audience", "api")
-	h.stop()
-	log := h.path("copy")
-	must(t, os.CopyFS(log, os.DirFS(h.path("state/log"))))
+	h.Stop()
+	log := h.Path("copy")
+	must(t, os.CopyFS(log, os.DirFS(h.Path("state/log"))))
 
 	trace := ok("log", "verify", "--trace", log)
 	for _, want := range []string{`cli\s+x509 to pid \d+ of user \d+ <- issuing CA \(record \d+\)\s+<- node key <- AK <- TPM`, `cli\s+jwt\s+.*<- JWT key \(record \d+\)\s+<- AK <- TPM`} {
@@ -156,16 +158,16 @@ func TestLogCommandsWorkOnACopyAlone(t *testing.T) {
 	if report := ok("log", "report", log); !strings.Contains(report, "spiffe://example.org/cli") {
 		t.Errorf("report says\n%s", report)
 	}
-	must(t, os.WriteFile(h.path("proof"), []byte(ok("log", "prove", index, log)), 0o600))
-	if said := ok("log", "check-proof", "--key", key, h.path("proof")); !strings.Contains(said, "spiffe://example.org/cli") {
+	must(t, os.WriteFile(h.Path("proof"), []byte(ok("log", "prove", index, log)), 0o600))
+	if said := ok("log", "check-proof", "--key", key, h.Path("proof")); !strings.Contains(said, "spiffe://example.org/cli") {
 		t.Errorf("check-proof says\n%s", said)
 	}
-	if _, _, code := h.vouch("log", "check-proof", h.path("proof")); code != 2 {
+	if _, _, code := h.Vouch("log", "check-proof", h.Path("proof")); code != 2 {
 		t.Errorf("check-proof without a key exits %d, want 2", code)
 	}
 	ok("log", "consistency", "1", index, log)
-	ok("log", "archive", "--to", h.path("log.tar"), log)
-	ok("log", "verify", h.path("log.tar"))
+	ok("log", "archive", "--to", h.Path("log.tar"), log)
+	ok("log", "verify", h.Path("log.tar"))
 
 	// A byte of the hand-out's record changes.
 	segments, err := filepath.Glob(log + "/wal/*")
@@ -173,17 +175,15 @@ func TestLogCommandsWorkOnACopyAlone(t *testing.T) {
 	data, err := os.ReadFile(segments[0])
 	must(t, err)
 	must(t, os.WriteFile(segments[0], []byte(strings.Replace(string(data), "example.org/cli", "example.org/cla", 1)), 0o600))
-	if out, _, code := h.vouch("log", "verify", log); code != 1 || !strings.Contains(out, "does not hold") {
+	if out, _, code := h.Vouch("log", "verify", log); code != 1 || !strings.Contains(out, "does not hold") {
 		t.Errorf("verify of a changed log exits %d and says\n%s", code, out)
 	}
 }
 
 func TestVersionNamesTheModules(t *testing.T) {
 	t.Parallel()
-	dir, err := binaries()
-	must(t, err)
 	for _, program := range []string{"vouch", "vouchd"} {
-		out, err := exec.Command(filepath.Join(dir, program), "--version").Output()
+		out, err := exec.Command(daemontest.Program(t, program), "--version").Output()
 		if err != nil || !matches(`^`+program+` version \S+ .*go1\.\d+.*\n`, string(out)) || !matches(`(?m)^  github\.com/google/go-tpm v0\.\d+\.\d+$`, string(out)) {
 			t.Errorf("%s --version: %v\n%s", program, err, out)
 		}

@@ -50,7 +50,7 @@ type shown struct {
 
 func TestExampleClientsLeaseForThemselves(t *testing.T) {
 	h, pg := newLeasingHost(t)
-	h.start()
+	h.StartProcess()
 	admin := pg.Admin(t, "postgres")
 	roles := func(name string) (n int) {
 		must(t, admin.QueryRow(t.Context(), "SELECT count(*) FROM pg_roles WHERE rolname = $1", name).Scan(&n))
@@ -59,20 +59,20 @@ func TestExampleClientsLeaseForThemselves(t *testing.T) {
 	for language, command := range exampleClients(t) {
 		client := func(args ...string) (cmd *exec.Cmd, lease func() shown, in io.Closer) {
 			cmd = exec.Command(command[0], append(command[1:], args...)...)
-			cmd.Env = append(os.Environ(), "SPIFFE_ENDPOINT_SOCKET=unix://"+h.path("agent.sock"))
+			cmd.Env = append(os.Environ(), "SPIFFE_ENDPOINT_SOCKET=unix://"+h.Path("agent.sock"))
 			cmd.Stderr = t.Output()
 			in, err := cmd.StdinPipe()
 			must(t, err)
 			out, err := cmd.StdoutPipe()
 			must(t, err)
-			must(t, cmd.Start())
+			must(t, cmd.StartProcess())
 			t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 			lines := bufio.NewReader(out)
 			return cmd, func() (s shown) {
 				t.Helper()
 				line, err := lines.ReadBytes('\n')
 				if err != nil {
-					t.Fatalf("%v; the daemon said:\n%s", err, h.stderr)
+					t.Fatalf("%v; the daemon said:\n%s", err, h.Stderr)
 				}
 				must(t, json.Unmarshal(line, &s))
 				if s.Credential != "tides" || s.Fields["password"] != "..." || roles(s.Fields["username"]) != 1 || s.ExpiresAt < time.Now().Unix() {
@@ -98,7 +98,7 @@ func TestExampleClientsLeaseForThemselves(t *testing.T) {
 		})
 		t.Run(language+" watch", func(t *testing.T) {
 			// The definition's shortest lifetime is 10 s, so the next comes after 7.
-			h.write("credentials.d/a.yaml", strings.Replace(read(t, h.path("credentials.d/a.yaml")), "max_ttl: 1h", "ttl: 10s\n    max_ttl: 1h", 1))
+			h.Write("credentials.d/a.yaml", strings.Replace(read(t, h.Path("credentials.d/a.yaml")), "max_ttl: 1h", "ttl: 10s\n    max_ttl: 1h", 1))
 			_, lease, _ := client("--watch", "tides")
 			first := lease()
 			if next := lease(); next.Fields["username"] == first.Fields["username"] {
@@ -107,7 +107,7 @@ func TestExampleClientsLeaseForThemselves(t *testing.T) {
 		})
 		t.Run(language+" refused", func(t *testing.T) {
 			cmd := exec.Command(command[0], append(command[1:], "ungranted")...)
-			cmd.Env = append(os.Environ(), "SPIFFE_ENDPOINT_SOCKET=unix://"+h.path("agent.sock"))
+			cmd.Env = append(os.Environ(), "SPIFFE_ENDPOINT_SOCKET=unix://"+h.Path("agent.sock"))
 			out, err := cmd.CombinedOutput()
 			if err == nil || !strings.Contains(string(out), "PERMISSION_DENIED: the caller is not granted this credential") {
 				t.Errorf("%v: %s", err, out)

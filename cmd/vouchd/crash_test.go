@@ -158,10 +158,10 @@ func TestDaemonKilledAtEveryStepOfALeaseLeavesNoOrphan(t *testing.T) {
 			h, g := newGatedHost(t, pg, name)
 			steps := 0
 			for n := 1; ; n++ {
-				h.start()
+				h.StartProcess()
 				killed := make(chan struct{})
-				g.arm(n, after, true, func() { h.cmd.Process.Kill(); close(killed) })
-				_, stderr, code := h.vouch("exec", "--credential", name+"=PG", "--", "true")
+				g.arm(n, after, true, func() { h.Cmd.Process.Kill(); close(killed) })
+				_, stderr, code := h.Vouch("exec", "--credential", name+"=PG", "--", "true")
 				select {
 				case <-killed:
 				default:
@@ -173,12 +173,12 @@ func TestDaemonKilledAtEveryStepOfALeaseLeavesNoOrphan(t *testing.T) {
 					}
 					return
 				}
-				h.wait()
+				h.Wait()
 				steps++
 				g.arm(0, "", false, nil)
-				h.start()
+				h.StartProcess()
 				h.nothingLeft(pg, name, fmt.Sprintf("killed at message %d", n))
-				h.stop()
+				h.Stop()
 			}
 		})
 	}
@@ -189,24 +189,24 @@ func TestDaemonKilledAtEveryStepOfALeaseLeavesNoOrphan(t *testing.T) {
 func newGatedHost(t *testing.T, pg *pgtest.Server, credential string) (*host, *barrier) {
 	t.Helper()
 	h := newHost(t)
-	g := newBarrier(t, h.path("pg"), pg)
-	must(t, os.WriteFile(h.path("password"), []byte("the-daemons-own\n"), 0o600))
+	g := newBarrier(t, h.Path("pg"), pg)
+	must(t, os.WriteFile(h.Path("password"), []byte("the-daemons-own\n"), 0o600))
 	h.grants(fmt.Sprintf("  - {name: %s, broker: postgres, postgres: {host: %s, port: %d, database: postgres, user: vouchd, password_file: %s, grants: [\"GRANT SELECT ON public.tides TO {{role}}\"]}}\n",
-		credential, h.path("pg"), pg.Port, h.path("password")), credential)
+		credential, h.Path("pg"), pg.Port, h.Path("password")), credential)
 	return h, g
 }
 
 // nothingLeft waits until neither the daemon nor the server has anything of a
 // credential.
 func (h *host) nothingLeft(pg *pgtest.Server, credential, when string) {
-	h.t.Helper()
-	admin := pg.Admin(h.t, "postgres")
-	defer admin.Close(h.t.Context())
-	eventually(h.t, "nothing is left, "+when, func() bool {
-		leases, err := h.admin().Leases(h.t.Context())
-		must(h.t, err)
+	h.T.Helper()
+	admin := pg.Admin(h.T, "postgres")
+	defer admin.Close(h.T.Context())
+	eventually(h.T, "nothing is left, "+when, func() bool {
+		leases, err := h.Admin().Leases(h.T.Context())
+		must(h.T, err)
 		var roles int
-		must(h.t, admin.QueryRow(h.t.Context(), "SELECT count(*) FROM pg_roles WHERE rolname LIKE $1", `vouch\_`+credential+`\_%`).Scan(&roles))
+		must(h.T, admin.QueryRow(h.T.Context(), "SELECT count(*) FROM pg_roles WHERE rolname LIKE $1", `vouch\_`+credential+`\_%`).Scan(&roles))
 		return len(leases) == 0 && roles == 0
 	})
 }

@@ -99,9 +99,9 @@ func newLeasingHost(t *testing.T) (*host, *pgtest.Server) {
 	pg, err := database()
 	must(t, err)
 	h := newHost(t)
-	h.write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], credentials: [tides, tides-for-all]}\n", os.Getuid()))
-	must(t, os.WriteFile(h.path("password"), []byte("the-daemons-own\n"), 0o600))
-	must(t, os.Mkdir(h.path("credentials.d"), 0o755))
+	h.Write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], credentials: [tides, tides-for-all]}\n", os.Getuid()))
+	must(t, os.WriteFile(h.Path("password"), []byte("the-daemons-own\n"), 0o600))
+	must(t, os.Mkdir(h.Path("credentials.d"), 0o755))
 	definition := `
   - name: %s
     broker: postgres
@@ -121,9 +121,9 @@ func newLeasingHost(t *testing.T) (*host, *pgtest.Server) {
 `
 	text := "credentials:"
 	for name, bind := range map[string]string{"tides": "process", "tides-for-all": "lease", "ungranted": "process"} {
-		text += fmt.Sprintf(definition, name, bind, pg.SocketDir, pg.Port, h.path("password"))
+		text += fmt.Sprintf(definition, name, bind, pg.SocketDir, pg.Port, h.Path("password"))
 	}
-	h.write("credentials.d/a.yaml", text)
+	h.Write("credentials.d/a.yaml", text)
 	return h, pg
 }
 
@@ -137,7 +137,7 @@ type agent struct {
 func startAgent(t testing.TB, h *host) *agent {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), leaseSocket+"="+h.path("agent.sock"))
+	cmd.Env = append(os.Environ(), leaseSocket+"="+h.Path("agent.sock"))
 	cmd.Stderr = t.Output()
 	in, err := cmd.StdinPipe()
 	must(t, err)
@@ -148,7 +148,7 @@ func startAgent(t testing.TB, h *host) *agent {
 	a := &agent{cmd: cmd, hold: in}
 	line, err := bufio.NewReader(out).ReadBytes('\n')
 	if err != nil {
-		t.Fatalf("the agent got no login: %v; the daemon said:\n%s", err, h.stderr)
+		t.Fatalf("the agent got no login: %v; the daemon said:\n%s", err, h.Stderr)
 	}
 	must(t, json.Unmarshal(line, &a.login))
 	return a
@@ -194,28 +194,28 @@ func (l login) checkGone(t *testing.T, pg *pgtest.Server, session *pgx.Conn, end
 
 // checkSecret checks that nothing the daemon wrote holds the password.
 func (h *host) checkSecret(l login) {
-	h.t.Helper()
-	if strings.Contains(h.stderr.String(), l.Password) {
-		h.t.Error("the daemon's messages hold the password")
+	h.T.Helper()
+	if strings.Contains(h.Stderr.String(), l.Password) {
+		h.T.Error("the daemon's messages hold the password")
 	}
-	out, err := exec.Command("grep", "-rlF", "-e", l.Password, h.dir).CombinedOutput()
+	out, err := exec.Command("grep", "-rlF", "-e", l.Password, h.Dir).CombinedOutput()
 	if len(out) > 0 {
-		h.t.Errorf("the password is in %s", out)
+		h.T.Errorf("the password is in %s", out)
 	} else if err == nil || err.Error() != "exit status 1" {
-		h.t.Errorf("looking for the password: %v", err)
+		h.T.Errorf("looking for the password: %v", err)
 	}
-	if out, _, _ := h.vouch("status", "--output", "json"); strings.Contains(out, l.Password) {
-		h.t.Error("the status holds the password")
+	if out, _, _ := h.Vouch("status", "--output", "json"); strings.Contains(out, l.Password) {
+		h.T.Error("the status holds the password")
 	}
-	if out, _, _ := h.vouch("lease", "list", "--output", "json"); strings.Contains(out, l.Password) {
-		h.t.Error("the list of leases holds the password")
+	if out, _, _ := h.Vouch("lease", "list", "--output", "json"); strings.Contains(out, l.Password) {
+		h.T.Error("the list of leases holds the password")
 	}
 }
 
 func TestLoginEndsWithItsAgent(t *testing.T) {
 	t.Parallel()
 	h, pg := newLeasingHost(t)
-	h.start()
+	h.Start()
 	a := startAgent(t, h)
 	session := a.thief(t, pg)
 	h.checkSecret(a.login)
@@ -224,10 +224,10 @@ func TestLoginEndsWithItsAgent(t *testing.T) {
 	h.checkSecret(a.login)
 
 	eventually(t, "the end is recorded", func() bool {
-		out, _, _ := h.vouch("log", "show", "--event", "lease.revoke")
+		out, _, _ := h.Vouch("log", "show", "--event", "lease.revoke")
 		return strings.Contains(out, "lease.revoke")
 	})
-	out, stderr, code := h.vouch("log", "show", "--credential", "tides", "--output", "json")
+	out, stderr, code := h.Vouch("log", "show", "--credential", "tides", "--output", "json")
 	if code != 0 {
 		t.Fatalf("vouch log show: %s", stderr)
 	}
@@ -254,8 +254,8 @@ func TestLoginEndsWithItsAgent(t *testing.T) {
 	if end := told["lease.revoke"]; end.Reason != "process ended" || end.Credential.Revocation != "hard" {
 		t.Errorf("end tells too little: %+v", end)
 	}
-	h.stop()
-	if out, stderr, code := h.vouch("log", "verify"); code != 0 {
+	h.Stop()
+	if out, stderr, code := h.Vouch("log", "verify"); code != 0 {
 		t.Errorf("vouch log verify exits %d: %s%s", code, out, stderr)
 	}
 }
@@ -288,16 +288,15 @@ type record struct {
 func TestLoginEndsThoughTheDaemonWasKilled(t *testing.T) {
 	t.Parallel()
 	h, pg := newLeasingHost(t)
-	h.start()
+	h.StartProcess()
 	gone, stays := startAgent(t, h), startAgent(t, h)
 	session := gone.thief(t, pg)
-	must(t, h.cmd.Process.Kill())
-	h.wait()
+	h.Kill()
 	gone.exit(t)
 	if err := session.Ping(t.Context()); err != nil {
 		t.Fatalf("the login ended without a daemon to end it: %v", err)
 	}
-	h.start()
+	h.StartProcess()
 	gone.checkGone(t, pg, session, time.Now())
 	h.checkSecret(gone.login)
 
@@ -310,8 +309,8 @@ func TestLoginEndsThoughTheDaemonWasKilled(t *testing.T) {
 func TestWatchSendsTheNextLoginBeforeTheLastEnds(t *testing.T) {
 	t.Parallel()
 	h, pg := newLeasingHost(t)
-	h.start()
-	client, err := client.New("unix://" + h.path("agent.sock"))
+	h.Start()
+	client, err := client.New("unix://" + h.Path("agent.sock"))
 	must(t, err)
 	defer client.Close()
 	var got []login
@@ -343,9 +342,9 @@ func TestWatchSendsTheNextLoginBeforeTheLastEnds(t *testing.T) {
 		}
 		return err != nil
 	})
-	h.write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"]}\n", os.Getuid()))
+	h.Write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"]}\n", os.Getuid()))
 	eventually(t, "no lease is left", func() bool {
-		leases, err := h.admin().Leases(t.Context())
+		leases, err := h.Admin().Leases(t.Context())
 		must(t, err)
 		return len(leases) == 0
 	})

@@ -19,7 +19,7 @@ const agentID = "spiffe://example.org/agent"
 // disableAgent cuts the agents' identity off.
 func disableAgent(t *testing.T, h *host) {
 	t.Helper()
-	out, stderr, code := h.vouch("entry", "disable", agentID, "--reason", "incident 4211")
+	out, stderr, code := h.Vouch("entry", "disable", agentID, "--reason", "incident 4211")
 	if code != 0 || !strings.Contains(out, agentID+" is disabled") {
 		t.Fatalf("disabling exits %d: %s%s", code, out, stderr)
 	}
@@ -28,11 +28,11 @@ func disableAgent(t *testing.T, h *host) {
 func TestDisablingAnIdentityCutsItOffAtOnce(t *testing.T) {
 	t.Parallel()
 	h, pg := newLeasingHost(t)
-	h.start()
+	h.StartProcess()
 	stream := openStream(t, h)
 	a := startAgent(t, h)
 	session := a.thief(t, pg)
-	client, err := client.New("unix://" + h.path("agent.sock"))
+	client, err := client.New("unix://" + h.Path("agent.sock"))
 	must(t, err)
 	defer client.Close()
 	watched := make(chan error, 1)
@@ -61,7 +61,7 @@ func TestDisablingAnIdentityCutsItOffAtOnce(t *testing.T) {
 			{"fetch", "x509"}, {"fetch", "jwt", "--audience", "a"}, {"fetch", "jwt", "--audience", "a", "--spiffe-id", agentID},
 			{"get", "tides-for-all"}, {"exec", "--credential", "tides=PG", "--", "true"},
 		} {
-			if _, stderr, code := h.vouch(args...); code != 1 || !strings.Contains(stderr, "the identity is disabled") {
+			if _, stderr, code := h.Vouch(args...); code != 1 || !strings.Contains(stderr, "the identity is disabled") {
 				t.Errorf("%s, vouch %s exits %d: %s", when, strings.Join(args, " "), code, stderr)
 			}
 		}
@@ -80,19 +80,18 @@ func TestDisablingAnIdentityCutsItOffAtOnce(t *testing.T) {
 		{[]string{"log", "show", "--spiffe-id", agentID, "--event", "admin.request"}, 0, `disable the identity: incident 4211`},
 		{[]string{"lease", "list"}, 0, `^$`},
 	} {
-		if out, stderr, code := h.vouch(tt.args...); code != tt.code || !matches(tt.out, out) {
+		if out, stderr, code := h.Vouch(tt.args...); code != tt.code || !matches(tt.out, out) {
 			t.Errorf("vouch %s exits %d, want %d with %s:\n%s%s", strings.Join(tt.args, " "), code, tt.code, tt.out, out, stderr)
 		}
 	}
 
-	must(t, h.cmd.Process.Kill())
-	h.wait()
-	h.start()
+	h.Kill()
+	h.StartProcess()
 	refused("after a restart")
-	if out, stderr, code := h.vouch("entry", "enable", agentID); code != 0 || !strings.Contains(out, "is enabled") {
+	if out, stderr, code := h.Vouch("entry", "enable", agentID); code != 0 || !strings.Contains(out, "is enabled") {
 		t.Fatalf("enabling exits %d: %s%s", code, out, stderr)
 	}
-	if out, _, code := h.vouch("entry", "enable", agentID); code != 0 || !strings.Contains(out, "was not disabled") {
+	if out, _, code := h.Vouch("entry", "enable", agentID); code != 0 || !strings.Contains(out, "was not disabled") {
 		t.Errorf("enabling again exits %d: %s", code, out)
 	}
 	startAgent(t, h)
@@ -102,18 +101,18 @@ func TestDisablingOneIdentityLeavesTheOthers(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	entry := "  - {spiffe_id: \"%s\", selectors: [\"unix:uid:%d\"]}\n"
-	h.write("entries.d/a.yaml", "entries:\n"+fmt.Sprintf(entry, agentID, os.Getuid())+fmt.Sprintf(entry, "spiffe://example.org/other", os.Getuid()))
-	h.start()
+	h.Write("entries.d/a.yaml", "entries:\n"+fmt.Sprintf(entry, agentID, os.Getuid())+fmt.Sprintf(entry, "spiffe://example.org/other", os.Getuid()))
+	h.Start()
 	stream := openStream(t, h)
 	disableAgent(t, h)
 	left, err := stream.Recv()
 	if err != nil || len(left.Svids) != 1 || left.Svids[0].SpiffeId != "spiffe://example.org/other" {
 		t.Errorf("the stream is sent %v, %v", left.GetSvids(), err)
 	}
-	if _, stderr, code := h.vouch("fetch", "jwt", "--audience", "a", "--spiffe-id", agentID); code != 1 || !strings.Contains(stderr, "PermissionDenied") {
+	if _, stderr, code := h.Vouch("fetch", "jwt", "--audience", "a", "--spiffe-id", agentID); code != 1 || !strings.Contains(stderr, "PermissionDenied") {
 		t.Errorf("a token of the disabled identity: exits %d: %s", code, stderr)
 	}
-	if out, _, code := h.vouch("entry", "explain", "--self"); code != 0 || strings.Count(out, "DISABLED") != 1 {
+	if out, _, code := h.Vouch("entry", "explain", "--self"); code != 0 || strings.Count(out, "DISABLED") != 1 {
 		t.Errorf("explain exits %d: %s", code, out)
 	}
 	for _, tt := range []struct {
@@ -123,7 +122,7 @@ func TestDisablingOneIdentityLeavesTheOthers(t *testing.T) {
 		{"spiffe://example.org/agnet", "no entry in force has this identity", 1},
 		{"agent", "is not a SPIFFE ID", 2},
 	} {
-		if _, stderr, code := h.vouch("entry", "disable", tt.id); code != tt.code || !strings.Contains(stderr, tt.err) {
+		if _, stderr, code := h.Vouch("entry", "disable", tt.id); code != tt.code || !strings.Contains(stderr, tt.err) {
 			t.Errorf("disabling %s exits %d: %s", tt.id, code, stderr)
 		}
 	}
@@ -132,36 +131,35 @@ func TestDisablingOneIdentityLeavesTheOthers(t *testing.T) {
 func TestLeasesOfADisabledIdentityEndAtTheNextStart(t *testing.T) {
 	t.Parallel()
 	h, pg := newLeasingHost(t)
-	h.start()
+	h.StartProcess()
 	a := startAgent(t, h)
 	session := a.thief(t, pg)
-	must(t, h.cmd.Process.Kill())
-	h.wait()
+	h.Kill()
 	// As if it had been killed between the list and the leases.
 	other := newHost(t)
-	other.write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"%s\", selectors: [\"unix:uid:%d\"]}\n", agentID, os.Getuid()))
-	other.start()
+	other.Write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"%s\", selectors: [\"unix:uid:%d\"]}\n", agentID, os.Getuid()))
+	other.StartProcess()
 	disableAgent(t, other)
-	list, err := os.ReadFile(other.path("state/disabled-identities"))
+	list, err := os.ReadFile(other.Path("state/disabled-identities"))
 	must(t, err)
-	must(t, os.WriteFile(h.path("state/disabled-identities"), list, 0o600))
-	h.start()
+	must(t, os.WriteFile(h.Path("state/disabled-identities"), list, 0o600))
+	h.StartProcess()
 	eventually(t, "its session ends", func() bool { return session.Ping(t.Context()) != nil })
 }
 
 func TestDamagedListOfDisabledIdentitiesIsNoEmptyOne(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"%s\", selectors: [\"unix:uid:%d\"]}\n", agentID, os.Getuid()))
-	h.start()
+	h.Write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"%s\", selectors: [\"unix:uid:%d\"]}\n", agentID, os.Getuid()))
+	h.Start()
 	disableAgent(t, h)
-	h.stop()
-	path := h.path("state/disabled-identities")
+	h.Stop()
+	path := h.Path("state/disabled-identities")
 	b, err := os.ReadFile(path)
 	must(t, err)
 	must(t, os.WriteFile(path, []byte(strings.Replace(string(b), "agent", "agenx", 1)), 0o600))
-	h.launch()
-	if err := h.wait(); err == nil || !strings.Contains(h.stderr.String(), "disabled-identities is damaged") {
-		t.Errorf("the daemon ends with %v and says:\n%s", err, h.stderr)
+	h.Launch()
+	if err := h.Wait(); err == nil || !strings.Contains(h.Stderr.String(), "disabled-identities is damaged") {
+		t.Errorf("the daemon ends with %v and says:\n%s", err, h.Stderr)
 	}
 }

@@ -11,9 +11,9 @@ import (
 func TestDaemonWithoutTheCapabilityToSeeOthersSaysSo(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.wrap = []string{"setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"}
-	h.start()
-	if out, _, code := h.vouch("doctor"); code != 1 || !strings.Contains(out, "lacks CAP_SYS_PTRACE and can't see the programs of other users; start it with CAP_SYS_PTRACE, as vouchd.service does") {
+	h.Wrap = []string{"setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"}
+	h.StartProcess()
+	if out, _, code := h.Vouch("doctor"); code != 1 || !strings.Contains(out, "lacks CAP_SYS_PTRACE and can't see the programs of other users; start it with CAP_SYS_PTRACE, as vouchd.service does") {
 		t.Errorf("vouch doctor exits %d: %s", code, out)
 	}
 }
@@ -21,14 +21,14 @@ func TestDaemonWithoutTheCapabilityToSeeOthersSaysSo(t *testing.T) {
 func TestDoctorTellsWhetherTheTPMHasACertificate(t *testing.T) {
 	t.Parallel()
 	without, with := newHost(t), newHost(t)
-	without.tpm.Do(removeCertificates)
-	without.start()
-	with.start()
+	without.TPM.Do(removeCertificates)
+	without.Start()
+	with.Start()
 	const note = "endorsement key: the TPM has no certificate of its maker"
-	if out, _, _ := without.vouch("doctor"); !strings.Contains(out, note) {
+	if out, _, _ := without.Vouch("doctor"); !strings.Contains(out, note) {
 		t.Errorf("without a certificate: %s", out)
 	}
-	if out, _, _ := with.vouch("doctor"); strings.Contains(out, note) {
+	if out, _, _ := with.Vouch("doctor"); strings.Contains(out, note) {
 		t.Errorf("with a certificate: %s", out)
 	}
 }

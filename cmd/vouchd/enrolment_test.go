@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"crypto/x509"
 	"encoding/json"
 	"os"
@@ -9,10 +8,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
+
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
-	spiffe "github.com/spiffe/go-spiffe/v2/workloadapi"
 
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
 )
@@ -22,47 +22,37 @@ const enrolledMode = "authority:\n  mode: enrolled\n"
 // found makes an authority on the desk, with its key where args say, and
 // returns its root's digest.
 func (d *desk) found(args ...string) (root string) {
-	d.t.Helper()
-	d.write("passphrase", "correct horse battery staple\n")
-	out := d.ok(append([]string{"authority", "init", "--trust-domain", "example.org", "--dir", "authority", "--output", "json"}, args...)...)
+	d.T.Helper()
+	d.Write("passphrase", "correct horse battery staple\n")
+	out := d.OK(append([]string{"authority", "init", "--trust-domain", "example.org", "--dir", "authority", "--output", "json"}, args...)...)
 	var view struct {
 		Root string `json:"root_sha256"`
 	}
-	must(d.t, json.Unmarshal([]byte(out), &view))
+	must(d.T, json.Unmarshal([]byte(out), &view))
 	return view.Root
 }
 
 // approval has the desk approve a host for as long as life says, by a policy
 // learned from it, and leaves the approval where the host finds it.
 func (d *desk) approval(h *host, life string) (file string) {
-	d.t.Helper()
-	nonce := strings.TrimSpace(d.ok("node", "nonce"))
-	d.write("policy.yaml", h.ok("node", "policy", "learn"))
-	d.write("request.json", h.ok("node", "request", "--nonce", nonce))
-	d.ok("authority", "approve", "request.json", "--dir", "authority", "--passphrase-file", "passphrase",
+	d.T.Helper()
+	nonce := strings.TrimSpace(d.OK("node", "nonce"))
+	d.Write("policy.yaml", h.OK("node", "policy", "learn"))
+	d.Write("request.json", h.OK("node", "request", "--nonce", nonce))
+	d.OK("authority", "approve", "request.json", "--dir", "authority", "--passphrase-file", "passphrase",
 		"--policy", "policy.yaml", "--nonce", nonce, "--life", life, "--write", "approval.json")
-	h.write("approval.json", d.read("approval.json"))
-	return h.path("approval.json")
+	h.Write("approval.json", d.Read("approval.json"))
+	return h.Path("approval.json")
 }
 
 func newEnrolledHost(t *testing.T, name string) *host {
 	h := newHost(t)
-	h.name = name
-	h.tpm = tpmtest.StartManufactured(t)
-	h.configure(enrolledMode)
-	h.write("entries.d/a.yaml", entriesFor(1))
-	h.start()
+	h.Name = name
+	h.TPM = tpmtest.StartManufactured(t)
+	h.Configure(enrolledMode)
+	h.Write("entries.d/a.yaml", daemontest.EntriesFor(1))
+	h.StartProcess()
 	return h
-}
-
-// x509Context fetches all that a workload gets.
-func (h *host) x509Context() *spiffe.X509Context {
-	h.t.Helper()
-	ctx, cancel := context.WithTimeout(h.t.Context(), 10*time.Second)
-	defer cancel()
-	got, err := spiffe.FetchX509Context(ctx, spiffe.WithAddr("unix://"+h.path("agent.sock")))
-	must(h.t, err)
-	return got
 }
 
 func TestHostsEnrolledUnderOneRootVerifyEachOther(t *testing.T) {
@@ -71,47 +61,47 @@ func TestHostsEnrolledUnderOneRootVerifyEachOther(t *testing.T) {
 	root := d.found("--tpm", tpmtest.Start(t).Address)
 	one, two := newEnrolledHost(t, "one"), newEnrolledHost(t, "two")
 	for _, h := range []*host{one, two} {
-		if id, err := h.fetch(); err == nil {
-			t.Errorf("%s is issued %s before it is enrolled", h.name, id)
+		if id, err := h.Fetch(); err == nil {
+			t.Errorf("%s is issued %s before it is enrolled", h.Name, id)
 		}
-		if p := h.problems(); len(p) != 1 || !strings.Contains(p[0], "vouch node request") {
-			t.Errorf("%s: problems before it is enrolled: %q", h.name, p)
+		if p := h.Problems(); len(p) != 1 || !strings.Contains(p[0], "vouch node request") {
+			t.Errorf("%s: problems before it is enrolled: %q", h.Name, p)
 		}
-		if out := h.ok("node", "install", d.approval(h, "720h"), "--root", root); !strings.HasPrefix(out, "Enrolled in example.org until ") || strings.Contains(out, "Not in force") {
-			t.Errorf("%s: %s", h.name, out)
+		if out := h.OK("node", "install", d.approval(h, "720h"), "--root", root); !strings.HasPrefix(out, "Enrolled in example.org until ") || strings.Contains(out, "Not in force") {
+			t.Errorf("%s: %s", h.Name, out)
 		}
-		if p := h.problems(); len(p) != 0 {
-			t.Errorf("%s: problems once it is enrolled: %q", h.name, p)
+		if p := h.Problems(); len(p) != 0 {
+			t.Errorf("%s: problems once it is enrolled: %q", h.Name, p)
 		}
 	}
 	domain := spiffeid.RequireTrustDomainFromString("example.org")
 	bundles := make(map[string]*x509bundle.Bundle)
 	for _, h := range []*host{one, two} {
-		bundle, err := h.x509Context().Bundles.GetX509BundleForTrustDomain(domain)
+		bundle, err := h.X509Context().Bundles.GetX509BundleForTrustDomain(domain)
 		must(t, err)
-		bundles[h.name] = bundle
+		bundles[h.Name] = bundle
 	}
 	for _, h := range []*host{one, two} {
-		svid := h.x509Context().SVIDs[0]
+		svid := h.X509Context().SVIDs[0]
 		for name, bundle := range bundles {
 			if id, _, err := x509svid.Verify(svid.Certificates, bundle); err != nil || id != svid.ID {
-				t.Errorf("by the bundle of %s the SVID of %s verifies as %v, %v", name, h.name, id, err)
+				t.Errorf("by the bundle of %s the SVID of %s verifies as %v, %v", name, h.Name, id, err)
 			}
 		}
 		if n := len(svid.Certificates); n != 3 {
-			t.Errorf("%s: chain of %d certificates, want leaf, issuing CA, node CA", h.name, n)
+			t.Errorf("%s: chain of %d certificates, want leaf, issuing CA, node CA", h.Name, n)
 		}
-		if out := h.ok("status"); !strings.Contains(out, "by root "+root) {
-			t.Errorf("%s: status\n%s", h.name, out)
+		if out := h.OK("status"); !strings.Contains(out, "by root "+root) {
+			t.Errorf("%s: status\n%s", h.Name, out)
 		}
-		h.stop()
-		h.verifyLog()
-		h.start()
-		if _, err := h.fetch(); err != nil {
-			t.Errorf("%s: after a restart: %v", h.name, err)
+		h.Stop()
+		h.VerifyLog()
+		h.StartProcess()
+		if _, err := h.Fetch(); err != nil {
+			t.Errorf("%s: after a restart: %v", h.Name, err)
 		}
 	}
-	if out := d.ok("authority", "list", "--dir", "authority"); !matches(`(?s)sha256:`+root+`.* one .* until .* two .* until `, out) {
+	if out := d.OK("authority", "list", "--dir", "authority"); !matches(`(?s)sha256:`+root+`.* one .* until .* two .* until `, out) {
 		t.Errorf("the authority lists\n%s", out)
 	}
 }
@@ -122,24 +112,24 @@ func TestAnApprovalIsOfUseToTheMachineThatAskedAlone(t *testing.T) {
 	root := d.found("--passphrase-file", "passphrase") // the root key in a file, encrypted with age
 	one, two := newEnrolledHost(t, "one"), newEnrolledHost(t, "two")
 	approval := d.approval(one, "24h")
-	two.write("approval.json", one.read("approval.json"))
+	two.Write("approval.json", one.Read("approval.json"))
 	for name, tt := range map[string]struct {
 		h    *host
 		args []string
 		code int
 		says string
 	}{
-		"on another machine":    {two, []string{two.path("approval.json"), "--root", root}, 1, "for another machine"},
+		"on another machine":    {two, []string{two.Path("approval.json"), "--root", root}, 1, "for another machine"},
 		"of another root":       {one, []string{approval, "--root", strings.Repeat("00", 32)}, 1, "not of the root 0000"},
 		"without saying whose":  {one, []string{approval}, 2, "--root"},
-		"that is no approval":   {one, []string{one.path("vouchd.yaml"), "--root", root}, 1, "installing an enrolment"},
-		"that is not there":     {one, []string{one.path("none.json"), "--root", root}, 1, "none.json: no such file"},
+		"that is no approval":   {one, []string{one.Path("vouchd.yaml"), "--root", root}, 1, "installing an enrolment"},
+		"that is not there":     {one, []string{one.Path("none.json"), "--root", root}, 1, "none.json: no such file"},
 		"in place of two of it": {one, []string{approval, approval, "--root", root}, 2, "--help"},
 	} {
-		if _, stderr, code := tt.h.vouch(append([]string{"node", "install"}, tt.args...)...); code != tt.code || !strings.Contains(stderr, tt.says) {
+		if _, stderr, code := tt.h.Vouch(append([]string{"node", "install"}, tt.args...)...); code != tt.code || !strings.Contains(stderr, tt.says) {
 			t.Errorf("%s: exits %d, want %d and %q: %s", name, code, tt.code, tt.says, stderr)
 		}
-		if id, err := tt.h.fetch(); err == nil {
+		if id, err := tt.h.Fetch(); err == nil {
 			t.Errorf("%s: issued %s", name, id)
 		}
 	}
@@ -151,21 +141,21 @@ func TestTheAuthorityRefusesByName(t *testing.T) {
 	d.found("--tpm", tpmtest.Start(t).Address)
 	one, two := newEnrolledHost(t, "one"), newEnrolledHost(t, "one")
 	d.approval(one, "24h")
-	d.write("one.json", d.read("request.json"))
-	d.write("one.yaml", d.read("policy.yaml"))
-	d.write("two.json", two.ok("node", "request"))
-	d.write("two.yaml", two.ok("node", "policy", "learn"))
+	d.Write("one.json", d.Read("request.json"))
+	d.Write("one.yaml", d.Read("policy.yaml"))
+	d.Write("two.json", two.OK("node", "request"))
+	d.Write("two.yaml", two.OK("node", "policy", "learn"))
 	var lie, other map[string]json.RawMessage
-	must(t, json.Unmarshal([]byte(d.read("one.json")), &lie))
-	must(t, json.Unmarshal([]byte(d.read("two.json")), &other))
+	must(t, json.Unmarshal([]byte(d.Read("one.json")), &lie))
+	must(t, json.Unmarshal([]byte(d.Read("two.json")), &other))
 	lie["csr"] = other["csr"]
 	b, err := json.Marshal(lie)
 	must(t, err)
-	d.write("lie.json", string(b))
+	d.Write("lie.json", string(b))
 
 	approve := func(request, policy string, more ...string) (string, string, int) {
 		args := []string{"authority", "approve", request, "--dir", "authority", "--policy", policy, "--write", "out.json"}
-		return d.vouch(append(args, more...)...)
+		return d.Vouch(append(args, more...)...)
 	}
 	good := []string{"--any-nonce"}
 	for name, tt := range map[string]struct {
@@ -186,7 +176,7 @@ func TestTheAuthorityRefusesByName(t *testing.T) {
 		if code != tt.code || !matches(tt.says, stderr) {
 			t.Errorf("%s: exits %d, want %d and %q:\n%s%s", name, code, tt.code, tt.says, out, stderr)
 		}
-		if _, err := os.Stat(d.dir + "/out.json"); err == nil {
+		if _, err := os.Stat(d.Dir + "/out.json"); err == nil {
 			t.Fatalf("%s: there is an approval", name)
 		}
 	}
@@ -197,15 +187,15 @@ func TestTheAuthorityRefusesByName(t *testing.T) {
 			Revoked time.Time `json:"revoked"`
 		} `json:"nodes"`
 	}
-	must(t, json.Unmarshal([]byte(d.ok("authority", "list", "--dir", "authority", "--output", "json")), &list))
+	must(t, json.Unmarshal([]byte(d.OK("authority", "list", "--dir", "authority", "--output", "json")), &list))
 	if len(list.Nodes) != 1 {
 		t.Fatalf("the authority lists %d hosts, want 1", len(list.Nodes))
 	}
-	if _, stderr, code := d.vouch("authority", "revoke", "00", "--dir", "authority"); code != 1 || !strings.Contains(stderr, "vouch authority list") {
+	if _, stderr, code := d.Vouch("authority", "revoke", "00", "--dir", "authority"); code != 1 || !strings.Contains(stderr, "vouch authority list") {
 		t.Errorf("revoking an unknown one exits %d: %s", code, stderr)
 	}
-	d.ok("authority", "revoke", list.Nodes[0].Serial, "--dir", "authority")
-	crl, err := x509.ParseRevocationList([]byte(d.read("authority/revoked.crl")))
+	d.OK("authority", "revoke", list.Nodes[0].Serial, "--dir", "authority")
+	crl, err := x509.ParseRevocationList([]byte(d.Read("authority/revoked.crl")))
 	must(t, err)
 	if len(crl.RevokedCertificateEntries) != 1 || crl.RevokedCertificateEntries[0].SerialNumber.Text(16) != list.Nodes[0].Serial {
 		t.Errorf("the revocation list has %v", crl.RevokedCertificateEntries)
@@ -213,14 +203,7 @@ func TestTheAuthorityRefusesByName(t *testing.T) {
 	if out, stderr, code := approve("two.json", "two.yaml", good...); code != 0 {
 		t.Errorf("once the other one is revoked: exits %d:\n%s%s", code, out, stderr)
 	}
-	if _, stderr, code := d.vouch("authority", "init", "--trust-domain", "example.org", "--dir", "authority", "--passphrase-file", "passphrase"); code != 1 || !strings.Contains(stderr, "already holds a root CA") {
+	if _, stderr, code := d.Vouch("authority", "init", "--trust-domain", "example.org", "--dir", "authority", "--passphrase-file", "passphrase"); code != 1 || !strings.Contains(stderr, "already holds a root CA") {
 		t.Errorf("a second authority in the same place exits %d: %s", code, stderr)
 	}
-}
-
-func (h *host) read(name string) string {
-	h.t.Helper()
-	b, err := os.ReadFile(h.path(name))
-	must(h.t, err)
-	return string(b)
 }

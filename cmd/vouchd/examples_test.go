@@ -57,25 +57,25 @@ const webEntries = `entries:
 func TestNginxServesWorkloadsWithFilesThatAreKeptFresh(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.write("entries.d/a.yaml", fmt.Sprintf(webEntries, "1h"))
-	h.start()
-	must(t, os.Mkdir(h.path("web"), 0o755))
-	h.write("nginx.conf", example(t, "nginx/nginx.conf", "/run/web-svid/", h.path("svid")+"/", "/run/web/", h.path("web")+"/", "127.0.0.1:8443", "unix:"+h.path("web/tls.sock")))
-	keeper := h.vouchOn("fetch", "x509", "--write", h.path("svid"), "--follow", "--exec", "nginx -c "+h.path("nginx.conf")+" -s reload")
-	eventually(t, "the key is there", func() bool { _, err := os.Stat(h.path("svid/svid.0.key")); return err == nil })
-	daemonOf(t, "../../examples/nginx/app.py", h.path("web/app.sock"), "spiffe://example.org/client")
-	daemonOf(t, "nginx", "-c", h.path("nginx.conf"), "-g", "daemon off; user root;")
+	h.Write("entries.d/a.yaml", fmt.Sprintf(webEntries, "1h"))
+	h.Start()
+	must(t, os.Mkdir(h.Path("web"), 0o755))
+	h.Write("nginx.conf", example(t, "nginx/nginx.conf", "/run/web-svid/", h.Path("svid")+"/", "/run/web/", h.Path("web")+"/", "127.0.0.1:8443", "unix:"+h.Path("web/tls.sock")))
+	keeper := h.vouchOn("fetch", "x509", "--write", h.Path("svid"), "--follow", "--exec", "nginx -c "+h.Path("nginx.conf")+" -s reload")
+	eventually(t, "the key is there", func() bool { _, err := os.Stat(h.Path("svid/svid.0.key")); return err == nil })
+	daemonOf(t, "../../examples/nginx/app.py", h.Path("web/app.sock"), "spiffe://example.org/client")
+	daemonOf(t, "nginx", "-c", h.Path("nginx.conf"), "-g", "daemon off; user root;")
 
 	var serial string // of the server's certificate
 	visit := func(client string) (int, string, error) {
-		svid, err := x509svid.Load(h.path(client+"/svid.0.pem"), h.path(client+"/svid.0.key"))
+		svid, err := x509svid.Load(h.Path(client+"/svid.0.pem"), h.Path(client+"/svid.0.key"))
 		must(t, err)
-		bundle, err := x509bundle.Load(spiffeid.RequireTrustDomainFromString("example.org"), h.path(client+"/bundle.0.pem"))
+		bundle, err := x509bundle.Load(spiffeid.RequireTrustDomainFromString("example.org"), h.Path(client+"/bundle.0.pem"))
 		must(t, err)
 		config := tlsconfig.MTLSClientConfig(svid, bundle, tlsconfig.AuthorizeID(spiffeid.RequireFromString("spiffe://example.org/web")))
 		c := http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true,
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return new(net.Dialer).DialContext(ctx, "unix", h.path("web/tls.sock"))
+				return new(net.Dialer).DialContext(ctx, "unix", h.Path("web/tls.sock"))
 			}}}
 		resp, err := c.Get("https://web/")
 		if err != nil {
@@ -87,9 +87,9 @@ func TestNginxServesWorkloadsWithFilesThatAreKeptFresh(t *testing.T) {
 		return resp.StatusCode, string(b), err
 	}
 	for name, uid := range map[string]int{"client": 65534, "stranger": 65533} {
-		must(t, os.Mkdir(h.path(name), 0o700))
-		must(t, os.Chown(h.path(name), uid, uid))
-		if _, stderr, code := h.ask("", nil, "setpriv", fmt.Sprintf("--reuid=%d", uid), "--clear-groups", "vouch", "fetch", "x509", "--write", h.path(name)); code != 0 {
+		must(t, os.Mkdir(h.Path(name), 0o700))
+		must(t, os.Chown(h.Path(name), uid, uid))
+		if _, stderr, code := h.ask("", nil, "setpriv", fmt.Sprintf("--reuid=%d", uid), "--clear-groups", "vouch", "fetch", "x509", "--write", h.Path(name)); code != 0 {
 			t.Fatalf("fetching as %s: %s", name, stderr)
 		}
 	}
@@ -101,17 +101,17 @@ func TestNginxServesWorkloadsWithFilesThatAreKeptFresh(t *testing.T) {
 		t.Errorf("another workload: %d %s, %v", status, body, err)
 	}
 	first := serial
-	h.write("entries.d/a.yaml", fmt.Sprintf(webEntries, "30m"))
+	h.Write("entries.d/a.yaml", fmt.Sprintf(webEntries, "30m"))
 	eventually(t, "nginx serves with the next SVID", func() bool { _, _, err := visit("client"); return err == nil && serial != first })
 
 	// It lives through the daemon, and takes the files away at its end.
-	h.stop()
-	h.start()
+	h.Stop()
+	h.Start()
 	second := serial
 	eventually(t, "nginx serves with the next SVID after a restart", func() bool { _, _, err := visit("client"); return err == nil && serial != second })
 	must(t, keeper.cmd.Process.Signal(syscall.SIGTERM))
 	must(t, keeper.ends(t))
-	if left, err := os.ReadDir(h.path("svid")); err != nil || len(left) != 0 {
+	if left, err := os.ReadDir(h.Path("svid")); err != nil || len(left) != 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
@@ -119,16 +119,16 @@ func TestNginxServesWorkloadsWithFilesThatAreKeptFresh(t *testing.T) {
 func TestFollowingFilesIsRefusedWhereItMakesNoSense(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	must(t, os.Mkdir(h.path("open"), 0o777))
-	must(t, os.Chmod(h.path("open"), 0o777))
+	must(t, os.Mkdir(h.Path("open"), 0o777))
+	must(t, os.Chmod(h.Path("open"), 0o777))
 	for want, args := range map[string][]string{
 		"--follow needs a directory": {"--follow"},
-		"go with --follow":           {"--write", h.path("svid"), "--exec", "true"},
-		"--signal goes with --pid":   {"--write", h.path("svid"), "--follow", "--signal", "HUP"},
-		"lets others replace files":  {"--write", h.path("open"), "--follow"},
-		"fetching X509-SVIDs: rpc e": {"--write", h.path("svid"), "--follow"},
+		"go with --follow":           {"--write", h.Path("svid"), "--exec", "true"},
+		"--signal goes with --pid":   {"--write", h.Path("svid"), "--follow", "--signal", "HUP"},
+		"lets others replace files":  {"--write", h.Path("open"), "--follow"},
+		"fetching X509-SVIDs: rpc e": {"--write", h.Path("svid"), "--follow"},
 	} {
-		if out, stderr, code := h.vouch(append([]string{"fetch", "x509"}, args...)...); code == 0 || out != "" || !strings.Contains(stderr, want) {
+		if out, stderr, code := h.Vouch(append([]string{"fetch", "x509"}, args...)...); code == 0 || out != "" || !strings.Contains(stderr, want) {
 			t.Errorf("%q exits %d, want %q: %s%s", args, code, want, out, stderr)
 		}
 	}
@@ -161,22 +161,22 @@ func newModelHost(t *testing.T) (*host, *httptest.Server) {
 	h.grants(fmt.Sprintf(`  - {name: openai-research, broker: federation, max_ttl: 1h, federation: {profile: openai-2026-06, audience: "https://api.openai.com/v1",
       endpoint: %q, ca_file: %q, identity_provider_id: idp_1, service_account_id: sa_1}}
 `, u.URL+"/oauth/token", u.caFile), "openai-research")
-	h.start()
+	h.Start()
 	return h, newAPI(t, u)
 }
 
 func TestPythonAgentReadsItsCredentialFromAFile(t *testing.T) {
 	t.Parallel()
 	h, api := newModelHost(t)
-	must(t, os.Mkdir(h.path("run"), 0o700))
-	unit := example(t, "systemd/research-credential.service", "/run/research/", h.path("run")+"/")
+	must(t, os.Mkdir(h.Path("run"), 0o700))
+	unit := example(t, "systemd/research-credential.service", "/run/research/", h.Path("run")+"/")
 	_, command, ok := strings.Cut(unit, "\nExecStart=/usr/bin/vouch ")
 	if !ok {
 		t.Fatal("the unit does not start vouch")
 	}
 	command, _, _ = strings.Cut(command, "\n")
 	h.vouchOn(strings.Fields(command)...)
-	file := h.path("run/credential.json")
+	file := h.Path("run/credential.json")
 	eventually(t, "the file is there", func() bool { _, err := os.Stat(file); return err == nil })
 	env := []string{"API_URL=" + api.URL, "API_CREDENTIAL_FILE=" + file}
 	if out := ran(t, env, "python3", "../../examples/python/agent.py"); out != "model-of-the-test\n" {
@@ -203,7 +203,7 @@ func TestNodeAgentTakesItsCredentialFromTheEnvironment(t *testing.T) {
 func TestPsqlFindsItsPasswordInAFileAlone(t *testing.T) {
 	t.Parallel()
 	h, _ := newLeasingHost(t)
-	h.start()
+	h.Start()
 	psql := []string{"vouch", "exec", "--credential", "tides=LEASED", "--", "../../examples/psql/psql-leased", "-AtX"}
 	out, stderr, code := h.ask("", nil, append(psql, "-c", "SELECT height FROM tides", "-c", `\! tr '\0' '\n' </proc/self/environ; cat $PGPASSFILE; ls -l $PGPASSFILE`)...)
 	if code != 0 || !strings.HasPrefix(out, "7\n") {
@@ -229,9 +229,9 @@ func TestConfigurationOfToolsIsWhatTheyRead(t *testing.T) {
 	t.Parallel()
 	h, f := newForge(t)
 	// git's, with the forge in GitHub's place.
-	h.write("gitconfig", example(t, "git/gitconfig", "https://github.com\"", f.git.URL+"\""))
-	env := append(h.helpers(), "GIT_SSL_CAINFO="+f.caFile, "GIT_CONFIG_GLOBAL="+h.path("gitconfig"))
-	ran(t, env, "git", "clone", "-q", f.git.URL+"/acme/site.git", h.path("clone"))
+	h.Write("gitconfig", example(t, "git/gitconfig", "https://github.com\"", f.git.URL+"\""))
+	env := append(h.helpers(), "GIT_SSL_CAINFO="+f.caFile, "GIT_CONFIG_GLOBAL="+h.Path("gitconfig"))
+	ran(t, env, "git", "clone", "-q", f.git.URL+"/acme/site.git", h.Path("clone"))
 
 	// Docker runs docker-credential-NAME for each registry of credHelpers.
 	var docker struct{ CredHelpers map[string]string }
@@ -303,13 +303,13 @@ func TestAWSProfileOfTheExampleRunsItsCredentialProcess(t *testing.T) {
 	h.grants(fmt.Sprintf(`  - {name: sandbox, broker: federation, max_ttl: 1h, federation: {profile: aws-2011-06-15, audience: sts.amazonaws.com,
       endpoint: %q, ca_file: %q, region: eu-central-1, role_arn: "arn:aws:iam::123456789012:role/agent"}}
 `, u.URL+"/", u.caFile), "sandbox")
-	h.start()
-	_, process, ok := strings.Cut(example(t, "aws/config", "/usr/bin/vouch", h.path("bin/vouch")), "\ncredential_process = ")
+	h.Start()
+	_, process, ok := strings.Cut(example(t, "aws/config", "/usr/bin/vouch", h.Path("bin/vouch")), "\ncredential_process = ")
 	if !ok {
 		t.Fatal("the profile runs no process")
 	}
 	h.helpers() // makes bin/vouch
-	got, err := processcreds.NewProvider(strings.TrimSpace(process) + " --socket unix://" + h.path("agent.sock")).Retrieve(t.Context())
+	got, err := processcreds.NewProvider(strings.TrimSpace(process) + " --socket unix://" + h.Path("agent.sock")).Retrieve(t.Context())
 	if err != nil || got.SecretAccessKey != u.canary {
 		t.Errorf("the SDK got %+v, %v", got, err)
 	}

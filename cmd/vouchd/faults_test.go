@@ -12,106 +12,82 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
+
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	spiffe "github.com/spiffe/go-spiffe/v2/workloadapi"
 )
 
-// fetch fetches as this process.
-func (h *host) fetch() (id string, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	svid, err := spiffe.FetchX509SVID(ctx, spiffe.WithAddr("unix://"+h.path("agent.sock")))
-	if err != nil {
-		return "", err
-	}
-	return svid.ID.String(), nil
-}
-
-func (h *host) problems() []string {
-	h.t.Helper()
-	st, err := h.admin().Status(context.Background())
-	must(h.t, err)
-	return st.Problems
-}
-
-// verifyLog has vouch verify the log of a stopped daemon.
-func (h *host) verifyLog() {
-	h.t.Helper()
-	if out, stderr, code := h.vouch("log", "verify"); code != 0 {
-		h.t.Fatalf("vouch log verify exits %d:\n%s%s", code, out, stderr)
-	}
-}
-
 func TestBrokenEntriesLeaveTheLastGoodOnesInForce(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.write("entries.d/a.yaml", entriesFor(1))
-	h.start()
-	id, err := h.fetch()
+	h.Write("entries.d/a.yaml", daemontest.EntriesFor(1))
+	h.Start()
+	id, err := h.Fetch()
 	must(t, err)
 
-	h.write("entries.d/a.yaml", "entries:\n  - spiffe_id: spiffe://example.org/agent/0\n    selector: [unix:uid:0]\n")
+	h.Write("entries.d/a.yaml", "entries:\n  - spiffe_id: spiffe://example.org/agent/0\n    selector: [unix:uid:0]\n")
 	eventually(t, "status names the broken file", func() bool {
-		p := h.problems()
+		p := h.Problems()
 		return len(p) == 1 && strings.Contains(p[0], "a.yaml:3") && strings.Contains(p[0], "selectors")
 	})
-	if again, err := h.fetch(); err != nil || again != id {
+	if again, err := h.Fetch(); err != nil || again != id {
 		t.Errorf("with broken entries on disk: %q, %v, want %q still", again, err, id)
 	}
-	if _, stderr, code := h.vouch("doctor"); code != 1 {
+	if _, stderr, code := h.Vouch("doctor"); code != 1 {
 		t.Errorf("vouch doctor exits %d and says %s, want 1", code, stderr)
 	}
 
-	h.write("entries.d/a.yaml", strings.ReplaceAll(entriesFor(1), "agent/0", "agent/mended"))
+	h.Write("entries.d/a.yaml", strings.ReplaceAll(daemontest.EntriesFor(1), "agent/0", "agent/mended"))
 	eventually(t, "the mended file is in force", func() bool {
-		id, err := h.fetch()
+		id, err := h.Fetch()
 		return err == nil && id == "spiffe://example.org/agent/mended"
 	})
-	if p := h.problems(); len(p) != 0 {
+	if p := h.Problems(); len(p) != 0 {
 		t.Errorf("problems after mending: %q", p)
 	}
-	h.stop()
-	h.verifyLog()
+	h.Stop()
+	h.VerifyLog()
 }
 
 func TestDaemonStartsWithBrokenEntriesAndServesNobodyUntilTheyAreMended(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.write("entries.d/a.yaml", "entries: [")
-	h.start()
-	if id, err := h.fetch(); err == nil {
+	h.Write("entries.d/a.yaml", "entries: [")
+	h.Start()
+	if id, err := h.Fetch(); err == nil {
 		t.Errorf("handed out %s", id)
 	}
-	h.write("entries.d/a.yaml", entriesFor(1))
-	eventually(t, "the mended file is in force", func() bool { _, err := h.fetch(); return err == nil })
+	h.Write("entries.d/a.yaml", daemontest.EntriesFor(1))
+	eventually(t, "the mended file is in force", func() bool { _, err := h.Fetch(); return err == nil })
 }
 
 func TestHangupReloads(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.start()
-	must(t, h.cmd.Process.Signal(syscall.SIGHUP)) // as soon as it serves
-	h.write("entries.d/a.yaml", entriesFor(1))
-	must(t, h.cmd.Process.Signal(syscall.SIGHUP))
-	eventually(t, "the new file is in force", func() bool { _, err := h.fetch(); return err == nil })
+	h.StartProcess()
+	must(t, h.Cmd.Process.Signal(syscall.SIGHUP)) // as soon as it serves
+	h.Write("entries.d/a.yaml", daemontest.EntriesFor(1))
+	must(t, h.Cmd.Process.Signal(syscall.SIGHUP))
+	eventually(t, "the new file is in force", func() bool { _, err := h.Fetch(); return err == nil })
 }
 
 func TestSecondDaemonOnTheSameStateIsRefused(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.start()
-	second := &host{t: t, dir: h.dir, tpm: h.tpm}
-	second.launch("--set", "agent_socket="+h.path("agent2.sock"), "--set", "admin_socket="+h.path("admin2.sock"))
-	if err := second.wait(); err == nil {
+	h.StartProcess()
+	second := &daemontest.Host{T: t, Dir: h.Dir, TPM: h.TPM}
+	second.LaunchProcess("--set", "agent_socket="+h.Path("agent2.sock"), "--set", "admin_socket="+h.Path("admin2.sock"))
+	if err := second.Wait(); err == nil {
 		t.Fatal("the second daemon started")
 	}
-	if said := second.stderr.String(); !strings.Contains(said, "another vouchd uses this state directory") {
+	if said := second.Stderr.String(); !strings.Contains(said, "another vouchd uses this state directory") {
 		t.Errorf("the second daemon said %s", said)
 	}
-	if _, err := h.fetch(); err == nil {
+	if _, err := h.Fetch(); err == nil {
 		t.Error("entries appeared from nowhere")
 	}
-	if p := h.problems(); len(p) != 0 {
+	if p := h.Problems(); len(p) != 0 {
 		t.Errorf("the first daemon has problems: %q", p)
 	}
 }
@@ -119,11 +95,11 @@ func TestSecondDaemonOnTheSameStateIsRefused(t *testing.T) {
 func TestDaemonWithoutTPMSaysHowToGetOne(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.launch("--set", "tpm=unix:"+h.path("no-tpm"))
-	if err := h.wait(); err == nil {
+	h.Launch("tpm=unix:" + h.Path("no-tpm"))
+	if err := h.Wait(); err == nil {
 		t.Fatal("it started without a TPM")
 	}
-	said := h.stderr.String()
+	said := h.Stderr.String()
 	for _, want := range []string{"no-tpm", "swtpm"} {
 		if !strings.Contains(said, want) {
 			t.Errorf("it said %s, without %q", said, want)
@@ -134,20 +110,20 @@ func TestDaemonWithoutTPMSaysHowToGetOne(t *testing.T) {
 func TestKeysAndLogOutliveARestartAndACrash(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.write("entries.d/a.yaml", entriesFor(1))
-	h.start()
+	h.Write("entries.d/a.yaml", daemontest.EntriesFor(1))
+	h.StartProcess()
 	ctx := t.Context()
-	addr := spiffe.WithAddr("unix://" + h.path("agent.sock"))
-	_, err := h.fetch()
+	addr := spiffe.WithAddr("unix://" + h.Path("agent.sock"))
+	_, err := h.Fetch()
 	must(t, err)
 	token, err := spiffe.FetchJWTSVID(ctx, jwtsvid.Params{Audience: "api"}, addr)
 	must(t, err)
 	bundles, err := spiffe.FetchX509Bundles(ctx, addr)
 	must(t, err)
 
-	h.stop()
-	h.verifyLog()
-	h.start()
+	h.Stop()
+	h.VerifyLog()
+	h.StartProcess()
 	if _, err := spiffe.ValidateJWTSVID(ctx, token.Marshal(), "api", addr); err != nil {
 		t.Errorf("a token from before the restart: %v", err)
 	}
@@ -157,48 +133,47 @@ func TestKeysAndLogOutliveARestartAndACrash(t *testing.T) {
 		t.Error("the root changed with a restart")
 	}
 
-	must(t, h.cmd.Process.Kill())
-	h.wait()
-	h.start() // over the socket that the crash left
+	h.Kill()
+	h.StartProcess() // over the socket that the crash left
 	if _, err := spiffe.ValidateJWTSVID(ctx, token.Marshal(), "api", addr); err != nil {
 		t.Errorf("a token from before the crash: %v", err)
 	}
-	h.stop()
-	h.verifyLog()
+	h.Stop()
+	h.VerifyLog()
 }
 
 func TestSourceGoesOnAcrossARestart(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.write("entries.d/a.yaml", entriesFor(1))
-	h.start()
+	h.Write("entries.d/a.yaml", daemontest.EntriesFor(1))
+	h.Start()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	source, err := spiffe.NewX509Source(ctx, spiffe.WithClientOptions(spiffe.WithAddr("unix://"+h.path("agent.sock"))))
+	source, err := spiffe.NewX509Source(ctx, spiffe.WithClientOptions(spiffe.WithAddr("unix://"+h.Path("agent.sock"))))
 	must(t, err)
 	defer source.Close()
-	h.stop()
+	h.Stop()
 	if _, err := source.GetX509SVID(); err != nil {
 		t.Errorf("the source forgot its SVID while the daemon was away: %v", err)
 	}
-	h.start()
+	h.Start()
 	must(t, source.WaitUntilUpdated(ctx))
 }
 
 func TestTPMThatDiesLeavesWhatIsValidServed(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.write("entries.d/a.yaml", entriesFor(1))
-	h.start()
-	h.tpm.Kill()
+	h.Write("entries.d/a.yaml", daemontest.EntriesFor(1))
+	h.Start()
+	h.TPM.Kill()
 	for range 3 {
-		if _, err := h.fetch(); err != nil {
+		if _, err := h.Fetch(); err != nil {
 			t.Errorf("with the TPM gone: %v", err)
 		}
 	}
-	h.tpm.Restart()
-	h.stop()
-	h.verifyLog()
+	h.TPM.Restart()
+	h.Stop()
+	h.VerifyLog()
 }
 
 // TestFullDiskRefusesAndRecovers puts the state on a small file system of its
@@ -209,28 +184,28 @@ func TestFullDiskRefusesAndRecovers(t *testing.T) {
 		t.Skip("mounting a small file system needs root")
 	}
 	h := newHost(t)
-	must(t, os.Mkdir(h.path("state"), 0o700))
-	if err := syscall.Mount("tmpfs", h.path("state"), "tmpfs", 0, "size=1m,mode=0700"); err != nil {
+	must(t, os.Mkdir(h.Path("state"), 0o700))
+	if err := syscall.Mount("tmpfs", h.Path("state"), "tmpfs", 0, "size=1m,mode=0700"); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { syscall.Unmount(h.path("state"), syscall.MNT_DETACH) })
-	h.write("entries.d/a.yaml", entriesFor(1))
-	h.start()
-	_, err := h.fetch()
+	t.Cleanup(func() { syscall.Unmount(h.Path("state"), syscall.MNT_DETACH) })
+	h.Write("entries.d/a.yaml", daemontest.EntriesFor(1))
+	h.Start()
+	_, err := h.Fetch()
 	must(t, err)
 
-	fill := fillDisk(t, h.path("state/ballast"))
+	fill := fillDisk(t, h.Path("state/ballast"))
 	eventually(t, "the daemon refuses for want of a record", func() bool {
-		_, err := h.fetch()
+		_, err := h.Fetch()
 		return err != nil && strings.Contains(err.Error(), "attestation log")
 	})
-	if p := h.problems(); len(p) == 0 || !strings.Contains(strings.Join(p, "\n"), "log") {
+	if p := h.Problems(); len(p) == 0 || !strings.Contains(strings.Join(p, "\n"), "log") {
 		t.Errorf("problems with a full disk: %q", p)
 	}
 	must(t, os.Remove(fill))
-	eventually(t, "the daemon serves again", func() bool { _, err := h.fetch(); return err == nil })
-	h.stop()
-	h.verifyLog()
+	eventually(t, "the daemon serves again", func() bool { _, err := h.Fetch(); return err == nil })
+	h.Stop()
+	h.VerifyLog()
 }
 
 // TestFullLogStartsRefusesAndServesOnceItHasRoom has a log that is as large as it
@@ -238,40 +213,40 @@ func TestFullDiskRefusesAndRecovers(t *testing.T) {
 func TestFullLogStartsRefusesAndServesOnceItHasRoom(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.write("entries.d/a.yaml", entriesFor(1))
-	h.start()
-	h.stop()
-	ballast, err := os.Create(h.path("state/log/tile/ballast.tmp")) // counts, and is none of the log's
+	h.Write("entries.d/a.yaml", daemontest.EntriesFor(1))
+	h.Start()
+	h.Stop()
+	ballast, err := os.Create(h.Path("state/log/tile/ballast.tmp")) // counts, and is none of the log's
 	must(t, err)
 	must(t, ballast.Truncate(63<<20))
 	must(t, ballast.Close())
 	for range 2 {
-		h.start("--set", "log.max_mib=64", "--set", "log.keep_for=1h")
+		h.Start("log.max_mib=64", "log.keep_for=1h")
 		eventually(t, "the daemon refuses for want of room", func() bool {
-			_, err := h.fetch()
+			_, err := h.Fetch()
 			return err != nil && strings.Contains(err.Error(), "attestation log")
 		})
-		if p := strings.Join(h.problems(), "\n"); !strings.Contains(p, "it is as large as it may be; give it more by log.max_mib, or archive it and lower log.keep_for, which keeps its records for 1h0m0s") {
+		if p := strings.Join(h.Problems(), "\n"); !strings.Contains(p, "it is as large as it may be; give it more by log.max_mib, or archive it and lower log.keep_for, which keeps its records for 1h0m0s") {
 			t.Errorf("problems with a full log: %q", p)
 		}
-		h.stop()
-		h.verifyLog()
+		h.Stop()
+		h.VerifyLog()
 	}
-	must(t, os.Truncate(h.path("state/log/tile/ballast.tmp"), 56<<20))
-	h.start("--set", "log.max_mib=64", "--set", "log.keep_for=1h")
+	must(t, os.Truncate(h.Path("state/log/tile/ballast.tmp"), 56<<20))
+	h.Start("log.max_mib=64", "log.keep_for=1h")
 	eventually(t, "status says that it will be full", func() bool {
-		return strings.Contains(strings.Join(h.problems(), "\n"), "none of its records is older than log.keep_for")
+		return strings.Contains(strings.Join(h.Problems(), "\n"), "none of its records is older than log.keep_for")
 	})
-	_, err = h.fetch()
+	_, err = h.Fetch()
 	must(t, err)
-	h.stop()
-	h.start("--set", "log.max_mib=128")
-	eventually(t, "the daemon serves again", func() bool { _, err := h.fetch(); return err == nil })
-	if p := h.problems(); len(p) > 0 {
+	h.Stop()
+	h.Start("log.max_mib=128")
+	eventually(t, "the daemon serves again", func() bool { _, err := h.Fetch(); return err == nil })
+	if p := h.Problems(); len(p) > 0 {
 		t.Errorf("problems with room: %q", p)
 	}
-	h.stop()
-	h.verifyLog()
+	h.Stop()
+	h.VerifyLog()
 }
 
 func fillDisk(t *testing.T, name string) string {
@@ -295,21 +270,21 @@ func fillDisk(t *testing.T, name string) string {
 func TestNoSecretIsInTheLogOrOnStandardError(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.write("entries.d/a.yaml", entriesFor(1))
-	h.start()
-	addr := spiffe.WithAddr("unix://" + h.path("agent.sock"))
+	h.Write("entries.d/a.yaml", daemontest.EntriesFor(1))
+	h.StartProcess()
+	addr := spiffe.WithAddr("unix://" + h.Path("agent.sock"))
 	token, err := spiffe.FetchJWTSVID(t.Context(), jwtsvid.Params{Audience: "api"}, addr)
 	must(t, err)
 	if _, err := spiffe.ValidateJWTSVID(t.Context(), token.Marshal()+"x", "api", addr); err == nil {
 		t.Error("a token with a character more is valid")
 	}
 	signature := token.Marshal()[strings.LastIndexByte(token.Marshal(), '.')+1:]
-	h.stop()
-	out, err := exec.Command("grep", "-rlaF", "--", signature, h.dir).CombinedOutput()
+	h.Stop()
+	out, err := exec.Command("grep", "-rlaF", "--", signature, h.Dir).CombinedOutput()
 	if err == nil {
 		t.Errorf("the token's signature is in %s", out)
 	}
-	if strings.Contains(h.stderr.String(), signature) {
+	if strings.Contains(h.Stderr.String(), signature) {
 		t.Error("the token's signature is on standard error")
 	}
 }
@@ -317,20 +292,20 @@ func TestNoSecretIsInTheLogOrOnStandardError(t *testing.T) {
 func TestWrongUsageExitsWithTwo(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.launch("--no-such-flag")
+	h.LaunchProcess("--no-such-flag")
 	var exit *exec.ExitError
-	if err := h.wait(); !errors.As(err, &exit) || exit.ExitCode() != 2 {
+	if err := h.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 2 {
 		t.Errorf("ended with %v, want exit code 2", err)
 	}
-	fmt.Fprintln(t.Output(), h.stderr)
+	fmt.Fprintln(t.Output(), h.Stderr)
 }
 
 func TestLogIsHandedOnAndGoesOnWhereItStopped(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.write("entries.d/a.yaml", entriesFor(1))
+	h.Write("entries.d/a.yaml", daemontest.EntriesFor(1))
 	lines := func() (n int) {
-		data, err := os.ReadFile(h.path("state/ocsf.jsonl"))
+		data, err := os.ReadFile(h.Path("state/ocsf.jsonl"))
 		if err != nil {
 			return 0
 		}
@@ -342,18 +317,18 @@ func TestLogIsHandedOnAndGoesOnWhereItStopped(t *testing.T) {
 		}
 		return n
 	}
-	h.start("--set", "log.ocsf=true")
-	_, err := h.fetch()
+	h.Start("log.ocsf=true")
+	_, err := h.Fetch()
 	must(t, err)
 	records := func() int {
-		st, err := h.admin().Status(t.Context())
+		st, err := h.Admin().Status(t.Context())
 		must(t, err)
 		return int(st.Log.Records)
 	}
 	eventually(t, "every record is handed on", func() bool { return lines() == records() })
-	h.stop()
+	h.Stop()
 	stopped := lines()
-	h.start("--set", "log.ocsf=true")
+	h.Start("log.ocsf=true")
 	eventually(t, "every record is handed on, once", func() bool { return lines() == records() })
 	if lines() <= stopped {
 		t.Errorf("%d lines before and %d after the restart", stopped, lines())

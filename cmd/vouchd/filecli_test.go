@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
+
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
 )
@@ -20,25 +22,23 @@ import (
 // A following is a vouch that goes on.
 type following struct {
 	cmd    *exec.Cmd
-	stderr *lines
+	stderr *daemontest.Lines
 	waited chan error
 }
 
 func (h *host) vouchOn(args ...string) *following {
-	h.t.Helper()
-	dir, err := binaries()
-	must(h.t, err)
-	f := &following{cmd: exec.Command(filepath.Join(dir, "vouch"), args...), stderr: newLines(), waited: make(chan error, 1)}
-	f.cmd.Env = append(os.Environ(), "SPIFFE_ENDPOINT_SOCKET=unix://"+h.path("agent.sock"))
+	h.T.Helper()
+	f := &following{cmd: exec.Command(daemontest.Program(h.T, "vouch"), args...), stderr: daemontest.NewLines(), waited: make(chan error, 1)}
+	f.cmd.Env = append(os.Environ(), "SPIFFE_ENDPOINT_SOCKET=unix://"+h.Path("agent.sock"))
 	f.cmd.Stderr = f.stderr
 	f.cmd.WaitDelay = 10 * time.Second // for what it has started and left behind
-	must(h.t, f.cmd.Start())
+	must(h.T, f.cmd.Start())
 	go func() {
 		err := f.cmd.Wait()
 		f.stderr.Close()
 		f.waited <- err
 	}()
-	h.t.Cleanup(func() { f.cmd.Process.Kill(); <-f.stderr.closed })
+	h.T.Cleanup(func() { f.cmd.Process.Kill(); <-f.stderr.Closed() })
 	return f
 }
 
@@ -72,11 +72,11 @@ func delivered(t *testing.T, path string) (l login, ok bool) {
 func TestFileHoldsACredentialOnce(t *testing.T) {
 	t.Parallel()
 	h, pg := newLeasingHost(t)
-	h.start()
-	path := h.path("login")
+	h.Start()
+	path := h.Path("login")
 	for range 2 { // the second takes the place of the first
-		if _, stderr, code := h.vouch("get", "tides-for-all", "--output", "file", "--path", path,
-			"--mode", "0640", "--owner", "nobody", "--group", "65534", "--exec", "echo told >>"+h.path("told")); code != 0 {
+		if _, stderr, code := h.Vouch("get", "tides-for-all", "--output", "file", "--path", path,
+			"--mode", "0640", "--owner", "nobody", "--group", "65534", "--exec", "echo told >>"+h.Path("told")); code != 0 {
 			t.Fatalf("exits %d: %s", code, stderr)
 		}
 	}
@@ -90,19 +90,19 @@ func TestFileHoldsACredentialOnce(t *testing.T) {
 	if st := info.Sys().(*syscall.Stat_t); info.Mode() != 0o640 || st.Uid != 65534 || st.Gid != 65534 {
 		t.Errorf("the file has mode %v, owner %d and group %d", info.Mode(), st.Uid, st.Gid)
 	}
-	if told, err := os.ReadFile(h.path("told")); err != nil || string(told) != "told\n" {
+	if told, err := os.ReadFile(h.Path("told")); err != nil || string(told) != "told\n" {
 		t.Errorf("of two values, one in the place of another, was told %q, %v", told, err)
 	}
-	if out, _, _ := h.vouch("log", "show", "--event", "lease.grant", "--output", "json"); strings.Count(out, `"exposure":"file"`) != 4 {
+	if out, _, _ := h.Vouch("log", "show", "--event", "lease.grant", "--output", "json"); strings.Count(out, `"exposure":"file"`) != 4 {
 		t.Errorf("the log does not say that the values are in a file:\n%s", out)
 	}
-	if _, stderr, code := h.vouch("get", "tides-for-all", "--output", "file", "--path", path, "--field", "username"); code != 0 {
+	if _, stderr, code := h.Vouch("get", "tides-for-all", "--output", "file", "--path", path, "--field", "username"); code != 0 {
 		t.Fatalf("exits %d: %s", code, stderr)
 	}
 	if b, err := os.ReadFile(path); err != nil || !matches(`^vouch_tides_for_all_\w+$`, string(b)) {
 		t.Errorf("the file of one field holds %q, %v", b, err)
 	}
-	left, err := filepath.Glob(h.path(".login*"))
+	left, err := filepath.Glob(h.Path(".login*"))
 	must(t, err)
 	if len(left) > 0 {
 		t.Errorf("left behind: %q", left)
@@ -112,17 +112,17 @@ func TestFileHoldsACredentialOnce(t *testing.T) {
 func TestFileIsKeptFreshForItsReader(t *testing.T) {
 	t.Parallel()
 	h, pg := newLeasingHost(t)
-	h.start()
+	h.StartProcess()
 	reader := exec.Command("sh", "-c", `trap 'echo told' HUP; echo reads; while :; do sleep 0.01; done`)
-	told := newLines()
+	told := daemontest.NewLines()
 	reader.Stdout = told
 	must(t, reader.Start())
 	read := make(chan error, 1)
 	go func() { read <- reader.Wait(); told.Close() }()
-	t.Cleanup(func() { reader.Process.Kill(); <-told.closed })
-	told.wait(t, "reads")
+	t.Cleanup(func() { reader.Process.Kill(); <-told.Closed() })
+	told.Wait(t, "reads")
 
-	path := h.path("login")
+	path := h.Path("login")
 	f := h.vouchOn("get", "tides", "--ttl", "3s", "--write", path, "--follow", "--signal", "HUP", "--pid", fmt.Sprint(reader.Process.Pid))
 	var logins []login
 	eventually(t, "three logins were in the file, one after the other", func() bool {
@@ -135,9 +135,8 @@ func TestFileIsKeptFreshForItsReader(t *testing.T) {
 	eventually(t, "the reader was told of two", func() bool { return strings.Count(told.String(), "told") == 2 })
 
 	// The daemon's end is not the file's.
-	must(t, h.cmd.Process.Kill())
-	h.wait()
-	h.start()
+	h.Kill()
+	h.StartProcess()
 	eventually(t, "the file has a login of the new daemon's", func() bool {
 		l, ok := delivered(t, path)
 		return ok && l != logins[2]
@@ -163,8 +162,8 @@ func TestFileIsKeptFreshForItsReader(t *testing.T) {
 func TestFileIsRemovedAtTheEnd(t *testing.T) {
 	t.Parallel()
 	h, _ := newLeasingHost(t)
-	h.start()
-	path := h.path("login")
+	h.Start()
+	path := h.Path("login")
 	start := func() *following {
 		f := h.vouchOn("get", "tides", "--write", path, "--follow")
 		eventually(t, "the file is there", func() bool { _, ok := delivered(t, path); return ok })
@@ -180,7 +179,7 @@ func TestFileIsRemovedAtTheEnd(t *testing.T) {
 	}
 
 	f = start() // and is granted it no more
-	h.write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"]}\n", os.Getuid()))
+	h.Write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"]}\n", os.Getuid()))
 	if err := f.ends(t); err == nil || !strings.Contains(f.stderr.String(), "not granted") {
 		t.Errorf("vouch ends with %v: %s", err, f.stderr)
 	}
@@ -192,9 +191,9 @@ func TestFileIsRemovedAtTheEnd(t *testing.T) {
 func TestFilesThatOthersCouldReplaceAreRefused(t *testing.T) {
 	t.Parallel()
 	h, _ := newLeasingHost(t)
-	h.start()
-	must(t, os.Mkdir(h.path("open"), 0o755))
-	must(t, os.Chmod(h.path("open"), 0o777))
+	h.Start()
+	must(t, os.Mkdir(h.Path("open"), 0o755))
+	must(t, os.Chmod(h.Path("open"), 0o777))
 	file := func(args ...string) []string {
 		return append([]string{"get", "tides-for-all"}, args...)
 	}
@@ -204,27 +203,27 @@ func TestFilesThatOthersCouldReplaceAreRefused(t *testing.T) {
 		err  string
 	}{
 		{file("--output", "file"), 2, `which file`},
-		{file("--write", h.path("open/login")), 1, `mode 0777 lets others replace files there; run: chmod go-w`},
-		{file("--write", h.path("nowhere/login")), 1, `nowhere: no such file`},
-		{file("--write", h.path("x"), "--mode", "0666"), 2, `the owner alone may write`},
-		{file("--write", h.path("x"), "--mode", "4600"), 2, `the owner alone may write`},
-		{file("--write", h.path("x"), "--owner", "nobody-of-that-name"), 2, `--owner`},
-		{file("--write", h.path("x"), "--signal", "HUP"), 2, `--signal goes with --pid`},
-		{file("--write", h.path("x"), "--signal", "LOUD", "--pid", "1"), 2, `want the name of one`},
-		{file("--write", h.path("x"), "--signal", "HUP", "--pid", "4194303"), 1, `--pid: .*exited`},
-		{file("--write", h.path("x"), "--format", "yaml"), 2, `want text, json or env`},
-		{file("--write", h.path("x"), "--exec", "exit 3"), 0, `^$`}, // nothing was replaced
-		{file("--write", h.path("x"), "--exec", "exit 3"), 1, `running "exit 3": exit status 3`},
-		{[]string{"get", "tides", "--output", "file", "--path", h.path("y")}, 1, `ends with the process`},
+		{file("--write", h.Path("open/login")), 1, `mode 0777 lets others replace files there; run: chmod go-w`},
+		{file("--write", h.Path("nowhere/login")), 1, `nowhere: no such file`},
+		{file("--write", h.Path("x"), "--mode", "0666"), 2, `the owner alone may write`},
+		{file("--write", h.Path("x"), "--mode", "4600"), 2, `the owner alone may write`},
+		{file("--write", h.Path("x"), "--owner", "nobody-of-that-name"), 2, `--owner`},
+		{file("--write", h.Path("x"), "--signal", "HUP"), 2, `--signal goes with --pid`},
+		{file("--write", h.Path("x"), "--signal", "LOUD", "--pid", "1"), 2, `want the name of one`},
+		{file("--write", h.Path("x"), "--signal", "HUP", "--pid", "4194303"), 1, `--pid: .*exited`},
+		{file("--write", h.Path("x"), "--format", "yaml"), 2, `want text, json or env`},
+		{file("--write", h.Path("x"), "--exec", "exit 3"), 0, `^$`}, // nothing was replaced
+		{file("--write", h.Path("x"), "--exec", "exit 3"), 1, `running "exit 3": exit status 3`},
+		{[]string{"get", "tides", "--output", "file", "--path", h.Path("y")}, 1, `ends with the process`},
 		{[]string{"get", "tides-for-all", "--format", "json"}, 2, `--format is for --write`},
 		{[]string{"get", "tides-for-all", "--follow"}, 2, `--follow is for --write`},
 		{[]string{"fetch", "jwt", "--audience", "a", "--follow"}, 2, `--follow is for --write`},
 	} {
-		if _, stderr, code := h.vouch(tt.args...); code != tt.code || !matches(tt.err, stderr) {
+		if _, stderr, code := h.Vouch(tt.args...); code != tt.code || !matches(tt.err, stderr) {
 			t.Errorf("vouch %s exits %d, want %d\n-- err, want %s --\n%s", strings.Join(tt.args, " "), code, tt.code, tt.err, stderr)
 		}
 	}
-	if _, err := os.Stat(h.path("y")); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(h.Path("y")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("what was refused left a file: %v", err)
 	}
 }
@@ -232,9 +231,9 @@ func TestFilesThatOthersCouldReplaceAreRefused(t *testing.T) {
 func TestTokenIsKeptFreshInAFile(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], jwt_svid_ttl: 10s}\n", os.Getuid()))
-	h.start()
-	path := h.path("token")
+	h.Write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], jwt_svid_ttl: 10s}\n", os.Getuid()))
+	h.Start()
+	path := h.Path("token")
 	f := h.vouchOn("fetch", "jwt", "--audience", "https://api.anthropic.com", "--write", path, "--follow")
 	seen := make(map[string]bool)
 	eventually(t, "a second token is in the file", func() bool {

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
+
 	spiffe "github.com/spiffe/go-spiffe/v2/workloadapi"
 )
 
@@ -20,15 +22,15 @@ import (
 func TestKilledAtRandomMomentsTheDaemonHasRecordedWhatItHandedOut(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.write("entries.d/a.yaml", entriesFor(1))
-	h.configure("log: {anchor_every: 1s}\n")
+	h.Write("entries.d/a.yaml", daemontest.EntriesFor(1))
+	h.Configure("log: {anchor_every: 1s}\n")
 	seed := uint64(time.Now().UnixNano())
 	rng := rand.New(rand.NewPCG(seed, 1))
 	var mu sync.Mutex
 	answered := make(map[string]bool) // serial numbers
 	const lives = 12
 	for life := range lives {
-		h.start()
+		h.StartProcess()
 		stop := make(chan struct{})
 		var callers sync.WaitGroup
 		for range 8 {
@@ -39,7 +41,7 @@ func TestKilledAtRandomMomentsTheDaemonHasRecordedWhatItHandedOut(t *testing.T) 
 						return
 					default:
 					}
-					svid, err := spiffe.FetchX509SVID(t.Context(), spiffe.WithAddr("unix://"+h.path("agent.sock")))
+					svid, err := spiffe.FetchX509SVID(t.Context(), spiffe.WithAddr("unix://"+h.Path("agent.sock")))
 					if err == nil {
 						mu.Lock()
 						answered[hex.EncodeToString(svid.Certificates[0].SerialNumber.Bytes())] = true
@@ -56,21 +58,21 @@ func TestKilledAtRandomMomentsTheDaemonHasRecordedWhatItHandedOut(t *testing.T) 
 		eventually(t, "identities are handed out", many)
 		moment := time.NewTimer(time.Duration(rng.Int64N(int64(300 * time.Millisecond))))
 		<-moment.C // any moment, which is no condition to wait for
-		must(t, h.cmd.Process.Kill())
-		h.wait()
+		must(t, h.Cmd.Process.Kill())
+		h.Wait()
 		close(stop)
 		callers.Wait()
-		if out, stderr, code := h.vouch("log", "verify", "--live"); code != 0 {
+		if out, stderr, code := h.Vouch("log", "verify", "--live"); code != 0 {
 			t.Fatalf("seed %d, life %d: vouch log verify --live exits %d: %s%s", seed, life, code, out, stderr)
 		}
 	}
-	h.start()
-	h.stop()
-	out, stderr, code := h.vouch("log", "verify")
+	h.StartProcess()
+	h.Stop()
+	out, stderr, code := h.Vouch("log", "verify")
 	if code != 0 || !strings.Contains(out, fmt.Sprintf("%7d daemon.start", lives+1)) {
 		t.Fatalf("seed %d: vouch log verify exits %d: %s%s", seed, code, out, stderr)
 	}
-	recorded, stderr, code := h.vouch("log", "show", "--event", "x509_svid.issue", "--output", "json")
+	recorded, stderr, code := h.Vouch("log", "show", "--event", "x509_svid.issue", "--output", "json")
 	if code != 0 {
 		t.Fatal(stderr)
 	}
@@ -79,11 +81,11 @@ func TestKilledAtRandomMomentsTheDaemonHasRecordedWhatItHandedOut(t *testing.T) 
 			t.Errorf("seed %d: %s was handed out, and no record says so", seed, serial)
 		}
 	}
-	left, err := filepath.Glob(h.path("state/log/wal/*.tmp"))
+	left, err := filepath.Glob(h.Path("state/log/wal/*.tmp"))
 	if err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
-	if info, err := os.Stat(h.path("state/log/checkpoint")); err != nil || info.Size() == 0 {
+	if info, err := os.Stat(h.Path("state/log/checkpoint")); err != nil || info.Size() == 0 {
 		t.Errorf("no checkpoint is published: %v", err)
 	}
 	t.Logf("%d identities handed out in %d lives", len(answered), lives)

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
+
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -31,9 +33,7 @@ func newLaptop(t testing.TB) *laptop {
 		t.Skip("another root directory needs root")
 	}
 	l := &laptop{t, t.TempDir()}
-	dir, err := binaries()
-	must(t, err)
-	vouch, err := os.ReadFile(filepath.Join(dir, "vouch"))
+	vouch, err := os.ReadFile(daemontest.Program(t, "vouch"))
 	must(t, err)
 	must(t, os.WriteFile(filepath.Join(l.root, "vouch"), vouch, 0o755))
 	return l
@@ -63,27 +63,27 @@ func (l *laptop) write(name, content string) {
 func TestLogIsVerifiedWhereThereIsNothingButVouchAndTheMakersRoot(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.tpm = tpmtest.StartManufactured(t)
-	h.configure("")
-	must(t, os.Mkdir(h.path("ek-chain.d"), 0o755))
-	h.write("ek-chain.d/issuer.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: h.tpm.CA[1].Raw})))
-	h.write("entries.d/a.yaml", entriesFor(1))
-	h.start()
+	h.TPM = tpmtest.StartManufactured(t)
+	h.Configure("")
+	must(t, os.Mkdir(h.Path("ek-chain.d"), 0o755))
+	h.Write("ek-chain.d/issuer.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: h.TPM.CA[1].Raw})))
+	h.Write("entries.d/a.yaml", daemontest.EntriesFor(1))
+	h.Start()
 	d := newDesk(t)
-	d.ask(h)
+	d.Ask(h.Host)
 	for range 300 { // more than a tile
-		_, err := h.fetch()
+		_, err := h.Fetch()
 		must(t, err)
 	}
-	h.stop()
+	h.Stop()
 
 	l := newLaptop(t)
 	log := filepath.Join(l.root, "log")
-	must(t, os.CopyFS(log, os.DirFS(h.path("state/log"))))
+	must(t, os.CopyFS(log, os.DirFS(h.Path("state/log"))))
 	for _, name := range []string{"evidence.json", "kept.json", "answer.json"} {
-		l.write(name, d.read(name))
+		l.write(name, d.Read(name))
 	}
-	root := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: h.tpm.CA[0].Raw}))
+	root := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: h.TPM.CA[0].Raw}))
 	l.write("policy.yaml", "endorsement:\n  roots:\n    - |\n      "+strings.ReplaceAll(strings.TrimSpace(root), "\n", "\n      ")+"\nboot_state: any\n")
 	out, stderr, code := l.vouch("node", "appraise", "/evidence.json", "--policy", "/policy.yaml", "--any-nonce", "--kept", "/kept.json", "--answer", "/answer.json", "--output", "json")
 	if code != 0 {
@@ -113,11 +113,11 @@ func TestLogIsVerifiedWhereThereIsNothingButVouchAndTheMakersRoot(t *testing.T) 
 
 	// Each tampering is told by name.
 	other := newHost(t)
-	other.write("entries.d/a.yaml", entriesFor(1))
-	other.start()
-	_, err := other.fetch()
+	other.Write("entries.d/a.yaml", daemontest.EntriesFor(1))
+	other.Start()
+	_, err := other.Fetch()
 	must(t, err)
-	other.stop()
+	other.Stop()
 	const wal = "wal/00000000000000000000.wal"
 	for _, tt := range []struct {
 		name   string
@@ -133,13 +133,13 @@ func TestLogIsVerifiedWhereThereIsNothingButVouchAndTheMakersRoot(t *testing.T) 
 		{"the segment removed", remove(wal), nil, []string{"damage", "records-missing", "rolled-back", "end-not-anchored", "open-end"}},
 		{"a tile removed", remove("tile/0/000"), nil, []string{"tile-missing"}},
 		{"a file put in", put("tile/0/777"), nil, []string{"tile-beyond"}},
-		{"another machine's log", replace(other.path("state/log")), nil, []string{"statement"}},
-		{"another machine's segment", copyOver(other.path("state/log/"+wal), wal), nil, []string{"statement", "checkpoint-signature"}},
+		{"another machine's log", replace(other.Path("state/log")), nil, []string{"statement"}},
+		{"another machine's segment", copyOver(other.Path("state/log/"+wal), wal), nil, []string{"statement", "checkpoint-signature"}},
 		{"an older copy, by the counter", nothing, []string{"--counter", "77"}, []string{"rolled-back"}},
 		{"another log's key", nothing, []string{"--key", other.logKey()}, []string{"wrong-key"}},
 	} {
 		must(t, os.RemoveAll(log))
-		must(t, os.CopyFS(log, os.DirFS(h.path("state/log"))))
+		must(t, os.CopyFS(log, os.DirFS(h.Path("state/log"))))
 		must(t, tt.tamper(log))
 		out, code := verify(tt.args...)
 		named := false

@@ -23,13 +23,13 @@ func busyDefinition(b *testing.B, h *host) string {
 	b.Helper()
 	pg, err := database()
 	must(b, err)
-	must(b, os.WriteFile(h.path("password"), []byte("the-daemons-own\n"), 0o600))
+	must(b, os.WriteFile(h.Path("password"), []byte("the-daemons-own\n"), 0o600))
 	return fmt.Sprintf(`  - name: tides
     broker: postgres
     max_ttl: 1h
     limits: {rate: 100000/1s, concurrent: 100000}
     postgres: {host: %s, port: %d, database: postgres, user: vouchd, password_file: %s, grants: ["GRANT SELECT ON public.tides TO {{role}}"]}
-`, pg.SocketDir, pg.Port, h.path("password"))
+`, pg.SocketDir, pg.Port, h.Path("password"))
 }
 
 func percentiles(b *testing.B, name string, took []time.Duration) (p50 time.Duration) {
@@ -47,9 +47,9 @@ func BenchmarkGrantThroughTheDaemon(b *testing.B) {
 	h := newHost(b)
 	definition := busyDefinition(b, h)
 	h.grants(definition, "tides")
-	h.start()
+	h.StartProcess()
 	broker := credentialtest.Broker(b, "postgres", postgres.Open, "credentials:\n"+definition)
-	client, err := client.New("unix://" + h.path("agent.sock"))
+	client, err := client.New("unix://" + h.Path("agent.sock"))
 	must(b, err)
 	defer client.Close()
 	ctx := context.Background()
@@ -81,7 +81,7 @@ func BenchmarkGrantThroughTheDaemon(b *testing.B) {
 func BenchmarkRevokeAfterExit(b *testing.B) {
 	h := newHost(b)
 	h.grants(busyDefinition(b, h), "tides")
-	h.start()
+	h.StartProcess()
 	pg, err := database()
 	must(b, err)
 	var took []time.Duration
@@ -114,13 +114,13 @@ func BenchmarkTenThousandLiveLeases(b *testing.B) {
     limits: {rate: 100000/1s, concurrent: 100000}
     federation: {profile: openai-2026-06, audience: "https://api.openai.com/v1", endpoint: %q, ca_file: %q, identity_provider_id: idp_1, service_account_id: sa_1}
 `, u.URL+"/oauth/token", u.caFile), "model")
-	h.start()
-	client, err := client.New("unix://" + h.path("agent.sock"))
+	h.StartProcess()
+	client, err := client.New("unix://" + h.Path("agent.sock"))
 	must(b, err)
 	defer client.Close()
 	_, _, err = client.Grant(context.Background(), &credentialv1.GrantCredentialRequest{Name: "model"})
 	must(b, err)
-	before := h.resident()
+	before := h.Resident()
 	var group errgroup.Group
 	group.SetLimit(16)
 	for range n - 1 {
@@ -130,21 +130,21 @@ func BenchmarkTenThousandLiveLeases(b *testing.B) {
 		})
 	}
 	must(b, group.Wait())
-	added := h.resident() - before
+	added := h.Resident() - before
 	var took []time.Duration
 	for b.Loop() {
-		h.stop()
+		h.Stop()
 		began := time.Now()
-		h.start()
+		h.StartProcess()
 		took = append(took, time.Since(began))
 	}
-	leases, err := h.admin().Leases(context.Background())
+	leases, err := h.Admin().Leases(context.Background())
 	must(b, err)
 	if len(leases) != n {
 		b.Fatalf("%d leases after the restart, want %d", len(leases), n)
 	}
 	b.ReportMetric(float64(added)/(1<<20), "added-MB")
-	b.ReportMetric(float64(h.resident())/(1<<20), "restarted-MB")
+	b.ReportMetric(float64(h.Resident())/(1<<20), "restarted-MB")
 	percentiles(b, "start-", took)
 	b.ReportMetric(0, "ns/op")
 }

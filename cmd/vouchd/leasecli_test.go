@@ -6,10 +6,11 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
 
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
@@ -17,7 +18,7 @@ import (
 func TestCommandLineLeases(t *testing.T) {
 	t.Parallel()
 	h, pg := newLeasingHost(t)
-	h.start()
+	h.Start()
 	for _, tt := range []struct {
 		args     []string
 		code     int
@@ -47,7 +48,7 @@ func TestCommandLineLeases(t *testing.T) {
 		{[]string{"lease", "revoke", "--credential", "tides-for-all"}, 0, `^2 leases`, `^$`},
 		{[]string{"lease", "list"}, 0, `^$`, `^$`},
 	} {
-		out, stderr, code := h.vouch(tt.args...)
+		out, stderr, code := h.Vouch(tt.args...)
 		if code != tt.code || !matches(tt.out, out) || !matches(tt.err, stderr) {
 			t.Errorf("vouch %s exits %d, want %d\n-- out, want %s --\n%s-- err, want %s --\n%s", strings.Join(tt.args, " "), code, tt.code, tt.out, out, tt.err, stderr)
 		}
@@ -62,7 +63,7 @@ func TestCommandLineLeases(t *testing.T) {
 		"admin.request":      "revoke leases of credential tides-for-all",
 		"lease.grant_intent": `"ungranted" to spiffe://example.org/agent`,
 	} {
-		if out, _, _ := h.vouch("log", "show", "--event", event); !strings.Contains(out, reason) {
+		if out, _, _ := h.Vouch("log", "show", "--event", event); !strings.Contains(out, reason) {
 			t.Errorf("the log does not say %q:\n%s", reason, out)
 		}
 	}
@@ -70,14 +71,14 @@ func TestCommandLineLeases(t *testing.T) {
 
 // roles returns every role that was leased, as the log has them.
 func (h *host) roles(credential string) (names []string) {
-	h.t.Helper()
-	out, stderr, code := h.vouch("log", "show", "--credential", credential, "--event", "lease.grant", "--output", "json")
+	h.T.Helper()
+	out, stderr, code := h.Vouch("log", "show", "--credential", credential, "--event", "lease.grant", "--output", "json")
 	if code != 0 {
-		h.t.Fatalf("vouch log show: %s", stderr)
+		h.T.Fatalf("vouch log show: %s", stderr)
 	}
 	for line := range strings.Lines(out) {
 		var r record
-		must(h.t, json.Unmarshal([]byte(line), &r))
+		must(h.T, json.Unmarshal([]byte(line), &r))
 		if r.Event == "lease.grant" {
 			names = append(names, r.Credential.Handle)
 		}
@@ -88,22 +89,20 @@ func (h *host) roles(credential string) (names []string) {
 func TestExecPassesSignalsAndRevokesAfterwards(t *testing.T) {
 	t.Parallel()
 	h, pg := newLeasingHost(t)
-	h.start()
-	dir, err := binaries()
-	must(t, err)
-	cmd := exec.Command(filepath.Join(dir, "vouch"), "exec", "--credential", "tides=PG", "--", "sh", "-c",
+	h.Start()
+	cmd := exec.Command(daemontest.Program(t, "vouch"), "exec", "--credential", "tides=PG", "--", "sh", "-c",
 		`trap 'read last; echo "$last"; exit 9' TERM; printf '{"Username":"%s","Password":"%s"}\n' "$PG_USERNAME" "$PG_PASSWORD"; while :; do sleep 0.01; done`)
-	cmd.Env = append(os.Environ(), "SPIFFE_ENDPOINT_SOCKET=unix://"+h.path("agent.sock"))
+	cmd.Env = append(os.Environ(), "SPIFFE_ENDPOINT_SOCKET=unix://"+h.Path("agent.sock"))
 	cmd.Stdin = strings.NewReader("streams are the command's\n")
-	out := newLines()
+	out := daemontest.NewLines()
 	cmd.Stdout = out
 	cmd.Stderr = t.Output()
 	must(t, cmd.Start())
 	waited := make(chan error, 1)
 	go func() { waited <- cmd.Wait(); out.Close() }()
-	t.Cleanup(func() { cmd.Process.Kill(); <-out.closed })
+	t.Cleanup(func() { cmd.Process.Kill(); <-out.Closed() })
 	var l login
-	must(t, json.Unmarshal([]byte(out.wait(t, "Username")), &l))
+	must(t, json.Unmarshal([]byte(out.Wait(t, "Username")), &l))
 	session := l.thief(t, pg)
 	must(t, cmd.Process.Signal(syscall.SIGTERM))
 	<-waited
@@ -124,12 +123,12 @@ func TestExecPassesSignalsAndRevokesAfterwards(t *testing.T) {
 func TestRemovingTheGrantEndsTheLease(t *testing.T) {
 	t.Parallel()
 	h, pg := newLeasingHost(t)
-	h.start()
+	h.Start()
 	a := startAgent(t, h)
 	session := a.thief(t, pg)
-	h.write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], credentials: [tides-for-all]}\n", os.Getuid()))
+	h.Write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], credentials: [tides-for-all]}\n", os.Getuid()))
 	eventually(t, "the session of the lease ends", func() bool { return session.Ping(t.Context()) != nil })
-	_, stderr, code := h.vouch("exec", "--credential", "tides=PG", "--", "true")
+	_, stderr, code := h.Vouch("exec", "--credential", "tides=PG", "--", "true")
 	if code != 1 || !strings.Contains(stderr, "not granted") {
 		t.Errorf("asking again exits %d: %s", code, stderr)
 	}
@@ -138,32 +137,32 @@ func TestRemovingTheGrantEndsTheLease(t *testing.T) {
 func TestBrokenCredentialsLeaveTheLastGoodInForce(t *testing.T) {
 	t.Parallel()
 	h, _ := newLeasingHost(t)
-	h.start()
-	good, err := os.ReadFile(h.path("credentials.d/a.yaml"))
+	h.Start()
+	good, err := os.ReadFile(h.Path("credentials.d/a.yaml"))
 	must(t, err)
 	status := func() view.Status {
-		st, err := h.admin().Status(t.Context())
+		st, err := h.Admin().Status(t.Context())
 		must(t, err)
 		return st
 	}
-	h.write("credentials.d/a.yaml", strings.Replace(string(good), "max_ttl", "maximum_ttl", 1))
+	h.Write("credentials.d/a.yaml", strings.Replace(string(good), "max_ttl", "maximum_ttl", 1))
 	eventually(t, "status says what is wrong", func() bool { return strings.Contains(status().Credentials.Error, "maximum_ttl") })
-	if _, stderr, code := h.vouch("exec", "--credential", "tides=PG", "--", "true"); code != 0 {
+	if _, stderr, code := h.Vouch("exec", "--credential", "tides=PG", "--", "true"); code != 0 {
 		t.Errorf("the last good definition is not in force: %s", stderr)
 	}
-	if out, stderr, code := h.vouch("check"); code != 1 || !strings.Contains(stderr, `a.yaml:`) {
+	if out, stderr, code := h.Vouch("check"); code != 1 || !strings.Contains(stderr, `a.yaml:`) {
 		t.Errorf("vouch check exits %d: %s%s", code, out, stderr)
 	}
-	h.write("credentials.d/a.yaml", string(bytes.ReplaceAll(good, []byte("name: tides-for-all"), []byte("name: renamed"))))
+	h.Write("credentials.d/a.yaml", string(bytes.ReplaceAll(good, []byte("name: tides-for-all"), []byte("name: renamed"))))
 	eventually(t, "status says which grant is void", func() bool {
 		return strings.Contains(strings.Join(status().Problems, "\n"), "grants credential tides-for-all, which is not defined")
 	})
-	if _, stderr, code := h.vouch("check"); code != 1 || !strings.Contains(stderr, "tides-for-all") {
+	if _, stderr, code := h.Vouch("check"); code != 1 || !strings.Contains(stderr, "tides-for-all") {
 		t.Errorf("vouch check exits %d: %s", code, stderr)
 	}
-	h.write("credentials.d/a.yaml", string(good))
+	h.Write("credentials.d/a.yaml", string(good))
 	eventually(t, "all is well again", func() bool { return status().Credentials.Error == "" && len(status().Problems) == 0 })
-	if out, stderr, code := h.vouch("check"); code != 0 || !strings.Contains(out, "3 credentials") {
+	if out, stderr, code := h.Vouch("check"); code != 0 || !strings.Contains(out, "3 credentials") {
 		t.Errorf("vouch check exits %d: %s%s", code, out, stderr)
 	}
 }

@@ -10,9 +10,10 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -37,7 +38,7 @@ func TestUpstreamThatFailsIsToldAndRecordedAndLeavesNothing(t *testing.T) {
 	h.grants(fmt.Sprintf(definition, "model", u.URL+"/oauth/token", u.caFile)+
 		fmt.Sprintf(definition, "stranger", u.URL+"/oauth/token", other)+
 		fmt.Sprintf(definition, "down", "https://127.0.0.1:1/oauth/token", u.caFile), "model, stranger, down")
-	h.start()
+	h.Start()
 	status := func(code int, body string) func(http.ResponseWriter, *http.Request) bool {
 		return func(w http.ResponseWriter, _ *http.Request) bool {
 			w.Header().Set("Content-Type", "application/json")
@@ -73,7 +74,7 @@ func TestUpstreamThatFailsIsToldAndRecordedAndLeavesNothing(t *testing.T) {
 		fault = tt.fault
 		u.mu.Unlock()
 		before := h.failedGrants()
-		_, stderr, code := h.vouch(append([]string{"exec", "--credential", tt.credential + "=KEY"}, append(tt.args, "--", "true")...)...)
+		_, stderr, code := h.Vouch(append([]string{"exec", "--credential", tt.credential + "=KEY"}, append(tt.args, "--", "true")...)...)
 		if code != 1 || !matches(tt.says, stderr) || strings.Contains(stderr, u.canary) {
 			t.Errorf("%s: exits %d: %s", tt.name, code, stderr)
 		}
@@ -82,7 +83,7 @@ func TestUpstreamThatFailsIsToldAndRecordedAndLeavesNothing(t *testing.T) {
 	u.mu.Lock()
 	fault = nil
 	u.mu.Unlock()
-	if out, stderr, code := h.vouch("exec", "--credential", "model=KEY", "--", "sh", "-c", "echo $KEY"); code != 0 || out != u.canary+"\n" {
+	if out, stderr, code := h.Vouch("exec", "--credential", "model=KEY", "--", "sh", "-c", "echo $KEY"); code != 0 || out != u.canary+"\n" {
 		t.Errorf("once it is well again, exits %d: %s", code, stderr)
 	}
 	h.checkSecret(login{Password: u.canary})
@@ -90,14 +91,14 @@ func TestUpstreamThatFailsIsToldAndRecordedAndLeavesNothing(t *testing.T) {
 
 // failedGrants counts the records of grants of which nothing came.
 func (h *host) failedGrants() (n int) {
-	h.t.Helper()
-	out, stderr, code := h.vouch("log", "show", "--event", "lease.grant", "--output", "json")
+	h.T.Helper()
+	out, stderr, code := h.Vouch("log", "show", "--event", "lease.grant", "--output", "json")
 	if code != 0 {
-		h.t.Fatalf("vouch log show: %s", stderr)
+		h.T.Fatalf("vouch log show: %s", stderr)
 	}
 	for line := range strings.Lines(out) {
 		var r record
-		must(h.t, json.Unmarshal([]byte(line), &r))
+		must(h.T, json.Unmarshal([]byte(line), &r))
 		if r.Event == "lease.grant" && r.Outcome != "success" {
 			n++
 		}
@@ -110,7 +111,7 @@ func newCA(t *testing.T, h *host) string {
 	t.Helper()
 	der, err := credentialtest.NewWorkload(t, spiffeid.RequireFromString(agentID)).Authority()
 	must(t, err)
-	path := h.path("other-ca.pem")
+	path := h.Path("other-ca.pem")
 	must(t, os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644))
 	return path
 }
@@ -121,13 +122,13 @@ func TestRevocationThatIsRefusedIsTriedUntilItIsNot(t *testing.T) {
 	v := newVaultServer(t, h)
 	v.refuseRevoke = true
 	h.grants(fmt.Sprintf("  - {name: db, broker: vault, vault: {address: %q, ca_file: %q, role: research, path: database/creds/readonly}}\n", v.URL, v.caFile), "db")
-	h.start()
+	h.Start()
 	f := h.vouchOn("exec", "--credential", "db=PG", "--", "setpriv", "--pdeathsig", "KILL", "sh", "-c", "echo runs >&2; exec sleep 1000")
-	f.stderr.wait(t, "runs")
+	f.stderr.Wait(t, "runs")
 	must(t, f.cmd.Process.Kill())
 	<-f.waited
 	eventually(t, "it was tried twice", func() bool {
-		leases, err := h.admin().Leases(t.Context())
+		leases, err := h.Admin().Leases(t.Context())
 		must(t, err)
 		return len(leases) == 1 && leases[0].State == "revoking" && leases[0].Attempts >= 2 && leases[0].Reason == "process ended"
 	})
@@ -135,7 +136,7 @@ func TestRevocationThatIsRefusedIsTriedUntilItIsNot(t *testing.T) {
 	v.refuseRevoke = false
 	v.mu.Unlock()
 	eventually(t, "it has ended", func() bool {
-		leases, err := h.admin().Leases(t.Context())
+		leases, err := h.Admin().Leases(t.Context())
 		must(t, err)
 		tokens, left := v.left()
 		return len(leases) == 0 && tokens == 0 && left == 0
@@ -149,12 +150,10 @@ func TestAgentKilledWhileItsUpstreamIsAskedLeavesNothing(t *testing.T) {
 	pg, err := database()
 	must(t, err)
 	h, g := newGatedHost(t, pg, "exits")
-	h.start()
-	dir, err := binaries()
-	must(t, err)
+	h.Start()
 	for n := 1; ; n++ {
-		cmd := exec.Command(filepath.Join(dir, "vouch"), "exec", "--credential", "exits=PG", "--", "true")
-		cmd.Env = append(os.Environ(), "SPIFFE_ENDPOINT_SOCKET=unix://"+h.path("agent.sock"))
+		cmd := exec.Command(daemontest.Program(t, "vouch"), "exec", "--credential", "exits=PG", "--", "true")
+		cmd.Env = append(os.Environ(), "SPIFFE_ENDPOINT_SOCKET=unix://"+h.Path("agent.sock"))
 		started := make(chan struct{})
 		g.arm(n, done, false, func() { <-started; cmd.Process.Kill(); cmd.Process.Wait() })
 		must(t, cmd.Start())
@@ -176,10 +175,10 @@ func TestStreamCutWhileItsUpstreamIsAskedLeavesNothing(t *testing.T) {
 	pg, err := database()
 	must(t, err)
 	h, g := newGatedHost(t, pg, "cut")
-	h.start()
+	h.Start()
 	enough := errors.New("delivered")
 	for n := 1; ; n++ {
-		client, err := client.New("unix://" + h.path("agent.sock"))
+		client, err := client.New("unix://" + h.Path("agent.sock"))
 		must(t, err)
 		ctx, cancel := context.WithCancel(t.Context())
 		g.arm(n, done, false, func() { client.Close(); cancel() })
@@ -211,34 +210,32 @@ func TestSecretOfEveryByteValueComesBackAsItIs(t *testing.T) {
 		all[i] = byte(i)
 	}
 	h.grants("  - {name: bytes, broker: static, bind: lease, static: {disclosable: true}}\n", "bytes")
-	h.start()
-	dir, err := binaries()
-	must(t, err)
-	seal := exec.Command(filepath.Join(dir, "vouch"), "secret", "seal", "bytes")
-	seal.Env = append(os.Environ(), "VOUCHD_CONFIG="+h.path("vouchd.yaml"))
+	h.Start()
+	seal := exec.Command(daemontest.Program(t, "vouch"), "secret", "seal", "bytes")
+	seal.Env = append(os.Environ(), "VOUCHD_CONFIG="+h.Path("vouchd.yaml"))
 	seal.Stdin = strings.NewReader(string(all[:]))
 	if out, err := seal.CombinedOutput(); err != nil {
 		t.Fatalf("sealing: %v: %s", err, out)
 	}
-	if out, stderr, code := h.vouch("get", "bytes", "--field", "value"); code != 0 || out != string(all[:]) {
+	if out, stderr, code := h.Vouch("get", "bytes", "--field", "value"); code != 0 || out != string(all[:]) {
 		t.Errorf("exits %d with %q: %s", code, out, stderr)
 	}
-	out, stderr, code := h.vouch("get", "bytes", "--output", "json")
+	out, stderr, code := h.Vouch("get", "bytes", "--output", "json")
 	var view struct {
 		Base64 map[string][]byte `json:"fields_base64"`
 	}
 	if err := json.Unmarshal([]byte(out), &view); err != nil || code != 0 || string(view.Base64["value"]) != string(all[:]) {
 		t.Errorf("JSON exits %d with %s: %s", code, out, stderr)
 	}
-	path := h.path("bytes")
-	if _, stderr, code := h.vouch("get", "bytes", "--output", "file", "--path", path, "--field", "value"); code != 0 {
+	path := h.Path("bytes")
+	if _, stderr, code := h.Vouch("get", "bytes", "--output", "file", "--path", path, "--field", "value"); code != 0 {
 		t.Errorf("a file exits %d: %s", code, stderr)
 	}
 	if b, err := os.ReadFile(path); err != nil || string(b) != string(all[:]) {
 		t.Errorf("the file holds %q, %v", b, err)
 	}
 	for _, args := range [][]string{{"get", "bytes", "--output", "env"}, {"exec", "--credential", "bytes=B", "--", "true"}} {
-		if _, stderr, code := h.vouch(args...); code != 1 || !strings.Contains(stderr, "zero byte") {
+		if _, stderr, code := h.Vouch(args...); code != 1 || !strings.Contains(stderr, "zero byte") {
 			t.Errorf("vouch %s exits %d: %s", strings.Join(args, " "), code, stderr)
 		}
 	}

@@ -30,9 +30,9 @@ STRIPE_KEY='sk_live_canary-1'
 func newMigratingHost(t *testing.T, text string) (*host, string) {
 	t.Helper()
 	h := newHost(t)
-	must(t, os.Mkdir(h.path("credentials.d"), 0o755))
-	h.write("app.env", text)
-	return h, h.path("app.env")
+	must(t, os.Mkdir(h.Path("credentials.d"), 0o755))
+	h.Write("app.env", text)
+	return h, h.Path("app.env")
 }
 
 func read(t *testing.T, path string) string {
@@ -47,22 +47,22 @@ func TestMigratedFileHoldsHandlesAndItsProgramTheSameValues(t *testing.T) {
 	h, file := newMigratingHost(t, dotEnv)
 	must(t, os.Chmod(file, 0o640))
 	must(t, os.Chown(file, 1234, 2345))
-	h.start()
+	h.Start()
 	before := environment(h, file)
 
-	out := h.ok("migrate", "env", file, "--credential-prefix", "app", "--dry-run")
+	out := h.OK("migrate", "env", file, "--credential-prefix", "app", "--dry-run")
 	for _, want := range []string{"app.env:2: STRIPE_KEY would be sealed as app-stripe-key", "app.env:10: DEBUG stays: a switch", "app.env:9: PORT stays: looks harmless"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the dry run does not say %q:\n%s", want, out)
 		}
 	}
-	secrets, err := h.admin().Secrets.List(t.Context())
+	secrets, err := h.Admin().Secrets.List(t.Context())
 	must(t, err)
 	if read(t, file) != dotEnv || len(secrets) != 0 {
 		t.Fatal("a dry run changes something")
 	}
 
-	out = h.ok("migrate", "env", file, "--credential-prefix", "app", "--disclosable")
+	out = h.OK("migrate", "env", file, "--credential-prefix", "app", "--disclosable")
 	if !strings.Contains(out, "credentials: [app-database-url, app-openai-api-key, app-stripe-key, app-tls-key, app-with-escapes]") {
 		t.Errorf("no line for the entry in\n%s", out)
 	}
@@ -79,13 +79,13 @@ func TestMigratedFileHoldsHandlesAndItsProgramTheSameValues(t *testing.T) {
 	}
 	h.checkSecret(login{Password: "canary"})
 
-	h.ok("check")
-	definitions := h.path("credentials.d/app.yaml")
+	h.OK("check")
+	definitions := h.Path("credentials.d/app.yaml")
 	must(t, os.Rename(definitions+".disabled", definitions))
-	h.write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/app\", selectors: [\"unix:uid:%d\"], credentials: [app-database-url, app-openai-api-key, app-stripe-key, app-tls-key, app-with-escapes]}\n", os.Getuid()))
-	h.ok("check")
+	h.Write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/app\", selectors: [\"unix:uid:%d\"], credentials: [app-database-url, app-openai-api-key, app-stripe-key, app-tls-key, app-with-escapes]}\n", os.Getuid()))
+	h.OK("check")
 	eventually(t, "the definitions and the entry are in force", func() bool {
-		st, err := h.admin().Status(t.Context())
+		st, err := h.Admin().Status(t.Context())
 		must(t, err)
 		return st.Credentials.Count == 5 && st.Entries.Count == 1
 	})
@@ -94,7 +94,7 @@ func TestMigratedFileHoldsHandlesAndItsProgramTheSameValues(t *testing.T) {
 	}
 
 	// Again: nothing is left to do.
-	out = h.ok("migrate", "env", file, "--credential-prefix", "app")
+	out = h.OK("migrate", "env", file, "--credential-prefix", "app")
 	if read(t, file) != want || !strings.Contains(out, "STRIPE_KEY stays: a handle already") || strings.Contains(out, "Review") {
 		t.Errorf("once more it says\n%s", out)
 	}
@@ -102,8 +102,8 @@ func TestMigratedFileHoldsHandlesAndItsProgramTheSameValues(t *testing.T) {
 
 // environment is what a program is started with from a file.
 func environment(h *host, file string) (vars []string) {
-	h.t.Helper()
-	out := h.ok("exec", "--env-file", file, "--", "env", "-0")
+	h.T.Helper()
+	out := h.OK("exec", "--env-file", file, "--", "env", "-0")
 	for v := range strings.SplitSeq(out, "\x00") {
 		if name, _, _ := strings.Cut(v, "="); strings.Contains(dotEnv, name+"=") && name != "" {
 			vars = append(vars, v)
@@ -111,7 +111,7 @@ func environment(h *host, file string) (vars []string) {
 	}
 	slices.Sort(vars)
 	if len(vars) != 10 {
-		h.t.Errorf("the program has %d variables of the file: %q", len(vars), vars)
+		h.T.Errorf("the program has %d variables of the file: %q", len(vars), vars)
 	}
 	return vars
 }
@@ -119,23 +119,23 @@ func environment(h *host, file string) (vars []string) {
 func TestMigrationThatWasCutShortGoesOn(t *testing.T) {
 	t.Parallel()
 	h, file := newMigratingHost(t, "A_KEY=canary-1\nB_KEY=canary-2\n")
-	h.start()
+	h.Start()
 	// A former run has sealed the first and died.
-	h.vouchReads([]byte("canary-1"), "secret", "seal", "app-a-key")
-	h.ok("migrate", "env", file, "--credential-prefix", "app")
+	h.VouchReads([]byte("canary-1"), "secret", "seal", "app-a-key")
+	h.OK("migrate", "env", file, "--credential-prefix", "app")
 	if got := read(t, file); got != "A_KEY=vouch:app-a-key\nB_KEY=vouch:app-b-key\n" {
 		t.Errorf("the file is\n%s", got)
 	}
-	definitions := read(t, h.path("credentials.d/app.yaml.disabled"))
+	definitions := read(t, h.Path("credentials.d/app.yaml.disabled"))
 	if strings.Count(definitions, "disclosable: false") != 2 {
 		t.Errorf("definitions are\n%s", definitions)
 	}
 	// And one more variable comes later, when the definitions were reviewed.
 	reviewed := strings.Replace(definitions, "disclosable: false", "disclosable: true", 1)
-	h.write("credentials.d/app.yaml.disabled", reviewed)
-	h.write("app.env", read(t, file)+"C_KEY=canary-3\n")
-	h.ok("migrate", "env", file, "--credential-prefix", "app")
-	if now := read(t, h.path("credentials.d/app.yaml.disabled")); !strings.HasPrefix(now, reviewed) || strings.Count(now, "- name:") != 3 {
+	h.Write("credentials.d/app.yaml.disabled", reviewed)
+	h.Write("app.env", read(t, file)+"C_KEY=canary-3\n")
+	h.OK("migrate", "env", file, "--credential-prefix", "app")
+	if now := read(t, h.Path("credentials.d/app.yaml.disabled")); !strings.HasPrefix(now, reviewed) || strings.Count(now, "- name:") != 3 {
 		t.Errorf("definitions are\n%s", now)
 	}
 }
@@ -143,8 +143,8 @@ func TestMigrationThatWasCutShortGoesOn(t *testing.T) {
 func TestNothingIsLostWhereAFileCannotBeMigrated(t *testing.T) {
 	t.Parallel()
 	h, file := newMigratingHost(t, "")
-	h.start()
-	h.vouchReads([]byte("another value"), "secret", "seal", "app-b-key")
+	h.Start()
+	h.VouchReads([]byte("another value"), "secret", "seal", "app-b-key")
 	for _, tt := range []struct{ name, text, want string }{
 		{"a line that makes no sense", "A_KEY=canary\nnonsense canary\n", `app.env: line 2: is neither`},
 		{"a quote that nothing closes", "A_KEY=canary\nB='canary\n", `app.env: line 2: has a quote that nothing closes`},
@@ -154,8 +154,8 @@ func TestNothingIsLostWhereAFileCannotBeMigrated(t *testing.T) {
 		{"two variables of one name", "A_KEY=canary\nA-KEY=canary\n", `A-KEY and A_KEY would both be app-a-key`},
 		{"a secret that is sealed with another value", "A_KEY=canary\nB_KEY=canary\n", `secret app-b-key: another value .* is as it was`},
 	} {
-		h.write("app.env", tt.text)
-		_, stderr, code := h.vouch("migrate", "env", file, "--credential-prefix", "app")
+		h.Write("app.env", tt.text)
+		_, stderr, code := h.Vouch("migrate", "env", file, "--credential-prefix", "app")
 		if code != 1 || !matches(tt.want, stderr) || strings.Contains(stderr, "canary") {
 			t.Errorf("%s exits %d: %s, want %s", tt.name, code, stderr, tt.want)
 		}
@@ -163,20 +163,20 @@ func TestNothingIsLostWhereAFileCannotBeMigrated(t *testing.T) {
 			t.Errorf("%s: the file is now\n%s", tt.name, got)
 		}
 	}
-	h.write("app.env", "A_KEY=canary\n")
-	must(t, os.Symlink(file, h.path("link")))
-	must(t, os.Link(file, h.path("second")))
+	h.Write("app.env", "A_KEY=canary\n")
+	must(t, os.Symlink(file, h.Path("link")))
+	must(t, os.Link(file, h.Path("second")))
 	for name, want := range map[string]string{"link": "symbolic link", "second": "has 2 names", "missing": "no such file", "entries.d": "not a regular file"} {
-		if _, stderr, code := h.vouch("migrate", "env", h.path(name), "--credential-prefix", "app"); code != 1 || !strings.Contains(stderr, want) {
+		if _, stderr, code := h.Vouch("migrate", "env", h.Path(name), "--credential-prefix", "app"); code != 1 || !strings.Contains(stderr, want) {
 			t.Errorf("%s exits %d: %s, want %s", name, code, stderr, want)
 		}
 	}
 	for _, args := range [][]string{{"migrate", "env", file}, {"migrate", "env", file, "--credential-prefix", "a b"}, {"migrate", "env"}, {"migrate"}} {
-		if _, stderr, code := h.vouch(args...); code != 2 {
+		if _, stderr, code := h.Vouch(args...); code != 2 {
 			t.Errorf("vouch %s exits %d: %s", strings.Join(args, " "), code, stderr)
 		}
 	}
-	if left, err := filepath.Glob(h.path(".app.env*")); err != nil || len(left) > 0 {
+	if left, err := filepath.Glob(h.Path(".app.env*")); err != nil || len(left) > 0 {
 		t.Errorf("%q is left", left)
 	}
 }
@@ -184,8 +184,8 @@ func TestNothingIsLostWhereAFileCannotBeMigrated(t *testing.T) {
 func TestWhatLooksLikeASecretIsSealedUnlessSaidOtherwise(t *testing.T) {
 	t.Parallel()
 	h, file := newMigratingHost(t, "ADMIN_PIN=1234\nMODEL=gpt-4o-2026\nWEBHOOK=https://hooks.example.org/T0/B0/xyz\nREGION=eu-central-1\nHOST=db1.internal:5432\nWORD=info\n# OLD_KEY=sk_live_canary\n")
-	h.start()
-	out := h.ok("migrate", "env", file, "--credential-prefix", "app", "--keep", "MODEL", "--seal", "WORD")
+	h.Start()
+	out := h.OK("migrate", "env", file, "--credential-prefix", "app", "--keep", "MODEL", "--seal", "WORD")
 	want := "ADMIN_PIN=vouch:app-admin-pin\nMODEL=gpt-4o-2026\nWEBHOOK=vouch:app-webhook\nREGION=eu-central-1\nHOST=db1.internal:5432\nWORD=vouch:app-word\n# OLD_KEY=sk_live_canary\n"
 	if got := read(t, file); got != want {
 		t.Errorf("the file is\n%s\nwant\n%s", got, want)

@@ -5,10 +5,11 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,25 +32,23 @@ func terminal(t *testing.T) (user, program *os.File) {
 func TestSecretIsAskedForAtATerminalAndNotShown(t *testing.T) {
 	t.Parallel()
 	h := newKeepingHost(t)
-	h.start()
+	h.Start()
 	user, program := terminal(t)
-	dir, err := binaries()
-	must(t, err)
-	cmd := exec.Command(filepath.Join(dir, "vouch"), "secret", "seal", "stripe-key")
-	cmd.Env = append(os.Environ(), "VOUCHD_CONFIG="+h.path("vouchd.yaml"))
+	cmd := exec.Command(daemontest.Program(t, "vouch"), "secret", "seal", "stripe-key")
+	cmd.Env = append(os.Environ(), "VOUCHD_CONFIG="+h.Path("vouchd.yaml"))
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = program, program, program
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	must(t, cmd.Start())
 	program.Close()
-	shown := newLines()
+	shown := daemontest.NewLines()
 	go func() { io.Copy(shown, user); shown.Close() }()
-	shown.wait(t, "Value of stripe-key: ")
-	_, err = user.WriteString("sk_live_typed\n")
+	shown.Wait(t, "Value of stripe-key: ")
+	_, err := user.WriteString("sk_live_typed\n")
 	must(t, err)
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("%v: %s", err, shown)
 	}
-	shown.wait(t, "13 bytes sealed")
+	shown.Wait(t, "13 bytes sealed")
 	if strings.Contains(shown.String(), "sk_live_typed") {
 		t.Errorf("the terminal shows the secret: %s", shown)
 	}

@@ -17,15 +17,15 @@ func TestExampleClientsOfVendorsExchangeTheIdentityTokenInAFile(t *testing.T) {
 	h := newHost(t)
 	u := newUpstream(t, h, models)
 	h.grants("  - {name: unused, broker: ssh, ssh: {principals: [x]}}\n", "unused")
-	h.start()
-	dir := h.path("node")
+	h.Start()
+	dir := h.Path("node")
 	must(t, os.Mkdir(dir, 0o700))
 	for _, name := range []string{"package.json", "anthropic.mjs", "openai.mjs"} {
-		h.write("node/"+name, example(t, "node/"+name))
+		h.Write("node/"+name, example(t, "node/"+name))
 	}
 	ran(t, nil, "npm", "install", "--no-fund", "--no-audit", "--silent", "--prefix", dir)
 	// OpenAI's SDK has the address of its token endpoint built in.
-	h.write("node/redirect.mjs", `const real = globalThis.fetch;
+	h.Write("node/redirect.mjs", `const real = globalThis.fetch;
 globalThis.fetch = (url, init) => real(String(url).replace('https://auth.openai.com', process.env.FAKE), init);
 `)
 	for _, tt := range []struct {
@@ -41,7 +41,7 @@ globalThis.fetch = (url, init) => real(String(url).replace('https://auth.openai.
 			"OPENAI_IDENTITY_PROVIDER_ID=idp_1", "OPENAI_SERVICE_ACCOUNT_ID=sa_1",
 		}},
 	} {
-		if _, stderr, code := h.vouch("fetch", "jwt", "--audience", tt.audience, "--write", dir+"/token"); code != 0 {
+		if _, stderr, code := h.Vouch("fetch", "jwt", "--audience", tt.audience, "--write", dir+"/token"); code != 0 {
 			t.Fatal(stderr)
 		}
 		env := append(tt.env, "NODE_EXTRA_CA_CERTS="+u.caFile, "HOME="+dir)

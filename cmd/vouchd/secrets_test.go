@@ -8,10 +8,11 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
 
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
@@ -24,9 +25,9 @@ import (
 func newKeepingHost(t *testing.T) *host {
 	t.Helper()
 	h := newHost(t)
-	h.write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], credentials: [stripe, proxied, missing]}\n", os.Getuid()))
-	must(t, os.Mkdir(h.path("credentials.d"), 0o755))
-	h.write("credentials.d/a.yaml", `credentials:
+	h.Write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], credentials: [stripe, proxied, missing]}\n", os.Getuid()))
+	must(t, os.Mkdir(h.Path("credentials.d"), 0o755))
+	h.Write("credentials.d/a.yaml", `credentials:
   - {name: stripe, broker: static, static: {secret: stripe-key, disclosable: true}}
   - {name: proxied, broker: static, static: {secret: stripe-key}}
   - {name: missing, broker: static, bind: lease, static: {disclosable: true}}
@@ -37,7 +38,7 @@ func newKeepingHost(t *testing.T) *host {
 func TestCommandLineKeepsSecrets(t *testing.T) {
 	t.Parallel()
 	h := newKeepingHost(t)
-	h.start()
+	h.Start()
 	const value = "sk_live_canary-4f1b\n"
 	for _, tt := range []struct {
 		stdin    string
@@ -67,7 +68,7 @@ func TestCommandLineKeepsSecrets(t *testing.T) {
 		{"", []string{"secret", "remove", "stripe-key"}, 0, `forgotten`, `^$`},
 		{"", []string{"get", "stripe"}, 1, `^$`, `the source of the credential refused`},
 	} {
-		out, stderr, code := h.vouchReads([]byte(tt.stdin), tt.args...)
+		out, stderr, code := h.VouchReads([]byte(tt.stdin), tt.args...)
 		if code != tt.code || !matches(tt.out, out) || !matches(tt.err, stderr) {
 			t.Errorf("vouch %s exits %d, want %d\n-- out, want %s --\n%s-- err, want %s --\n%s", strings.Join(tt.args, " "), code, tt.code, tt.out, out, tt.err, stderr)
 		}
@@ -78,14 +79,14 @@ func TestCommandLineKeepsSecrets(t *testing.T) {
 		"secret.seal": "stripe-key  as stripe-key@1", "secret.rotate": "stripe-key@2", "secret.remove": "stripe-key@2",
 		"lease.grant_intent": "(credential is proxy-only", "lease.end": "stripe  as stripe-key@1  at sealed:stripe-key",
 	} {
-		if out, _, _ := h.vouch("log", "show", "--event", event); !strings.Contains(out, want) {
+		if out, _, _ := h.Vouch("log", "show", "--event", event); !strings.Contains(out, want) {
 			t.Errorf("the log does not say %q of %s:\n%s", want, event, out)
 		}
 	}
-	if out, stderr, code := h.vouch("log", "report"); code != 0 || !matches(`secret stripe-key: removed, used 3 times, last .* by spiffe://example.org/agent`, out) {
+	if out, stderr, code := h.Vouch("log", "report"); code != 0 || !matches(`secret stripe-key: removed, used 3 times, last .* by spiffe://example.org/agent`, out) {
 		t.Errorf("log report exits %d: %s%s", code, out, stderr)
 	}
-	if out, _, code := h.vouch("log", "verify", "--live"); code != 0 {
+	if out, _, code := h.Vouch("log", "verify", "--live"); code != 0 {
 		t.Errorf("the log does not hold: %s", out)
 	}
 }
@@ -93,7 +94,7 @@ func TestCommandLineKeepsSecrets(t *testing.T) {
 func TestSecretsOfAnyBytesReachTheAgent(t *testing.T) {
 	t.Parallel()
 	h := newKeepingHost(t)
-	h.start()
+	h.Start()
 	million := make([]byte, 1_000_000)
 	rand.Read(million)
 	for i, value := range [][]byte{[]byte("lines\n\r\n and \x00 zeros\x00\n"), million} {
@@ -101,10 +102,8 @@ func TestSecretsOfAnyBytesReachTheAgent(t *testing.T) {
 		r, w, err := os.Pipe()
 		must(t, err)
 		go func() { w.Write(value); w.Close() }()
-		dir, err := binaries()
-		must(t, err)
-		cmd := exec.Command(filepath.Join(dir, "vouch"), "secret", verb, "stripe-key", "--fd", "3")
-		cmd.Env = append(os.Environ(), "VOUCHD_CONFIG="+h.path("vouchd.yaml"))
+		cmd := exec.Command(daemontest.Program(t, "vouch"), "secret", verb, "stripe-key", "--fd", "3")
+		cmd.Env = append(os.Environ(), "VOUCHD_CONFIG="+h.Path("vouchd.yaml"))
 		cmd.ExtraFiles = []*os.File{r}
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
@@ -114,7 +113,7 @@ func TestSecretsOfAnyBytesReachTheAgent(t *testing.T) {
 			t.Errorf("%d bytes came of %d", len(got), len(value))
 		}
 	}
-	if _, stderr, code := h.vouchReads(make([]byte, 1<<20+1), "secret", "rotate", "stripe-key"); code != 1 || !strings.Contains(stderr, "more than 1048576 bytes") {
+	if _, stderr, code := h.VouchReads(make([]byte, 1<<20+1), "secret", "rotate", "stripe-key"); code != 1 || !strings.Contains(stderr, "more than 1048576 bytes") {
 		t.Errorf("a byte too many exits %d: %s", code, stderr)
 	}
 }
@@ -122,7 +121,7 @@ func TestSecretsOfAnyBytesReachTheAgent(t *testing.T) {
 // granted is what an agent is given.
 func granted(t *testing.T, h *host, name string) []byte {
 	t.Helper()
-	client, err := client.New("unix://" + h.path("agent.sock"))
+	client, err := client.New("unix://" + h.Path("agent.sock"))
 	must(t, err)
 	defer client.Close()
 	_, fields, err := client.Grant(context.Background(), &credentialv1.GrantCredentialRequest{Name: name})
@@ -133,37 +132,37 @@ func granted(t *testing.T, h *host, name string) []byte {
 func TestSecretThatIsDueIsToldEverywhere(t *testing.T) {
 	t.Parallel()
 	h := newKeepingHost(t)
-	h.start("--set", "metrics=unix:"+h.path("metrics.sock"))
-	if _, stderr, code := h.vouchReads([]byte("x"), "secret", "seal", "stripe-key", "--rotate-after", "1s"); code != 0 {
+	h.Start("metrics=unix:" + h.Path("metrics.sock"))
+	if _, stderr, code := h.VouchReads([]byte("x"), "secret", "seal", "stripe-key", "--rotate-after", "1s"); code != 0 {
 		t.Fatal(stderr)
 	}
 	eventually(t, "the secret is due", func() bool {
-		st, err := h.admin().Status(t.Context())
+		st, err := h.Admin().Status(t.Context())
 		must(t, err)
 		return st.Secrets.Due == 1
 	})
-	if out, _, _ := h.vouch("status"); !matches(`(?m)^reminder: secret stripe-key is 0 days old and should be rotated after 0; .*vouch secret rotate stripe-key$`, out) {
+	if out, _, _ := h.Vouch("status"); !matches(`(?m)^reminder: secret stripe-key is 0 days old and should be rotated after 0; .*vouch secret rotate stripe-key$`, out) {
 		t.Errorf("status says\n%s", out)
 	}
-	if out, _, _ := h.vouch("secret", "list"); !matches(`ROTATE: due since`, out) {
+	if out, _, _ := h.Vouch("secret", "list"); !matches(`ROTATE: due since`, out) {
 		t.Errorf("secret list says\n%s", out)
 	}
 	var views []view.Secret
-	out, _, _ := h.vouch("secret", "list", "--output", "json")
+	out, _, _ := h.Vouch("secret", "list", "--output", "json")
 	must(t, json.Unmarshal([]byte(out), &views))
 	if len(views) != 1 || !views[0].Due || views[0].Name != "stripe-key" {
 		t.Errorf("secret list in JSON: %+v", views)
 	}
-	text := h.metrics("metrics.sock")
+	text := h.Metrics("metrics.sock")
 	for _, want := range []string{`(?m)^vouchd_secrets 1$`, `(?m)^vouchd_secrets_due 1$`, `(?m)^vouchd_secret_rotate_by_seconds{secret="stripe-key"} \d`, `(?m)^vouchd_secret_sealed_seconds{secret="stripe-key"} \d`} {
 		if !matches(want, text) {
 			t.Errorf("no %s in\n%s", want, text)
 		}
 	}
-	if out, _, _ := h.vouch("log", "report"); !strings.Contains(out, "! should have been rotated by") {
+	if out, _, _ := h.Vouch("log", "report"); !strings.Contains(out, "! should have been rotated by") {
 		// The report is as of the last record: there has to be one.
-		h.vouch("get", "stripe")
-		if out, _, _ = h.vouch("log", "report"); !strings.Contains(out, "! should have been rotated by") {
+		h.Vouch("get", "stripe")
+		if out, _, _ = h.Vouch("log", "report"); !strings.Contains(out, "! should have been rotated by") {
 			t.Errorf("the report says\n%s", out)
 		}
 	}
@@ -172,14 +171,14 @@ func TestSecretThatIsDueIsToldEverywhere(t *testing.T) {
 func TestUsesAndSecretsSurviveARestart(t *testing.T) {
 	t.Parallel()
 	h := newKeepingHost(t)
-	h.start()
-	if _, stderr, code := h.vouchReads([]byte("x"), "secret", "seal", "stripe-key"); code != 0 {
+	h.Start()
+	if _, stderr, code := h.VouchReads([]byte("x"), "secret", "seal", "stripe-key"); code != 0 {
 		t.Fatal(stderr)
 	}
 	granted(t, h, "stripe")
-	h.stop()
-	h.start()
-	secrets, err := h.admin().Secrets.List(t.Context())
+	h.Stop()
+	h.Start()
+	secrets, err := h.Admin().Secrets.List(t.Context())
 	must(t, err)
 	if len(secrets) != 1 || secrets[0].Uses != 1 || !slices.Equal(secrets[0].UsedBy, []string{"spiffe://example.org/agent"}) {
 		t.Errorf("after a restart: %+v", secrets)
@@ -192,19 +191,19 @@ func TestUsesAndSecretsSurviveARestart(t *testing.T) {
 func TestListOfSecretsThatDoesNotOpenIsAProblemAndNoEnd(t *testing.T) {
 	t.Parallel()
 	h := newKeepingHost(t)
-	h.start()
-	if _, stderr, code := h.vouchReads([]byte("x"), "secret", "seal", "stripe-key"); code != 0 {
+	h.Start()
+	if _, stderr, code := h.VouchReads([]byte("x"), "secret", "seal", "stripe-key"); code != 0 {
 		t.Fatal(stderr)
 	}
-	h.stop()
-	b, err := os.ReadFile(h.path("state/secrets"))
+	h.Stop()
+	b, err := os.ReadFile(h.Path("state/secrets"))
 	must(t, err)
-	must(t, os.WriteFile(h.path("state/secrets"), b[:len(b)-3], 0o600))
-	h.start()
-	if out, _, code := h.vouch("status"); code != 1 || !matches(`problem: no secret can be opened: .*secrets is damaged`, out) {
+	must(t, os.WriteFile(h.Path("state/secrets"), b[:len(b)-3], 0o600))
+	h.Start()
+	if out, _, code := h.Vouch("status"); code != 1 || !matches(`problem: no secret can be opened: .*secrets is damaged`, out) {
 		t.Errorf("status exits %d and says\n%s", code, out)
 	}
-	if _, stderr, code := h.vouchReads([]byte("x"), "secret", "seal", "other"); code != 1 || !strings.Contains(stderr, "damaged") {
+	if _, stderr, code := h.VouchReads([]byte("x"), "secret", "seal", "other"); code != 1 || !strings.Contains(stderr, "damaged") {
 		t.Errorf("sealing exits %d: %s", code, stderr)
 	}
 }
@@ -212,27 +211,27 @@ func TestListOfSecretsThatDoesNotOpenIsAProblemAndNoEnd(t *testing.T) {
 func TestSecretBoundToBootStates(t *testing.T) {
 	t.Parallel()
 	h := newKeepingHost(t)
-	h.start()
+	h.Start()
 	d := newDesk(t)
 	d.found("--tpm", tpmtest.Start(t).Address)
-	h.write("root.pem", d.read("authority/root.pem"))
-	if out, stderr, code := h.vouchReads([]byte("bound"), "secret", "seal", "stripe-key", "--bind-to", h.path("root.pem")); code != 0 || !strings.Contains(out, "vouch node reseal") {
+	h.Write("root.pem", d.Read("authority/root.pem"))
+	if out, stderr, code := h.VouchReads([]byte("bound"), "secret", "seal", "stripe-key", "--bind-to", h.Path("root.pem")); code != 0 || !strings.Contains(out, "vouch node reseal") {
 		t.Fatalf("exits %d: %s%s", code, out, stderr)
 	}
 	opens := func(when string, want bool) {
 		t.Helper()
-		out, _, code := h.vouch("get", "stripe", "--field", "value")
+		out, _, code := h.Vouch("get", "stripe", "--field", "value")
 		if (code == 0 && out == "bound") != want {
 			t.Errorf("%s: exits %d with %q", when, code, out)
 		}
 	}
 	opens("before any boot state is approved", false)
 	d.approveBoot(h, h, "approval.json")
-	h.ok("node", "reseal", h.path("approval.json"))
+	h.OK("node", "reseal", h.Path("approval.json"))
 	opens("in the approved state", true)
-	h.tpm.Extend(7, "an update")
+	h.TPM.Extend(7, "an update")
 	opens("in another state", false)
 	d.approveBoot(h, h, "update.json")
-	h.ok("node", "reseal", h.path("update.json"))
+	h.OK("node", "reseal", h.Path("update.json"))
 	opens("after the update was approved", true)
 }

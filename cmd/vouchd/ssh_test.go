@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
+
 	"github.com/vouchd/vouchd/credential/sshca/sshdtest"
 )
 
@@ -19,10 +21,10 @@ import (
 func newSSHHost(t *testing.T) (*host, *sshdtest.Server) {
 	t.Helper()
 	h := newHost(t)
-	h.write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], credentials: [web-ssh]}\n"+
+	h.Write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], credentials: [web-ssh]}\n"+
 		"  - {spiffe_id: \"spiffe://example.org/other\", selectors: [\"unix:uid:65534\"], credentials: [backup-ssh]}\n", os.Getuid()))
-	must(t, os.Mkdir(h.path("credentials.d"), 0o755))
-	h.write("credentials.d/a.yaml", `credentials:
+	must(t, os.Mkdir(h.Path("credentials.d"), 0o755))
+	h.Write("credentials.d/a.yaml", `credentials:
   - name: web-ssh
     broker: ssh
     ssh: {principals: [deploy], source_address: [127.0.0.1]}
@@ -30,8 +32,8 @@ func newSSHHost(t *testing.T) (*host, *sshdtest.Server) {
     broker: ssh
     ssh: {principals: [backup]}
 `)
-	h.start()
-	ca, stderr, code := h.vouch("ssh-ca")
+	h.Start()
+	ca, stderr, code := h.Vouch("ssh-ca")
 	if code != 0 {
 		t.Fatalf("vouch ssh-ca: %s", stderr)
 	}
@@ -42,7 +44,7 @@ func TestSSHLogsInThroughTheAgent(t *testing.T) {
 	t.Parallel()
 	h, server := newSSHHost(t)
 	args := append([]string{"ssh-agent", "--credential", "web-ssh", "--", "ssh"}, server.Args(nil, "echo let in; exit 3")...)
-	out, stderr, code := h.vouch(args...)
+	out, stderr, code := h.Vouch(args...)
 	if code != 3 || out != "let in\n" {
 		t.Fatalf("exits %d: %s%s\n%s", code, out, stderr, server.Log())
 	}
@@ -50,13 +52,13 @@ func TestSSHLogsInThroughTheAgent(t *testing.T) {
 	if who == nil {
 		t.Fatalf("the server does not know who it was:\n%s", server.Log())
 	}
-	story, _, _ := h.vouch("log", "show", "--credential", "web-ssh", "--output", "json")
+	story, _, _ := h.Vouch("log", "show", "--credential", "web-ssh", "--output", "json")
 	for _, want := range []string{`"request_id":"` + who[1] + `"`, `serial ` + who[2], "principal=deploy source-address=127.0.0.1", `"exposure":"memory"`} {
 		if !strings.Contains(story, want) {
 			t.Errorf("vouchd's log does not say %q:\n%s", want, story)
 		}
 	}
-	socket, _, _ := h.vouch("ssh-agent", "--credential", "web-ssh", "--", "sh", "-c", "test -S $SSH_AUTH_SOCK && echo -n $SSH_AUTH_SOCK")
+	socket, _, _ := h.Vouch("ssh-agent", "--credential", "web-ssh", "--", "sh", "-c", "test -S $SSH_AUTH_SOCK && echo -n $SSH_AUTH_SOCK")
 	if _, err := os.Lstat(filepath.Dir(socket)); socket == "" || err == nil {
 		t.Errorf("left behind: %q, %v", socket, err)
 	}
@@ -65,20 +67,18 @@ func TestSSHLogsInThroughTheAgent(t *testing.T) {
 func TestSSHAgentServesAtAPath(t *testing.T) {
 	t.Parallel()
 	h, server := newSSHHost(t)
-	dir, err := binaries()
-	must(t, err)
-	socket := h.path("agent of ssh.sock")
+	socket := h.Path("agent of ssh.sock")
 	start := func() *exec.Cmd {
-		cmd := exec.Command(filepath.Join(dir, "vouch"), "ssh-agent", "--credential", "web-ssh", "--listen", socket)
-		cmd.Env = append(os.Environ(), "SPIFFE_ENDPOINT_SOCKET=unix://"+h.path("agent.sock"))
+		cmd := exec.Command(daemontest.Program(t, "vouch"), "ssh-agent", "--credential", "web-ssh", "--listen", socket)
+		cmd.Env = append(os.Environ(), "SPIFFE_ENDPOINT_SOCKET=unix://"+h.Path("agent.sock"))
 		return cmd
 	}
 	agent := start()
-	out := newLines()
+	out := daemontest.NewLines()
 	agent.Stdout, agent.Stderr = out, t.Output()
 	must(t, agent.Start())
 	t.Cleanup(func() { agent.Process.Kill() })
-	out.wait(t, "SSH_AUTH_SOCK='"+socket+"'; export SSH_AUTH_SOCK;")
+	out.Wait(t, "SSH_AUTH_SOCK='"+socket+"'; export SSH_AUTH_SOCK;")
 	if info, err := os.Lstat(socket); err != nil || info.Mode() != fs.ModeSocket|0o600 {
 		t.Errorf("the socket has mode %v, %v", info.Mode(), err)
 	}
@@ -100,25 +100,25 @@ func TestSSHAgentServesAtAPath(t *testing.T) {
 func TestSSHAuthorityIsOfNoUseToAnotherIdentity(t *testing.T) {
 	t.Parallel()
 	h, _ := newSSHHost(t)
-	_, stderr, code := h.vouch("ssh-agent", "--credential", "backup-ssh", "--", "true")
+	_, stderr, code := h.Vouch("ssh-agent", "--credential", "backup-ssh", "--", "true")
 	if code != 1 || !strings.Contains(stderr, "not granted") {
 		t.Errorf("another's credential: exits %d: %s", code, stderr)
 	}
-	denied, _, _ := h.vouch("log", "show", "--event", "lease.grant_intent", "--output", "json")
+	denied, _, _ := h.Vouch("log", "show", "--event", "lease.grant_intent", "--output", "json")
 	if !strings.Contains(denied, `"outcome":"denied"`) || !strings.Contains(denied, "backup-ssh") {
 		t.Errorf("the refusal is not recorded:\n%s", denied)
 	}
-	if out, _, _ := h.vouch("log", "show", "--credential", "backup-ssh", "--output", "json"); strings.Contains(out, `"event":"lease.grant"`) {
+	if out, _, _ := h.Vouch("log", "show", "--credential", "backup-ssh", "--output", "json"); strings.Contains(out, `"event":"lease.grant"`) {
 		t.Errorf("something was granted:\n%s", out)
 	}
 	// The authority's public half is for administrators, and of names that are used.
-	if _, stderr, code := h.vouch("ssh-ca", "jwt"); code != 1 || !strings.Contains(stderr, `no credential in force has the ssh authority "jwt"; those that have one name: default`) {
+	if _, stderr, code := h.Vouch("ssh-ca", "jwt"); code != 1 || !strings.Contains(stderr, `no credential in force has the ssh authority "jwt"; those that have one name: default`) {
 		t.Errorf("vouch ssh-ca jwt exits %d: %s", code, stderr)
 	}
-	if keys, err := filepath.Glob(h.path("state/tpm-key-ssh-*")); err != nil || len(keys) != 1 {
+	if keys, err := filepath.Glob(h.Path("state/tpm-key-ssh-*")); err != nil || len(keys) != 1 {
 		t.Errorf("keys in the TPM: %q, %v", keys, err)
 	}
-	if out, _, _ := h.vouch("log", "show", "--event", "admin.request"); !strings.Contains(out, "public key of ssh authority default") {
+	if out, _, _ := h.Vouch("log", "show", "--event", "admin.request"); !strings.Contains(out, "public key of ssh authority default") {
 		t.Errorf("that an administrator asked is not recorded:\n%s", out)
 	}
 }
@@ -133,7 +133,7 @@ func TestSSHAgentNeedsToBeToldWhat(t *testing.T) {
 		"accepts at most 1":   {"ssh-ca", "a", "b"},
 		"unknown flag: --add": {"ssh-agent", "--add", "x"},
 	} {
-		if _, stderr, code := h.vouch(args...); code != 2 || !strings.Contains(stderr, want) {
+		if _, stderr, code := h.Vouch(args...); code != 2 || !strings.Contains(stderr, want) {
 			t.Errorf("vouch %s exits %d, want 2 and %q: %s", strings.Join(args, " "), code, want, stderr)
 		}
 	}

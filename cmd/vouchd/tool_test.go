@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
+
 	"github.com/vouchd/vouchd/credential/githubtest"
 )
 
@@ -35,12 +37,12 @@ func newForge(t *testing.T) (*host, *forge) {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	must(t, err)
 	h := newHost(t)
-	must(t, os.WriteFile(h.path("app.pem"), pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}), 0o600))
-	f := &forge{Server: githubtest.Start(t, &key.PublicKey), caFile: h.path("git-ca.pem")}
-	f.serve(t, h.path("repositories"))
-	h.write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], credentials: [acme]}\n"+
+	must(t, os.WriteFile(h.Path("app.pem"), pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}), 0o600))
+	f := &forge{Server: githubtest.Start(t, &key.PublicKey), caFile: h.Path("git-ca.pem")}
+	f.serve(t, h.Path("repositories"))
+	h.Write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], credentials: [acme]}\n"+
 		"  - {spiffe_id: \"spiffe://example.org/other\", selectors: [\"unix:uid:65534\"], credentials: [other]}\n", os.Getuid()))
-	must(t, os.Mkdir(h.path("credentials.d"), 0o755))
+	must(t, os.Mkdir(h.Path("credentials.d"), 0o755))
 	definition := `
   - name: %s
     broker: github
@@ -57,10 +59,10 @@ func newForge(t *testing.T) (*host, *forge) {
 		"acme":  {f.git.URL + "/acme", "ghcr.io", "https://10.0.0.1:6443"},
 		"other": {f.git.URL + "/other", "docker.io", "https://10.0.0.2:6443"},
 	} {
-		text += fmt.Sprintf(definition, name, of[0], of[1], of[2], f.URL, f.CAFile, githubtest.App, h.path("app.pem"))
+		text += fmt.Sprintf(definition, name, of[0], of[1], of[2], f.URL, f.CAFile, githubtest.App, h.Path("app.pem"))
 	}
-	h.write("credentials.d/a.yaml", text)
-	h.start()
+	h.Write("credentials.d/a.yaml", text)
+	h.Start()
 	return h, f
 }
 
@@ -107,30 +109,28 @@ func program(env []string, stdin string, args ...string) *exec.Cmd {
 // helpers returns the environment in which tools find vouch by the names of their
 // helpers, and nothing of this machine's own configuration.
 func (h *host) helpers() []string {
-	h.t.Helper()
-	dir, err := binaries()
-	must(h.t, err)
-	bin := h.path("bin")
-	must(h.t, os.MkdirAll(bin, 0o755))
+	h.T.Helper()
+	bin := h.Path("bin")
+	must(h.T, os.MkdirAll(bin, 0o755))
 	for _, name := range []string{"vouch", "git-credential-vouch", "docker-credential-vouch"} {
-		if err := os.Symlink(filepath.Join(dir, "vouch"), filepath.Join(bin, name)); err != nil && !os.IsExist(err) {
-			h.t.Fatal(err)
+		if err := os.Symlink(daemontest.Program(h.T, "vouch"), filepath.Join(bin, name)); err != nil && !os.IsExist(err) {
+			h.T.Fatal(err)
 		}
 	}
 	return []string{
-		"PATH=" + bin + ":" + os.Getenv("PATH"), "SPIFFE_ENDPOINT_SOCKET=unix://" + h.path("agent.sock"), "HOME=" + h.dir,
+		"PATH=" + bin + ":" + os.Getenv("PATH"), "SPIFFE_ENDPOINT_SOCKET=unix://" + h.Path("agent.sock"), "HOME=" + h.Dir,
 		"GIT_CONFIG_NOSYSTEM=1", "GIT_TERMINAL_PROMPT=0", "GIT_ASKPASS=/bin/false",
 	}
 }
 
 // ask runs a helper as its tool does.
 func (h *host) ask(stdin string, env []string, args ...string) (stdout, stderr string, code int) {
-	h.t.Helper()
+	h.T.Helper()
 	cmd := program(append(h.helpers(), env...), stdin, append([]string{"env"}, args...)...)
 	var out, errOut strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
-		h.t.Fatal(err)
+		h.T.Fatal(err)
 	}
 	return out.String(), errOut.String(), cmd.ProcessState.ExitCode()
 }
@@ -144,7 +144,7 @@ func TestGitClonesWithALeaseOfItsOwn(t *testing.T) {
 		for _, c := range config {
 			args = append(args, "-c", c)
 		}
-		out, err := program(env, "", append(args, "clone", "-q", url, h.path(to))...).CombinedOutput()
+		out, err := program(env, "", append(args, "clone", "-q", url, h.Path(to))...).CombinedOutput()
 		return string(out), err
 	}
 	withPath := "credential." + f.git.URL + ".useHttpPath=true"
@@ -169,10 +169,10 @@ func TestGitClonesWithALeaseOfItsOwn(t *testing.T) {
 	if f.Living() != 1 {
 		t.Error("a token was given for what is not granted")
 	}
-	if out, _, _ := h.vouch("log", "show", "--credential", "acme", "--output", "json"); !strings.Contains(out, `"exposure":"memory"`) {
+	if out, _, _ := h.Vouch("log", "show", "--credential", "acme", "--output", "json"); !strings.Contains(out, `"exposure":"memory"`) {
 		t.Errorf("the log does not say where it went:\n%s", out)
 	}
-	if _, stderr, code := h.vouch("lease", "revoke", "--all"); code != 0 || f.Living() != 0 {
+	if _, stderr, code := h.Vouch("lease", "revoke", "--all"); code != 0 || f.Living() != 0 {
 		t.Errorf("revoking exits %d: %s; %d tokens live", code, stderr, f.Living())
 	}
 }
@@ -324,17 +324,17 @@ func TestWrongAppKeyIsExplainedInTheLogAndNotToTheCaller(t *testing.T) {
 	other, err := rsa.GenerateKey(rand.Reader, 2048)
 	must(t, err)
 	f.SetKey(&other.PublicKey)
-	_, stderr, code := h.vouch("get", "acme", "--field", "token")
-	if code != 1 || !strings.Contains(stderr, "the source of the credential refused") || strings.Contains(stderr, h.path("app.pem")) {
+	_, stderr, code := h.Vouch("get", "acme", "--field", "token")
+	if code != 1 || !strings.Contains(stderr, "the source of the credential refused") || strings.Contains(stderr, h.Path("app.pem")) {
 		t.Errorf("the caller is told, with %d: %s", code, stderr)
 	}
-	out, _, _ := h.vouch("log", "show", "--event", "lease.grant", "--credential", "acme")
-	if !strings.Contains(out, "does not accept the key of app "+githubtest.App) || !strings.Contains(out, h.path("app.pem")) {
+	out, _, _ := h.Vouch("log", "show", "--event", "lease.grant", "--credential", "acme")
+	if !strings.Contains(out, "does not accept the key of app "+githubtest.App) || !strings.Contains(out, h.Path("app.pem")) {
 		t.Errorf("the log does not say what to do:\n%s", out)
 	}
 	// The key of the app that is there now takes over, without a restart.
-	must(t, os.WriteFile(h.path("app.pem"), pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(other)}), 0o600))
-	if out, stderr, code := h.vouch("get", "acme", "--field", "token"); code != 0 || !f.Lives(out) {
+	must(t, os.WriteFile(h.Path("app.pem"), pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(other)}), 0o600))
+	if out, stderr, code := h.Vouch("get", "acme", "--field", "token"); code != 0 || !f.Lives(out) {
 		t.Errorf("with its key: exits %d: %s%s", code, out, stderr)
 	}
 }

@@ -33,7 +33,7 @@ type upstream struct {
 
 func newUpstream(t testing.TB, h *host, answer func(u *upstream, w http.ResponseWriter, r *http.Request)) *upstream {
 	t.Helper()
-	u := &upstream{h: h, lifetime: 5 * time.Minute, caFile: h.path("upstream-ca.pem"), canary: "canary-" + fmt.Sprint(time.Now().UnixNano())}
+	u := &upstream{h: h, lifetime: 5 * time.Minute, caFile: h.Path("upstream-ca.pem"), canary: "canary-" + fmt.Sprint(time.Now().UnixNano())}
 	u.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		u.mu.Lock()
 		defer u.mu.Unlock()
@@ -51,7 +51,7 @@ func newUpstream(t testing.TB, h *host, answer func(u *upstream, w http.Response
 func (h *host) subject(token, audience string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	bundles, err := spiffe.FetchJWTBundles(ctx, spiffe.WithAddr("unix://"+h.path("agent.sock")))
+	bundles, err := spiffe.FetchJWTBundles(ctx, spiffe.WithAddr("unix://"+h.Path("agent.sock")))
 	if err != nil {
 		return ""
 	}
@@ -102,10 +102,10 @@ func openAI(u *upstream, w http.ResponseWriter, r *http.Request) {
 // grants has an entry for this user's processes grant credentials that are so
 // defined.
 func (h *host) grants(definitions string, names string) {
-	h.t.Helper()
-	if err := os.Mkdir(h.path("credentials.d"), 0o755); err != nil && !os.IsExist(err) {
-		h.t.Fatal(err)
+	h.T.Helper()
+	if err := os.Mkdir(h.Path("credentials.d"), 0o755); err != nil && !os.IsExist(err) {
+		h.T.Fatal(err)
 	}
-	h.write("credentials.d/a.yaml", "credentials:\n"+definitions)
-	h.write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], credentials: [%s]}\n", os.Getuid(), names))
+	h.Write("credentials.d/a.yaml", "credentials:\n"+definitions)
+	h.Write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], credentials: [%s]}\n", os.Getuid(), names))
 }

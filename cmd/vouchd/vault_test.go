@@ -92,7 +92,7 @@ func (v *vaultServer) logIn(w http.ResponseWriter, who, how string) {
 func (v *vaultServer) certified(chain []*x509.Certificate) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	bundles, err := spiffe.FetchX509Bundles(ctx, spiffe.WithAddr("unix://"+v.h.path("agent.sock")))
+	bundles, err := spiffe.FetchX509Bundles(ctx, spiffe.WithAddr("unix://"+v.h.Path("agent.sock")))
 	if err != nil || len(chain) == 0 {
 		return ""
 	}
@@ -119,11 +119,11 @@ func TestVaultSeesTheWorkloadAndItsLeaseEndsWithIt(t *testing.T) {
   - {name: by-cert, broker: vault, vault: {%[1]s, auth: cert, path: database/creds/readonly}}
   - {name: static, broker: vault, bind: lease, vault: {%[1]s, path: kv/data/app, static: true}}
 `, server), "by-jwt, by-cert, static")
-	h.start()
+	h.StartProcess()
 	for _, how := range []string{"jwt", "cert"} {
-		out, stderr, code := h.vouch("exec", "--credential", "by-"+how+":password=P", "--", "sh", "-c", "echo $P")
+		out, stderr, code := h.Vouch("exec", "--credential", "by-"+how+":password=P", "--", "sh", "-c", "echo $P")
 		if code != 0 || out != v.canary+"\n" {
-			t.Fatalf("by %s it exits %d with %s%s; the daemon said:\n%s", how, code, out, stderr, h.stderr)
+			t.Fatalf("by %s it exits %d with %s%s; the daemon said:\n%s", how, code, out, stderr, h.Stderr)
 		}
 		if v.mu.Lock(); v.seen[len(v.seen)-1] != how+" spiffe://example.org/agent" {
 			t.Errorf("the server saw %q", v.seen)
@@ -135,18 +135,17 @@ func TestVaultSeesTheWorkloadAndItsLeaseEndsWithIt(t *testing.T) {
 	}
 
 	f := h.vouchOn("exec", "--credential", "by-jwt=PG", "--", "setpriv", "--pdeathsig", "KILL", "sh", "-c", "echo runs >&2; exec sleep 1000")
-	f.stderr.wait(t, "runs")
-	must(t, h.cmd.Process.Kill())
-	h.wait()
+	f.stderr.Wait(t, "runs")
+	h.Kill()
 	must(t, f.cmd.Process.Kill())
 	<-f.waited
 	if _, leases := v.left(); leases != 1 {
 		t.Fatal("the lease ended without a daemon to end it")
 	}
-	h.start()
+	h.StartProcess()
 	eventually(t, "the next start ends it", func() bool { tokens, leases := v.left(); return tokens == 0 && leases == 0 })
 
-	out, stderr, code := h.vouch("get", "static", "--field", "key")
+	out, stderr, code := h.Vouch("get", "static", "--field", "key")
 	if code != 0 || out != v.canary {
 		t.Fatalf("kv exits %d with %s%s", code, out, stderr)
 	}
@@ -154,7 +153,7 @@ func TestVaultSeesTheWorkloadAndItsLeaseEndsWithIt(t *testing.T) {
 		t.Error("the token that read kv is left")
 	}
 	for name, want := range map[string]string{"by-jwt": `"revocation":"hard"`, "static": `"revocation":"none"`} {
-		if out, _, _ := h.vouch("log", "show", "--credential", name, "--output", "json"); !strings.Contains(out, want) {
+		if out, _, _ := h.Vouch("log", "show", "--credential", name, "--output", "json"); !strings.Contains(out, want) {
 			t.Errorf("the log does not say %s of %s:\n%s", want, name, out)
 		}
 	}

@@ -1,0 +1,340 @@
+// Package daemontest runs a daemon for tests: a [Host] is a machine with a TPM of
+// its own, a configuration and sockets.
+//
+// The daemon runs in the test's process, where the race detector sees it, or as
+// the program that ships, for tests of what only a process has: signals, being
+// killed, memory, its environment. The command line is always the program that
+// ships. The TPM is swtpm, and nothing is left behind once a test ends, but for
+// the programs, which [RemovePrograms] removes.
+package daemontest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vouchd/vouchd/attest/node/tpmtest"
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon"
+	"github.com/vouchd/vouchd/config"
+	"github.com/vouchd/vouchd/workloadapi/admin/client"
+)
+
+// patience bounds everything that a test waits for.
+const patience = 30 * time.Second
+
+// programs builds what ships, once, if a test runs any of it.
+var programs = sync.OnceValues(func() (dir string, err error) {
+	if dir, err = os.MkdirTemp("", "vouchd-bin"); err != nil {
+		return "", err
+	}
+	built = dir
+	build := exec.Command("go", "build", "-trimpath", "-o", dir, "github.com/vouchd/vouchd/cmd/vouchd", "github.com/vouchd/vouchd/cmd/vouch")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return dir, fmt.Errorf("go build: %v\n%s", err, out)
+	}
+	return dir, nil
+})
+
+// built is where programs put them; empty if no test ran one.
+var built string
+
+// Program returns the path of a program as it ships, "vouchd" or "vouch".
+func Program(t testing.TB, name string) string {
+	t.Helper()
+	dir, err := programs()
+	must(t, err)
+	return filepath.Join(dir, name)
+}
+
+// RemovePrograms removes what Program built. TestMain calls it at the end.
+func RemovePrograms() {
+	if built != "" {
+		os.RemoveAll(built)
+	}
+}
+
+// A Host is a machine with a TPM and a configuration, on which the daemon is
+// started and stopped.
+type Host struct {
+	T      testing.TB
+	Dir    string
+	TPM    *tpmtest.TPM
+	Stderr *Lines // what the daemon says, since it was started last
+
+	// Of a daemon that is a process.
+	Name string    // the host's name; empty: the test machine's
+	Env  []string  // more for the daemon
+	Wrap []string  // what the daemon is started by; empty: directly
+	Cmd  *exec.Cmd // nil: it is not a process
+
+	cancel context.CancelFunc // stops a daemon in this process
+	ended  chan error
+}
+
+// New returns a host in the trust domain example.org, whose daemon is not started
+// yet.
+func New(t testing.TB) *Host {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "vd") // short, because a socket's path is
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	h := &Host{T: t, Dir: dir, TPM: tpmtest.Start(t)}
+	must(t, os.Chmod(dir, 0o755))
+	must(t, os.Mkdir(h.Path("entries.d"), 0o755))
+	h.Configure("")
+	return h
+}
+
+// Configure writes vouchd.yaml, with more at its end.
+func (h *Host) Configure(more string) {
+	h.T.Helper()
+	h.Write("vouchd.yaml", fmt.Sprintf(`trust_domain: example.org
+tpm: %s
+state_dir: %s
+agent_socket: %s
+admin_socket: %s
+entries_dir: %s
+credentials_dir: %s
+node:
+  policy: %s
+  ek_chain_dir: %s
+`, h.TPM.Address, h.Path("state"), h.Path("agent.sock"), h.Path("admin.sock"), h.Path("entries.d"), h.Path("credentials.d"),
+		h.Path("node-policy.yaml"), h.Path("ek-chain.d"))+more)
+}
+
+// Path returns the path of a file of the host.
+func (h *Host) Path(name string) string { return filepath.Join(h.Dir, name) }
+
+// Write replaces a file as an editor or a configuration manager does.
+func (h *Host) Write(name, content string) {
+	h.T.Helper()
+	must(h.T, os.WriteFile(h.Path(name)+".tmp~", []byte(content), 0o644))
+	must(h.T, os.Rename(h.Path(name)+".tmp~", h.Path(name)))
+}
+
+// Read returns a file of the host.
+func (h *Host) Read(name string) string {
+	h.T.Helper()
+	b, err := os.ReadFile(h.Path(name))
+	must(h.T, err)
+	return string(b)
+}
+
+// Start runs the daemon in this process, with configuration keys overridden, as
+// KEY=VALUE. It returns once the daemon serves.
+func (h *Host) Start(overrides ...string) {
+	h.T.Helper()
+	h.Launch(overrides...)
+	h.Stderr.Wait(h.T, "msg=serving")
+}
+
+// Launch does what Start does and does not wait.
+func (h *Host) Launch(overrides ...string) {
+	h.T.Helper()
+	h.Cmd, h.Stderr = nil, NewLines()
+	c, err := config.Load(h.Path("vouchd.yaml"), overrides...)
+	must(h.T, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	stderr, ended := h.Stderr, make(chan error, 1)
+	h.cancel, h.ended = cancel, ended
+	go func() {
+		err := daemon.Run(ctx, daemon.Options{Config: c, Logger: slog.New(slog.NewTextHandler(stderr, nil))})
+		if err != nil {
+			fmt.Fprintln(stderr, err)
+		}
+		stderr.Close()
+		ended <- err
+	}()
+	h.T.Cleanup(func() { cancel(); <-stderr.closed })
+}
+
+// StartProcess starts the daemon as the program that ships, and returns once it
+// serves.
+func (h *Host) StartProcess(args ...string) {
+	h.T.Helper()
+	h.LaunchProcess(args...)
+	h.Stderr.Wait(h.T, "msg=serving")
+}
+
+// LaunchProcess does what StartProcess does and does not wait.
+func (h *Host) LaunchProcess(args ...string) {
+	h.T.Helper()
+	h.Stderr = NewLines()
+	line := append([]string{Program(h.T, "vouchd"), "--config", h.Path("vouchd.yaml")}, args...)
+	if h.Name != "" {
+		line = append([]string{"unshare", "--uts", "sh", "-c", `hostname "$0" && exec "$@"`, h.Name}, line...)
+	}
+	line = append(slices.Clone(h.Wrap), line...)
+	cmd := exec.Command(line[0], line[1:]...)
+	cmd.Env = append(os.Environ(), h.Env...)
+	cmd.Stderr = h.Stderr
+	must(h.T, cmd.Start())
+	stderr, ended := h.Stderr, make(chan error, 1)
+	h.Cmd, h.ended = cmd, ended
+	go func() {
+		err := cmd.Wait()
+		stderr.Close()
+		ended <- err
+	}()
+	h.T.Cleanup(func() { cmd.Process.Kill(); <-stderr.closed })
+}
+
+// Wait returns how the daemon ended.
+func (h *Host) Wait() error {
+	h.T.Helper()
+	select {
+	case err := <-h.ended:
+		return err
+	case <-time.After(patience):
+		h.T.Fatalf("the daemon does not end; it said:\n%s", h.Stderr)
+		return nil
+	}
+}
+
+// Stop ends the daemon in an orderly way.
+func (h *Host) Stop() {
+	h.T.Helper()
+	if h.Cmd != nil {
+		must(h.T, h.Cmd.Process.Signal(syscall.SIGTERM))
+	} else {
+		h.cancel()
+	}
+	if err := h.Wait(); err != nil {
+		h.T.Fatalf("stopping: %v; it said:\n%s", err, h.Stderr)
+	}
+}
+
+// Kill ends a daemon that is a process at once.
+func (h *Host) Kill() {
+	h.T.Helper()
+	must(h.T, h.Cmd.Process.Kill())
+	h.Wait()
+}
+
+// Resident returns the resident memory of a daemon that is a process, in bytes.
+func (h *Host) Resident() int {
+	h.T.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", h.Cmd.Process.Pid))
+	must(h.T, err)
+	for line := range strings.Lines(string(status)) {
+		if kb, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			n, err := strconv.Atoi(strings.Fields(kb)[0])
+			must(h.T, err)
+			return n << 10
+		}
+	}
+	h.T.Fatal("status has no VmRSS")
+	return 0
+}
+
+// Admin returns a client of the administrators' socket.
+func (h *Host) Admin() *client.Client { return client.New(h.Path("admin.sock")) }
+
+// Vouch runs the command line.
+func (h *Host) Vouch(args ...string) (stdout, stderr string, code int) {
+	h.T.Helper()
+	return h.VouchReads(nil, args...)
+}
+
+// VouchReads runs the command line with something to read.
+func (h *Host) VouchReads(stdin []byte, args ...string) (stdout, stderr string, code int) {
+	h.T.Helper()
+	cmd := exec.Command(Program(h.T, "vouch"), args...)
+	cmd.Env = append(os.Environ(), "VOUCHD_CONFIG="+h.Path("vouchd.yaml"), "SPIFFE_ENDPOINT_SOCKET=unix://"+h.Path("agent.sock"))
+	cmd.Stdin = bytes.NewReader(stdin)
+	return run(h.T, cmd)
+}
+
+// OK runs the command line, which must succeed, and returns its standard output.
+func (h *Host) OK(args ...string) string {
+	h.T.Helper()
+	out, stderr, code := h.Vouch(args...)
+	return succeeded(h.T, args, out, stderr, code)
+}
+
+func succeeded(t testing.TB, args []string, out, stderr string, code int) string {
+	t.Helper()
+	if code != 0 {
+		t.Fatalf("vouch %s exits %d:\n%s%s", strings.Join(args, " "), code, out, stderr)
+	}
+	return out
+}
+
+func run(t testing.TB, cmd *exec.Cmd) (stdout, stderr string, code int) {
+	t.Helper()
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return out.String(), errOut.String(), cmd.ProcessState.ExitCode()
+}
+
+// A Desk is a machine that has the command line and nothing else.
+type Desk struct {
+	T   testing.TB
+	Dir string
+}
+
+// NewDesk returns a desk with nothing on it.
+func NewDesk(t testing.TB) *Desk { return &Desk{t, t.TempDir()} }
+
+// Vouch runs the command line on the desk.
+func (d *Desk) Vouch(args ...string) (stdout, stderr string, code int) {
+	d.T.Helper()
+	cmd := exec.Command(Program(d.T, "vouch"), args...)
+	cmd.Dir = d.Dir
+	cmd.Env = []string{"VOUCHD_CONFIG=/nonexistent/vouchd.yaml", "HOME=" + d.Dir}
+	return run(d.T, cmd)
+}
+
+// OK runs a command that must succeed, and returns its standard output.
+func (d *Desk) OK(args ...string) string {
+	d.T.Helper()
+	out, stderr, code := d.Vouch(args...)
+	return succeeded(d.T, args, out, stderr, code)
+}
+
+// Write writes a file on the desk.
+func (d *Desk) Write(name, content string) {
+	d.T.Helper()
+	must(d.T, os.WriteFile(filepath.Join(d.Dir, name), []byte(content), 0o600))
+}
+
+// Read returns a file on the desk.
+func (d *Desk) Read(name string) string {
+	d.T.Helper()
+	b, err := os.ReadFile(filepath.Join(d.Dir, name))
+	must(d.T, err)
+	return string(b)
+}
+
+// Ask has the desk draw a nonce, the host make evidence, and the desk challenge
+// it. It leaves evidence.json, kept.json and answer.json.
+func (d *Desk) Ask(h *Host) (nonce string) {
+	d.T.Helper()
+	nonce = strings.TrimSpace(d.OK("node", "nonce"))
+	d.Write("evidence.json", h.OK("node", "evidence", "--nonce", nonce))
+	h.Write("challenge.json", d.OK("node", "challenge", "evidence.json", "--keep", "kept.json"))
+	d.Write("answer.json", h.OK("node", "activate", h.Path("challenge.json")))
+	return nonce
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
