@@ -39,11 +39,6 @@ type host struct{ *daemontest.Host }
 
 func newHost(t testing.TB) *host { return &host{daemontest.New(t)} }
 
-// A desk is a [daemontest.Desk], which can have an authority.
-type desk struct{ *daemontest.Desk }
-
-func newDesk(t testing.TB) *desk { return &desk{daemontest.NewDesk(t)} }
-
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
 	daemontest.Eventually(t, what, holds)

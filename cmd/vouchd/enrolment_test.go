@@ -19,32 +19,6 @@ import (
 
 const enrolledMode = "authority:\n  mode: enrolled\n"
 
-// found makes an authority on the desk, with its key where args say, and
-// returns its root's digest.
-func (d *desk) found(args ...string) (root string) {
-	d.T.Helper()
-	d.Write("passphrase", "correct horse battery staple\n")
-	out := d.OK(append([]string{"authority", "init", "--trust-domain", "example.org", "--dir", "authority", "--output", "json"}, args...)...)
-	var view struct {
-		Root string `json:"root_sha256"`
-	}
-	must(d.T, json.Unmarshal([]byte(out), &view))
-	return view.Root
-}
-
-// approval has the desk approve a host for as long as life says, by a policy
-// learned from it, and leaves the approval where the host finds it.
-func (d *desk) approval(h *host, life string) (file string) {
-	d.T.Helper()
-	nonce := strings.TrimSpace(d.OK("node", "nonce"))
-	d.Write("policy.yaml", h.OK("node", "policy", "learn"))
-	d.Write("request.json", h.OK("node", "request", "--nonce", nonce))
-	d.OK("authority", "approve", "request.json", "--dir", "authority", "--passphrase-file", "passphrase",
-		"--policy", "policy.yaml", "--nonce", nonce, "--life", life, "--write", "approval.json")
-	h.Write("approval.json", d.Read("approval.json"))
-	return h.Path("approval.json")
-}
-
 func newEnrolledHost(t *testing.T, name string) *host {
 	h := newHost(t)
 	h.Name = name
@@ -57,8 +31,8 @@ func newEnrolledHost(t *testing.T, name string) *host {
 
 func TestHostsEnrolledUnderOneRootVerifyEachOther(t *testing.T) {
 	t.Parallel()
-	d := newDesk(t)
-	root := d.found("--tpm", tpmtest.Start(t).Address)
+	d := daemontest.NewDesk(t)
+	root := d.Found("--tpm", tpmtest.Start(t).Address)
 	one, two := newEnrolledHost(t, "one"), newEnrolledHost(t, "two")
 	for _, h := range []*host{one, two} {
 		if id, err := h.Fetch(); err == nil {
@@ -67,7 +41,7 @@ func TestHostsEnrolledUnderOneRootVerifyEachOther(t *testing.T) {
 		if p := h.Problems(); len(p) != 1 || !strings.Contains(p[0], "vouch node request") {
 			t.Errorf("%s: problems before it is enrolled: %q", h.Name, p)
 		}
-		if out := h.OK("node", "install", d.approval(h, "720h"), "--root", root); !strings.HasPrefix(out, "Enrolled in example.org until ") || strings.Contains(out, "Not in force") {
+		if out := h.OK("node", "install", d.Approve(h.Host, "720h"), "--root", root); !strings.HasPrefix(out, "Enrolled in example.org until ") || strings.Contains(out, "Not in force") {
 			t.Errorf("%s: %s", h.Name, out)
 		}
 		if p := h.Problems(); len(p) != 0 {
@@ -108,10 +82,10 @@ func TestHostsEnrolledUnderOneRootVerifyEachOther(t *testing.T) {
 
 func TestAnApprovalIsOfUseToTheMachineThatAskedAlone(t *testing.T) {
 	t.Parallel()
-	d := newDesk(t)
-	root := d.found("--passphrase-file", "passphrase") // the root key in a file, encrypted with age
+	d := daemontest.NewDesk(t)
+	root := d.Found("--passphrase-file", "passphrase") // the root key in a file, encrypted with age
 	one, two := newEnrolledHost(t, "one"), newEnrolledHost(t, "two")
-	approval := d.approval(one, "24h")
+	approval := d.Approve(one.Host, "24h")
 	two.Write("approval.json", one.Read("approval.json"))
 	for name, tt := range map[string]struct {
 		h    *host
@@ -137,10 +111,10 @@ func TestAnApprovalIsOfUseToTheMachineThatAskedAlone(t *testing.T) {
 
 func TestTheAuthorityRefusesByName(t *testing.T) {
 	t.Parallel()
-	d := newDesk(t)
-	d.found("--tpm", tpmtest.Start(t).Address)
+	d := daemontest.NewDesk(t)
+	d.Found("--tpm", tpmtest.Start(t).Address)
 	one, two := newEnrolledHost(t, "one"), newEnrolledHost(t, "one")
-	d.approval(one, "24h")
+	d.Approve(one.Host, "24h")
 	d.Write("one.json", d.Read("request.json"))
 	d.Write("one.yaml", d.Read("policy.yaml"))
 	d.Write("two.json", two.OK("node", "request"))

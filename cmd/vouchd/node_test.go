@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
+
 	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
 )
@@ -15,7 +17,7 @@ func TestAMachineIsAppraisedOnAnotherThatHasOnlyTheCommandLine(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	h.Start()
-	d := newDesk(t)
+	d := daemontest.NewDesk(t)
 	nonce := d.Ask(h.Host)
 	d.Write("policy.yaml", d.OK("node", "policy", "learn", "evidence.json"))
 	answered := []string{"--kept", "kept.json", "--answer", "answer.json"}
@@ -63,7 +65,7 @@ func TestALogIsTiedToAMachineThatItsAuditorChallenged(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	h.Start()
-	d := newDesk(t)
+	d := daemontest.NewDesk(t)
 	d.Ask(h.Host)
 	d.Write("machine.json", d.OK("node", "verify", "answer.json", "--kept", "kept.json", "--output", "json"))
 	h.Stop()
@@ -120,7 +122,7 @@ func TestEvidenceWithAnotherMachinesCertificateIsRefusedByName(t *testing.T) {
 	other.Configure("")
 	mine.Start()
 	other.Start()
-	d := newDesk(t)
+	d := daemontest.NewDesk(t)
 	nonce := strings.TrimSpace(d.OK("node", "nonce"))
 	var own, foreign map[string]json.RawMessage
 	must(t, json.Unmarshal([]byte(mine.OK("node", "evidence", "--nonce", nonce)), &own))

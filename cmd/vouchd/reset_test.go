@@ -81,25 +81,14 @@ func files(t *testing.T, dir string) []string {
 	return names
 }
 
-// approveBoot has the authority approve the state that of is in, and gives h the
-// approval.
-func (d *desk) approveBoot(h, of *host, file string) {
-	d.Ask(of.Host)
-	d.Write("policy.yaml", d.OK("node", "policy", "learn", "evidence.json"))
-	d.Write("result.json", d.OK("node", "appraise", "evidence.json", "--policy", "policy.yaml", "--any-nonce",
-		"--kept", "kept.json", "--answer", "answer.json", "--output", "json"))
-	d.OK("authority", "approve-boot", "result.json", "--pcr", "0,7", "--write", file, "--dir", "authority", "--passphrase-file", "passphrase")
-	h.Write(file, d.Read(file))
-}
-
 func TestBoundKeysWorkInApprovedBootStatesAlone(t *testing.T) {
 	t.Parallel()
-	d := newDesk(t)
-	d.found("--tpm", tpmtest.Start(t).Address)
+	d := daemontest.NewDesk(t)
+	d.Found("--tpm", tpmtest.Start(t).Address)
 	h := newHost(t)
 	h.Write("entries.d/a.yaml", daemontest.EntriesFor(1))
 	h.Start()
-	d.approveBoot(h, h, "good.json")
+	d.ApproveBoot(h.Host, h.Host, "good.json")
 	good := h.Path("good.json")
 	h.Write("root.pem", d.Read("authority/root.pem"))
 	if _, stderr, code := h.Vouch("node", "reseal", good); code != 1 || !strings.Contains(stderr, "nothing is bound") {
@@ -120,7 +109,7 @@ func TestBoundKeysWorkInApprovedBootStatesAlone(t *testing.T) {
 	other := newHost(t)
 	other.TPM.Extend(7, "an update")
 	other.Start()
-	d.approveBoot(h, other, "update.json")
+	d.ApproveBoot(h.Host, other.Host, "update.json")
 	h.OK("node", "reseal", h.Path("update.json"))
 	h.Stop()
 	h.TPM.Restart()

@@ -212,8 +212,8 @@ func TestSecretBoundToBootStates(t *testing.T) {
 	t.Parallel()
 	h := newKeepingHost(t)
 	h.Start()
-	d := newDesk(t)
-	d.found("--tpm", tpmtest.Start(t).Address)
+	d := daemontest.NewDesk(t)
+	d.Found("--tpm", tpmtest.Start(t).Address)
 	h.Write("root.pem", d.Read("authority/root.pem"))
 	if out, stderr, code := h.VouchReads([]byte("bound"), "secret", "seal", "stripe-key", "--bind-to", h.Path("root.pem")); code != 0 || !strings.Contains(out, "vouch node reseal") {
 		t.Fatalf("exits %d: %s%s", code, out, stderr)
@@ -226,12 +226,12 @@ func TestSecretBoundToBootStates(t *testing.T) {
 		}
 	}
 	opens("before any boot state is approved", false)
-	d.approveBoot(h, h, "approval.json")
+	d.ApproveBoot(h.Host, h.Host, "approval.json")
 	h.OK("node", "reseal", h.Path("approval.json"))
 	opens("in the approved state", true)
 	h.TPM.Extend(7, "an update")
 	opens("in another state", false)
-	d.approveBoot(h, h, "update.json")
+	d.ApproveBoot(h.Host, h.Host, "update.json")
 	h.OK("node", "reseal", h.Path("update.json"))
 	opens("after the update was approved", true)
 }

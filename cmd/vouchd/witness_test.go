@@ -26,7 +26,7 @@ func TestWitnessTellsThatTheLogWasSetBack(t *testing.T) {
 	w := witnesstest.Start(t, "witness.example.org/w1")
 	h.Configure(fmt.Sprintf("log:\n  anchor_every: 1s\n  witnesses:\n    - {url: %q, key: %q, interval: 10s}\n", w.URL, w.Key))
 	h.Start()
-	key := h.logKey()
+	key := h.LogKey()
 	eventually(t, "an unknown log is a problem", func() bool {
 		return strings.Contains(strings.Join(h.Problems(), "\n"), "it does not know this log (status 404); give its operator the log's key, "+key)
 	})
@@ -112,20 +112,4 @@ func TestWitnessThatHangsDelaysNobody(t *testing.T) {
 	}
 	h.Stop() // and it is not waited for
 	h.VerifyLog()
-}
-
-// logKey is what the log is signed with.
-func (h *host) logKey() string {
-	h.T.Helper()
-	out, stderr, code := h.Vouch("log", "verify", "--live")
-	if code != 0 {
-		h.T.Fatalf("vouch log verify exits %d: %s%s", code, out, stderr)
-	}
-	for line := range strings.Lines(out) {
-		if f := strings.Fields(line); len(f) == 2 && f[0] == "key" {
-			return f[1]
-		}
-	}
-	h.T.Fatalf("no key in %s", out)
-	return ""
 }

@@ -122,3 +122,19 @@ func (h *Host) X509Context() *spiffe.X509Context {
 	must(h.T, err)
 	return got
 }
+
+// LogKey is what the log is signed with.
+func (h *Host) LogKey() string {
+	h.T.Helper()
+	out, stderr, code := h.Vouch("log", "verify", "--live")
+	if code != 0 {
+		h.T.Fatalf("vouch log verify exits %d: %s%s", code, out, stderr)
+	}
+	for line := range strings.Lines(out) {
+		if f := strings.Fields(line); len(f) == 2 && f[0] == "key" {
+			return f[1]
+		}
+	}
+	h.T.Fatalf("no key in %s", out)
+	return ""
+}

@@ -282,56 +282,6 @@ func run(t testing.TB, cmd *exec.Cmd) (stdout, stderr string, code int) {
 	return out.String(), errOut.String(), cmd.ProcessState.ExitCode()
 }
 
-// A Desk is a machine that has the command line and nothing else.
-type Desk struct {
-	T   testing.TB
-	Dir string
-}
-
-// NewDesk returns a desk with nothing on it.
-func NewDesk(t testing.TB) *Desk { return &Desk{t, t.TempDir()} }
-
-// Vouch runs the command line on the desk.
-func (d *Desk) Vouch(args ...string) (stdout, stderr string, code int) {
-	d.T.Helper()
-	cmd := exec.Command(Program(d.T, "vouch"), args...)
-	cmd.Dir = d.Dir
-	cmd.Env = []string{"VOUCHD_CONFIG=/nonexistent/vouchd.yaml", "HOME=" + d.Dir}
-	return run(d.T, cmd)
-}
-
-// OK runs a command that must succeed, and returns its standard output.
-func (d *Desk) OK(args ...string) string {
-	d.T.Helper()
-	out, stderr, code := d.Vouch(args...)
-	return succeeded(d.T, args, out, stderr, code)
-}
-
-// Write writes a file on the desk.
-func (d *Desk) Write(name, content string) {
-	d.T.Helper()
-	must(d.T, os.WriteFile(filepath.Join(d.Dir, name), []byte(content), 0o600))
-}
-
-// Read returns a file on the desk.
-func (d *Desk) Read(name string) string {
-	d.T.Helper()
-	b, err := os.ReadFile(filepath.Join(d.Dir, name))
-	must(d.T, err)
-	return string(b)
-}
-
-// Ask has the desk draw a nonce, the host make evidence, and the desk challenge
-// it. It leaves evidence.json, kept.json and answer.json.
-func (d *Desk) Ask(h *Host) (nonce string) {
-	d.T.Helper()
-	nonce = strings.TrimSpace(d.OK("node", "nonce"))
-	d.Write("evidence.json", h.OK("node", "evidence", "--nonce", nonce))
-	h.Write("challenge.json", d.OK("node", "challenge", "evidence.json", "--keep", "kept.json"))
-	d.Write("answer.json", h.OK("node", "activate", h.Path("challenge.json")))
-	return nonce
-}
-
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
