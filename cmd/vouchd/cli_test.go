@@ -16,14 +16,10 @@ import (
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
-// entryForVouch entitles the command line itself.
-const entryForVouch = "entries:\n  - {spiffe_id: \"spiffe://example.org/cli\", selectors: [\"unix:uid:%d\"]}\n" +
-	"  - {spiffe_id: \"spiffe://example.org/other\", selectors: [\"unix:uid:%[1]d\", \"unix:gid:64999\"]}\n"
-
 func TestCommandLineAgainstARunningDaemon(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.Write("entries.d/a.yaml", fmt.Sprintf(entryForVouch, os.Getuid()))
+	h.Write("entries.d/a.yaml", daemontest.EntriesForVouch())
 	h.Start()
 	pid := fmt.Sprint(os.Getpid())
 	for _, tt := range []struct {
@@ -62,7 +58,7 @@ func TestCommandLineAgainstARunningDaemon(t *testing.T) {
 func TestCommandLineSpeaksJSON(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.Write("entries.d/a.yaml", fmt.Sprintf(entryForVouch, os.Getuid()))
+	h.Write("entries.d/a.yaml", daemontest.EntriesForVouch())
 	h.Start()
 	for _, args := range [][]string{
 		{"status"}, {"doctor"}, {"check"}, {"entry", "list"}, {"entry", "explain", fmt.Sprint(os.Getpid())},
@@ -90,7 +86,7 @@ func TestCommandLineSpeaksJSON(t *testing.T) {
 func TestFetchWritesFilesOthersCannotRead(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.Write("entries.d/a.yaml", fmt.Sprintf(entryForVouch, os.Getuid()))
+	h.Write("entries.d/a.yaml", daemontest.EntriesForVouch())
 	h.Start()
 	dir := h.Path("svid")
 	for range 2 { // again, over the old ones
@@ -127,7 +123,7 @@ func TestDoctorWithoutADaemonSaysHowToStartIt(t *testing.T) {
 func TestLogCommandsWorkOnACopyAlone(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.Write("entries.d/a.yaml", fmt.Sprintf(entryForVouch, os.Getuid()))
+	h.Write("entries.d/a.yaml", daemontest.EntriesForVouch())
 	h.Start()
 	ok := func(args ...string) string {
 		t.Helper()

@@ -31,6 +31,13 @@ func EntriesFor(n int) string {
 	return b.String()
 }
 
+// EntriesForVouch returns entries that entitle the command line, and one that
+// almost does.
+func EntriesForVouch() string {
+	return fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/cli\", selectors: [\"unix:uid:%d\"]}\n"+
+		"  - {spiffe_id: \"spiffe://example.org/other\", selectors: [\"unix:uid:%[1]d\", \"unix:gid:64999\"]}\n", os.Getuid())
+}
+
 // Fetch fetches as this process.
 func (h *Host) Fetch() (id string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)

@@ -1,15 +1,16 @@
-package main
+package daemon_test
 
 import (
 	"crypto/x509"
 	"encoding/json"
-	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -28,7 +29,7 @@ func TestStockVerifierTrustsTokensByPublishedFilesAlone(t *testing.T) {
 	defer web.Close()
 	h := newHost(t)
 	h.Configure("authority:\n  jwt_issuer: " + web.URL + "\n")
-	h.Write("entries.d/a.yaml", fmt.Sprintf(entryForVouch, os.Getuid()))
+	h.Write("entries.d/a.yaml", daemontest.EntriesForVouch())
 	h.Start()
 	must(t, os.Mkdir(dir+"/.well-known", 0o755))
 	h.OK("bundle", "openid-configuration", "--issuer", web.URL, "--write", dir+"/.well-known/openid-configuration")
@@ -112,7 +113,7 @@ func TestPublishedKeysAreAsCloudsWantThemAndHaveTheNextOne(t *testing.T) {
 func TestFederatedDomainVerifiesSVIDsByTheBundle(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.Write("entries.d/a.yaml", fmt.Sprintf(entryForVouch, os.Getuid()))
+	h.Write("entries.d/a.yaml", daemontest.EntriesForVouch())
 	h.Start()
 	td := spiffeid.RequireTrustDomainFromString("example.org")
 	bundle, err := spiffebundle.Parse(td, []byte(h.OK("bundle", "spiffe")))

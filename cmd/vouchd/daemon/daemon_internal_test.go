@@ -9,6 +9,31 @@ import (
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
+func TestAResumeIsACauseToAppraise(t *testing.T) {
+	t.Parallel()
+	a := newAppraiser(config.Node{}, nil, nil, nil, nil)
+	if cause := a.cause(); cause != "" {
+		t.Errorf("at once: %q", cause)
+	}
+	a.slept -= time.Minute // as if the machine had been suspended that long since
+	if cause := a.cause(); !strings.Contains(cause, "suspend") {
+		t.Errorf("after a minute of suspension: %q", cause)
+	}
+	if cause := a.cause(); cause != "" {
+		t.Errorf("a second time: %q", cause)
+	}
+}
+
+func TestMetricsAreNotServedToOtherMachines(t *testing.T) {
+	t.Parallel()
+	for _, address := range []string{"0.0.0.0:0", ":9464", "192.0.2.1:9464", "localhost:9464", "nonsense"} {
+		if l, err := listenMetrics(address); err == nil {
+			l.Close()
+			t.Errorf("listening on %q", address)
+		}
+	}
+}
+
 func TestAnEnrolmentIsComplainedOfLongBeforeItsEnd(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
