@@ -1,12 +1,15 @@
 package main
 
 import (
+	"context"
 	"crypto/x509"
 	"encoding/json"
 	"os"
 	"strings"
 	"testing"
 	"time"
+
+	spiffe "github.com/spiffe/go-spiffe/v2/workloadapi"
 
 	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
 
@@ -27,6 +30,16 @@ func newEnrolledHost(t *testing.T, name string) *host {
 	h.Write("entries.d/a.yaml", daemontest.EntriesFor(1))
 	h.StartProcess()
 	return h
+}
+
+// x509Context fetches all that a workload gets.
+func (h *host) x509Context() *spiffe.X509Context {
+	h.T.Helper()
+	ctx, cancel := context.WithTimeout(h.T.Context(), 10*time.Second)
+	defer cancel()
+	got, err := spiffe.FetchX509Context(ctx, spiffe.WithAddr("unix://"+h.Path("agent.sock")))
+	must(h.T, err)
+	return got
 }
 
 func TestHostsEnrolledUnderOneRootVerifyEachOther(t *testing.T) {
@@ -51,12 +64,12 @@ func TestHostsEnrolledUnderOneRootVerifyEachOther(t *testing.T) {
 	domain := spiffeid.RequireTrustDomainFromString("example.org")
 	bundles := make(map[string]*x509bundle.Bundle)
 	for _, h := range []*host{one, two} {
-		bundle, err := h.X509Context().Bundles.GetX509BundleForTrustDomain(domain)
+		bundle, err := h.x509Context().Bundles.GetX509BundleForTrustDomain(domain)
 		must(t, err)
 		bundles[h.Name] = bundle
 	}
 	for _, h := range []*host{one, two} {
-		svid := h.X509Context().SVIDs[0]
+		svid := h.x509Context().SVIDs[0]
 		for name, bundle := range bundles {
 			if id, _, err := x509svid.Verify(svid.Certificates, bundle); err != nil || id != svid.ID {
 				t.Errorf("by the bundle of %s the SVID of %s verifies as %v, %v", name, h.Name, id, err)

@@ -28,7 +28,7 @@ func TestSecondDaemonOnTheSameStateIsRefused(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	h.StartProcess()
-	second := &daemontest.Host{T: t, Dir: h.Dir, TPM: h.TPM}
+	second := &daemontest.Daemon{T: t, Config: h.Config}
 	second.LaunchProcess("--set", "agent_socket="+h.Path("agent2.sock"), "--set", "admin_socket="+h.Path("admin2.sock"))
 	if err := second.Wait(); err == nil {
 		t.Fatal("the second daemon started")

@@ -126,7 +126,7 @@ func (r adminRecorder) RecordStart(ctx context.Context, s programs.Start) error 
 	return err
 }
 
-// A noRecorder records nothing, so that nothing is started.
+// A noRecorder records nothing, and so nothing is started.
 type noRecorder struct{ why error }
 
 // RecordStart implements [programs.Recorder].

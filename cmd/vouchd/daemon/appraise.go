@@ -244,7 +244,7 @@ func (a *appraiser) judged(ctx context.Context, r appraisal.Result, cause string
 // a while.
 func (a *appraiser) unknown(ctx context.Context, cause error) error {
 	if ctx.Err() != nil {
-		return cause // it is stopping, or whoever asked went away
+		return cause // it is stopping, or the caller went away
 	}
 	cause = fmt.Errorf("appraising this machine: %w", cause)
 	a.mu.Lock()

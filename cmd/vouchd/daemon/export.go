@@ -94,8 +94,7 @@ func (r *records) closeExports() {
 	}
 }
 
-// An appendFile is opened for each write, so that it can be rotated by
-// renaming.
+// An appendFile is opened for each write, which lets it be rotated by renaming.
 type appendFile string
 
 // Write appends p.

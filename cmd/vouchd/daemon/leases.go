@@ -161,7 +161,7 @@ func (l *leases) endUngranted(es *identity.Entries) {
 	}
 	for _, lease := range l.engine.Leases() {
 		if !granted[grant{lease.Identity, lease.Credential}] {
-			l.engine.Abandon(lease.ID, "no entry grants it to the identity any more")
+			l.engine.Abandon(lease.ID, "no entry grants it to the identity")
 		}
 	}
 }

@@ -22,8 +22,7 @@ import (
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
-// records is the attestation log, and whoever reads behind it: exports and
-// witnesses. Its fields do not change once it is open.
+// records is the attestation log, and what reads behind it: exports and witnesses. Its fields do not change once it is open.
 type records struct {
 	*audit.Log
 	config    config.Log
@@ -209,7 +208,7 @@ func (r *records) report(st *view.Status, problem problemf) {
 		}
 		problem("the attestation log cannot be written, so nothing is issued: %v; %s", l.Err, way)
 	} else if l.FullSoon {
-		problem("the attestation log takes %d MiB of log.max_mib, and none of its records is older than log.keep_for; give it more, or archive it and lower log.keep_for, before nothing is issued any more", l.DiskBytes>>20)
+		problem("the attestation log takes %d MiB of log.max_mib, and none of its records is older than log.keep_for; give it more, or archive it and lower log.keep_for, before nothing can be issued", l.DiskBytes>>20)
 	}
 	if l.AnchorErr != nil {
 		problem("the log is not anchored in the TPM: %v; what was recorded since %s could be dropped unseen", l.AnchorErr, l.LastAnchor.Format(time.RFC3339))

@@ -76,8 +76,8 @@ type statusCollector struct {
 	secrets func() []sealed.Secret
 }
 
-// The metrics. Times are Unix times in seconds, so that an alert compares them
-// with time().
+// The metrics. Times are Unix times in seconds, which an alert compares with
+// time().
 var metrics = []struct {
 	desc  *prometheus.Desc
 	value func(st *view.Status) (v float64, ok bool)

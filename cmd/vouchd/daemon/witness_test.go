@@ -26,7 +26,7 @@ func TestWitnessTellsThatTheLogWasSetBack(t *testing.T) {
 	w := witnesstest.Start(t, "witness.example.org/w1")
 	h.Configure(fmt.Sprintf("log:\n  anchor_every: 1s\n  witnesses:\n    - {url: %q, key: %q, interval: 10s}\n", w.URL, w.Key))
 	h.Start()
-	key := h.LogKey()
+	key := daemontest.LogKey(h.Host)
 	eventually(t, "an unknown log is a problem", func() bool {
 		return strings.Contains(strings.Join(h.Problems(), "\n"), "it does not know this log (status 404); give its operator the log's key, "+key)
 	})

@@ -47,7 +47,7 @@ type Source[T any] struct {
 type Value[T any] struct {
 	source Source[T]
 
-	reloading sync.Mutex // held while loading, so that an older look never replaces a newer one; guards told
+	reloading sync.Mutex // held while loading, lest an older look replace a newer one; guards told
 	told      error      // what was last wrong on disk, once that is told and recorded
 
 	mu    sync.Mutex // guards state

@@ -120,18 +120,8 @@ func (h *Host) Metrics(socket string) (text string) {
 	return text
 }
 
-// X509Context fetches all that a workload gets.
-func (h *Host) X509Context() *spiffe.X509Context {
-	h.T.Helper()
-	ctx, cancel := context.WithTimeout(h.T.Context(), 10*time.Second)
-	defer cancel()
-	got, err := spiffe.FetchX509Context(ctx, spiffe.WithAddr("unix://"+h.Path("agent.sock")))
-	must(h.T, err)
-	return got
-}
-
 // LogKey is what the log is signed with.
-func (h *Host) LogKey() string {
+func LogKey(h *Host) string {
 	h.T.Helper()
 	out, stderr, code := h.Vouch("log", "verify", "--live")
 	if code != 0 {

@@ -10,23 +10,16 @@ package daemontest
 
 import (
 	"bytes"
-	"context"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
-	"github.com/vouchd/vouchd/cmd/vouchd/daemon"
-	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/workloadapi/admin/client"
 )
 
@@ -68,19 +61,9 @@ func RemovePrograms() {
 // A Host is a machine with a TPM and a configuration, on which the daemon is
 // started and stopped.
 type Host struct {
-	T      testing.TB
-	Dir    string
-	TPM    *tpmtest.TPM
-	Stderr *Lines // what the daemon says, since it was started last
-
-	// Of a daemon that is a process.
-	Name string    // the host's name; empty: the test machine's
-	Env  []string  // more for the daemon
-	Wrap []string  // what the daemon is started by; empty: directly
-	Cmd  *exec.Cmd // nil: it is not a process
-
-	cancel context.CancelFunc // stops a daemon in this process
-	ended  chan error
+	Daemon
+	Dir string
+	TPM *tpmtest.TPM
 }
 
 // New returns a host in the trust domain example.org, whose daemon is not started
@@ -90,7 +73,7 @@ func New(t testing.TB) *Host {
 	dir, err := os.MkdirTemp("", "vd") // short, because a socket's path is
 	must(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	h := &Host{T: t, Dir: dir, TPM: tpmtest.Start(t)}
+	h := &Host{Daemon{T: t, Config: filepath.Join(dir, "vouchd.yaml")}, dir, tpmtest.Start(t)}
 	must(t, os.Chmod(dir, 0o755))
 	must(t, os.Mkdir(h.Path("entries.d"), 0o755))
 	h.Configure("")
@@ -130,113 +113,6 @@ func (h *Host) Read(name string) string {
 	b, err := os.ReadFile(h.Path(name))
 	must(h.T, err)
 	return string(b)
-}
-
-// Start runs the daemon in this process, with configuration keys overridden, as
-// KEY=VALUE. It returns once the daemon serves.
-func (h *Host) Start(overrides ...string) {
-	h.T.Helper()
-	h.Launch(overrides...)
-	h.Stderr.Wait(h.T, "msg=serving")
-}
-
-// Launch does what Start does and does not wait.
-func (h *Host) Launch(overrides ...string) {
-	h.T.Helper()
-	h.Cmd, h.Stderr = nil, NewLines()
-	c, err := config.Load(h.Path("vouchd.yaml"), overrides...)
-	must(h.T, err)
-	ctx, cancel := context.WithCancel(context.Background())
-	stderr, ended := h.Stderr, make(chan error, 1)
-	h.cancel, h.ended = cancel, ended
-	go func() {
-		err := daemon.Run(ctx, daemon.Options{Config: c, Logger: slog.New(slog.NewTextHandler(stderr, nil))})
-		if err != nil {
-			fmt.Fprintln(stderr, err)
-		}
-		stderr.Close()
-		ended <- err
-	}()
-	h.T.Cleanup(func() { cancel(); <-stderr.closed })
-}
-
-// StartProcess starts the daemon as the program that ships, and returns once it
-// serves.
-func (h *Host) StartProcess(args ...string) {
-	h.T.Helper()
-	h.LaunchProcess(args...)
-	h.Stderr.Wait(h.T, "msg=serving")
-}
-
-// LaunchProcess does what StartProcess does and does not wait.
-func (h *Host) LaunchProcess(args ...string) {
-	h.T.Helper()
-	h.Stderr = NewLines()
-	line := append([]string{Program(h.T, "vouchd"), "--config", h.Path("vouchd.yaml")}, args...)
-	if h.Name != "" {
-		line = append([]string{"unshare", "--uts", "sh", "-c", `hostname "$0" && exec "$@"`, h.Name}, line...)
-	}
-	line = append(slices.Clone(h.Wrap), line...)
-	cmd := exec.Command(line[0], line[1:]...)
-	cmd.Env = append(os.Environ(), h.Env...)
-	cmd.Stderr = h.Stderr
-	must(h.T, cmd.Start())
-	stderr, ended := h.Stderr, make(chan error, 1)
-	h.Cmd, h.ended = cmd, ended
-	go func() {
-		err := cmd.Wait()
-		stderr.Close()
-		ended <- err
-	}()
-	h.T.Cleanup(func() { cmd.Process.Kill(); <-stderr.closed })
-}
-
-// Wait returns how the daemon ended.
-func (h *Host) Wait() error {
-	h.T.Helper()
-	select {
-	case err := <-h.ended:
-		return err
-	case <-time.After(patience):
-		h.T.Fatalf("the daemon does not end; it said:\n%s", h.Stderr)
-		return nil
-	}
-}
-
-// Stop ends the daemon in an orderly way.
-func (h *Host) Stop() {
-	h.T.Helper()
-	if h.Cmd != nil {
-		must(h.T, h.Cmd.Process.Signal(syscall.SIGTERM))
-	} else {
-		h.cancel()
-	}
-	if err := h.Wait(); err != nil {
-		h.T.Fatalf("stopping: %v; it said:\n%s", err, h.Stderr)
-	}
-}
-
-// Kill ends a daemon that is a process at once.
-func (h *Host) Kill() {
-	h.T.Helper()
-	must(h.T, h.Cmd.Process.Kill())
-	h.Wait()
-}
-
-// Resident returns the resident memory of a daemon that is a process, in bytes.
-func (h *Host) Resident() int {
-	h.T.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", h.Cmd.Process.Pid))
-	must(h.T, err)
-	for line := range strings.Lines(string(status)) {
-		if kb, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-			n, err := strconv.Atoi(strings.Fields(kb)[0])
-			must(h.T, err)
-			return n << 10
-		}
-	}
-	h.T.Fatal("status has no VmRSS")
-	return 0
 }
 
 // Admin returns a client of the administrators' socket.
