@@ -50,7 +50,7 @@ type shown struct {
 
 func TestExampleClientsLeaseForThemselves(t *testing.T) {
 	h, pg := newLeasingHost(t)
-	h.StartProcess()
+	h.Start()
 	admin := pg.Admin(t, "postgres")
 	roles := func(name string) (n int) {
 		must(t, admin.QueryRow(t.Context(), "SELECT count(*) FROM pg_roles WHERE rolname = $1", name).Scan(&n))
@@ -65,7 +65,7 @@ func TestExampleClientsLeaseForThemselves(t *testing.T) {
 			must(t, err)
 			out, err := cmd.StdoutPipe()
 			must(t, err)
-			must(t, cmd.StartProcess())
+			must(t, cmd.Start())
 			t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 			lines := bufio.NewReader(out)
 			return cmd, func() (s shown) {

@@ -72,7 +72,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	defer d.log.lastWords(ctx)
-	defer func() { err = errors.Join(err, d.log.close(ctx, err)) }()
+	defer func() { err = errors.Join(err, d.log.stop(ctx, err)) }()
 	if err := d.log.openWitnesses(); err != nil {
 		return err
 	}

@@ -130,16 +130,16 @@ func (r *records) run(ctx context.Context) {
 	group.Wait()
 }
 
-// close records the stop, anchors it and closes the log. cause is why the daemon
+// stop records the stop, anchors it and closes the log. cause is why the daemon
 // stops, nil if it was told to.
-func (r *records) close(ctx context.Context, cause error) error {
+func (r *records) stop(ctx context.Context, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()
-	stop := audit.Record{Event: audit.EventStop, Outcome: audit.Success}
+	last := audit.Record{Event: audit.EventStop, Outcome: audit.Success}
 	if cause != nil {
-		stop.Outcome, stop.Reason = audit.Failed, cause.Error()
+		last.Outcome, last.Reason = audit.Failed, cause.Error()
 	}
-	return errors.Join(r.Append(ctx, stop), r.Close(ctx))
+	return errors.Join(r.Append(ctx, last), r.Close(ctx))
 }
 
 // asked records what an administrator asks for, before it is done.
