@@ -19,8 +19,12 @@ var mayImport = map[string][]string{
 	"config":                           nil,
 	"attest":                           nil,
 	"audit":                            nil,
-	"audit/export":                     {"audit"},
-	"audit/witness":                    {"audit"},
+	"audit/audittest":                  {"audit"},
+	"audit/export":                     {"audit", "audit/reader"},
+	"audit/internal/format":            {"audit"},
+	"audit/reader":                     {"audit", "audit/internal/format"},
+	"audit/witness":                    {"audit", "audit/internal/format", "audit/reader"},
+	"audit/writer":                     {"audit", "audit/internal/format"},
 	"audit/witness/witnesstest":        nil,
 	"systemd":                          nil,
 	"packaging/version":                nil,
@@ -34,8 +38,8 @@ var mayImport = map[string][]string{
 	"programs":                         {"attest/process", "config", "systemd"},
 	"identity":                         {"attest", "config", "secret"},
 	"workloadapi":                      {"attest/process", "audit", "identity", "workloadapi/gate"},
-	"workloadapi/gate":                 {"attest", "attest/process", "audit", "identity"},
-	"workloadapi/gate/gatetest":        {"attest", "attest/node", "attest/node/tpmtest", "attest/process", "audit", "identity", "state", "workloadapi/gate"},
+	"workloadapi/gate":                 {"attest", "attest/process", "audit", "audit/writer", "identity"},
+	"workloadapi/gate/gatetest":        {"attest", "attest/node", "attest/node/tpmtest", "attest/process", "audit", "audit/reader", "audit/writer", "identity", "state", "workloadapi/gate"},
 	"workloadapi/credentialapi":        {"attest", "attest/process", "audit", "credential", "identity", "secret", "systemd", "workloadapi/credentialv1", "workloadapi/gate"},
 	"workloadapi/credentialapi/client": {"secret", "workloadapi/credentialv1"},
 	"workloadapi/credentialv1":         nil,
@@ -187,6 +191,20 @@ func linksOnly(t *testing.T, name string, allowed ...string) {
 			if strings.HasPrefix(p.ImportPath, foreign) {
 				t.Errorf("%s links %s", name, p.ImportPath)
 			}
+		}
+	}
+}
+
+// The log's reader opens no TPM, reaches no network and cannot write a log, and
+// nothing behind it can.
+func TestLogReaderNeedsNoDeviceNoNetworkAndNoWriter(t *testing.T) {
+	linksOnly(t, "audit/reader", mayImport["audit/reader"]...)
+	for _, p := range listPackages(t, "-deps", "./audit/reader") {
+		if p.ImportPath == "net/http" {
+			t.Error("audit/reader links net/http")
+		}
+		if !p.Standard && slices.Contains(p.Imports, "net") { // crypto/x509 does, for its types
+			t.Errorf("%s imports net and is behind audit/reader", p.ImportPath)
 		}
 	}
 }

@@ -46,6 +46,15 @@ const (
 	EventRecover      Event = "log.recover"       // Log: an unfinished end was cut off, or writing works again
 )
 
+// Known tells whether the event is one of those that can be recorded.
+func (e Event) Known() bool {
+	_, known := events[e]
+	return known
+}
+
+// OfLog tells whether only the log itself records the event.
+func (e Event) OfLog() bool { return events[e] }
+
 // events lists every event; nothing else can be recorded. The value says
 // whether only the log itself may.
 var events = map[Event]bool{
@@ -77,8 +86,8 @@ const (
 	limitAudience  = 1024 // all
 )
 
-// appendLeaf appends the leaf's canonical form to b.
-func appendLeaf(b []byte, l *Leaf) ([]byte, error) {
+// AppendLeaf appends the leaf's canonical form to b.
+func AppendLeaf(b []byte, l *Leaf) ([]byte, error) {
 	c := codec{b: b}
 	c.leaf(l)
 	if c.err == nil && len(c.b)-len(b) > MaxLeaf {
@@ -140,13 +149,12 @@ func (c *codec) leaf(l *Leaf) {
 
 // check refuses what no part of the description can.
 func (l *Leaf) check() error {
-	own, known := events[l.Event]
 	switch {
 	case l.Version != LeafVersion:
 		return fmt.Errorf("version %d is not known here; a newer vouch may read it", l.Version)
-	case !known:
+	case !l.Event.Known():
 		return fmt.Errorf("unknown event \"%s\"", Escape(string(l.Event)))
-	case !own && l.Log != nil && !(l.Log.Repeated && l.Key != nil):
+	case !l.Event.OfLog() && l.Log != nil && !(l.Log.Repeated && l.Key != nil):
 		return fmt.Errorf("event %s brings the log's own fields", l.Event)
 	case l.Outcome != Success && l.Outcome != Denied && l.Outcome != Failed && l.Outcome != Expired:
 		return fmt.Errorf("unknown outcome \"%s\"", Escape(string(l.Outcome)))

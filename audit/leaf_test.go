@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -16,7 +17,7 @@ import (
 func fullLeaf() *Leaf {
 	at := time.Date(2026, 3, 4, 5, 6, 7, 891_011_000, time.UTC)
 	day := at.Truncate(time.Second)
-	r := attested(4211)
+	r := someRecord(4211)
 	r.Reason = "no entry matches"
 	r.SVID = &SVID{Kind: "jwt", ID: "9f", SHA256: "aa", KeyID: "bb", Audience: []string{"db", "api"}, NotBefore: day, NotAfter: day.Add(time.Hour)}
 	r.Key = &Key{KeyID: "bb", Certificate: []byte{1}, PublicKey: []byte{2, 3}, NotBefore: day, NotAfter: day.Add(time.Hour), Quote: []byte{4, 5, 6}}
@@ -32,7 +33,7 @@ func fullLeaf() *Leaf {
 
 func mustEncode(t testing.TB, l *Leaf) []byte {
 	t.Helper()
-	raw, err := appendLeaf(nil, l)
+	raw, err := AppendLeaf(nil, l)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +108,7 @@ func TestHostileTextIsEscapedInEveryField(t *testing.T) {
 		} {
 			before := *p
 			*p = s
-			raw, err := appendLeaf(nil, l)
+			raw, err := AppendLeaf(nil, l)
 			if err != nil {
 				t.Fatalf("%.20q: %v", s, err)
 			}
@@ -141,7 +142,7 @@ func TestRecordOfLongTextsAlwaysFits(t *testing.T) {
 	t.Parallel()
 	for _, s := range hostile {
 		long := strings.Repeat(s, 20_000/len(s)+1)
-		r := attested(1)
+		r := someRecord(1)
 		r.RequestID, r.SPIFFEID, r.Reason = long, long, long
 		w := r.Workload
 		w.Path, w.SHA256, w.Cgroup, w.Unit, w.Entry = long, long, long, long, long
@@ -170,7 +171,7 @@ func TestEscapeIsHowTextStandsInTheLog(t *testing.T) {
 		if len(s) > 1000 {
 			continue
 		}
-		l := &Leaf{Version: LeafVersion, Time: time.Unix(1, 0), BootID: "b", Record: attested(1)}
+		l := &Leaf{Version: LeafVersion, Time: time.Unix(1, 0), BootID: "b", Record: someRecord(1)}
 		l.Workload.Path = s
 		got, err := DecodeLeaf(mustEncode(t, l))
 		if err != nil {
@@ -208,7 +209,7 @@ func TestRecordThatCannotStandInTheLogIsRefused(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			l := fullLeaf()
 			tt.change(l)
-			_, err := appendLeaf(nil, l)
+			_, err := AppendLeaf(nil, l)
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error %v, want %q", err, tt.want)
 			}
@@ -262,15 +263,15 @@ func TestLeafInAnyOtherFormIsRefused(t *testing.T) {
 }
 
 func FuzzDecodeLeaf(f *testing.F) {
-	raw, err := appendLeaf(nil, fullLeaf())
+	raw, err := AppendLeaf(nil, fullLeaf())
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(raw)
 	for i, s := range hostile {
-		l := &Leaf{Version: LeafVersion, Time: time.Unix(int64(i), 0), BootID: fmt.Sprint(i), Record: attested(i)}
+		l := &Leaf{Version: LeafVersion, Time: time.Unix(int64(i), 0), BootID: fmt.Sprint(i), Record: someRecord(i)}
 		l.Reason = s
-		raw, err := appendLeaf(nil, l)
+		raw, err := AppendLeaf(nil, l)
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -288,4 +289,42 @@ func FuzzDecodeLeaf(f *testing.F) {
 			t.Errorf("accepted %s, whose canonical form is %s", raw, want)
 		}
 	})
+}
+
+// A record can hold only what this package names: nothing that takes whatever it
+// is given, so no secret can slip in under a key of its own.
+func TestRecordHasNoFreeFormField(t *testing.T) {
+	t.Parallel()
+	var check func(name string, typ reflect.Type)
+	check = func(name string, typ reflect.Type) {
+		switch typ.Kind() {
+		case reflect.Map, reflect.Interface, reflect.Func, reflect.Chan, reflect.UnsafePointer:
+			t.Errorf("%s is a %s", name, typ)
+		case reflect.Pointer, reflect.Slice, reflect.Array:
+			check(name, typ.Elem())
+		case reflect.Struct:
+			if typ == reflect.TypeFor[time.Time]() {
+				return
+			}
+			for f := range typ.Fields() {
+				check(name+"."+f.Name, f.Type)
+			}
+		}
+	}
+	check("Leaf", reflect.TypeFor[Leaf]())
+}
+
+// someRecord is a record with an attested workload.
+func someRecord(pid int) Record {
+	return Record{
+		Event: EventWorkload, Outcome: Success, RequestID: fmt.Sprintf("r-%d", pid),
+		SPIFFEID: "spiffe://example.org/agent/research", Duration: 420 * time.Microsecond,
+		Workload: &Workload{
+			PID: pid, StartTime: 12345, UID: 1000, GID: 1000, Path: "/usr/bin/research-agent",
+			SHA256: "5f2c9fd1d95bd9a3b1f4a3b0fbe42a1d3b7e9d5b0b3b5d2a6a4f1c0e9d8c7b6a", Device: 65024, Inode: 271828,
+			Cgroup: "/system.slice/research-agent.service", Unit: "research-agent.service",
+			Selectors: []string{"unix:uid:1000", "unix:gid:1000", "systemd:id:research-agent.service", "unix:path:/usr/bin/research-agent"},
+			Entry:     "entries.d/research.yaml:2",
+		},
+	}
 }

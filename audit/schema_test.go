@@ -57,20 +57,6 @@ func TestSchemaAcceptsWhatIsWritten(t *testing.T) {
 			t.Errorf("%.20q: %v", text, err)
 		}
 	}
-	m := smallLog(t)
-	for name, f := range m {
-		if !strings.HasPrefix(name, walDir) {
-			continue
-		}
-		for _, frame := range frames(t, f.Data) {
-			if frame[0] != kindLeaf {
-				continue
-			}
-			if err := checkSchema(t, s, frame[frameHeader:]); err != nil {
-				t.Errorf("%s: %v", frame[frameHeader:], err)
-			}
-		}
-	}
 }
 
 func TestSchemaNamesEveryFieldAndEvent(t *testing.T) {

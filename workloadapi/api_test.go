@@ -33,6 +33,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/audit/reader"
 	"github.com/vouchd/vouchd/workloadapi/credentialapi"
 	"github.com/vouchd/vouchd/workloadapi/gate"
 	"github.com/vouchd/vouchd/workloadapi/gate/gatetest"
@@ -537,7 +538,7 @@ func TestClientThatNeverReadsGetsNothing(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	for e, err := range audit.Follow(ctx, os.DirFS(s.Dir+"/log"), 0, 10*time.Millisecond) {
+	for e, err := range reader.Follow(ctx, os.DirFS(s.Dir+"/log"), 0, 10*time.Millisecond) {
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -9,7 +9,7 @@
 // carries the log's ID, its index and its leaf hash, by which doubles and gaps
 // show, and which lead back to a proof.
 //
-// What a sink has is a copy. Whether it is the truth, audit.Verify tells from the
+// What a sink has is a copy. Whether it is the truth, reader.Verify tells from the
 // log.
 package export
 
@@ -22,13 +22,14 @@ import (
 	"time"
 
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/audit/reader"
 )
 
 // An Event is one record with what leads back to its proof.
 type Event struct {
 	LogID string // SHA-256 of the log's verifier key, hexadecimal
 	Host  string // where the log was written
-	audit.Entry
+	reader.Entry
 }
 
 // A Sink takes events, in the order of the log. Send returns nil once they are
@@ -152,7 +153,7 @@ func (x *Exporter) round(ctx context.Context) error {
 		return nil
 	}
 	batch := make([]Event, 0, min(batchSize, size-from))
-	for e, err := range audit.Records(ctx, x.opt.Log, from) {
+	for e, err := range reader.Records(ctx, x.opt.Log, from) {
 		if err != nil {
 			return err
 		}

@@ -27,13 +27,15 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/audit/reader"
+	"github.com/vouchd/vouchd/audit/writer"
 )
 
 // newLog opens a log and returns what exports it.
-func newLog(t *testing.T) (*audit.Log, Options) {
+func newLog(t *testing.T) (*writer.Log, Options) {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "log")
-	l, err := audit.Open(dir, audit.Options{
+	l, err := writer.Open(dir, writer.Options{
 		Origin: "vouchd.example.org/log", Key: ed25519.NewKeyFromSeed(bytes.Repeat([]byte{42}, 32)), Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -57,7 +59,7 @@ func record(e audit.Event, o audit.Outcome) audit.Record {
 	}
 }
 
-func add(t *testing.T, l *audit.Log, n int) {
+func add(t *testing.T, l *writer.Log, n int) {
 	t.Helper()
 	for range n {
 		if err := l.Append(context.Background(), record(audit.EventX509SVID, audit.Success)); err != nil {
@@ -240,7 +242,7 @@ func TestOCSFHasEveryRequiredField(t *testing.T) {
 				{Record: audit.Record{Event: event, Outcome: outcome}, Time: time.Now()},
 				{Record: record(event, outcome), Time: time.Now()},
 			} {
-				line, err := OCSF(&Event{LogID: "id", Host: "h", Entry: audit.Entry{Index: 4, Leaf: leaf, Raw: []byte("{}")}})
+				line, err := OCSF(&Event{LogID: "id", Host: "h", Entry: reader.Entry{Index: 4, Leaf: leaf, Raw: []byte("{}")}})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -286,7 +288,7 @@ func TestLinesLeadBackToTheProof(t *testing.T) {
 	t.Cleanup(func() { r.Close() })
 	lines := bufio.NewScanner(r)
 	next := uint64(0)
-	for e, err := range audit.Records(context.Background(), o.Log, 0) {
+	for e, err := range reader.Records(context.Background(), o.Log, 0) {
 		if err != nil {
 			t.Fatal(err)
 		}

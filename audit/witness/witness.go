@@ -4,7 +4,7 @@
 // signed, and signs another only if that continues it. So a log that is set back,
 // or that tells two people two histories, is found out by the witness, which is
 // beyond the reach of whoever has root on this machine. What it signed is kept
-// with the log, for audit.Verify.
+// with the log, for reader.Verify.
 //
 // A [Client] submits what the log has published. It reads the log's files and is
 // on no request's way: a witness that is slow, away or wrong costs nothing but its
@@ -23,6 +23,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,7 +31,8 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
-	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/audit/internal/format"
+	"github.com/vouchd/vouchd/audit/reader"
 )
 
 // ErrHistory means that a witness has signed another history of this log: the
@@ -55,7 +57,7 @@ type Options struct {
 // A Client submits one log to one witness.
 type Client struct {
 	opt     Options
-	witness *audit.Witness
+	witness *reader.Witness
 	log     note.Verifier
 	http    http.Client
 
@@ -78,7 +80,7 @@ type Stats struct {
 
 // New makes a client; Run runs it.
 func New(o Options) (*Client, error) {
-	w, err := audit.ParseWitness(o.Key)
+	w, err := reader.ParseWitness(o.Key)
 	if err != nil {
 		return nil, err
 	}
@@ -173,7 +175,7 @@ func (c *Client) refused(ctx context.Context, err error) error {
 	return nil
 }
 
-func (c *Client) submit(ctx context.Context) (signed audit.Cosigned, err error) {
+func (c *Client) submit(ctx context.Context) (signed reader.Cosigned, err error) {
 	old := c.size
 	for range 2 { // the witness may have to say first what it signed last
 		var theirs uint64
@@ -187,12 +189,48 @@ func (c *Client) submit(ctx context.Context) (signed audit.Cosigned, err error) 
 		err = fmt.Errorf("witness %s: %w: it takes neither a state that continues what it signed before, nor one that continues what it says now", c.witness.Name(), ErrHistory)
 	}
 	if err != nil {
-		return audit.Cosigned{}, err
+		return reader.Cosigned{}, err
 	}
-	if err := c.witness.Keep(c.opt.Dir, signed); err != nil {
-		return audit.Cosigned{}, fmt.Errorf("keeping what witness %s signed: %w", c.witness.Name(), err)
+	if err := keep(c.opt.Dir, c.witness, signed); err != nil {
+		return reader.Cosigned{}, fmt.Errorf("keeping what witness %s signed: %w", c.witness.Name(), err)
 	}
 	return signed, nil
+}
+
+// keep stores what the witness signed with the log in dir, durably, replacing
+// what it signed before.
+func keep(dir string, w *reader.Witness, c reader.Cosigned) error {
+	file, contents := w.File(c)
+	name := filepath.Join(dir, file)
+	if err := os.Mkdir(filepath.Dir(name), 0o700); err == nil {
+		if err := syncPath(dir); err != nil {
+			return err
+		}
+	} else if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	temp := name + format.TempSuffix
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(contents)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(temp, name)
+	}
+	if err != nil {
+		os.Remove(temp) // its space is needed where the disk is full
+		return err
+	}
+	return syncPath(filepath.Dir(name))
+}
+
+func syncPath(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // errOldSize means that the witness signed another size last than was thought.
@@ -200,9 +238,9 @@ var errOldSize = errors.New("signed another size last")
 
 // try submits once. With errOldSize it returns the size that the witness says it
 // signed last.
-func (c *Client) try(ctx context.Context, old uint64) (signed audit.Cosigned, theirs uint64, err error) {
-	checkpoint, now, proof, err := audit.Extend(os.DirFS(c.opt.Dir), old, c.opt.LogKey)
-	if errors.Is(err, audit.ErrShorter) {
+func (c *Client) try(ctx context.Context, old uint64) (signed reader.Cosigned, theirs uint64, err error) {
+	checkpoint, now, proof, err := reader.Extend(os.DirFS(c.opt.Dir), old, c.opt.LogKey)
+	if errors.Is(err, reader.ErrShorter) {
 		return signed, 0, fmt.Errorf("witness %s: %w: it signed %d records, and the log has %d", c.witness.Name(), ErrHistory, old, now.Size)
 	}
 	if err != nil {

@@ -18,8 +18,10 @@ import (
 	"time"
 
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/audit/reader"
 	"github.com/vouchd/vouchd/audit/witness"
 	"github.com/vouchd/vouchd/audit/witness/witnesstest"
+	"github.com/vouchd/vouchd/audit/writer"
 )
 
 // A host has a log that is written in runs, each of which ends in a published
@@ -39,7 +41,7 @@ func newHost(t *testing.T) *host {
 // run is a daemon's life of so many records.
 func (h *host) run(records int) {
 	h.t.Helper()
-	l, err := audit.Open(h.dir, audit.Options{Origin: "example.org/log", Key: h.key})
+	l, err := writer.Open(h.dir, writer.Options{Origin: "example.org/log", Key: h.key})
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -62,16 +64,16 @@ func (h *host) client(url, key string) *witness.Client {
 	return c
 }
 
-func (h *host) verify(o audit.VerifyOptions) *audit.Report {
+func (h *host) verify(o reader.VerifyOptions) *reader.Report {
 	h.t.Helper()
-	r, err := audit.Verify(context.Background(), os.DirFS(h.dir), o)
+	r, err := reader.Verify(context.Background(), os.DirFS(h.dir), o)
 	must(h.t, err)
 	return r
 }
 
-func failures(r *audit.Report) (names []string) {
+func failures(r *reader.Report) (names []string) {
 	for _, f := range r.Findings {
-		if f.Severity == audit.Failure {
+		if f.Severity == reader.Failure {
 			names = append(names, f.Name)
 		}
 	}
@@ -102,7 +104,7 @@ func TestWitnessSignsWhatContinuesWhatItSigned(t *testing.T) {
 	if w.Asked() != asked+1 {
 		t.Errorf("asked %d times, want once", w.Asked()-asked)
 	}
-	r := h.verify(audit.VerifyOptions{Witnesses: []string{w.Key}})
+	r := h.verify(reader.VerifyOptions{Witnesses: []string{w.Key}})
 	if !r.OK || len(r.Witnessed) != 1 || r.Witnessed[0].Size != r.Size || !r.Witnessed[0].Known || r.Witnessed[0].Name != "witness.example.org/w1" {
 		t.Errorf("%s %+v", r.Verdict, r.Witnessed)
 	}
@@ -174,13 +176,13 @@ func TestLogThatIsSetBackIsRefusedByTheWitnessAndToldByItsCheckpoint(t *testing.
 			if len(h.refused) != 1 || !c.Stats().History {
 				t.Errorf("told %d times, %+v", len(h.refused), c.Stats())
 			}
-			r := h.verify(audit.VerifyOptions{Checkpoint: checkpoint})
+			r := h.verify(reader.VerifyOptions{Checkpoint: checkpoint})
 			if got := failures(r); !slices.Contains(got, tt.want) {
 				t.Errorf("%s: failures %v, want %s", r.Verdict, got, tt.want)
 			}
 			// With what the witness signed lying with the log, that is enough.
 			must(t, os.WriteFile(witnessFile(t, h.dir), elsewhere, 0o600))
-			if got := failures(h.verify(audit.VerifyOptions{})); !slices.Contains(got, tt.want) {
+			if got := failures(h.verify(reader.VerifyOptions{})); !slices.Contains(got, tt.want) {
 				t.Errorf("failures %v, want %s", got, tt.want)
 			}
 			if c := h.client(w.URL, w.Key); tt.more == 1 {
@@ -195,15 +197,15 @@ func TestLogThatIsSetBackIsRefusedByTheWitnessAndToldByItsCheckpoint(t *testing.
 func TestRefusalIsAWarningInTheLog(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	l, err := audit.Open(h.dir, audit.Options{Origin: "example.org/log", Key: h.key})
+	l, err := writer.Open(h.dir, writer.Options{Origin: "example.org/log", Key: h.key})
 	must(t, err)
 	must(t, l.Append(t.Context(),
 		audit.Record{Event: audit.EventStart, Outcome: audit.Success},
 		audit.Record{Event: audit.EventWitness, Outcome: audit.Denied, Reason: "witness w1: it signed 28 records, and the log has 9"},
 		audit.Record{Event: audit.EventStop, Outcome: audit.Success}))
 	must(t, l.Close(context.Background()))
-	r := h.verify(audit.VerifyOptions{})
-	if i := slices.IndexFunc(r.Findings, func(f audit.Finding) bool { return f.Name == "witness-refused" }); i < 0 || !strings.Contains(r.Findings[i].Message, "28 records") {
+	r := h.verify(reader.VerifyOptions{})
+	if i := slices.IndexFunc(r.Findings, func(f reader.Finding) bool { return f.Name == "witness-refused" }); i < 0 || !strings.Contains(r.Findings[i].Message, "28 records") {
 		t.Errorf("%s %+v", r.Verdict, r.Findings)
 	}
 }
@@ -213,7 +215,7 @@ func TestWitnessAskedForAndMissingFails(t *testing.T) {
 	h := newHost(t)
 	h.run(1)
 	w := witnesstest.Start(t, "w1")
-	r := h.verify(audit.VerifyOptions{Witnesses: []string{w.Key}})
+	r := h.verify(reader.VerifyOptions{Witnesses: []string{w.Key}})
 	if got := failures(r); !slices.Equal(got, []string{"not-witnessed"}) {
 		t.Errorf("%s: failures %v", r.Verdict, got)
 	}
@@ -232,11 +234,11 @@ func TestEveryByteOfWhatAWitnessSignedMatters(t *testing.T) {
 		changed := bytes.Clone(whole)
 		changed[i] ^= 1 << (i % 8)
 		must(t, os.WriteFile(name, changed, 0o600))
-		if r := h.verify(audit.VerifyOptions{}); r.OK {
+		if r := h.verify(reader.VerifyOptions{}); r.OK {
 			t.Errorf("byte %d of %d flipped (%q), and %s", i, len(whole), changed, r.Verdict)
 		}
 		must(t, os.WriteFile(name, whole[:i], 0o600))
-		if r := h.verify(audit.VerifyOptions{}); r.OK {
+		if r := h.verify(reader.VerifyOptions{}); r.OK {
 			t.Errorf("cut to %d of %d bytes, and %s", i, len(whole), r.Verdict)
 		}
 	}
@@ -245,7 +247,7 @@ func TestEveryByteOfWhatAWitnessSignedMatters(t *testing.T) {
 	}
 	must(t, os.WriteFile(name, whole, 0o600))
 	must(t, os.Rename(name, filepath.Join(filepath.Dir(name), "0123456789abcdef")))
-	if r := h.verify(audit.VerifyOptions{}); r.OK {
+	if r := h.verify(reader.VerifyOptions{}); r.OK {
 		t.Error("a renamed file passes")
 	}
 }
@@ -258,10 +260,10 @@ func TestArchiveHasWhatWitnessesSigned(t *testing.T) {
 	w.Know(t, h.vkey)
 	must(t, h.client(w.URL, w.Key).Submit(t.Context()))
 	var b bytes.Buffer
-	must(t, audit.Archive(t.Context(), os.DirFS(h.dir), &b, 0))
-	fsys, err := audit.ReadArchive(bytes.NewReader(b.Bytes()), int64(b.Len()))
+	must(t, reader.Archive(t.Context(), os.DirFS(h.dir), &b, 0))
+	fsys, err := reader.ReadArchive(bytes.NewReader(b.Bytes()), int64(b.Len()))
 	must(t, err)
-	r, err := audit.Verify(t.Context(), fsys, audit.VerifyOptions{Witnesses: []string{w.Key}})
+	r, err := reader.Verify(t.Context(), fsys, reader.VerifyOptions{Witnesses: []string{w.Key}})
 	must(t, err)
 	if !r.OK || len(r.Witnessed) != 1 {
 		t.Errorf("%s %+v", r.Verdict, r.Findings)
@@ -384,11 +386,11 @@ func TestParseWitnessRefuses(t *testing.T) {
 		"a name with a control": "\x1b[31m" + w.Key,
 		"something behind it":   w.Key + " ",
 	} {
-		if _, err := audit.ParseWitness(key); err == nil {
+		if _, err := reader.ParseWitness(key); err == nil {
 			t.Errorf("%s: accepted %q", name, key)
 		}
 	}
-	if p, err := audit.ParseWitness(w.Key); err != nil || p.String() != w.Key {
+	if p, err := reader.ParseWitness(w.Key); err != nil || p.String() != w.Key {
 		t.Errorf("%v, %v", p, err)
 	}
 }

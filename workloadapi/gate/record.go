@@ -11,6 +11,7 @@ import (
 
 	"github.com/vouchd/vouchd/attest/process"
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/audit/writer"
 	"github.com/vouchd/vouchd/identity"
 )
 
@@ -18,12 +19,12 @@ import (
 // refusals of one user it writes, whichever front refuses. Its methods are safe
 // for concurrent use.
 type Recorder struct {
-	log      *audit.Log
+	log      *writer.Log
 	refusals *refusals
 }
 
 // NewRecorder returns a recorder. A daemon has one.
-func NewRecorder(log *audit.Log) *Recorder { return &Recorder{log, newRefusals()} }
+func NewRecorder(log *writer.Log) *Recorder { return &Recorder{log, newRefusals()} }
 
 // Record makes records durable, in as many batches as the log wants. If one
 // fails, the log may tell of more than was handed out, never of less.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/audit/reader"
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
 )
 
@@ -57,7 +58,7 @@ func logFS(o *cli.Options, args []string) (fsys fs.FS, name string, done func() 
 	if err != nil {
 		return nil, "", nil, err
 	}
-	fsys, err = audit.ReadArchive(f, info.Size())
+	fsys, err = reader.ReadArchive(f, info.Size())
 	if err != nil {
 		f.Close()
 		return nil, "", nil, fmt.Errorf("%s: %w", name, err)
@@ -102,13 +103,13 @@ in the log. It checks their form, not their proof: that is for vouch log verify.
 			defer done()
 			var from uint64
 			if filter.since > 0 {
-				if from, err = audit.Since(fsys, time.Now().Add(-filter.since)); err != nil {
+				if from, err = reader.Since(fsys, time.Now().Add(-filter.since)); err != nil {
 					return err
 				}
 			}
-			records := audit.Records(cmd.Context(), fsys, from)
+			records := reader.Records(cmd.Context(), fsys, from)
 			if follow {
-				records = audit.Follow(cmd.Context(), fsys, from, time.Second/4)
+				records = reader.Follow(cmd.Context(), fsys, from, time.Second/4)
 			}
 			w := cmd.OutOrStdout()
 			for e, err := range records {
@@ -202,7 +203,7 @@ func credentialText(c *audit.Credential, u *audit.Use) string {
 func newLogVerify(o *cli.Options) *cobra.Command {
 	var traced bool
 	var machine, checkpoint string
-	var ask audit.VerifyOptions
+	var ask reader.VerifyOptions
 	cmd := &cobra.Command{
 		Use:   "verify [DIR|ARCHIVE]",
 		Short: "Verify a log, back to the TPM",
@@ -245,11 +246,11 @@ apart: a checkpoint of it (--checkpoint), a value that the TPM's counter had
 				}
 			}
 			for _, key := range ask.Witnesses {
-				if _, err := audit.ParseWitness(key); err != nil {
+				if _, err := reader.ParseWitness(key); err != nil {
 					return cli.Usage(err)
 				}
 			}
-			report, err := audit.Verify(cmd.Context(), fsys, ask)
+			report, err := reader.Verify(cmd.Context(), fsys, ask)
 			if err != nil {
 				return fmt.Errorf("reading the log in %s: %w", name, err)
 			}

@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vouchd/vouchd/attest/appraisal"
-	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/audit/reader"
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
 )
 
@@ -62,7 +62,7 @@ func (m *knownMachine) is(v *appraisal.Verified) error {
 
 // A verifyView is a report with whose log it is.
 type verifyView struct {
-	*audit.Report
+	*reader.Report
 	MachineKnown bool `json:"machine_known"` // --node says whose log it is, and it is
 }
 

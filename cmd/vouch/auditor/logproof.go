@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/audit/reader"
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
 )
 
@@ -41,7 +42,7 @@ has the log's key checks it with vouch log check-proof and needs nothing else.`,
 				return err
 			}
 			defer done()
-			proof, err := audit.Prove(cmd.Context(), fsys, index, key)
+			proof, err := reader.Prove(cmd.Context(), fsys, index, key)
 			if err != nil {
 				return err
 			}
@@ -60,7 +61,7 @@ func logAndKey(o *cli.Options, cmd *cobra.Command, args []string, key string) (f
 	if err != nil || key != "" {
 		return fsys, key, done, err
 	}
-	for e, readErr := range audit.Records(cmd.Context(), fsys, 0) {
+	for e, readErr := range reader.Records(cmd.Context(), fsys, 0) {
 		if err = readErr; err != nil {
 			break
 		}
@@ -90,7 +91,7 @@ vouch log verify.`,
 			if err != nil {
 				return err
 			}
-			e, c, err := audit.CheckProof(proof, key)
+			e, c, err := reader.CheckProof(proof, key)
 			if err != nil {
 				return err
 			}
@@ -130,7 +131,7 @@ that you hold.`,
 				return err
 			}
 			defer done()
-			proof, err := audit.ProveConsistency(fsys, older, newer, key)
+			proof, err := reader.ProveConsistency(fsys, older, newer, key)
 			if err != nil {
 				return err
 			}
@@ -163,7 +164,7 @@ of the log, which lie in files: that the newer continues the older.`,
 				}
 				files[i] = data
 			}
-			if err := audit.CheckConsistency(files[0], files[1], files[2], key); err != nil {
+			if err := reader.CheckConsistency(files[0], files[1], files[2], key); err != nil {
 				return err
 			}
 			return o.Print(cmd, map[string]bool{"consistent": true}, func(w io.Writer) {

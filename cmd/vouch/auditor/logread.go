@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/audit/reader"
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
 )
 
@@ -36,7 +37,7 @@ it, and the anchor that covers it.`,
 				return err
 			}
 			defer done()
-			x, err := audit.Explain(cmd.Context(), fsys, index)
+			x, err := reader.Explain(cmd.Context(), fsys, index)
 			if err != nil {
 				return err
 			}
@@ -73,7 +74,7 @@ how often, and what looks odd: the feed of a secrets audit. It checks no proofs.
 			if since > 0 {
 				from = time.Now().Add(-since)
 			}
-			u, err := audit.Summarise(cmd.Context(), fsys, from)
+			u, err := reader.Summarise(cmd.Context(), fsys, from)
 			if err != nil {
 				return err
 			}
@@ -109,7 +110,7 @@ daemon may be running.`,
 			if err != nil {
 				return err
 			}
-			err = errors.Join(audit.Archive(cmd.Context(), fsys, f, from), f.Sync(), f.Close())
+			err = errors.Join(reader.Archive(cmd.Context(), fsys, f, from), f.Sync(), f.Close())
 			if err != nil {
 				return errors.Join(err, os.Remove(file))
 			}
@@ -123,11 +124,11 @@ daemon may be running.`,
 
 // trace prints, of a log that was verified, how each SVID leads back to the
 // TPM.
-func trace(cmd *cobra.Command, fsys fs.FS, report *audit.Report) error {
+func trace(cmd *cobra.Command, fsys fs.FS, report *reader.Report) error {
 	keys := make(map[string]uint64)
 	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 1, ' ', 0)
 	fmt.Fprintf(w, "\nEach SVID, back to the TPM with EK %s\n", report.EKSHA256)
-	for e, err := range audit.Records(cmd.Context(), fsys, 0) {
+	for e, err := range reader.Records(cmd.Context(), fsys, 0) {
 		if err != nil {
 			return err
 		}

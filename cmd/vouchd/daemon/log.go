@@ -15,6 +15,7 @@ import (
 
 	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/audit/writer"
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/packaging/version"
@@ -24,7 +25,7 @@ import (
 
 // records is the attestation log, and what reads behind it: exports and witnesses. Its fields do not change once it is open.
 type records struct {
-	*audit.Log
+	*writer.Log
 	config    config.Log
 	machine   *machine
 	slog      *slog.Logger
@@ -50,7 +51,7 @@ func openRecords(ctx context.Context, c config.Log, m *machine, logger *slog.Log
 	}
 	name := sha256.Sum256(public)
 	r := &records{config: c, machine: m, slog: logger}
-	r.Log, err = audit.Open(r.dir(), audit.Options{
+	r.Log, err = writer.Open(r.dir(), writer.Options{
 		Origin:      m.config.TrustDomain.Name() + "/" + hex.EncodeToString(name[:8]),
 		Key:         key,
 		TPM:         m.node,

@@ -27,6 +27,8 @@ import (
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
 	"github.com/vouchd/vouchd/attest/process"
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/audit/reader"
+	"github.com/vouchd/vouchd/audit/writer"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/state"
 	"github.com/vouchd/vouchd/workloadapi/gate"
@@ -44,7 +46,7 @@ type Stack struct {
 	Dir       string
 	Socket    string // the agent socket's path
 	Node      *node.Node
-	Log       *audit.Log
+	Log       *writer.Log
 	Recorder  *gate.Recorder
 	Attester  *process.Attester
 	Watcher   *process.Watcher
@@ -82,7 +84,7 @@ func Start(t testing.TB, entries string) *Stack {
 	states := s.openNode()
 	_, key, err := ed25519.GenerateKey(nil)
 	must(t, err)
-	s.Log, err = audit.Open(filepath.Join(dir, "log"), audit.Options{Origin: "example.org/test", Key: key, TPM: s.Node, Logger: s.Logger})
+	s.Log, err = writer.Open(filepath.Join(dir, "log"), writer.Options{Origin: "example.org/test", Key: key, TPM: s.Node, Logger: s.Logger})
 	must(t, err)
 	t.Cleanup(func() { s.Log.Close(context.Background()) })
 	s.Authority, err = identity.NewAuthority(t.Context(), identity.Options{
@@ -159,7 +161,7 @@ func Entry(path string, uid int) string {
 func (s *Stack) Records(event audit.Event) []audit.Leaf {
 	s.T.Helper()
 	var found []audit.Leaf
-	for e, err := range audit.Records(context.Background(), os.DirFS(filepath.Join(s.Dir, "log")), 0) {
+	for e, err := range reader.Records(context.Background(), os.DirFS(filepath.Join(s.Dir, "log")), 0) {
 		must(s.T, err)
 		if e.Leaf.Event == event {
 			found = append(found, e.Leaf)

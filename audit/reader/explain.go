@@ -1,0 +1,207 @@
+package reader
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"io/fs"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/vouchd/vouchd/audit"
+)
+
+// An Explanation is the whole chain of one record: which machine, in which boot
+// state, gave which process what, and what became of it.
+type Explanation struct {
+	Index uint64 `json:"record"`
+	Steps []Step `json:"steps"`
+	Left  int    `json:"steps_left_out,omitempty"`
+}
+
+// A Step is one record of the chain and what it contributes.
+type Step struct {
+	Name   string          `json:"name"` // machine, boot, authority, process, decision, use, end, anchor
+	Index  uint64          `json:"record"`
+	Says   string          `json:"says"`
+	Record json.RawMessage `json:"content"`
+}
+
+// maxSteps bounds an explanation: a lease may have been used a million times.
+const maxSteps = 200
+
+// Explain puts the chain of one record together. It reads the whole log, without
+// checking proofs: that is for [Verify].
+func Explain(ctx context.Context, fsys fs.FS, index uint64) (*Explanation, error) {
+	var target *Entry
+	for e, err := range Records(ctx, fsys, index) {
+		if err != nil {
+			return nil, err
+		}
+		target = &e
+		break
+	}
+	if target == nil || target.Index != index {
+		return nil, fmt.Errorf("explaining record %d: it is not in this copy of the log", index)
+	}
+	x := explainer{target: target, e: &Explanation{Index: index}}
+	for e, err := range Records(ctx, fsys, 0) {
+		if err != nil {
+			return nil, err
+		}
+		if x.take(&e) {
+			break
+		}
+	}
+	return x.e, nil
+}
+
+type explainer struct {
+	target *Entry
+	e      *Explanation
+
+	machine, boot *Entry            // last before the target
+	keys          map[string]*Entry // before the target, by key ID
+	anchored      bool
+}
+
+// take looks at the next record and tells whether the chain is complete.
+func (x *explainer) take(e *Entry) (done bool) {
+	l, t := &e.Leaf, &x.target.Leaf
+	if e.Index < x.target.Index {
+		x.before(e)
+	}
+	switch {
+	case e.Index == x.target.Index:
+		x.here(e)
+	case x.related(l) && e.Index < x.target.Index:
+		x.step("before", e, "the same request: "+saying(l))
+	case x.related(l):
+		x.step("after", e, saying(l))
+	case l.Event == audit.EventAnchor && l.Outcome == audit.Success && l.Log != nil && l.Log.Size > x.target.Index && !x.anchored:
+		x.anchored = true
+		x.step("anchor", e, fmt.Sprintf("the TPM binds the first %d records, this one among them", l.Log.Size))
+	}
+	// Nothing follows a decision that gave nothing which lives on.
+	return x.anchored && e.Index > x.target.Index && t.Credential == nil && t.RequestID == ""
+}
+
+func (x *explainer) before(e *Entry) {
+	l := &e.Leaf
+	if x.keys == nil {
+		x.keys = map[string]*Entry{}
+	}
+	if l.Node != nil && len(l.Node.Statement) > 0 {
+		x.machine = e
+	}
+	if l.Node != nil && l.Node.PCRSHA256 != "" {
+		x.boot = e
+	}
+	if l.Key != nil && l.Outcome == audit.Success && (x.keys[l.Key.KeyID] == nil || len(x.keys) < maxKeys) {
+		x.keys[strings.ToLower(l.Key.KeyID)] = e
+	}
+}
+
+// here puts down what the target rests on, and itself.
+func (x *explainer) here(e *Entry) {
+	var first []Step
+	add := func(name string, e *Entry, says string) {
+		if e != nil {
+			first = append(first, Step{name, e.Index, says, e.Raw})
+		}
+	}
+	if m := x.machine; m != nil {
+		add("machine", m, fmt.Sprintf("the machine with EK %s; its statement proves AK %s and the log's key", m.Leaf.Node.EKSHA256, m.Leaf.Node.AKName))
+	}
+	if b := x.boot; b != nil {
+		add("boot", b, fmt.Sprintf("booted into PCR state %s, reset count %d", b.Leaf.Node.PCRSHA256, b.Leaf.Node.Resets))
+	}
+	if s := e.Leaf.SVID; s != nil {
+		if k := x.keys[strings.ToLower(s.KeyID)]; k != nil {
+			add("authority", k, fmt.Sprintf("key %s, which signed it, in force until %s", k.Leaf.Key.KeyID, k.Leaf.Key.NotAfter.Format(time.RFC3339)))
+		}
+	}
+	if w := e.Leaf.Workload; w != nil {
+		add("process", e, processSaying(w))
+	}
+	x.e.Steps = append(first, x.e.Steps...)
+	x.step("decision", e, saying(&e.Leaf))
+}
+
+// related tells whether the record is about the same request or lease.
+func (x *explainer) related(l *audit.Leaf) bool {
+	t := &x.target.Leaf
+	return t.RequestID != "" && l.RequestID == t.RequestID ||
+		t.Credential != nil && l.Credential != nil && t.Credential.Lease != "" && l.Credential.Lease == t.Credential.Lease
+}
+
+func (x *explainer) step(name string, e *Entry, says string) {
+	if len(x.e.Steps) >= maxSteps {
+		x.e.Left++
+		return
+	}
+	x.e.Steps = append(x.e.Steps, Step{name, e.Index, says, e.Raw})
+}
+
+func processSaying(w *audit.Workload) string {
+	s := fmt.Sprintf("process %d of user %d ran %s (sha256 %s)", w.PID, w.UID, w.Path, w.SHA256)
+	if w.Unit != "" {
+		s += " as " + w.Unit
+	}
+	if w.Entry != "" {
+		s += "; it matched " + w.Entry
+	} else {
+		s += "; it matched no entry"
+	}
+	return s
+}
+
+// saying puts a decision into a sentence.
+func saying(l *audit.Leaf) string {
+	s := string(l.Event) + ": " + string(l.Outcome)
+	if l.SPIFFEID != "" {
+		s += " for " + l.SPIFFEID
+	}
+	if v := l.SVID; v != nil {
+		s += fmt.Sprintf(", %s %s", v.Kind, v.ID)
+		if len(v.Audience) > 0 {
+			s += " for audience " + strings.Join(v.Audience, ", ")
+		}
+		s += fmt.Sprintf(", valid %s to %s", v.NotBefore.Format(time.RFC3339), v.NotAfter.Format(time.RFC3339))
+	}
+	if c := l.Credential; c != nil {
+		s += ", credential " + c.Name
+		if c.ScopeGranted != "" {
+			s += " with scope " + c.ScopeGranted
+		}
+		if c.TTL > 0 {
+			s += fmt.Sprintf(" for %v", c.TTL)
+		}
+	}
+	if u := l.Use; u != nil {
+		s += fmt.Sprintf(", used %d times between %s and %s (seen by %s)", u.Count, u.First.Format(time.RFC3339), u.Last.Format(time.RFC3339), u.Source)
+	}
+	if l.Reason != "" {
+		s += " (" + l.Reason + ")"
+	}
+	return s
+}
+
+// WriteText writes the explanation for people.
+func (e *Explanation) WriteText(w io.Writer) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Record %d\n\n", e.Index)
+	for _, s := range e.Steps {
+		fmt.Fprintf(&b, "  %-10s %7d  %s\n", s.Name, s.Index, s.Says)
+	}
+	if e.Left > 0 {
+		fmt.Fprintf(&b, "\n%d more records of the same lease are left out\n", e.Left)
+	}
+	if !slices.ContainsFunc(e.Steps, func(s Step) bool { return s.Name == "anchor" }) {
+		b.WriteString("\nNo anchor covers this record yet.\n")
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}

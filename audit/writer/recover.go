@@ -1,0 +1,248 @@
+package writer
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"strings"
+
+	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/audit/internal/format"
+)
+
+// recover brings the log to its last valid checkpoint, or makes the first
+// segment. What it cut off, if anything, is to be recorded.
+func (l *Log) recover() (cut *audit.LogEvent, err error) {
+	firsts, err := l.survey()
+	if err != nil {
+		return nil, err
+	}
+	if len(firsts) == 0 {
+		l.segDue = true
+		return nil, nil
+	}
+	first := firsts[len(firsts)-1]
+	name := format.SegmentName(first)
+	f, err := l.disk.open(name)
+	if err != nil {
+		return nil, err
+	}
+	s, carry, cut, err := l.scan(f, name, first)
+	var synced bool
+	if err == nil {
+		synced, err = l.synced(s.Tree)
+	}
+	if err == nil && (cut != nil || !synced) {
+		f, err = l.renew(f, name, s)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	l.seg = &segment{file: f, name: name, first: first, off: s.End}
+	l.adopt(s, carry)
+	l.segDue = s.Tree.Size == int64(first) // the crash came before its first record
+	return cut, nil
+}
+
+// synced tells whether the log is known to be on the disk up to its end. A
+// daemon publishes a checkpoint only of what it has synced, and last of all when
+// it closes. If it published more than there is, the end was removed.
+func (l *Log) synced(t format.Tree) (bool, error) {
+	signed, err := format.ReadBounded(l.disk, format.CheckpointName, format.MaxFrame)
+	if err != nil {
+		return false, nil
+	}
+	c, err := format.OpenCosigned(signed, l.signer)
+	if err != nil {
+		return false, nil
+	}
+	size := uint64(t.Size)
+	if c.Size > size || c.Size == size && c.Root != t.Root() {
+		return false, fmt.Errorf("the log has %d records, and the checkpoint it published is of %d, or of others: its end was removed; restore it from a copy, or move the log away to begin a new one", size, c.Size)
+	}
+	return c.Size == size, nil
+}
+
+// renew puts a copy of the segment, up to its last checkpoint, in its place. If
+// the last sync before a crash failed, the old file can be read and yet not be
+// on the disk, and syncing it again would not tell.
+func (l *Log) renew(old file, name string, s format.Scanned) (file, error) {
+	f, err := writeDurably(l.disk, name, func(f file) error { return copySegment(f, old, s.End, s.Tree) })
+	if err != nil {
+		return old, fmt.Errorf("%s: %w", name, err)
+	}
+	old.Close()
+	return f, nil
+}
+
+// survey lists the segments and removes what a crash left of files that were
+// not finished.
+func (l *Log) survey() ([]uint64, error) {
+	if err := l.disk.mkdir(format.WALDir); err != nil {
+		return nil, err
+	}
+	entries, err := fs.ReadDir(l.disk, format.WALDir)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), format.TempSuffix) {
+			if err := l.disk.remove(path.Join(format.WALDir, e.Name())); err != nil {
+				return nil, err
+			}
+		}
+	}
+	firsts, err := format.SegmentsIn(entries)
+	if err != nil || len(firsts) > 0 {
+		return firsts, err
+	}
+	if _, err := fs.Stat(l.disk, format.TileDir); err == nil {
+		return nil, fmt.Errorf("%s has no segment though the log has tiles: its end was removed; restore it from a copy, or move the log away to begin a new one", format.WALDir)
+	}
+	return nil, l.disk.syncDir(".") // wal itself
+}
+
+// adopt takes over what a scan found.
+func (l *Log) adopt(s format.Scanned, carry carried) {
+	l.tree = s.Tree
+	l.next = uint64(s.Tree.Size)
+	l.carry = carry
+	l.segFrom = l.opt.Now()
+	l.status = Status{
+		Origin: l.signer.Name(), Key: l.signer.vkey,
+		Size: l.next, Root: s.Tree.Root(), SegmentLen: s.End,
+		Anchored: carry.anchored, AnchorIndex: carry.anchor,
+	}
+}
+
+// scan reads the segment that the log ends in. Whatever lies behind its last
+// checkpoint is cut off if it can be what a crash leaves of a batch.
+func (l *Log) scan(f file, name string, first uint64) (format.Scanned, carried, *audit.LogEvent, error) {
+	size, err := f.size()
+	if err != nil {
+		return format.Scanned{}, carried{}, nil, err
+	}
+	var sofar, carry carried // with what no checkpoint covers yet, and without
+	s, err := format.ScanSegment(io.NewSectionReader(f, 0, size), format.ScanVisitor{
+		Record:  sofar.note,
+		Settled: func() { carry = sofar },
+	})
+	if err != nil {
+		return format.Scanned{}, carried{}, nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if s.Header.Key != l.signer.vkey || uint64(s.Header.Tree.Size) != first {
+		return format.Scanned{}, carried{}, nil, fmt.Errorf("%s belongs to another log, or has another key (%s at %d); move the log away to begin a new one",
+			name, audit.Escape(s.Header.Key), s.Header.Tree.Size)
+	}
+	if size == s.End {
+		return s, carry, nil, nil
+	}
+	cut, err := cuttable(f, s.End, size)
+	if err != nil {
+		return format.Scanned{}, carried{}, nil, fmt.Errorf("%s is damaged at offset %d: %w; restore the log from a copy, or move it away to begin a new one", name, s.Bad, err)
+	}
+	return s, carry, cut, nil
+}
+
+// cuttable tells what would be cut off behind the last checkpoint, or why it
+// may not be: a whole checkpoint in there means that callers were told of those
+// records, or may have been.
+func cuttable(f file, end, size int64) (*audit.LogEvent, error) {
+	if size-end > format.MaxBatchTail {
+		return nil, fmt.Errorf("%d bytes behind the last checkpoint are more than a crash can leave", size-end)
+	}
+	tail := make([]byte, size-end)
+	if _, err := f.ReadAt(tail, end); err != nil {
+		return nil, err
+	}
+	if at := format.FindCheckpoint(tail); at >= 0 {
+		return nil, fmt.Errorf("there is a checkpoint behind it, at offset %d", end+int64(at))
+	}
+	return &audit.LogEvent{Cut: uint64(len(tail)), CutSHA256: fmt.Sprintf("%x", sha256.Sum256(tail))}, nil
+}
+
+// mend tries to make an unwritable log writable again: it copies what is durable
+// of the segment into a new file, which takes the old one's place. The old file
+// is not synced again: after an error nobody knows which of its pages reached
+// the disk. It reports whether nothing is left to mend.
+func (l *Log) mend(ctx context.Context) bool {
+	l.commit.Lock()
+	refused, err := l.remake()
+	l.commit.Unlock()
+	if errors.Is(err, ErrClosed) {
+		return true
+	}
+	if err != nil {
+		l.opt.Logger.Error("attestation log still can't be written", "err", err)
+		return false
+	}
+	l.opt.Logger.Info("attestation log can be written again", "refused", refused)
+	err = l.appendOwn(ctx, audit.Record{
+		Event: audit.EventRecover, Outcome: audit.Success, Reason: "the log can be written again",
+	}, &audit.LogEvent{Refused: refused})
+	return err == nil
+}
+
+// remake is called with commit held.
+func (l *Log) remake() (refused uint64, err error) {
+	l.mu.Lock()
+	sticky := l.err
+	l.mu.Unlock()
+	if !errors.Is(sticky, audit.ErrUnwritable) {
+		return 0, ErrClosed
+	}
+	if err := l.dropUnborn(); err != nil {
+		return 0, err
+	}
+	if l.seg != nil {
+		f, err := l.renew(l.seg.file, l.seg.name, format.Scanned{End: l.seg.off, Tree: l.tree})
+		if err != nil {
+			return 0, err
+		}
+		l.seg.file = f
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	refused = l.refused
+	l.err, l.refused = nil, 0
+	l.segDue = l.seg == nil || l.seg.first == uint64(l.tree.Size)
+	return refused, nil
+}
+
+// dropUnborn removes a segment that was begun, but not taken into use when the
+// error came. Left there, it would pass for the end of the log.
+func (l *Log) dropUnborn() error {
+	firsts, err := format.Segments(l.disk)
+	if err != nil {
+		return err
+	}
+	for _, first := range firsts {
+		if l.seg == nil || first > l.seg.first {
+			if err := l.disk.remove(format.SegmentName(first)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return l.disk.syncDir(format.WALDir)
+}
+
+// copySegment copies a segment up to its last durable batch, and makes sure that
+// the copy holds the tree that it must.
+func copySegment(to, from file, end int64, t format.Tree) error {
+	if _, err := io.Copy(io.NewOffsetWriter(to, 0), io.NewSectionReader(from, 0, end)); err != nil {
+		return err
+	}
+	s, err := format.ScanSegment(io.NewSectionReader(to, 0, end), format.ScanVisitor{})
+	if err != nil {
+		return err
+	}
+	if s.End != end || s.Tree.Root() != t.Root() {
+		return errors.New("the segment no longer holds what was written to it")
+	}
+	return nil
+}
