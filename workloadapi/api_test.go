@@ -219,6 +219,38 @@ func TestRefusalsOfAFloodAreCountedAndNotRecorded(t *testing.T) {
 	}
 }
 
+// Every token that the process was handed is in the log, and the log does not
+// grow with each time that it asks.
+func TestAProcessThatAsksTooOftenIsHandedTheSameAgain(t *testing.T) {
+	t.Parallel()
+	s := startStack(t, gatetest.Entry("/agent", os.Getuid()))
+	client := s.client(t.Context())
+	const asked = gatetest.Flood
+	got := make(map[string]bool)
+	for range asked {
+		svid, err := client.FetchJWTSVID(t.Context(), jwtsvid.Params{Audience: "api"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got[hexSHA256([]byte(svid.Marshal()))] = true
+	}
+	records := s.Records(audit.EventJWTSVID)
+	if len(records) != len(got) || len(got) >= asked {
+		t.Errorf("%d answers hold %d tokens, and the log %d", asked, len(got), len(records))
+	}
+	for _, r := range records {
+		if !got[r.SVID.SHA256] {
+			t.Errorf("the log has token %s, which nobody got", r.SVID.SHA256)
+		}
+	}
+	if n := s.Gate.Limited().Repeats; n != uint64(asked-len(got)) {
+		t.Errorf("%d answers are counted as given again, of %d", n, asked-len(got))
+	}
+	if svid, err := client.FetchJWTSVID(t.Context(), jwtsvid.Params{Audience: "other"}); err != nil || got[hexSHA256([]byte(svid.Marshal()))] {
+		t.Errorf("for another audience: the same token, or %v", err)
+	}
+}
+
 // raw calls without the stock client, which would not let a test do wrong.
 func (s *stack) raw(t *testing.T, header ...string) (workload.SpiffeWorkloadAPIClient, context.Context) {
 	t.Helper()

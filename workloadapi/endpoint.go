@@ -29,7 +29,7 @@ type Front interface{ Register(grpc.ServiceRegistrar) }
 // ends the gate's streams, lets calls in progress finish, and closes l.
 func Serve(ctx context.Context, l *net.UnixListener, g *gate.Gate, fronts ...Front) error {
 	s := grpc.NewServer(
-		grpc.Creds(gate.NewTransport()),
+		grpc.Creds(g.NewTransport()),
 		grpc.UnaryInterceptor(unarySecurityHeader),
 		grpc.StreamInterceptor(streamSecurityHeader),
 		grpc.MaxRecvMsgSize(maxRequestLen),

@@ -87,12 +87,25 @@ func advance[M any](a *API, conn *gate.Conn, stream grpc.ServerStreamingServer[M
 		next.renew = last.renew
 		return next, nil
 	}
-	m, err := gate.Answer(ctx, c, build)
+	again := gate.Repeat{Of: fmt.Sprint(next.sequence), For: shortest(c.Entries, func(e identity.Entry) time.Duration { return e.X509TTL }) / 10}
+	if last != nil {
+		again.For = 0 // what was sent last is old
+	}
+	m, err := gate.AnswerAgain(ctx, c, again, build)
 	if err != nil {
 		return nil, err
 	}
 	next.renew = m.renew
 	return next, stream.Send(m.content)
+}
+
+// shortest returns the shortest of the entries' lives.
+func shortest(entries []identity.Entry, life func(identity.Entry) time.Duration) time.Duration {
+	d := life(entries[0])
+	for _, e := range entries[1:] {
+		d = min(d, life(e))
+	}
+	return d
 }
 
 // sent is what a stream was last sent, and what would make it old.

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -29,22 +30,21 @@ func (a *API) FetchJWTSVID(ctx context.Context, req *workload.JWTSVIDRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	return answer(ctx, a, audit.EventJWTSVID, func(ctx context.Context, c *gate.Caller) (*workload.JWTSVIDResponse, []audit.Record, error) {
+	c, err := a.gate.AdmitRPC(ctx, audit.EventJWTSVID)
+	if err != nil {
+		return nil, a.gate.Status(err)
+	}
+	again := gate.Repeat{
+		Of:  fmt.Sprintf("%q for %q", want, req.Audience),
+		For: shortest(c.Entries, func(e identity.Entry) time.Duration { return e.JWTTTL }) / 10,
+	}
+	resp, err := gate.AnswerAgain(ctx, c, again, func(ctx context.Context, c *gate.Caller) (*workload.JWTSVIDResponse, []audit.Record, error) {
 		return a.jwtSVIDs(ctx, c, req.Audience, want)
 	})
-}
-
-// answer answers a call that is not a stream.
-func answer[T any](ctx context.Context, a *API, event audit.Event, build func(context.Context, *gate.Caller) (T, []audit.Record, error)) (T, error) {
-	c, err := a.gate.AdmitRPC(ctx, event)
 	if err != nil {
-		return *new(T), a.gate.Status(err)
+		return nil, a.gate.Status(err)
 	}
-	v, err := gate.Answer(ctx, c, build)
-	if err != nil {
-		return *new(T), a.gate.Status(err)
-	}
-	return v, nil
+	return resp, nil
 }
 
 func (a *API) jwtSVIDs(ctx context.Context, c *gate.Caller, audience []string, want spiffeid.ID) (*workload.JWTSVIDResponse, []audit.Record, error) {
@@ -91,12 +91,16 @@ func (a *API) ValidateJWTSVID(ctx context.Context, req *workload.ValidateJWTSVID
 	if req.Svid == "" {
 		return nil, status.Error(codes.InvalidArgument, "svid is missing")
 	}
-	v, err := answer(ctx, a, audit.EventJWTValidated, func(_ context.Context, c *gate.Caller) (*validated, []audit.Record, error) {
+	c, err := a.gate.AdmitRPC(ctx, audit.EventJWTValidated)
+	if err != nil {
+		return nil, a.gate.Status(err)
+	}
+	v, err := gate.Answer(ctx, c, func(_ context.Context, c *gate.Caller) (*validated, []audit.Record, error) {
 		v, r := a.validate(c, req)
 		return v, []audit.Record{r}, nil
 	})
 	if err != nil {
-		return nil, err
+		return nil, a.gate.Status(err)
 	}
 	if v.invalid != nil {
 		return nil, status.Error(codes.InvalidArgument, v.invalid.Error())

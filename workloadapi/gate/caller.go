@@ -33,7 +33,14 @@ const proofTimeout = 5 * time.Second
 // attested, that it is the one which speaks on the connection. An error is a
 // refusal, and recorded.
 func (c *Caller) Prove(ctx context.Context) error {
-	if err := c.prove(ctx); err != nil {
+	if c.proven {
+		return nil
+	}
+	err := c.gate.spend(c.Entries)
+	if err == nil {
+		err = c.prove(ctx)
+	}
+	if err != nil {
 		return c.Refuse(ctx, c.request.Event, err)
 	}
 	return nil
@@ -60,6 +67,9 @@ func (c *Caller) prove(ctx context.Context) error {
 	if err := c.gate.Refusal(); err != nil {
 		return err
 	}
+	if conn, ok := c.request.Peer.(*Conn); ok {
+		conn.conn.place.know()
+	}
 	c.proven = true
 	return nil
 }
@@ -69,6 +79,9 @@ func (c *Caller) prove(ctx context.Context) error {
 // the records that build returns are durable. An error of build, or a proof that
 // fails, is a refusal, and recorded.
 func Answer[T any](ctx context.Context, c *Caller, build func(context.Context, *Caller) (T, []audit.Record, error)) (answer T, err error) {
+	if err := c.gate.spend(c.Entries); err != nil {
+		return answer, c.Refuse(ctx, c.request.Event, err)
+	}
 	made, records, err := build(ctx, c)
 	if err == nil && len(records) == 0 {
 		err = errors.New("an answer without a record")

@@ -48,6 +48,7 @@ type conn struct {
 	amu     sync.Mutex // guards the field below
 	waiting []waiter
 
+	place *place
 	close func() error // once
 	ended chan struct{}
 }
@@ -66,9 +67,8 @@ type waiter struct {
 	answered chan struct{}
 }
 
-// newConn takes over u and peer unless it returns an error; released is called
-// when the connection is closed.
-func newConn(u *net.UnixConn, peer *process.Peer, released func()) (*conn, error) {
+// newConn takes over u, peer and place unless it returns an error.
+func newConn(u *net.UnixConn, peer *process.Peer, place *place) (*conn, error) {
 	raw, err := u.SyscallConn()
 	if err != nil {
 		return nil, err
@@ -78,15 +78,23 @@ func newConn(u *net.UnixConn, peer *process.Peer, released func()) (*conn, error
 	if err := passCredentials(raw); err != nil {
 		return nil, err
 	}
-	c := &conn{Conn: u, raw: raw, peer: peer, in: newInbound(), ended: make(chan struct{})}
+	c := &conn{Conn: u, raw: raw, peer: peer, in: newInbound(), place: place, ended: make(chan struct{})}
 	c.info.conn = c
 	c.receive = c.recvmsg
+	var stranger *time.Timer
 	c.close = sync.OnceValue(func() error {
 		err := u.Close()
 		close(c.ended)
+		stranger.Stop()
 		peer.Close()
-		released()
+		place.leave()
 		return err
+	})
+	stranger = time.AfterFunc(place.t.limits.strangerFor, func() {
+		if !place.stays() {
+			place.t.limited.strangers.Add(1)
+			c.Close()
+		}
 	})
 	return c, nil
 }

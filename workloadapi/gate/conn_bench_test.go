@@ -16,7 +16,7 @@ func BenchmarkTransport(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	c, err := newConn(ours, peer, func() {})
+	c, err := newConn(ours, peer, placeFor(b, peer))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -54,7 +54,7 @@ func BenchmarkChallenge(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	c, err := newConn(ours, peer, func() {})
+	c, err := newConn(ours, peer, placeFor(b, peer))
 	if err != nil {
 		b.Fatal(err)
 	}

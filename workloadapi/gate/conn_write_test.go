@@ -26,7 +26,7 @@ func TestClientThatDoesNotReadIsCutOff(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tr := newTransport(defaultConnLimits).(*transport)
+	tr := transportWith(t, defaultConnLimits)
 	c, _, err := tr.ServerHandshake(raw)
 	if err != nil {
 		t.Fatal(err)
@@ -46,7 +46,7 @@ func TestClientThatDoesNotReadIsCutOff(t *testing.T) {
 	default:
 		t.Error("the connection is still open")
 	}
-	if tr.conns != 0 || len(tr.users) != 0 {
-		t.Errorf("%d connections are counted, of users %v", tr.conns, tr.users)
+	if tr.conns != 0 || len(tr.people) != 0 {
+		t.Errorf("%d connections are counted, of users %v", tr.conns, tr.people)
 	}
 }

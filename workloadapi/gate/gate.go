@@ -29,6 +29,8 @@ type Gate struct {
 	attester *process.Attester
 	recorder *Recorder
 	logger   *slog.Logger
+	turns    turns
+	windows  windows
 }
 
 // New returns a gate without registration entries, which refuses everybody.
@@ -98,7 +100,12 @@ const maxIdentities = 1500
 
 func (c *Caller) admit(ctx context.Context) (err error) {
 	g, r := c.gate, &c.request
-	if c.Process, err = r.Peer.Attest(ctx, g.attester); err != nil {
+	done, err := g.turns.take(ctx, g.recorder.persons.of(r.Peer.Process().UID()))
+	if err != nil {
+		return err
+	}
+	c.Process, err = r.Peer.Attest(ctx, g.attester)
+	if done(); err != nil {
 		return err
 	}
 	if err := g.Refusal(); err != nil {

@@ -21,10 +21,23 @@ import (
 type Recorder struct {
 	log      *writer.Log
 	refusals *refusals
+	ledger   *ledger
+	persons  *persons
+	limited  *counters
 }
 
 // NewRecorder returns a recorder. A daemon has one.
-func NewRecorder(log *writer.Log) *Recorder { return &Recorder{log, newRefusals()} }
+func NewRecorder(log *writer.Log, share Share) *Recorder {
+	return &Recorder{
+		log:      log,
+		refusals: newRefusals(),
+		ledger: &ledger{share: share, now: time.Now, identities: make(map[string]*spending), scarce: func() bool {
+			return share.Bytes > 0 && log.Status().DiskBytes > share.Bytes/2
+		}},
+		persons: newPersons("/etc/subuid"),
+		limited: new(counters),
+	}
+}
 
 // Record makes records durable, in as many batches as the log wants. If one
 // fails, the log may tell of more than was handed out, never of less.
@@ -41,8 +54,9 @@ func (r *Recorder) Record(ctx context.Context, records ...audit.Record) error {
 // and again it only counts it, without describe, and returns
 // [ErrTooManyRefusals].
 func (r *Recorder) Refuse(ctx context.Context, uid uint32, describe func() audit.Record) error {
-	suppressed, ok := r.refusals.allow(uid)
+	suppressed, ok := r.refusals.allow(r.persons.of(uid))
 	if !ok {
+		r.limited.refusals.Add(1)
 		return ErrTooManyRefusals
 	}
 	refusal := describe()

@@ -2,7 +2,6 @@ package gate
 
 import (
 	"sync"
-	"time"
 
 	"golang.org/x/time/rate"
 )
@@ -11,53 +10,47 @@ import (
 // processes are refused again and again is therefore told to wait, at no cost,
 // and the next record counts what was left out.
 const (
-	refusalsPerSecond = 20
+	refusalsPerSecond = 1
 	refusalBurst      = 100
-	maxRefusedUsers   = 4096
+)
+
+// All refusals together, of however many people, leave the log to those who get
+// something.
+const (
+	allRefusalsPerSecond = 20
+	allRefusalBurst      = 2000
 )
 
 type refusals struct {
-	mu    sync.Mutex // guards users
-	users map[uint32]*refusedUser
+	mu     sync.Mutex // guards the fields below
+	all    *rate.Limiter
+	people map[uint32]*refused
 }
 
-type refusedUser struct {
+type refused struct {
 	limit      *rate.Limiter
 	suppressed int
 }
 
-func newRefusals() *refusals { return &refusals{users: make(map[uint32]*refusedUser)} }
-
-// allow reports whether a refusal of this user may be recorded now, and how
-// many were not since the last one that was.
-func (r *refusals) allow(uid uint32) (suppressed int, ok bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	u := r.users[uid]
-	if u == nil {
-		if len(r.users) >= maxRefusedUsers {
-			r.forget()
-		}
-		u = &refusedUser{limit: rate.NewLimiter(refusalsPerSecond, refusalBurst)}
-		r.users[uid] = u
-	}
-	if !u.limit.Allow() {
-		u.suppressed++
-		return 0, false
-	}
-	suppressed, u.suppressed = u.suppressed, 0
-	return suppressed, true
+func newRefusals() *refusals {
+	return &refusals{all: rate.NewLimiter(allRefusalsPerSecond, allRefusalBurst), people: make(map[uint32]*refused)}
 }
 
-// forget drops the users whose limit has recovered, or all where none has.
-func (r *refusals) forget() {
-	now := time.Now()
-	for uid, u := range r.users {
-		if u.limit.TokensAt(now) >= refusalBurst {
-			delete(r.users, uid)
-		}
+// allow reports whether a refusal of this person may be recorded now, and how
+// many were not since the last one that was.
+func (r *refusals) allow(person uint32) (suppressed int, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	of := r.people[person]
+	if of == nil {
+		of = keep(r.people, person, &refused{limit: rate.NewLimiter(refusalsPerSecond, refusalBurst)}, func(o *refused) bool {
+			return o.suppressed == 0 && o.limit.Tokens() >= refusalBurst
+		})
 	}
-	if len(r.users) >= maxRefusedUsers {
-		clear(r.users)
+	if !of.limit.Allow() || !r.all.Allow() {
+		of.suppressed++
+		return 0, false
 	}
+	suppressed, of.suppressed = of.suppressed, 0
+	return suppressed, true
 }

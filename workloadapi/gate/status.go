@@ -56,6 +56,8 @@ type Meaning struct {
 var meanings = []Meaning{
 	{ErrStopping, codes.Unavailable, "the daemon is stopping"},
 	{ErrTooManyRefusals, codes.Unavailable, "too many refused requests from this user; wait a moment"},
+	{ErrTooOften, codes.ResourceExhausted, ""},
+	{ErrShare, codes.ResourceExhausted, ""},
 	{ErrNode, codes.PermissionDenied, ""},
 	{ErrLost, codes.PermissionDenied, "no identity issued any longer: the process is not what its entry names, or the entry has gone"},
 	{ErrNoIdentity, codes.PermissionDenied, "no identity issued"},

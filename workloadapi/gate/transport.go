@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
@@ -33,28 +34,38 @@ import (
 // namespace may claim to be any process in it, for which reason
 // attest/process refuses peers in namespaces that the host does not own.
 type transport struct {
-	limits connLimits
+	limits  connLimits
+	persons *persons
+	limited *counters
 
-	mu    sync.Mutex // guards the fields below
-	conns int
-	users map[uint32]int // open connections by the user that connected
+	mu        sync.Mutex // guards the fields below
+	conns     int
+	strangers int               // of them, those of processes that were entitled to nothing yet
+	people    map[uint32]*guest // by the person whose they are
 }
+
+// A guest is somebody's open connections.
+type guest struct{ conns, strangers int }
 
 // connLimits bound the open connections: each costs two file descriptors and
-// some ten kilobytes.
+// some ten kilobytes. Those of processes that were entitled to nothing yet are
+// few, and short: their room is not anybody's who has an identity.
 type connLimits struct {
-	total   int
-	perUser int // one user leaves room for the others
+	total, each           int // each: of one person
+	strangers, eachOfThem int
+	strangerFor           time.Duration
 }
 
-var defaultConnLimits = connLimits{total: 8192, perUser: 2048}
+var defaultConnLimits = connLimits{total: 8192, each: 1024, strangers: 4096, eachOfThem: 128, strangerFor: 30 * time.Second}
 
 // NewTransport returns credentials for [google.golang.org/grpc.Creds], for a
 // listener that [Listen] returned.
-func NewTransport() credentials.TransportCredentials { return newTransport(defaultConnLimits) }
+func (g *Gate) NewTransport() credentials.TransportCredentials {
+	return newTransport(defaultConnLimits, g.recorder.persons, g.recorder.limited)
+}
 
-func newTransport(limits connLimits) credentials.TransportCredentials {
-	return &transport{limits: limits, users: make(map[uint32]int)}
+func newTransport(limits connLimits, persons *persons, limited *counters) credentials.TransportCredentials {
+	return &transport{limits: limits, persons: persons, limited: limited, people: make(map[uint32]*guest)}
 }
 
 // A Conn is a connection over gRPC from one pinned process, and what gRPC has for
@@ -118,39 +129,94 @@ func (t *transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInf
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := t.admit(peer); err != nil {
+	place, err := t.admit(peer.PID(), peer.UID())
+	if err != nil {
 		peer.Close()
 		return nil, nil, err
 	}
-	c, err := newConn(u, peer, func() { t.release(peer) })
+	c, err := newConn(u, peer, place)
 	if err != nil {
-		t.release(peer)
+		place.leave()
 		peer.Close()
 		return nil, nil, err
 	}
 	return c, &c.info, nil
 }
 
-func (t *transport) admit(p *process.Peer) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.conns >= t.limits.total {
-		return fmt.Errorf("process %d of user %d: %d connections are open, as many as are allowed", p.PID(), p.UID(), t.conns)
-	}
-	if n := t.users[p.UID()]; n >= t.limits.perUser {
-		return fmt.Errorf("process %d of user %d: the user has %d connections, as many as are allowed", p.PID(), p.UID(), n)
-	}
-	t.conns++
-	t.users[p.UID()]++
-	return nil
+// A place is what a connection takes of the limits.
+type place struct {
+	t      *transport
+	person uint32
+	known  bool // its process was entitled to something; guarded by the transport's mu
+	gone   bool // the same
 }
 
-func (t *transport) release(p *process.Peer) {
+// admit counts a connection of a process, or returns an error if there are as
+// many as are allowed.
+func (t *transport) admit(pid int, uid uint32) (*place, error) {
+	person := t.persons.of(uid)
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	of := t.people[person]
+	if of == nil {
+		of = new(guest)
+	}
+	var err error
+	switch {
+	case t.conns >= t.limits.total:
+		err = fmt.Errorf("%d connections are open, as many as are allowed", t.conns)
+	case of.conns >= t.limits.each:
+		err = fmt.Errorf("the user has %d connections, as many as are allowed", of.conns)
+	case t.strangers >= t.limits.strangers:
+		err = fmt.Errorf("%d connections are open without an identity, as many as are allowed", t.strangers)
+	case of.strangers >= t.limits.eachOfThem:
+		err = fmt.Errorf("the user has %d connections without an identity, as many as are allowed", of.strangers)
+	}
+	if err != nil {
+		t.limited.connections.Add(1)
+		return nil, fmt.Errorf("process %d of user %d: %w", pid, uid, err)
+	}
+	t.people[person] = of
+	t.conns++
+	t.strangers++
+	of.conns++
+	of.strangers++
+	return &place{t: t, person: person}, nil
+}
+
+// know notes that the process is entitled to something.
+func (p *place) know() {
+	p.t.mu.Lock()
+	defer p.t.mu.Unlock()
+	if !p.known && !p.gone {
+		p.known = true
+		p.t.strangers--
+		p.t.people[p.person].strangers--
+	}
+}
+
+// stays reports whether the connection may stay, now that it is no longer new.
+func (p *place) stays() bool {
+	p.t.mu.Lock()
+	defer p.t.mu.Unlock()
+	return p.known || p.gone
+}
+
+// leave gives the place back.
+func (p *place) leave() {
+	t := p.t
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p.gone = true
+	of := t.people[p.person]
 	t.conns--
-	if t.users[p.UID()]--; t.users[p.UID()] == 0 {
-		delete(t.users, p.UID())
+	of.conns--
+	if !p.known {
+		t.strangers--
+		of.strangers--
+	}
+	if of.conns == 0 {
+		delete(t.people, p.person)
 	}
 }
 

@@ -112,7 +112,7 @@ func serveWith(t testing.TB, limits connLimits, handle func(ctx context.Context,
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := grpc.NewServer(append(opts, grpc.Creds(newTransport(limits)))...)
+	s := grpc.NewServer(append(opts, grpc.Creds(transportWith(t, limits)))...)
 	workload.RegisterSpiffeWorkloadAPIServer(s, &testServer{handle: handle})
 	done := make(chan struct{})
 	go func() {
@@ -502,7 +502,7 @@ func TestMessagesOfOtherProcessesNameThem(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := newConn(ours, peer, func() {})
+	c, err := newConn(ours, peer, placeFor(t, peer))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -545,7 +545,7 @@ func socketpair(t testing.TB) (a, b *net.UnixConn) {
 
 func TestUserWithTooManyConnectionsIsRefused(t *testing.T) {
 	t.Parallel()
-	path := serveWith(t, connLimits{total: 10, perUser: 3}, challenged)
+	path := serveWith(t, connLimits{total: 10, each: 3, strangers: 10, eachOfThem: 10, strangerFor: time.Hour}, challenged)
 	var conns []*net.UnixConn
 	for range 4 {
 		c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})

@@ -47,7 +47,7 @@ type leases struct {
 // starting: no credential is granted until they are repaired, and the leases
 // there are wait for that too.
 func openLeases(ctx context.Context, dir string, m *machine, log *records, logger *slog.Logger) (*leases, error) {
-	l := &leases{dir: dir, machine: m, log: log, slog: logger, units: new(systemd.Units), recorder: gate.NewRecorder(log.Log)}
+	l := &leases{dir: dir, machine: m, log: log, slog: logger, units: new(systemd.Units), recorder: gate.NewRecorder(log.Log, gate.Share{Bytes: int64(m.config.Log.MaxMiB) << 20, Keep: m.config.Log.KeepFor})}
 	if err := l.open(ctx); err != nil {
 		l.close()
 		return nil, err

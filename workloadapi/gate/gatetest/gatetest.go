@@ -97,7 +97,7 @@ func Start(t testing.TB, entries string) *Stack {
 	s.Watcher, err = process.NewWatcher()
 	must(t, err)
 	t.Cleanup(func() { s.Watcher.Close() })
-	s.Recorder = gate.NewRecorder(s.Log)
+	s.Recorder = gate.NewRecorder(s.Log, gate.Share{})
 	s.Attester = process.NewAttester(process.Options{Wants: func(have attest.Selectors, upTo attest.Stage) attest.KindSet { return s.Gate.Wants(have, upTo) }})
 	s.Gate = gate.New(gate.Options{Attester: s.Attester, Recorder: s.Recorder, Logger: s.Logger})
 	s.SetEntries(entries)
