@@ -4,6 +4,10 @@
 // beside, synced, renamed, and the directory synced, so that after a crash it
 // is the old one or the new one. Each file names its format's version and its
 // digest; a damaged one is an error that names the file, never an empty start.
+//
+// A file that grows instead is a sequence of frames ([AppendFrame],
+// [FrameReader]), which tell a torn write from a whole one. What is in them, and
+// when they are durable, is their owner's business.
 package state
 
 import (
