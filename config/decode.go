@@ -32,10 +32,13 @@ import (
 //
 // Strings, booleans, whole numbers, durations such as 1h30m, types that implement
 // [encoding.TextUnmarshaler], structs, lists of these, any of them in an [At],
-// and a [Section] are known. A list without a value is empty; a scalar without a value, or
+// a [Section] and [Sections] are known. A list without a value is empty; a scalar without a value, or
 // with an empty one, is a problem.
-func Decode(file string, data []byte, v any) error {
-	d := decoder{file: file}
+func Decode(file string, data []byte, v any) error { return DecodeWith(file, data, v, nil) }
+
+// DecodeWith is [Decode] for a document with [Sections], given their names.
+func DecodeWith(file string, data []byte, v any, sections []string) error {
+	d := decoder{file: file, sections: sections}
 	d.document(data, v)
 	return d.problems.Err()
 }
@@ -43,6 +46,7 @@ func Decode(file string, data []byte, v any) error {
 type decoder struct {
 	file     string
 	problems Errors
+	sections []string          // names of the sections that [Sections] have
 	set      map[string]string // overrides by dotted key
 	places   map[string]Pos    // of each dotted key outside lists that is given, where wanted
 }
@@ -70,7 +74,7 @@ func (d *decoder) mapping(v reflect.Value, n *yaml.Node, path string) {
 		d.problems.Add(d.pos(n), "%s must be keys with values, and is %s", cmp.Or(strings.TrimSuffix(path, "."), "the document"), kindName(n))
 		return
 	}
-	keys := keysOf(v.Type())
+	keys := d.keysOf(v.Type())
 	given := make(map[string]*yaml.Node)
 	for i := 0; i < len(n.Content); i += 2 {
 		name := n.Content[i].Value
@@ -99,6 +103,20 @@ func (d *decoder) mapping(v reflect.Value, n *yaml.Node, path string) {
 			v.Field(i).Set(reflect.ValueOf(d.pos(n)))
 		}
 	}
+}
+
+// keysOf lists the keys of a mapping: those of its type, and its sections.
+func (d *decoder) keysOf(t reflect.Type) []Key {
+	keys := keysOf(t)
+	for i := range t.NumField() {
+		if t.Field(i).Type != sectionsType {
+			continue
+		}
+		for _, name := range d.sections {
+			keys = append(keys, Key{Name: name, index: i})
+		}
+	}
+	return keys
 }
 
 // key decodes one key's value, which is nil where the mapping leaves it out.
@@ -163,7 +181,7 @@ func (d *decoder) value(v reflect.Value, n *yaml.Node, k Key) {
 		if d.scalar(n, "!!int", k) {
 			d.number(v, n, k)
 		}
-	case v.Type() == sectionType:
+	case v.Type() == sectionType, v.Type() == sectionsType:
 		d.section(v, n, k)
 	case v.Kind() == reflect.Slice:
 		d.list(v, n, k)

@@ -143,6 +143,7 @@ var (
 	posType      = reflect.TypeFor[Pos]()
 	textType     = reflect.TypeFor[encoding.TextUnmarshaler]()
 	sectionType  = reflect.TypeFor[Section]()
+	sectionsType = reflect.TypeFor[Sections]()
 	locatedType  = reflect.TypeFor[interface{ located() (any, *Pos) }]()
 )
 

@@ -16,6 +16,24 @@ type Section struct {
 	node *yaml.Node
 }
 
+// Sections are the sections of a mapping that belong to packages which are not
+// known here: the names are given to [DecodeWith], and each section is as
+// [Section.Name] says. A struct has at most one field of this type.
+type Sections []Section
+
+// Get returns the section of a name.
+func (ss Sections) Get(name string) Section {
+	for _, s := range ss {
+		if s.name == name {
+			return s
+		}
+	}
+	return Section{}
+}
+
+// Name returns the key that the section is the value of.
+func (s Section) Name() string { return s.name }
+
 // Given reports whether the document has the section.
 func (s Section) Given() bool { return s.node != nil }
 
@@ -36,5 +54,10 @@ func (d *decoder) section(v reflect.Value, n *yaml.Node, k Key) {
 		d.problems.Add(d.pos(n), "%s must be keys with values, and is %s", k.Name, kindName(n))
 		return
 	}
-	v.Set(reflect.ValueOf(Section{Pos: d.pos(n), name: k.Name, node: n}))
+	s := Section{Pos: d.pos(n), name: k.Name, node: n}
+	if v.Type() == sectionsType {
+		v.Set(reflect.Append(v, reflect.ValueOf(s)))
+		return
+	}
+	v.Set(reflect.ValueOf(s))
 }

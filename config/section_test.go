@@ -46,6 +46,37 @@ func TestSectionIsDecodedByWhoKnowsItsKeys(t *testing.T) {
 	}
 }
 
+type open struct {
+	Items []struct {
+		Count int `yaml:"count"`
+		Rest  Sections
+	} `yaml:"items"`
+}
+
+func TestSectionsAreThoseWhoseNamesAreGiven(t *testing.T) {
+	t.Parallel()
+	data := []byte("items:\n- one: {word: a}\n  count: 1\n- {}\n- three: {}\n  two: {word: b}\n- ones: {}\n- two: x\n")
+	var doc open
+	err := DecodeWith("f.yaml", data, &doc, []string{"one", "two"})
+	want := "f.yaml:5: unknown key \"three\"; the nearest known is one\nf.yaml:7: unknown key \"ones\"; the nearest known is one\nf.yaml:8: two must be keys with values, and is \"x\""
+	if diff := cmp.Diff(want, fmt.Sprint(err)); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	var in inner
+	if err := doc.Items[0].Rest.Get("one").Decode(&in); err != nil || in.Word != "a" || doc.Items[0].Count != 1 {
+		t.Errorf("decoded %+v, %+v, %v", doc.Items[0], in, err)
+	}
+	if doc.Items[0].Rest.Get("two").Given() || len(doc.Items[1].Rest) != 0 {
+		t.Error("a section is given that is not there")
+	}
+	if rest := doc.Items[2].Rest; len(rest) != 1 || rest[0].Name() != "two" || rest[0].Pos.Line != 6 {
+		t.Errorf("sections %+v, want the one that is known", rest)
+	}
+	if err := Decode("f.yaml", []byte("items: [{one: {}}]"), new(open)); err == nil {
+		t.Error("a section is known without its name")
+	}
+}
+
 func TestNumbersAndSectionsOfTheWrongForm(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ name, data, want string }{

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"maps"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -57,7 +58,7 @@ type document struct {
 type written struct {
 	Name        config.At[string]        `yaml:"name" required:"true" like:"warehouse-readonly"`
 	Description config.At[string]        `yaml:"description"`
-	Broker      config.At[string]        `yaml:"broker" required:"true" oneof:"aws-secret azure-secret federation github infisical oauth2 postgres ssh static vault"`
+	Broker      config.At[string]        `yaml:"broker" required:"true"`
 	TTL         config.At[time.Duration] `yaml:"ttl" default:"5m" min:"10s" max:"24h"`
 	MaxTTL      config.At[time.Duration] `yaml:"max_ttl" min:"10s" max:"168h"` // left out, TTL
 	Renewable   config.At[bool]          `yaml:"renewable" default:"false"`
@@ -65,48 +66,10 @@ type written struct {
 	Limits      writtenLimits            `yaml:"limits"`
 	Parameters  []writtenParameter       `yaml:"parameters"`
 	For         []writtenOffer           `yaml:"for"`
-	AWSSecret   config.Section           `yaml:"aws-secret"`
-	AzureSecret config.Section           `yaml:"azure-secret"`
-	Federation  config.Section           `yaml:"federation"`
-	GitHub      config.Section           `yaml:"github"`
-	Infisical   config.Section           `yaml:"infisical"`
-	OAuth2      config.Section           `yaml:"oauth2"`
-	Postgres    config.Section           `yaml:"postgres"`
-	SSH         config.Section           `yaml:"ssh"`
-	Static      config.Section           `yaml:"static"`
-	Vault       config.Section           `yaml:"vault"`
+	Settings    config.Sections          // of brokers, by their names
 
 	Pos config.Pos
 }
-
-// section returns the settings of one broker.
-func (w *written) section(broker string) config.Section {
-	switch broker {
-	case "aws-secret":
-		return w.AWSSecret
-	case "azure-secret":
-		return w.AzureSecret
-	case "federation":
-		return w.Federation
-	case "github":
-		return w.GitHub
-	case "infisical":
-		return w.Infisical
-	case "oauth2":
-		return w.OAuth2
-	case "postgres":
-		return w.Postgres
-	case "ssh":
-		return w.SSH
-	case "static":
-		return w.Static
-	case "vault":
-		return w.Vault
-	}
-	return config.Section{}
-}
-
-var brokerNames = []string{"aws-secret", "azure-secret", "federation", "github", "infisical", "oauth2", "postgres", "ssh", "static", "vault"}
 
 // LoadDefinitions reads the *.yaml files of dir in the order of their names,
 // and opens each definition's broker. A missing directory has no definitions.
@@ -119,10 +82,10 @@ func LoadDefinitions(dir string, brokers Brokers, anyOwner bool) (*Definitions, 
 	if err != nil && !ok {
 		return nil, err
 	}
-	l := loader{brokers: brokers, problems: problems, defs: &Definitions{byName: make(map[string]*Definition), digest: digest(files)}}
+	l := loader{brokers: brokers, kinds: slices.Sorted(maps.Keys(brokers)), problems: problems, defs: &Definitions{byName: make(map[string]*Definition), digest: digest(files)}}
 	for _, f := range files {
 		var doc document
-		if found, ok := errors.AsType[config.Errors](config.Decode(f.Path, f.Data, &doc)); ok {
+		if found, ok := errors.AsType[config.Errors](config.DecodeWith(f.Path, f.Data, &doc, l.kinds)); ok {
 			l.problems = append(l.problems, found...)
 		}
 		for i := range doc.Credentials {
@@ -156,6 +119,7 @@ func digest(files []config.File) [32]byte {
 
 type loader struct {
 	brokers  Brokers
+	kinds    []string // the brokers' names, in order
 	problems config.Errors
 	defs     *Definitions
 }
@@ -175,6 +139,7 @@ func (l *loader) definition(w *written) {
 		Pos:         w.Pos,
 	}
 	d.Pos.Column = 0
+	l.kind(w)
 	l.text(w)
 	if d.TTL > d.MaxTTL {
 		l.problems.Add(w.MaxTTL.Pos, "max_ttl %s is shorter than ttl %s; raise it or shorten ttl", config.FormatDuration(d.MaxTTL), config.FormatDuration(d.TTL))
@@ -193,6 +158,12 @@ func (l *loader) definition(w *written) {
 	l.open(d, w)
 	if len(l.problems) == before {
 		l.defs.byName[d.Name] = d
+	}
+}
+
+func (l *loader) kind(w *written) {
+	if b := w.Broker; b.Value != "" && l.brokers[b.Value] == nil {
+		l.problems.Add(b.Pos, "broker %.80q is not known; give %s", b.Value, strings.Join(l.kinds, " or "))
 	}
 }
 
@@ -233,23 +204,18 @@ func (l *loader) open(d *Definition, w *written) {
 	if d.Broker == "" {
 		return // a problem already
 	}
-	for _, name := range brokerNames {
-		if s := w.section(name); name != d.Broker && s.Given() {
-			l.problems.Add(s.Pos, "credential %s has broker %s and settings for %s; remove one", d.Name, d.Broker, name)
+	for _, s := range w.Settings {
+		if s.Name() != d.Broker {
+			l.problems.Add(s.Pos, "credential %s has broker %s and settings for %s; remove one", d.Name, d.Broker, s.Name())
 			return
 		}
 	}
-	settings := w.section(d.Broker)
+	settings := w.Settings.Get(d.Broker)
 	if !settings.Given() {
 		l.problems.Add(w.Pos, "credential %s has no settings; add the key %s with those of its broker", d.Name, d.Broker)
 		return
 	}
-	open, ok := l.brokers[d.Broker]
-	if !ok {
-		l.problems.Add(w.Broker.Pos, "broker %s is not part of this program", d.Broker)
-		return
-	}
-	broker, err := open(d, settings)
+	broker, err := l.brokers[d.Broker](d, settings)
 	if found, ok := errors.AsType[config.Errors](err); ok {
 		l.problems = append(l.problems, found...)
 		return

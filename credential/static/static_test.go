@@ -8,6 +8,7 @@ import (
 
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/static"
+	"github.com/vouchd/vouchd/credential/vault"
 )
 
 func load(t *testing.T, text string) (*credential.Definitions, error) {
@@ -16,7 +17,7 @@ func load(t *testing.T, text string) (*credential.Definitions, error) {
 	if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte("credentials:\n"+text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return credential.LoadDefinitions(dir, credential.Brokers{"static": static.Opener(nil)}, true)
+	return credential.LoadDefinitions(dir, credential.Brokers{"static": static.Opener(nil), "vault": vault.Open}, true)
 }
 
 func TestSecretIsProxyOnlyUnlessItsDefinitionSaysOtherwise(t *testing.T) {
