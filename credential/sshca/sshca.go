@@ -30,9 +30,6 @@ import (
 	"github.com/vouchd/vouchd/secret"
 )
 
-// Kind is the broker's name in definitions.
-const Kind = "ssh"
-
 const (
 	// backdate lets a server in whose clock is behind.
 	backdate = time.Minute
@@ -48,15 +45,6 @@ type Keys interface {
 	// and hyphens, at most 32.
 	Key(ctx context.Context, name string) (crypto.Signer, error)
 }
-
-// upstream is where credentials of an authority are for, as [credential.Traits]
-// has it.
-func upstream(ca string) string { return upstreamPrefix + ca }
-
-const upstreamPrefix = "ssh-ca:"
-
-// Name returns the authority that an upstream of this broker stands for.
-func Name(upstream string) string { return strings.TrimPrefix(upstream, upstreamPrefix) }
 
 // PublicKey returns an authority's public key as TrustedUserCAKeys takes it:
 // one line with the name as its comment.
@@ -103,7 +91,8 @@ func Opener(keys Keys) credential.Opener {
 
 // Traits says that a certificate can only expire.
 func (b *Broker) Traits() credential.Traits {
-	return credential.Traits{Upstream: upstream(b.settings.CA.Value), Revocation: credential.ExpiryOnly}
+	ca := b.settings.CA.Value
+	return credential.Traits{Upstream: "ssh-ca:" + ca, SSHCA: ca, Revocation: credential.ExpiryOnly}
 }
 
 // Plan chooses the certificate's serial number and its end.

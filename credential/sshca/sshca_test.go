@@ -47,7 +47,7 @@ func machine(t *testing.T) *node.Node {
 
 func open(t *testing.T, keys sshca.Keys, settings string) credential.Broker {
 	t.Helper()
-	return credentialtest.Broker(t, sshca.Kind, sshca.Opener(keys), fmt.Sprintf(`
+	return credentialtest.Broker(t, "ssh", sshca.Opener(keys), fmt.Sprintf(`
 credentials:
   - name: web
     broker: ssh

@@ -64,16 +64,11 @@ func Opener(store Store) credential.Opener {
 	}
 }
 
-// Secret returns the name of the secret it hands out.
-func (b *Broker) Secret() string { return b.secret }
-
-// Traits says that nothing ends it, and whether a workload may have it.
+// Traits says that nothing ends it, and whether a workload may have it. The log
+// finds the uses of a secret by this form of the upstream.
 func (b *Broker) Traits() credential.Traits {
-	return credential.Traits{Upstream: Upstream(b.secret), Revocation: credential.Unrevocable, ProxyOnly: !b.disclosable}
+	return credential.Traits{Upstream: "sealed:" + b.secret, Secret: b.secret, Revocation: credential.Unrevocable, ProxyOnly: !b.disclosable}
 }
-
-// Upstream is what records and leases call a secret as a source.
-func Upstream(name string) string { return "sealed:" + name }
 
 // Plan says which value it will be.
 func (b *Broker) Plan(context.Context, credential.Request) (credential.Plan, error) {

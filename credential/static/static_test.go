@@ -31,9 +31,9 @@ func TestSecretIsProxyOnlyUnlessItsDefinitionSaysOtherwise(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]credential.Traits{
-		"a": {Upstream: "sealed:key", Revocation: credential.Unrevocable, ProxyOnly: true},
-		"b": {Upstream: "sealed:b", Revocation: credential.Unrevocable, ProxyOnly: true},
-		"c": {Upstream: "sealed:c", Revocation: credential.Unrevocable},
+		"a": {Upstream: "sealed:key", Secret: "key", Revocation: credential.Unrevocable, ProxyOnly: true},
+		"b": {Upstream: "sealed:b", Secret: "b", Revocation: credential.Unrevocable, ProxyOnly: true},
+		"c": {Upstream: "sealed:c", Secret: "c", Revocation: credential.Unrevocable},
 	} {
 		d, _ := defs.Get(name)
 		if d.Traits != want {

@@ -186,8 +186,8 @@ func (l *leases) admin() *admin.Leases {
 func (l *leases) sshCA(ctx context.Context, by admin.Asker, name string) (view.SSHCA, error) {
 	var known []string
 	for _, def := range l.engine.Definitions().All() {
-		if def.Broker == sshca.Kind {
-			known = append(known, sshca.Name(def.Traits.Upstream))
+		if ca := def.Traits.SSHCA; ca != "" {
+			known = append(known, ca)
 		}
 	}
 	if !slices.Contains(known, name) {

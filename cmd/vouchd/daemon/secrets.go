@@ -4,13 +4,11 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/sealed"
-	"github.com/vouchd/vouchd/credential/static"
 	"github.com/vouchd/vouchd/secret"
 	"github.com/vouchd/vouchd/workloadapi/admin"
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
@@ -55,7 +53,7 @@ func (l *leases) recordSecret(ctx context.Context, event audit.Event, by admin.A
 // ask for the next.
 func (l *leases) endLeasesOf(ctx context.Context, name, reason string) error {
 	for _, def := range l.engine.Definitions().All() {
-		if def.Traits.Upstream != static.Upstream(name) {
+		if def.Traits.Secret != name {
 			continue
 		}
 		if _, err := l.engine.RevokeWhere(ctx, credential.Where{Credential: def.Name}, reason); err != nil {
@@ -84,8 +82,8 @@ func (l *leases) reportSecrets(st *view.Status, problem problemf) {
 		}
 	}
 	for _, def := range l.engine.Definitions().All() {
-		name, ok := strings.CutPrefix(def.Traits.Upstream, static.Upstream(""))
-		if !ok || def.Broker != "static" {
+		name := def.Traits.Secret
+		if name == "" {
 			continue
 		}
 		if !slices.ContainsFunc(secrets, func(s sealed.Secret) bool { return s.Name == name }) {
