@@ -1,18 +1,14 @@
-// Package credential leases credentials for systems outside SPIFFE, and ends
-// them.
+// Package credential says what a leased credential for a system outside SPIFFE
+// is: the definition that entries grant, the broker that obtains and ends it,
+// the lease of one holder, and the events that the log tells of it.
 //
-// The daemon holds the way to a credential, and a workload gets a short-lived
-// one of its own for as long as it runs. A lease is written down before the
-// upstream is asked, with a handle by which it can be found there, and every
-// later step is written down before it is taken: whatever crashes, the next
-// start finds what may exist upstream and ends it. Nothing is handed out that
-// was not durably recorded first.
+// A broker is a package of its own that implements [Broker], and a line in the
+// table of package brokers; nothing here knows their names. Package lease grants
+// and ends what is defined.
 //
 // Out of reach: a value that a workload has read is the workload's, to copy or
 // to pass on, until the lease's end. What the end can do is the upstream's to
-// say; each broker states it as its [Revocation]. A journal that is put back
-// to an older copy forgets the leases granted since; the attestation log
-// still has them.
+// say; each broker states it as its [Revocation].
 package credential
 
 import (
@@ -22,7 +18,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// What a caller of [Manager] can tell apart. The message says what to do.
+// What a caller can tell apart about a lease. The message says what to do.
 var (
 	// ErrNotGranted means that the identity's entries do not name the credential.
 	ErrNotGranted = errors.New("credential is not granted")

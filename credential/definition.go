@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"maps"
 	"path/filepath"
 	"regexp"
@@ -16,9 +17,11 @@ import (
 	"github.com/vouchd/vouchd/config"
 )
 
+// MaxName bounds a credential's name, as entries have it, in bytes.
+const MaxName = 128
+
 const (
 	maxDefinitions    = 10_000
-	maxNameLen        = 128 // bytes of a credential's name, as entries have it
 	maxDescriptionLen = 512 // bytes
 )
 
@@ -39,7 +42,6 @@ type Definition struct {
 	Pos         config.Pos
 
 	broker Broker
-	leases int // that it is to end; guarded by the manager's mu
 }
 
 // Definitions is every credential of the host. It does not change once loaded,
@@ -99,7 +101,7 @@ func LoadDefinitions(dir string, brokers Brokers, anyOwner bool) (*Definitions, 
 		}
 	}
 	if err := l.problems.Err(); err != nil {
-		l.defs.close()
+		l.defs.Close()
 		return nil, err
 	}
 	return l.defs, nil
@@ -173,8 +175,8 @@ func (l *loader) text(w *written) {
 	name := w.Name.Value
 	switch first, again := l.defs.byName[name]; {
 	case name == "": // a problem already
-	case !credentialName.MatchString(name) || len(name) > maxNameLen:
-		l.problems.Add(w.Name.Pos, "name %.80q is not a name; use letters, digits, dots, dashes and underscores, at most %d", name, maxNameLen)
+	case !credentialName.MatchString(name) || len(name) > MaxName:
+		l.problems.Add(w.Name.Pos, "name %.80q is not a name; use letters, digits, dots, dashes and underscores, at most %d", name, MaxName)
 	case again:
 		l.problems.Add(w.Name.Pos, "credential %s is defined at %v already; rename or remove one", name, first.Pos)
 	}
@@ -261,16 +263,33 @@ func (ds *Definitions) All() []*Definition {
 // record of what was loaded.
 func (ds *Definitions) Digest() [32]byte { return ds.digest }
 
-// close lets go of what the brokers hold open.
-func (ds *Definitions) close() {
+// Close lets go of what the brokers hold open.
+func (ds *Definitions) Close() {
 	for _, d := range ds.All() {
-		d.close()
+		d.Close()
 	}
 }
 
-// close lets go of the broker's connections, if it keeps any.
-func (d *Definition) close() {
+// Source returns the definition's broker.
+func (d *Definition) Source() Broker { return d.broker }
+
+// Close lets go of the broker's connections, if it keeps any.
+func (d *Definition) Close() {
 	if c, ok := d.broker.(interface{ Close() }); ok {
 		c.Close()
 	}
+}
+
+// Lifetime returns the lifetime to ask the upstream for, given what a caller
+// asks for: 0 for the definition's own.
+func (d *Definition) Lifetime(asked time.Duration) (time.Duration, error) {
+	switch {
+	case asked == 0:
+		return d.TTL, nil
+	case asked < time.Second:
+		return 0, fmt.Errorf("%w: %s is less than a second", ErrTTL, asked)
+	case asked > d.MaxTTL:
+		return 0, fmt.Errorf("%w: %s is above the %s that %s may have", ErrTTL, asked, config.FormatDuration(d.MaxTTL), d.Name)
+	}
+	return asked, nil
 }

@@ -1,21 +1,10 @@
 package credential
 
 import (
-	"context"
-	"crypto/sha256"
-	"fmt"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
-
-// A Recorder keeps what happened to leases. When Record returns nil, the event
-// is durable.
-type Recorder interface {
-	Record(ctx context.Context, e Event) error
-}
 
 // An Event is one step of a lease. A grant is two, an intent before the
 // upstream is asked and a grant before the reply, so that a crash in between
@@ -29,6 +18,7 @@ type Event struct {
 
 	Identity spiffeid.ID
 	Process  Process
+	Asker    *Asker // as the request had it; nil for what the daemon does by itself
 
 	Lease        string // keyed hash of the lease's ID; empty where none was planned
 	Credential   string
@@ -44,8 +34,6 @@ type Event struct {
 	Revocation   Revocation
 	Exposure     Exposure
 	Use          Use
-
-	Asker any // the [Ask]'s, nil for what happens without one; the engine does not look at it
 }
 
 // An EventKind names a step. The names are stable: they are what an auditor
@@ -70,25 +58,6 @@ const (
 	Failed  Outcome = "error"
 	RanOut  Outcome = "expired"
 )
-
-const (
-	maxReason = 512  // bytes of a reason, as it is recorded
-	maxScope  = 3072 // bytes of what was asked for, or granted, in one event
-)
-
-// bound keeps a list short enough for a record. What is left out is counted, and
-// the digest is over the whole list.
-func bound(list []string) []string {
-	left := maxScope
-	for i, s := range list {
-		if left -= len(s); left >= 0 {
-			continue
-		}
-		sum := sha256.Sum256([]byte(strings.Join(list, "\n")))
-		return append(slices.Clone(list[:i]), fmt.Sprintf("and %d more, sha256:%x of all", len(list)-i, sum))
-	}
-	return list
-}
 
 // Exposure is where a value will be once it is delivered, as the caller says.
 type Exposure string

@@ -42,16 +42,9 @@ type Process struct {
 	Invocation string // of the unit: systemd's InvocationID, if any
 }
 
-// Processes finds what leases are bound to again after a restart.
-type Processes interface {
-	// Find returns a channel that is closed when the process (or for
-	// [BindUnit] the unit's invocation) ends. It returns false only if that is
-	// known to have ended already, as after a reboot.
-	Find(p Process, b Bind) (end <-chan struct{}, alive bool, err error)
-}
-
-// end returns what the lease is bound to ends with; nil for nothing.
-func (h Holder) end(b Bind) <-chan struct{} {
+// End returns the channel that is closed when what a lease is bound to ends; nil
+// for nothing.
+func (h Holder) End(b Bind) <-chan struct{} {
 	switch b {
 	case BindProcess:
 		return h.Exit
@@ -61,9 +54,9 @@ func (h Holder) end(b Bind) <-chan struct{} {
 	return nil
 }
 
-// holds reports whether a lease is the holder's to renew and revoke: the same
+// Holds reports whether a lease is the holder's to renew and revoke: the same
 // identity, and the very process or unit that it is bound to.
-func (h Holder) holds(l *Lease) bool {
+func (h Holder) Holds(l *Lease) bool {
 	if h.ID != l.Identity {
 		return false
 	}

@@ -139,9 +139,9 @@ func (w Window) end(t time.Time) (time.Time, bool) {
 	return time.Date(y, m, d, 0, w.to, 0, 0, w.zone), true
 }
 
-// open returns until when a credential may be had at t: zero for always. A
+// Open returns until when a credential may be had at t: zero for always. A
 // lease does not outlive the hours it is allowed in.
-func (l Limits) open(t time.Time) (until time.Time, err error) {
+func (l Limits) Open(t time.Time) (until time.Time, err error) {
 	if len(l.Hours) == 0 {
 		return time.Time{}, nil
 	}

@@ -111,9 +111,9 @@ func plainValue(v string) error {
 	return nil
 }
 
-// choose returns a value for every parameter, from what the caller gave and
+// Choose returns a value for every parameter, from what the caller gave and
 // the defaults.
-func (d *Definition) choose(given map[string]string) (map[string]string, error) {
+func (d *Definition) Choose(given map[string]string) (map[string]string, error) {
 	for name := range given {
 		if !slices.ContainsFunc(d.Parameters, func(p Parameter) bool { return p.Name == name }) {
 			return nil, fmt.Errorf("%w: credential %s has no parameter %.80q; it has %s", ErrParameter, d.Name, name, d.parameterNames())

@@ -20,6 +20,14 @@ type Files interface {
 	Save(name string, version int, data []byte) error
 }
 
+// A Sealer keeps secrets that only this machine can open, as a TPM does.
+type Sealer interface {
+	// Seal returns a blob from which Unseal, with the same label, gives the
+	// secret back on this machine and on no other.
+	Seal(ctx context.Context, label string, secret []byte) ([]byte, error)
+	Unseal(ctx context.Context, label string, blob []byte) ([]byte, error)
+}
+
 // Secrets keeps what brokers must not lose and nobody else may read, such as
 // refresh tokens. Each is encrypted under a key of its own that is sealed to the
 // machine, since a TPM seals no more than a key. It is safe for concurrent use.
@@ -125,7 +133,7 @@ func (s *Secrets) save(ctx context.Context, name string, value secret.Bytes) err
 	if err != nil {
 		return err
 	}
-	// The key is used once, so that the nonce may be constant.
+	// The key is used once, so the nonce may be constant.
 	b, err := json.Marshal(sealedSecret{Key: sealed, Data: aead.Seal(nil, make([]byte, aead.NonceSize()), value.Reveal(), []byte(name))})
 	if err != nil {
 		return err

@@ -59,9 +59,9 @@ func stopDatabase() {
 // A login is what an agent got.
 type login struct{ Username, Password string }
 
-// lease is what an agent does: it reads from the database with a login of its
+// agentLeases is what an agent does: it reads from the database with a login of its
 // own, and says which that was.
-func lease(socket string, stdin io.Reader) error {
+func agentLeases(socket string, stdin io.Reader) error {
 	ctx := context.Background()
 	client, err := client.New("unix://" + socket)
 	if err != nil {

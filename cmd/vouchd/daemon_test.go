@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	if socket := os.Getenv(leaseSocket); socket != "" {
-		if err := lease(socket, os.Stdin); err != nil {
+		if err := agentLeases(socket, os.Stdin); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -178,7 +178,7 @@ func (m Machine) gcm() cipher.AEAD {
 }
 
 // NoProcess finds none: every process of before is gone. It is a
-// [credential.Processes].
+// [lease.Processes].
 type NoProcess struct{}
 
 // Find reports that it is gone.

@@ -14,6 +14,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/lease"
 	"github.com/vouchd/vouchd/credential/postgres"
 )
 
@@ -39,7 +40,7 @@ func (s *synced) Record(_ context.Context, e credential.Event) error {
 	return nil
 }
 
-func benchManager(b *testing.B, ended chan time.Time) *credential.Manager {
+func benchManager(b *testing.B, ended chan time.Time) *lease.Manager {
 	b.Helper()
 	dir := b.TempDir()
 	if err := os.Mkdir(filepath.Join(dir, "credentials.d"), 0o700); err != nil {
@@ -106,7 +107,7 @@ func BenchmarkGrant(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			if err := m.Revoke(b.Context(), h, g.Lease.ID); err != nil {
+			if err := m.Revoke(b.Context(), h, g.Lease.ID, nil); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -20,6 +20,7 @@ import (
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/credentialtest"
+	"github.com/vouchd/vouchd/credential/lease"
 	"github.com/vouchd/vouchd/credential/postgres"
 )
 
@@ -115,12 +116,12 @@ func noOrphanAfterRestart(t *testing.T, dir, name string) {
 	}
 }
 
-func openManager(dir string, open credential.Opener, r credential.Recorder) (*credential.Manager, error) {
+func openManager(dir string, open credential.Opener, r lease.Recorder) (*lease.Manager, error) {
 	defs, err := credential.LoadDefinitions(filepath.Join(dir, "credentials.d"), credential.Brokers{"postgres": open}, true)
 	if err != nil {
 		return nil, err
 	}
-	return credential.Open(context.Background(), credential.Config{
+	return lease.Open(context.Background(), lease.Config{
 		Journal:     filepath.Join(dir, "leases"),
 		Sealer:      credentialtest.Machine(1),
 		Recorder:    r,
@@ -152,10 +153,10 @@ func runCrashChild(args []string) {
 			panic(err)
 		}
 		die(point == "granted")
-		if _, err := m.Renew(ctx, h, g.Lease.ID, 2*time.Minute, "", nil); err != nil {
+		if _, err := m.Renew(ctx, h, credential.Renewal{Lease: g.Lease.ID, TTL: 2 * time.Minute}); err != nil {
 			panic(err)
 		}
-		if err := m.Revoke(ctx, h, g.Lease.ID); err != nil {
+		if err := m.Revoke(ctx, h, g.Lease.ID, nil); err != nil {
 			panic(err)
 		}
 	}

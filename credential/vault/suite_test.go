@@ -22,6 +22,7 @@ import (
 
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/credentialtest"
+	"github.com/vouchd/vouchd/credential/lease"
 	"github.com/vouchd/vouchd/credential/postgres/pgtest"
 	"github.com/vouchd/vouchd/credential/vault"
 )
@@ -207,7 +208,7 @@ func sshKey(t *testing.T) string {
 }
 
 // manager starts the daemon's part, over the journal in dir.
-func (s *realServer) manager(dir string) *credential.Manager {
+func (s *realServer) manager(dir string) *lease.Manager {
 	s.t.Helper()
 	server := fmt.Sprintf("address: %q, role: research", s.admin.Address())
 	if caFile := os.Getenv("VAULT_CACERT"); caFile != "" {
@@ -234,7 +235,7 @@ credentials:
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	m, err := credential.Open(s.t.Context(), credential.Config{
+	m, err := lease.Open(s.t.Context(), lease.Config{
 		Journal: filepath.Join(dir, "leases"), Sealer: credentialtest.Machine(1), Recorder: discard{}, Processes: credentialtest.NoProcess{}, Definitions: defs,
 		Log: slog.New(slog.DiscardHandler),
 	})
@@ -245,7 +246,7 @@ credentials:
 	return m
 }
 
-func (s *realServer) grant(m *credential.Manager, name string) (*credential.Grant, map[string]string, chan struct{}) {
+func (s *realServer) grant(m *lease.Manager, name string) (*credential.Grant, map[string]string, chan struct{}) {
 	s.t.Helper()
 	exit := make(chan struct{})
 	h := credential.Holder{ID: id, Process: credential.Process{PID: 1, BootID: rand.Text()}, Exit: exit, Identity: s.w}
@@ -325,7 +326,7 @@ func TestRealServer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l, err := m.Renew(t.Context(), h, g.Lease.ID, 8*time.Minute, "", nil)
+		l, err := m.Renew(t.Context(), h, credential.Renewal{Lease: g.Lease.ID, TTL: 8 * time.Minute})
 		if err != nil || !l.Expires.After(g.Lease.Expires) {
 			t.Errorf("renewed to %v, %v; was %v", l.Expires, err, g.Lease.Expires)
 		}

@@ -26,6 +26,7 @@ import (
 	"github.com/vouchd/vouchd/attest/process"
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/lease"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/workloadapi/credentialv1"
 	"github.com/vouchd/vouchd/workloadapi/gate"
@@ -36,7 +37,7 @@ type Options struct {
 	Gate      *gate.Gate
 	Attester  *process.Attester // of the invocations of units
 	Authority *identity.Authority
-	Leases    *credential.Manager
+	Leases    *lease.Manager
 	Pins      *Pins // the same that the manager finds processes with
 }
 
@@ -47,7 +48,7 @@ type API struct {
 	gate      *gate.Gate
 	attester  *process.Attester
 	authority *identity.Authority
-	leases    *credential.Manager
+	leases    *lease.Manager
 	pins      *Pins
 }
 
@@ -180,7 +181,9 @@ func (a *API) RenewLease(ctx context.Context, req *credentialv1.RenewLeaseReques
 	if err != nil {
 		return nil, a.status(c.Refuse(ctx, audit.EventLeaseRenew, err))
 	}
-	renewed, err := a.leases.Renew(ctx, holder, req.LeaseId, seconds(req.TtlSeconds), c.RequestID, asker(c, entry))
+	renewed, err := a.leases.Renew(ctx, holder, credential.Renewal{
+		Lease: req.LeaseId, TTL: seconds(req.TtlSeconds), RequestID: c.RequestID, Asker: asker(c, entry),
+	})
 	if err != nil {
 		return nil, a.status(c.Fail(err))
 	}
@@ -200,7 +203,7 @@ func (a *API) RevokeLease(ctx context.Context, req *credentialv1.RevokeLeaseRequ
 	if err != nil {
 		return nil, a.status(err)
 	}
-	holder, _, lease, err := a.holderOf(ctx, c, req.LeaseId)
+	holder, entry, lease, err := a.holderOf(ctx, c, req.LeaseId)
 	if err != nil {
 		return nil, a.status(c.Refuse(ctx, audit.EventLeaseRevokeIntent, err))
 	}
@@ -212,7 +215,7 @@ func (a *API) RevokeLease(ctx context.Context, req *credentialv1.RevokeLeaseRequ
 	}
 	ctx, cancel := context.WithTimeout(ctx, revokeWait)
 	defer cancel()
-	err = a.leases.Revoke(ctx, holder, lease.ID)
+	err = a.leases.Revoke(ctx, holder, lease.ID, asker(c, entry))
 	if errors.Is(err, context.DeadlineExceeded) {
 		return nil, status.Errorf(codes.DeadlineExceeded, "the source has not confirmed the end yet; the daemon keeps trying (request %s)", c.RequestID)
 	}
@@ -232,7 +235,7 @@ func (a *API) present(ctx context.Context, event audit.Event) (*gate.Caller, err
 }
 
 // granted describes what the caller may ask for.
-func granted(leases *credential.Manager, c *gate.Caller) (list []*credentialv1.Credential) {
+func granted(leases *lease.Manager, c *gate.Caller) (list []*credentialv1.Credential) {
 	ids := make(map[string][]string) // of each credential
 	for _, e := range c.Entries {
 		for _, name := range e.Credentials {

@@ -34,7 +34,7 @@ type pinned struct {
 }
 
 // NewPins returns pins, which the caller closes after the
-// [credential.Manager] that uses them. Units may be nil: then none holds a lease.
+// [lease.Manager] that uses them. Units may be nil: then none holds a lease.
 func NewPins(units *systemd.Invocations) (*Pins, error) {
 	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -79,7 +79,7 @@ func (ps *Pins) stop(ctx context.Context, unit, invocation string) (<-chan struc
 // findTimeout bounds how long systemd is waited for at the daemon's start.
 const findTimeout = 10 * time.Second
 
-// Find implements [credential.Processes].
+// Find implements [lease.Processes].
 func (ps *Pins) Find(p credential.Process, b credential.Bind) (end <-chan struct{}, alive bool, err error) {
 	if p.BootID != ps.bootID {
 		return nil, false, nil

@@ -10,18 +10,18 @@ import (
 )
 
 // A Recorder keeps what happens to leases in the attestation log. What
-// happens while a caller waits is recorded with who that is; what happens
-// later, such as the end of a lease, is tied to it by the lease.
+// happens at a caller's request is recorded with who that is; what the daemon
+// does by itself, such as ending a lease that expired, is tied to it by the lease.
 type Recorder struct{ gate *gate.Recorder }
 
-// NewRecorder returns a recorder for a [credential.Manager], which writes with
+// NewRecorder returns a recorder for a [lease.Manager], which writes with
 // the gate's.
 func NewRecorder(r *gate.Recorder) *Recorder { return &Recorder{r} }
 
-// Record implements [credential.Recorder]. A refusal of a user who is refused
+// Record implements [lease.Recorder]. A refusal of a user who is refused
 // again and again is not recorded, which is an error: see [gate.Recorder].
 func (r *Recorder) Record(ctx context.Context, e credential.Event) error {
-	by, _ := e.Asker.(*audit.Workload)
+	by := (*audit.Workload)(e.Asker)
 	record := audit.Record{
 		Event:      leaseEvent(e),
 		RequestID:  e.RequestID,

@@ -130,4 +130,6 @@ func (a *API) unitOf(ctx context.Context, c *gate.Caller) (invocation string, st
 }
 
 // asker lets the records of a lease tell who asked, and by which entry.
-func asker(c *gate.Caller, e identity.Entry) *audit.Workload { return c.DescribeAs("", e).Workload }
+func asker(c *gate.Caller, e identity.Entry) *credential.Asker {
+	return (*credential.Asker)(c.DescribeAs("", e).Workload)
+}

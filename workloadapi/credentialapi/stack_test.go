@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/lease"
 	"github.com/vouchd/vouchd/credential/postgres"
 	"github.com/vouchd/vouchd/workloadapi"
 	"github.com/vouchd/vouchd/workloadapi/gate/gatetest"
@@ -54,7 +55,7 @@ func startStack(t testing.TB, entries string) *stack {
 	if err != nil {
 		t.Fatal(err)
 	}
-	manager, err := credential.Open(t.Context(), credential.Config{
+	manager, err := lease.Open(t.Context(), lease.Config{
 		Journal: filepath.Join(s.Dir, "leases"), Sealer: s.Node, Recorder: NewRecorder(s.Recorder),
 		Processes: pins, Definitions: defs, Log: s.Logger,
 	})

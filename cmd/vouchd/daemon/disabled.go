@@ -14,6 +14,7 @@ import (
 
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/lease"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/state"
 	"github.com/vouchd/vouchd/workloadapi/admin"
@@ -33,7 +34,7 @@ type disabled struct {
 	gate   *gate.Gate
 	state  *state.Dir
 	log    *records
-	leases *credential.Manager
+	leases *lease.Manager
 
 	changing sync.Mutex // held from reading the list to putting another in force
 }

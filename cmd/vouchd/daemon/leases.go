@@ -15,6 +15,7 @@ import (
 	"github.com/vouchd/vouchd/cmd/vouchd/reload"
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/brokers"
+	"github.com/vouchd/vouchd/credential/lease"
 	"github.com/vouchd/vouchd/credential/sealed"
 	"github.com/vouchd/vouchd/credential/sshca"
 	"github.com/vouchd/vouchd/identity"
@@ -39,7 +40,7 @@ type leases struct {
 	invocations *systemd.Invocations // nil where systemd is not PID 1
 	pins        *credentialapi.Pins
 	recorder    *gate.Recorder
-	engine      *credential.Manager
+	engine      *lease.Manager
 }
 
 // openLeases loads the definitions and resumes the leases of the last run: those
@@ -71,7 +72,7 @@ func (l *leases) open(ctx context.Context) (err error) {
 	if defs == nil {
 		defs = new(credential.Definitions)
 	}
-	l.engine, err = credential.Open(ctx, credential.Config{
+	l.engine, err = lease.Open(ctx, lease.Config{
 		Journal:     m.state.Path("leases"),
 		Sealer:      m.node,
 		Recorder:    credentialapi.NewRecorder(l.recorder),

@@ -1,4 +1,4 @@
-package credential
+package lease
 
 import (
 	"bytes"
@@ -18,6 +18,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/vouchd/vouchd/config"
+	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/credentialtest"
 	"github.com/vouchd/vouchd/secret"
 )
 
@@ -27,7 +29,7 @@ const canary = "canary-4f1b"
 // upstream is a service that behaves as a test wants it to. What each function
 // is not set to, it does well.
 type upstream struct {
-	traits   Traits
+	traits   credential.Traits
 	plan     func(ctx context.Context) error
 	issue    func(ctx context.Context) error
 	renew    func() error
@@ -42,22 +44,22 @@ type upstream struct {
 	renewed time.Duration
 }
 
-func (u *upstream) Traits() Traits { return u.traits }
+func (u *upstream) Traits() credential.Traits { return u.traits }
 
-func (u *upstream) Plan(ctx context.Context, r Request) (Plan, error) {
+func (u *upstream) Plan(ctx context.Context, r credential.Request) (credential.Plan, error) {
 	if u.plan != nil {
 		if err := u.plan(ctx); err != nil {
-			return Plan{}, err
+			return credential.Plan{}, err
 		}
 	}
-	p := Plan{Handle: Handle{Name: "handle-" + r.LeaseID, Data: secret.Of([]byte(canary + r.LeaseID))}}
+	p := credential.Plan{Handle: credential.Handle{Name: "handle-" + r.LeaseID, Data: secret.Of([]byte(canary + r.LeaseID))}}
 	if u.notAfter != nil {
 		p.NotAfter = u.notAfter(r.TTL)
 	}
 	return p, nil
 }
 
-func (u *upstream) Issue(ctx context.Context, r Request, p Plan) (Issued, error) {
+func (u *upstream) Issue(ctx context.Context, r credential.Request, p credential.Plan) (credential.Issued, error) {
 	u.mu.Lock()
 	u.asked++
 	u.live[p.Handle.Name] = true // it may have taken effect, whatever the answer
@@ -65,21 +67,21 @@ func (u *upstream) Issue(ctx context.Context, r Request, p Plan) (Issued, error)
 	u.mu.Unlock()
 	if issue != nil {
 		if err := issue(ctx); err != nil {
-			return Issued{}, err
+			return credential.Issued{}, err
 		}
 	}
 	value := u.value
 	if value == nil {
 		value = []byte(canary)
 	}
-	i := Issued{Fields: []Field{{Name: "token", Value: secret.Of(slices.Clone(value))}}, Scope: []string{"read"}, Audience: []string{"api"}}
+	i := credential.Issued{Fields: []credential.Field{{Name: "token", Value: secret.Of(slices.Clone(value))}}, Scope: []string{"read"}, Audience: []string{"api"}}
 	if u.notAfter != nil {
 		i.NotAfter = u.notAfter(r.TTL)
 	}
 	return i, nil
 }
 
-func (u *upstream) Renew(_ context.Context, h Handle, ttl time.Duration) (at time.Time, err error) {
+func (u *upstream) Renew(_ context.Context, h credential.Handle, ttl time.Duration) (at time.Time, err error) {
 	if u.renew != nil {
 		if err := u.renew(); err != nil {
 			return at, err
@@ -92,9 +94,9 @@ func (u *upstream) Renew(_ context.Context, h Handle, ttl time.Duration) (at tim
 	return at, nil
 }
 
-func (u *upstream) Revoke(_ context.Context, h Handle) (Use, error) {
+func (u *upstream) Revoke(_ context.Context, h credential.Handle) (credential.Use, error) {
 	if string(h.Data.Reveal()[:len(canary)]) != canary {
-		return Use{}, errors.New("handle came back changed")
+		return credential.Use{}, errors.New("handle came back changed")
 	}
 	u.mu.Lock()
 	u.revokes = append(u.revokes, time.Now())
@@ -102,16 +104,16 @@ func (u *upstream) Revoke(_ context.Context, h Handle) (Use, error) {
 	u.mu.Unlock()
 	if revoke != nil {
 		if err := revoke(); err != nil {
-			return Use{}, err
+			return credential.Use{}, err
 		}
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	delete(u.live, h.Name)
-	return Use{Known: true, Count: 1}, nil
+	return credential.Use{Known: true, Count: 1}, nil
 }
 
-func (u *upstream) Recover(ctx context.Context, h Handle) error {
+func (u *upstream) Recover(ctx context.Context, h credential.Handle) error {
 	_, err := u.Revoke(ctx, h)
 	return err
 }
@@ -146,11 +148,11 @@ func (u *upstream) left() int {
 // log is the attestation log of a test.
 type log struct {
 	mu     sync.Mutex
-	events []Event
-	refuse func(Event) error
+	events []credential.Event
+	refuse func(credential.Event) error
 }
 
-func (l *log) Record(_ context.Context, e Event) error {
+func (l *log) Record(_ context.Context, e credential.Event) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.refuse != nil {
@@ -163,7 +165,7 @@ func (l *log) Record(_ context.Context, e Event) error {
 }
 
 // set changes what the log refuses.
-func (l *log) set(refuse func(Event) error) {
+func (l *log) set(refuse func(credential.Event) error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.refuse = refuse
@@ -182,7 +184,7 @@ func (l *log) story() (steps []string) {
 // alive is the processes that are found again after a restart.
 type alive map[int]chan struct{}
 
-func (a alive) Find(p Process, _ Bind) (<-chan struct{}, bool, error) {
+func (a alive) Find(p credential.Process, _ credential.Bind) (<-chan struct{}, bool, error) {
 	end, ok := a[p.PID]
 	if p.PID == 13 {
 		return nil, false, errors.New("no pidfd left")
@@ -217,7 +219,7 @@ credentials:
 func newHost(t testing.TB, definitions string, change ...func(*upstream)) *host {
 	h := &host{
 		t: t, dir: t.TempDir(), log: &log{}, processes: alive{},
-		up: &upstream{traits: Traits{Upstream: "https://api", Revocation: Hard, Renews: true}, live: make(map[string]bool)},
+		up: &upstream{traits: credential.Traits{Upstream: "https://api", Revocation: credential.Hard, Renews: true}, live: make(map[string]bool)},
 	}
 	for _, c := range change {
 		c(h.up)
@@ -238,10 +240,10 @@ func (h *host) define(definitions string) {
 	}
 }
 
-func (h *host) definitions() *Definitions {
+func (h *host) definitions() *credential.Definitions {
 	h.t.Helper()
-	open := func(*Definition, config.Section) (Broker, error) { return h.up, nil }
-	defs, err := LoadDefinitions(filepath.Join(h.dir, "credentials.d"), Brokers{"vault": open}, true)
+	open := func(*credential.Definition, config.Section) (credential.Broker, error) { return h.up, nil }
+	defs, err := credential.LoadDefinitions(filepath.Join(h.dir, "credentials.d"), credential.Brokers{"vault": open}, true)
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -252,7 +254,7 @@ func (h *host) start() {
 	h.t.Helper()
 	m, err := Open(context.Background(), Config{
 		Journal:     filepath.Join(h.dir, "leases"),
-		Sealer:      machine(1),
+		Sealer:      credentialtest.Machine(1),
 		Recorder:    h.log,
 		Processes:   h.processes,
 		Definitions: h.definitions(),
@@ -272,19 +274,19 @@ func (h *host) restart() {
 }
 
 // agent is a process of an identity, in a unit.
-func agent(name string, pid int) (h Holder, exit, stop chan struct{}) {
+func agent(name string, pid int) (h credential.Holder, exit, stop chan struct{}) {
 	exit, stop = make(chan struct{}), make(chan struct{})
-	return Holder{
+	return credential.Holder{
 		ID:      spiffeid.RequireFromString("spiffe://example.org/" + name),
-		Process: Process{PID: pid, StartTime: 5, BootID: "boot", Unit: name + ".service", Invocation: "i"},
+		Process: credential.Process{PID: pid, StartTime: 5, BootID: "boot", Unit: name + ".service", Invocation: "i"},
 		Exit:    exit,
 		Stop:    stop,
 	}, exit, stop
 }
 
-var askAPI = Ask{Name: "api", Granted: []string{"api"}}
+var askAPI = credential.Ask{Name: "api", Granted: []string{"api"}}
 
-func (h *host) grant(holder Holder) *Grant {
+func (h *host) grant(holder credential.Holder) *credential.Grant {
 	h.t.Helper()
 	g, err := h.m.Grant(context.Background(), holder, askAPI)
 	if err != nil {
@@ -294,15 +296,15 @@ func (h *host) grant(holder Holder) *Grant {
 }
 
 // states counts the leases in each state.
-func (h *host) states() map[State]int {
-	n := make(map[State]int)
+func (h *host) states() map[credential.State]int {
+	n := make(map[credential.State]int)
 	for _, l := range h.m.Leases() {
 		n[l.State]++
 	}
 	return n
 }
 
-func (h *host) wantStates(want map[State]int) {
+func (h *host) wantStates(want map[credential.State]int) {
 	h.t.Helper()
 	if got := h.states(); !maps.Equal(got, want) {
 		h.t.Errorf("leases %v, want %v", got, want)

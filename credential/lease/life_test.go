@@ -1,4 +1,4 @@
-package credential
+package lease
 
 import (
 	"context"
@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/vouchd/vouchd/credential"
 )
 
 // Whatever happens in whatever order, nothing is upstream that no lease knows,
@@ -30,8 +32,8 @@ func TestNothingIsEverOrphaned(t *testing.T) {
 // live takes a host through steps and checks it after each.
 func live(t *rapid.T, h *host, steps []string) {
 	exits := make(map[int]chan struct{})
-	holders := make(map[int]Holder)
-	var grants []*Grant
+	holders := make(map[int]credential.Holder)
+	var grants []*credential.Grant
 	failing := errors.New("log is full")
 	for i, step := range steps {
 		switch step {
@@ -40,7 +42,7 @@ func live(t *rapid.T, h *host, steps []string) {
 			exits[i], holders[i], h.processes[i] = exit, a, exit
 			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 			if step == "grant slowly" {
-				h.up.set(func() { h.up.issue = func(ctx context.Context) error { <-ctx.Done(); return ErrUpstream } })
+				h.up.set(func() { h.up.issue = func(ctx context.Context) error { <-ctx.Done(); return credential.ErrUpstream } })
 			}
 			if g, err := h.m.Grant(ctx, a, askAPI); err == nil {
 				grants = append(grants, g)
@@ -60,9 +62,9 @@ func live(t *rapid.T, h *host, steps []string) {
 			g := grants[len(grants)-1]
 			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 			if step == "revoke" {
-				h.m.Revoke(ctx, holders[g.Lease.Process.PID], g.Lease.ID)
+				h.m.Revoke(ctx, holders[g.Lease.Process.PID], g.Lease.ID, nil)
 			} else {
-				h.m.Renew(ctx, holders[g.Lease.Process.PID], g.Lease.ID, 0, "", nil)
+				h.m.Renew(ctx, holders[g.Lease.Process.PID], credential.Renewal{Lease: g.Lease.ID})
 			}
 			cancel()
 		case "wait":
@@ -70,11 +72,11 @@ func live(t *rapid.T, h *host, steps []string) {
 		case "restart":
 			h.restart()
 		case "issuing fails":
-			h.up.set(func() { h.up.issue = func(context.Context) error { return ErrUpstream } })
+			h.up.set(func() { h.up.issue = func(context.Context) error { return credential.ErrUpstream } })
 		case "revoking fails":
-			h.up.onRevoke(func() error { return ErrUpstream })
+			h.up.onRevoke(func() error { return credential.ErrUpstream })
 		case "log is full":
-			h.log.set(func(Event) error { return failing })
+			h.log.set(func(credential.Event) error { return failing })
 		case "clock jumps":
 			h.skew.Add(int64(time.Hour))
 		case "well":

@@ -1,7 +1,18 @@
-package credential
+// Package journal is the write-ahead file of leases: the latest state of each
+// from before its upstream is asked until its end is confirmed.
+//
+// It relies on the sealer to keep its key to this machine, and on the file's
+// directory to have one owner. What a state means is the lease engine's
+// business; the journal gives back what it was given, or refuses the start.
+//
+// Out of reach: an older copy of the file, put back as root, opens as well. It
+// forgets the leases granted since, which the attestation log still has.
+package journal
 
 import (
 	"context"
+	"crypto/hkdf"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,15 +21,9 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-)
 
-// A Sealer keeps secrets that only this machine can open, as a TPM does.
-type Sealer interface {
-	// Seal returns a blob from which Unseal, with the same label, gives the
-	// secret back on this machine and on no other.
-	Seal(ctx context.Context, label string, secret []byte) ([]byte, error)
-	Unseal(ctx context.Context, label string, blob []byte) ([]byte, error)
-}
+	"github.com/vouchd/vouchd/credential"
+)
 
 const (
 	// journalLabel binds the sealed key to its use.
@@ -30,12 +35,11 @@ const (
 	batchMost = 512
 )
 
-// A journal is the write-ahead file of leases. It holds each lease's latest
-// state from before the upstream is asked until the end is confirmed.
+// A Journal is an open journal. Its methods are safe for concurrent use.
 //
 // A write or sync that fails is final: what is on the disk is unknown then, and
 // every later change is refused until the daemon starts again.
-type journal struct {
+type Journal struct {
 	path   string
 	key    [32]byte // of the machine; each file has a key derived from it
 	sealed []byte   // key, as the file carries it
@@ -64,12 +68,12 @@ type change struct {
 	err   chan error
 }
 
-// openJournal opens the journal at path and returns the states that it holds,
+// Open opens the journal at path and returns the states that it holds,
 // by lease. It makes a new one, with a key sealed to the machine, where there is
-// none. It always goes on in a new file: a torn tail is left behind with the
+// none. It always continues in a new file: a torn tail is left behind with the
 // old one, and no key ever encrypts two things under one number.
-func openJournal(ctx context.Context, path string, sealer Sealer) (*journal, map[string][]byte, error) {
-	j := &journal{path: path, live: make(map[string][]byte), queue: make(chan *change, batchMost), done: make(chan struct{})}
+func Open(ctx context.Context, path string, sealer credential.Sealer) (*Journal, map[string][]byte, error) {
+	j := &Journal{path: path, live: make(map[string][]byte), queue: make(chan *change, batchMost), done: make(chan struct{})}
 	err := j.load(ctx, sealer)
 	if errors.Is(err, fs.ErrNotExist) {
 		j.key = newKey()
@@ -90,13 +94,13 @@ func openJournal(ctx context.Context, path string, sealer Sealer) (*journal, map
 }
 
 // load replays the file into live.
-func (j *journal) load(ctx context.Context, sealer Sealer) error {
+func (j *Journal) load(ctx context.Context, sealer credential.Sealer) error {
 	f, err := os.Open(j.path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	head, err := readHead(f)
+	head, frames, err := readHead(f)
 	if err != nil {
 		return err
 	}
@@ -108,7 +112,11 @@ func (j *journal) load(ctx context.Context, sealer Sealer) error {
 		return fmt.Errorf("its key has %d bytes, want %d", len(key), len(j.key))
 	}
 	j.key, j.sealed = [32]byte(key), head.sealed
-	return readFrames(f, head, j.key, func(plain []byte) error {
+	aead, err := head.cipher(j.key)
+	if err != nil {
+		return err
+	}
+	return readFrames(f, frames, aead, func(plain []byte) error {
 		var changes []journalChange
 		if err := json.Unmarshal(plain, &changes); err != nil {
 			return err
@@ -126,7 +134,7 @@ type journalChange struct {
 	State json.RawMessage `json:"state,omitempty"`
 }
 
-func (j *journal) apply(id string, state []byte) {
+func (j *Journal) apply(id string, state []byte) {
 	j.bytes += len(state) - len(j.live[id])
 	if state == nil {
 		delete(j.live, id)
@@ -135,26 +143,26 @@ func (j *journal) apply(id string, state []byte) {
 	j.live[id] = state
 }
 
-// put makes the state of a lease durable.
-func (j *journal) put(id string, state []byte) error { return j.change(id, state) }
+// Put makes the state of a lease durable.
+func (j *Journal) Put(id string, state []byte) error { return j.change(id, state) }
 
-// end makes durable that nothing is left of a lease.
-func (j *journal) end(id string) error { return j.change(id, nil) }
+// End makes durable that nothing is left of a lease.
+func (j *Journal) End(id string) error { return j.change(id, nil) }
 
-func (j *journal) change(id string, state []byte) error {
+func (j *Journal) change(id string, state []byte) error {
 	c := &change{id: id, state: state, err: make(chan error, 1)}
 	j.mu.Lock()
 	if j.closed {
 		j.mu.Unlock()
-		return ErrClosed
+		return credential.ErrClosed
 	}
 	j.queue <- c
 	j.mu.Unlock()
 	return <-c.err
 }
 
-// close ends the journal after what is queued.
-func (j *journal) close() {
+// Close ends the journal after what is queued.
+func (j *Journal) Close() {
 	j.mu.Lock()
 	if !j.closed {
 		j.closed = true
@@ -164,9 +172,23 @@ func (j *journal) close() {
 	<-j.done
 }
 
+// Err returns why the journal takes no more changes, if it has failed.
+func (j *Journal) Err() error {
+	if err := j.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// Derive returns a key for another use on this machine, which lives as long as
+// the journal's own.
+func (j *Journal) Derive(use string) ([]byte, error) {
+	return hkdf.Key(sha256.New, j.key[:], nil, use, sha256.Size)
+}
+
 // run writes changes: those that wait while one write is under way share the
 // next.
-func (j *journal) run() {
+func (j *Journal) run() {
 	defer close(j.done)
 	for c := range j.queue {
 		batch := []*change{c}
@@ -189,7 +211,7 @@ func (j *journal) run() {
 	j.file.close()
 }
 
-func (j *journal) write(batch []*change) error {
+func (j *Journal) write(batch []*change) error {
 	if j.broken != nil {
 		return fmt.Errorf("lease journal %s stopped after an earlier error; mend the disk and start vouchd again: %w", j.path, j.broken)
 	}
@@ -200,7 +222,7 @@ func (j *journal) write(batch []*change) error {
 	return j.broken
 }
 
-func (j *journal) append(batch []*change) error {
+func (j *Journal) append(batch []*change) error {
 	changes := make([]journalChange, len(batch))
 	for i, c := range batch {
 		changes[i] = journalChange{c.id, c.state}
@@ -224,9 +246,9 @@ func (j *journal) append(batch []*change) error {
 	return nil
 }
 
-// rewrite replaces the file by one that holds the live leases only, and goes on
-// in that. It reports whether it got as far as replacing it.
-func (j *journal) rewrite() (replaced bool, err error) {
+// rewrite replaces the file by one that holds the live leases only, and continues
+// in that: it stays open, so it is not for a function that replaces contents. It reports whether it got as far as replacing it.
+func (j *Journal) rewrite() (replaced bool, err error) {
 	temporary := filepath.Join(filepath.Dir(j.path), "."+filepath.Base(j.path)+".new")
 	if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, err
@@ -251,7 +273,7 @@ func (j *journal) rewrite() (replaced bool, err error) {
 	return true, syncDir(filepath.Dir(j.path))
 }
 
-func (j *journal) fill(f *os.File) (*frameFile, error) {
+func (j *Journal) fill(f *os.File) (*frameFile, error) {
 	file, err := newFrameFile(f, j.sealed, j.key)
 	if err != nil {
 		return nil, err

@@ -1,4 +1,4 @@
-package credential
+package journal
 
 import (
 	"crypto/aes"
@@ -10,34 +10,33 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"os"
+	"slices"
 	"syscall"
+
+	"github.com/vouchd/vouchd/state"
 )
 
-// The journal's file is a magic line and frames of type, length, CRC-32C over
-// both and the bytes, and the bytes; numbers are big-endian. The first frame is
-// the head: a salt and the sealed key. Each other is a JSON list of changes,
-// encrypted with AES-256-GCM under a key that is derived for this file alone;
-// the nonce is the frame's number, so that frames open in their place only.
+// The journal's file is a magic line and frames as [state] has them. The first
+// frame is the head: a salt and the sealed key. Each other is a JSON list of
+// changes, encrypted with AES-256-GCM under a key that is derived for this file
+// alone; the nonce is the frame's number, so that frames open in their place
+// only.
 const (
 	magic = "vouchd leases 1\n"
 
 	headFrame = 'K'
 	dataFrame = 'D'
 
-	frameHeadLen = 1 + 4 + 4
-	saltLen      = 32
-	maxFrameLen  = 64 << 20 // bytes after the head; a batch of the largest states
+	saltLen     = 32
+	maxFrameLen = 64 << 20 // bytes after the head; a batch of the largest states
 )
 
 // ErrDamaged means that the journal holds something other than what was
 // written, before its end. The daemon does not start over it: leases that it
 // cannot read would never be ended.
 var ErrDamaged = errors.New("lease journal is damaged")
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func newKey() (key [32]byte) {
 	rand.Read(key[:])
@@ -79,7 +78,7 @@ func newFrameFile(f *os.File, sealed []byte, key [32]byte) (*frameFile, error) {
 		return nil, err
 	}
 	file := &frameFile{f: f, aead: aead}
-	return file, file.put(append([]byte(magic), frame(headFrame, append(h.salt, sealed...))...))
+	return file, file.put(state.AppendFrame([]byte(magic), headFrame, append(h.salt, sealed...)))
 }
 
 // write makes a frame of changes durable.
@@ -104,7 +103,9 @@ func (file *frameFile) add(changes []journalChange) error {
 		return fmt.Errorf("%d bytes are more than a frame holds", len(plain))
 	}
 	file.number++
-	return file.put(frame(dataFrame, file.aead.Seal(nil, nonce(file.number), plain, []byte{dataFrame})))
+	b := file.aead.Seal(state.BeginFrame(nil), nonce(file.number), plain, []byte{dataFrame})
+	state.EndFrame(b, 0, dataFrame)
+	return file.put(b)
 }
 
 func (file *frameFile) put(b []byte) error {
@@ -115,80 +116,41 @@ func (file *frameFile) put(b []byte) error {
 
 func (file *frameFile) close() { file.f.Close() }
 
-func frame(kind byte, data []byte) []byte {
-	b := make([]byte, frameHeadLen, frameHeadLen+len(data))
-	b[0] = kind
-	binary.BigEndian.PutUint32(b[1:], uint32(len(data)))
-	binary.BigEndian.PutUint32(b[5:], checksum(b[:5], data))
-	return append(b, data...)
-}
-
-func checksum(head, data []byte) uint32 {
-	return crc32.Update(crc32.Checksum(head, castagnoli), castagnoli, data)
-}
-
 func nonce(number uint64) []byte {
 	return binary.BigEndian.AppendUint64(make([]byte, 4, 12), number)
 }
 
 // readHead reads the magic line and the first frame, which were durable before
-// the file had its name.
-func readHead(f *os.File) (head, error) {
+// the file had its name. The reader returned stands behind them.
+func readHead(f *os.File) (head, *state.FrameReader, error) {
 	b := make([]byte, len(magic))
 	if _, err := io.ReadFull(f, b); err != nil || string(b) != magic {
-		return head{}, fmt.Errorf("%w: it does not begin as one of this version does", ErrDamaged)
+		return head{}, nil, fmt.Errorf("%w: it does not begin as one of this version does", ErrDamaged)
 	}
-	kind, data, err := readFrame(f)
+	frames := state.NewFrameReader(f, int64(len(magic)), maxFrameLen)
+	kind, data, err := frames.Next()
 	if err != nil || kind != headFrame || len(data) < saltLen {
-		return head{}, fmt.Errorf("%w at offset %d: its head cannot be read", ErrDamaged, len(magic))
+		return head{}, nil, fmt.Errorf("%w at offset %d: its head cannot be read", ErrDamaged, len(magic))
 	}
-	return head{salt: data[:saltLen], sealed: data[saltLen:]}, nil
-}
-
-// errTorn means a frame that is not whole.
-var errTorn = errors.New("frame is not whole")
-
-func readFrame(r io.Reader) (kind byte, data []byte, err error) {
-	var b [frameHeadLen]byte
-	if n, err := io.ReadFull(r, b[:]); err != nil {
-		if n == 0 && errors.Is(err, io.EOF) {
-			return 0, nil, io.EOF
-		}
-		return 0, nil, errTorn
-	}
-	n := binary.BigEndian.Uint32(b[1:])
-	if n > maxFrameLen {
-		return 0, nil, errTorn
-	}
-	// Grown as it is read, so that a wrong length takes no more memory than
-	// the file has bytes.
-	data, err = io.ReadAll(io.LimitReader(r, int64(n)))
-	if err != nil || len(data) < int(n) || checksum(b[:5], data) != binary.BigEndian.Uint32(b[5:]) {
-		return 0, nil, errTorn
-	}
-	return b[0], data, nil
+	data = slices.Clone(data)
+	return head{salt: data[:saltLen], sealed: data[saltLen:]}, frames, nil
 }
 
 // readFrames gives each frame's plain text to yield, up to a torn end. Torn is
 // the last write alone, which nobody was told is durable; anything else that is
 // not as it was written is [ErrDamaged]. Damage to the last frame cannot be
 // told from a torn write.
-func readFrames(f *os.File, h head, key [32]byte, yield func(plain []byte) error) error {
-	aead, err := h.cipher(key)
-	if err != nil {
-		return err
-	}
+func readFrames(f *os.File, frames *state.FrameReader, aead cipher.AEAD, yield func(plain []byte) error) error {
 	for number := uint64(1); ; number++ {
-		at, err := f.Seek(0, io.SeekCurrent)
-		if err != nil {
-			return err
-		}
-		kind, data, err := readFrame(f)
-		if errors.Is(err, io.EOF) {
+		at := frames.Offset()
+		kind, data, err := frames.Next()
+		switch {
+		case errors.Is(err, io.EOF):
 			return nil
-		}
-		if err != nil {
+		case errors.Is(err, state.ErrNoFrame):
 			return damagedBeforeEnd(f, at, number)
+		case err != nil:
+			return err
 		}
 		plain, err := aead.Open(nil, nonce(number), data, []byte{kind})
 		if err != nil || kind != dataFrame {
@@ -204,20 +166,13 @@ func readFrames(f *os.File, h head, key [32]byte, yield func(plain []byte) error
 // an error if a later frame follows them.
 func damagedBeforeEnd(f *os.File, at int64, number uint64) error {
 	rest, err := io.ReadAll(io.NewSectionReader(f, at, 1<<62))
-	if err != nil {
+	if err != nil || len(rest) == 0 {
 		return err
 	}
-	for i := 1; i+frameHeadLen <= len(rest); i++ {
-		length := int64(binary.BigEndian.Uint32(rest[i+1:]))
-		if rest[i] != dataFrame || length > int64(len(rest)-i-frameHeadLen) {
-			continue
-		}
-		data := rest[i+frameHeadLen:][:length]
-		if checksum(rest[i:][:5], data) != binary.BigEndian.Uint32(rest[i+5:]) {
-			continue
-		}
-		return fmt.Errorf("%w at offset %d: frame %d cannot be read, and %d bytes of a later one follow; restore the file, or move it away and end its leases upstream by hand",
-			ErrDamaged, at, number, len(data))
+	later, data := state.FindFrame(rest[1:], dataFrame, len(rest))
+	if later < 0 {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("%w at offset %d: frame %d cannot be read, and %d bytes of a later one follow; restore the file, or move it away and end its leases upstream by hand",
+		ErrDamaged, at, number, len(data))
 }

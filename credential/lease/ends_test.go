@@ -1,4 +1,4 @@
-package credential
+package lease
 
 import (
 	"context"
@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/vouchd/vouchd/credential"
 )
 
 func TestProcessExitRevokesItsLeasesAtOnce(t *testing.T) {
@@ -46,7 +48,7 @@ func TestProcessThatExitsWhileTheUpstreamIsAskedLeavesNothing(t *testing.T) {
 		<-asked
 		began := time.Now()
 		close(exit)
-		if err := <-done; !errors.Is(err, ErrHolderGone) {
+		if err := <-done; !errors.Is(err, credential.ErrHolderGone) {
 			t.Errorf("got %v", err)
 		}
 		synctest.Wait()
@@ -57,19 +59,19 @@ func TestProcessThatExitsWhileTheUpstreamIsAskedLeavesNothing(t *testing.T) {
 }
 
 func TestLeaseEndsWithWhatItIsBoundTo(t *testing.T) {
-	for _, bind := range []Bind{BindProcess, BindUnit, BindLease} {
+	for _, bind := range []credential.Bind{credential.BindProcess, credential.BindUnit, credential.BindLease} {
 		synctest.Test(t, func(t *testing.T) {
 			h := newHost(t, plainDefinition+"    bind: "+string(bind))
 			a, exit, stop := agent("one", 1)
 			h.grant(a)
 			close(exit)
 			synctest.Wait()
-			if ended := h.up.left() == 0; ended != (bind == BindProcess) {
+			if ended := h.up.left() == 0; ended != (bind == credential.BindProcess) {
 				t.Errorf("bind %s: ended with the process: %v", bind, ended)
 			}
 			close(stop)
 			synctest.Wait()
-			if ended := h.up.left() == 0; ended != (bind != BindLease) {
+			if ended := h.up.left() == 0; ended != (bind != credential.BindLease) {
 				t.Errorf("bind %s: ended with the unit: %v", bind, ended)
 			}
 			time.Sleep(time.Minute)
@@ -77,7 +79,7 @@ func TestLeaseEndsWithWhatItIsBoundTo(t *testing.T) {
 			if h.up.left() != 0 {
 				t.Errorf("bind %s: outlived its expiry", bind)
 			}
-			h.wantStates(map[State]int{})
+			h.wantStates(map[credential.State]int{})
 		})
 	}
 }
@@ -91,21 +93,21 @@ func TestLeaseIsItsHoldersAlone(t *testing.T) {
 		sibling, _, _ := agent("one", 2)
 		recycled, _, _ := agent("one", 1)
 		recycled.Process.StartTime++
-		for _, stranger := range []Holder{other, sibling, recycled} {
-			if err := h.m.Revoke(t.Context(), stranger, g.Lease.ID); !errors.Is(err, ErrNoLease) {
+		for _, stranger := range []credential.Holder{other, sibling, recycled} {
+			if err := h.m.Revoke(t.Context(), stranger, g.Lease.ID, nil); !errors.Is(err, credential.ErrNoLease) {
 				t.Errorf("revoked by %v: %v", stranger.Process, err)
 			}
-			if _, err := h.m.Renew(t.Context(), stranger, g.Lease.ID, 0, "", nil); !errors.Is(err, ErrNoLease) {
+			if _, err := h.m.Renew(t.Context(), stranger, credential.Renewal{Lease: g.Lease.ID}); !errors.Is(err, credential.ErrNoLease) {
 				t.Errorf("renewed by %v: %v", stranger.Process, err)
 			}
 		}
-		if err := h.m.Revoke(t.Context(), a, "x"); !errors.Is(err, ErrNoLease) {
+		if err := h.m.Revoke(t.Context(), a, "x", nil); !errors.Is(err, credential.ErrNoLease) {
 			t.Errorf("revoked what there is not: %v", err)
 		}
 		if h.up.left() != 1 {
 			t.Error("somebody else ended it")
 		}
-		if err := h.m.Revoke(t.Context(), a, g.Lease.ID); err != nil || h.up.left() != 0 {
+		if err := h.m.Revoke(t.Context(), a, g.Lease.ID, nil); err != nil || h.up.left() != 0 {
 			t.Errorf("revoked by its holder: %v", err)
 		}
 	})
@@ -118,7 +120,7 @@ func TestRenewMovesExpiryUpToTheLatest(t *testing.T) {
 		g := h.grant(a)
 		for range 10 {
 			time.Sleep(50 * time.Second)
-			l, err := h.m.Renew(t.Context(), a, g.Lease.ID, 0, "r", nil)
+			l, err := h.m.Renew(t.Context(), a, credential.Renewal{Lease: g.Lease.ID, RequestID: "r"})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -127,16 +129,16 @@ func TestRenewMovesExpiryUpToTheLatest(t *testing.T) {
 			}
 		}
 		time.Sleep(50 * time.Second) // 9m10s of 10m
-		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, 0, "", nil); err != nil {
+		if _, err := h.m.Renew(t.Context(), a, credential.Renewal{Lease: g.Lease.ID}); err != nil {
 			t.Errorf("up to the latest: %v", err)
 		}
 		if h.up.renewed != 50*time.Second {
 			t.Errorf("the upstream was asked for %v, want the 50s that are left", h.up.renewed)
 		}
-		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, 0, "", nil); !errors.Is(err, ErrNotRenewable) {
+		if _, err := h.m.Renew(t.Context(), a, credential.Renewal{Lease: g.Lease.ID}); !errors.Is(err, credential.ErrNotRenewable) {
 			t.Errorf("beyond the latest: %v", err)
 		}
-		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, time.Hour, "", nil); !errors.Is(err, ErrTTL) {
+		if _, err := h.m.Renew(t.Context(), a, credential.Renewal{Lease: g.Lease.ID, TTL: time.Hour}); !errors.Is(err, credential.ErrTTL) {
 			t.Errorf("for too long: %v", err)
 		}
 		time.Sleep(50 * time.Second)
@@ -144,7 +146,7 @@ func TestRenewMovesExpiryUpToTheLatest(t *testing.T) {
 		if h.up.left() != 0 {
 			t.Error("it outlived its latest end")
 		}
-		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, 0, "", nil); !errors.Is(err, ErrNoLease) {
+		if _, err := h.m.Renew(t.Context(), a, credential.Renewal{Lease: g.Lease.ID}); !errors.Is(err, credential.ErrNoLease) {
 			t.Errorf("after its end: %v", err)
 		}
 	})
@@ -155,18 +157,18 @@ func TestRenewalThatFailsChangesNothing(t *testing.T) {
 		h := newHost(t, plainDefinition+"    renewable: true")
 		a, _, _ := agent("one", 1)
 		g := h.grant(a)
-		h.up.renew = func() error { return ErrRefused }
-		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, 5*time.Minute, "", nil); !errors.Is(err, ErrRefused) {
+		h.up.renew = func() error { return credential.ErrRefused }
+		if _, err := h.m.Renew(t.Context(), a, credential.Renewal{Lease: g.Lease.ID, TTL: 5 * time.Minute}); !errors.Is(err, credential.ErrRefused) {
 			t.Errorf("refused upstream: %v", err)
 		}
 		h.up.renew = nil
-		h.log.refuse = func(e Event) error {
-			if e.Kind == EventRenew {
+		h.log.refuse = func(e credential.Event) error {
+			if e.Kind == credential.EventRenew {
 				return errors.New("disk full")
 			}
 			return nil
 		}
-		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, 5*time.Minute, "", nil); !errors.Is(err, ErrUnrecorded) {
+		if _, err := h.m.Renew(t.Context(), a, credential.Renewal{Lease: g.Lease.ID, TTL: 5 * time.Minute}); !errors.Is(err, credential.ErrUnrecorded) {
 			t.Errorf("that cannot be recorded: %v", err)
 		}
 		if l := h.m.Leases(); len(l) != 1 || !l[0].Expires.Equal(g.Lease.Expires) {
@@ -185,7 +187,7 @@ func TestLeaseThatIsNotRenewable(t *testing.T) {
 		h := newHost(t, plainDefinition)
 		a, _, _ := agent("one", 1)
 		g := h.grant(a)
-		if _, err := h.m.Renew(t.Context(), a, g.Lease.ID, 0, "", nil); !errors.Is(err, ErrNotRenewable) {
+		if _, err := h.m.Renew(t.Context(), a, credential.Renewal{Lease: g.Lease.ID}); !errors.Is(err, credential.ErrNotRenewable) {
 			t.Error(err)
 		}
 	})
@@ -196,11 +198,11 @@ func TestRevocationIsRetriedUntilItIsConfirmed(t *testing.T) {
 		h := newHost(t, plainDefinition)
 		a, exit, _ := agent("one", 1)
 		h.grant(a)
-		h.up.onRevoke(func() error { return ErrUpstream })
+		h.up.onRevoke(func() error { return credential.ErrUpstream })
 		close(exit)
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
-		h.wantStates(map[State]int{Stuck: 1})
+		h.wantStates(map[credential.State]int{credential.Stuck: 1})
 		h.wantStory("credential.intent success", "credential.grant success", "credential.revoke error")
 		if l := h.m.Leases()[0]; l.Attempts < stuckAfter || l.Reason != "process ended" {
 			t.Errorf("stuck lease %+v", l)
@@ -215,7 +217,7 @@ func TestRevocationIsRetriedUntilItIsConfirmed(t *testing.T) {
 		h.up.onRevoke(nil)
 		time.Sleep(lastRetry * 5 / 4)
 		synctest.Wait()
-		h.wantStates(map[State]int{})
+		h.wantStates(map[credential.State]int{})
 		h.wantStory("credential.intent success", "credential.grant success", "credential.revoke error", "credential.revoke success")
 	})
 }
@@ -225,16 +227,16 @@ func TestAdministratorNeedNotWaitForTheNextAttempt(t *testing.T) {
 		h := newHost(t, plainDefinition)
 		a, exit, _ := agent("one", 1)
 		h.grant(a)
-		h.up.onRevoke(func() error { return ErrUpstream })
+		h.up.onRevoke(func() error { return credential.ErrUpstream })
 		close(exit)
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
 		h.up.onRevoke(nil)
 		began := time.Now()
-		if n, err := h.m.RevokeWhere(t.Context(), Where{Credential: "api"}, "incident"); n != 1 || err != nil || time.Since(began) != 0 {
+		if n, err := h.m.RevokeWhere(t.Context(), credential.Where{Credential: "api"}, "incident"); n != 1 || err != nil || time.Since(began) != 0 {
 			t.Errorf("%d, %v after %v", n, err, time.Since(began))
 		}
-		h.wantStates(map[State]int{})
+		h.wantStates(map[credential.State]int{})
 	})
 }
 
@@ -245,7 +247,7 @@ func TestLeaseIsProvablyExpiredWhenTheUpstreamEndsItItself(t *testing.T) {
 		})
 		a, exit, _ := agent("one", 1)
 		h.grant(a)
-		h.up.onRevoke(func() error { return ErrUpstream })
+		h.up.onRevoke(func() error { return credential.ErrUpstream })
 		close(exit)
 		time.Sleep(time.Minute)
 		if n := len(h.m.Leases()); n != 1 {
@@ -253,7 +255,7 @@ func TestLeaseIsProvablyExpiredWhenTheUpstreamEndsItItself(t *testing.T) {
 		}
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
-		h.wantStates(map[State]int{})
+		h.wantStates(map[credential.State]int{})
 		if s := h.log.story(); s[len(s)-1] != "credential.revoke expired" {
 			t.Errorf("the log tells %q", s)
 		}
@@ -263,23 +265,23 @@ func TestLeaseIsProvablyExpiredWhenTheUpstreamEndsItItself(t *testing.T) {
 func TestExpiryOnlyLeaseIsNotSaidToBeRevoked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, plainDefinition, func(u *upstream) {
-			u.traits.Revocation, u.traits.ChoosesTTL = ExpiryOnly, true
+			u.traits.Revocation, u.traits.ChoosesTTL = credential.ExpiryOnly, true
 			u.notAfter = func(time.Duration) time.Time { return time.Now().Add(5 * time.Minute) }
 		})
 		a, exit, _ := agent("one", 1)
 		if g := h.grant(a); !g.Lease.Expires.Equal(time.Now().Add(5 * time.Minute)) {
 			t.Errorf("expires %v, want what the upstream said", g.Lease.Expires)
 		}
-		if n, err := h.m.RevokeWhere(t.Context(), Where{All: true}, "incident"); n != 1 || err != nil {
+		if n, err := h.m.RevokeWhere(t.Context(), credential.Where{All: true}, "incident"); n != 1 || err != nil {
 			t.Errorf("ending it: %d, %v; want what can be done at once", n, err)
 		}
 		close(exit)
 		time.Sleep(4 * time.Minute)
 		synctest.Wait()
-		h.wantStates(map[State]int{Revoking: 1})
+		h.wantStates(map[credential.State]int{credential.Revoking: 1})
 		time.Sleep(time.Minute + time.Second)
 		synctest.Wait()
-		h.wantStates(map[State]int{})
+		h.wantStates(map[credential.State]int{})
 		h.wantStory("credential.intent success", "credential.grant success", "credential.revoke expired")
 		if len(h.up.attempts()) != 0 {
 			t.Error("the upstream was asked for what it cannot do")
@@ -324,25 +326,25 @@ func TestRevokeWhereChoosesByWhatIsSet(t *testing.T) {
 		one, _, _ := agent("one", 1)
 		two, _, _ := agent("two", 2)
 		both := []string{"api", "second"}
-		ask := func(holder Holder, name string) string {
-			g, err := h.m.Grant(t.Context(), holder, Ask{Name: name, Granted: both})
+		ask := func(holder credential.Holder, name string) string {
+			g, err := h.m.Grant(t.Context(), holder, credential.Ask{Name: name, Granted: both})
 			if err != nil {
 				t.Fatal(err)
 			}
 			return g.Lease.ID
 		}
 		for _, tt := range []struct {
-			where Where
+			where credential.Where
 			want  int
 		}{
-			{Where{}, 0},
-			{Where{Credential: "third"}, 0},
-			{Where{Credential: "second", Identity: one.ID}, 1},
-			{Where{Credential: "second"}, 2},
-			{Where{Identity: two.ID}, 2},
-			{Where{All: true}, 4},
+			{credential.Where{}, 0},
+			{credential.Where{Credential: "third"}, 0},
+			{credential.Where{Credential: "second", Identity: one.ID}, 1},
+			{credential.Where{Credential: "second"}, 2},
+			{credential.Where{Identity: two.ID}, 2},
+			{credential.Where{All: true}, 4},
 		} {
-			for _, holder := range []Holder{one, two} {
+			for _, holder := range []credential.Holder{one, two} {
 				for _, name := range both {
 					ask(holder, name)
 				}
@@ -350,13 +352,13 @@ func TestRevokeWhereChoosesByWhatIsSet(t *testing.T) {
 			if n, err := h.m.RevokeWhere(t.Context(), tt.where, "incident"); n != tt.want || err != nil {
 				t.Errorf("%+v ended %d, %v; want %d", tt.where, n, err, tt.want)
 			}
-			if _, err := h.m.RevokeWhere(t.Context(), Where{All: true}, "tidy"); err != nil {
+			if _, err := h.m.RevokeWhere(t.Context(), credential.Where{All: true}, "tidy"); err != nil {
 				t.Fatal(err)
 			}
 		}
 		id := ask(one, "api")
 		ask(one, "api")
-		if n, err := h.m.RevokeWhere(t.Context(), Where{Lease: id}, "incident"); n != 1 || err != nil {
+		if n, err := h.m.RevokeWhere(t.Context(), credential.Where{Lease: id}, "incident"); n != 1 || err != nil {
 			t.Errorf("by its ID ended %d, %v", n, err)
 		}
 	})
@@ -395,15 +397,15 @@ func TestRemovedDefinitionEndsItsLeases(t *testing.T) {
 		h.define(plainDefinition + "    description: changed\n")
 		h.m.SetDefinitions(h.definitions())
 		synctest.Wait()
-		h.wantStates(map[State]int{Active: 1})
+		h.wantStates(map[credential.State]int{credential.Active: 1})
 		h.define("")
 		h.m.SetDefinitions(h.definitions())
 		synctest.Wait()
-		h.wantStates(map[State]int{})
+		h.wantStates(map[credential.State]int{})
 		if h.up.left() != 0 {
 			t.Error("it is left upstream")
 		}
-		if _, err := h.m.Grant(t.Context(), a, askAPI); !errors.Is(err, ErrUndefined) {
+		if _, err := h.m.Grant(t.Context(), a, askAPI); !errors.Is(err, credential.ErrUndefined) {
 			t.Error(err)
 		}
 	})
@@ -412,7 +414,7 @@ func TestRemovedDefinitionEndsItsLeases(t *testing.T) {
 func TestRestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, plainDefinition+"    renewable: true")
-		var holders []Holder
+		var holders []credential.Holder
 		for pid := 11; pid <= 13; pid++ { // 13 cannot be looked for
 			a, _, _ := agent("one", pid)
 			holders = append(holders, a)
@@ -427,7 +429,7 @@ func TestRestart(t *testing.T) {
 		if len(leases) != 1 || leases[0].Process.PID != 11 || h.up.left() != 1 {
 			t.Fatalf("after the restart there are %v, want that of the process that lives", leases)
 		}
-		if _, err := h.m.Renew(t.Context(), holders[0], leases[0].ID, 0, "", nil); err != nil {
+		if _, err := h.m.Renew(t.Context(), holders[0], credential.Renewal{Lease: leases[0].ID}); err != nil {
 			t.Errorf("renewing a lease from before: %v", err)
 		}
 		close(exit)
@@ -464,7 +466,7 @@ func TestRestartGoesOnWithAnEndThatWasNotConfirmed(t *testing.T) {
 		a, exit, _ := agent("one", 1)
 		h.grant(a)
 		h.processes[1] = exit
-		h.up.onRevoke(func() error { return ErrUpstream })
+		h.up.onRevoke(func() error { return credential.ErrUpstream })
 		close(exit)
 		synctest.Wait()
 		h.m.Close()
@@ -474,7 +476,7 @@ func TestRestartGoesOnWithAnEndThatWasNotConfirmed(t *testing.T) {
 		if h.up.left() != 0 || len(h.m.Leases()) != 0 {
 			t.Errorf("%d left upstream", h.up.left())
 		}
-		if e := h.log.events[len(h.log.events)-1]; e.Reason != "process ended" || e.Outcome != Success {
+		if e := h.log.events[len(h.log.events)-1]; e.Reason != "process ended" || e.Outcome != credential.Success {
 			t.Errorf("recorded %+v", e)
 		}
 	})
@@ -489,19 +491,19 @@ func TestLeaseOfADefinitionThatIsGoneIsStuckUntilItIsBack(t *testing.T) {
 		h.define("")
 		h.start()
 		synctest.Wait()
-		h.wantStates(map[State]int{Stuck: 1})
-		if e := h.log.events[len(h.log.events)-1]; e.Outcome != Failed || !strings.Contains(e.Reason, "define it again") {
+		h.wantStates(map[credential.State]int{credential.Stuck: 1})
+		if e := h.log.events[len(h.log.events)-1]; e.Outcome != credential.Failed || !strings.Contains(e.Reason, "define it again") {
 			t.Errorf("recorded %+v", e)
 		}
 		h.up.traits.Upstream = "https://elsewhere"
 		h.define(plainDefinition)
 		h.m.SetDefinitions(h.definitions())
 		synctest.Wait()
-		h.wantStates(map[State]int{Stuck: 1}) // the same name for another upstream
+		h.wantStates(map[credential.State]int{credential.Stuck: 1}) // the same name for another upstream
 		h.up.traits.Upstream = "https://api"
 		h.m.SetDefinitions(h.definitions())
 		synctest.Wait()
-		h.wantStates(map[State]int{})
+		h.wantStates(map[credential.State]int{})
 		if h.up.left() != 0 {
 			t.Error("it is left upstream")
 		}
@@ -513,10 +515,10 @@ func TestWatchGrantsTheNextBeforeTheLastExpires(t *testing.T) {
 		h := newHost(t, plainDefinition)
 		a, _, _ := agent("one", 1)
 		ctx, cancel := context.WithCancel(t.Context())
-		var got []*Grant
+		var got []*credential.Grant
 		began := time.Now()
 		var at []time.Duration
-		err := h.m.Watch(ctx, a, askAPI, func(g *Grant) error {
+		err := h.m.Watch(ctx, a, askAPI, func(g *credential.Grant) error {
 			got, at = append(got, g), append(at, time.Since(began))
 			if len(got) == 4 {
 				cancel()
@@ -527,7 +529,7 @@ func TestWatchGrantsTheNextBeforeTheLastExpires(t *testing.T) {
 			t.Errorf("%v; sent after %v", err, at)
 		}
 		time.Sleep(time.Second)
-		h.wantStates(map[State]int{Active: 2}) // the last two; the earlier ones have expired
+		h.wantStates(map[credential.State]int{credential.Active: 2}) // the last two; the earlier ones have expired
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if h.up.left() != 0 {
@@ -544,12 +546,12 @@ func TestWatchGoesOnThroughAnOutageThatIsShorterThanALease(t *testing.T) {
 		began := time.Now()
 		h.up.issue = func(context.Context) error {
 			if since := time.Since(began); since > 30*time.Second && since < 50*time.Second || since > 80*time.Second {
-				return ErrUpstream
+				return credential.ErrUpstream
 			}
 			return nil
 		}
-		err := h.m.Watch(t.Context(), a, askAPI, func(*Grant) error { sent++; return nil })
-		if !errors.Is(err, ErrUpstream) || sent != 2 {
+		err := h.m.Watch(t.Context(), a, askAPI, func(*credential.Grant) error { sent++; return nil })
+		if !errors.Is(err, credential.ErrUpstream) || sent != 2 {
 			t.Errorf("%v after %d, want the second to come late, and the third never", err, sent)
 		}
 	})
@@ -560,7 +562,7 @@ func TestWatchThatIsCutRevokesWhatDidNotArrive(t *testing.T) {
 		h := newHost(t, plainDefinition)
 		a, _, _ := agent("one", 1)
 		cut := errors.New("stream is cut")
-		if err := h.m.Watch(t.Context(), a, askAPI, func(*Grant) error { return cut }); !errors.Is(err, cut) {
+		if err := h.m.Watch(t.Context(), a, askAPI, func(*credential.Grant) error { return cut }); !errors.Is(err, cut) {
 			t.Error(err)
 		}
 		synctest.Wait()
@@ -575,12 +577,14 @@ func TestWatchEndsWhenItsLeaseIsRevoked(t *testing.T) {
 		h := newHost(t, plainDefinition)
 		a, _, _ := agent("one", 1)
 		done := make(chan error)
-		go func() { done <- h.m.Watch(context.Background(), a, askAPI, func(*Grant) error { return nil }) }()
+		go func() {
+			done <- h.m.Watch(context.Background(), a, askAPI, func(*credential.Grant) error { return nil })
+		}()
 		synctest.Wait()
-		if n, err := h.m.RevokeWhere(t.Context(), Where{All: true}, "incident"); n != 1 || err != nil {
+		if n, err := h.m.RevokeWhere(t.Context(), credential.Where{All: true}, "incident"); n != 1 || err != nil {
 			t.Error(n, err)
 		}
-		if err := <-done; !errors.Is(err, ErrHolderGone) {
+		if err := <-done; !errors.Is(err, credential.ErrHolderGone) {
 			t.Error(err)
 		}
 	})
@@ -618,7 +622,7 @@ func TestTenThousandLeasesEndAtOnceAndSurviveARestart(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	if ended, err := h.m.RevokeWhere(ctx, Where{All: true}, "incident"); ended != n || err != nil || h.up.left() != 0 {
+	if ended, err := h.m.RevokeWhere(ctx, credential.Where{All: true}, "incident"); ended != n || err != nil || h.up.left() != 0 {
 		t.Errorf("ended %d, %v; %d left", ended, err, h.up.left())
 	}
 }
@@ -628,7 +632,7 @@ func TestClosedManagerGrantsNothing(t *testing.T) {
 	h := newHost(t, plainDefinition)
 	h.m.Close()
 	a, _, _ := agent("one", 1)
-	if _, err := h.m.Grant(t.Context(), a, askAPI); !errors.Is(err, ErrClosed) {
+	if _, err := h.m.Grant(t.Context(), a, askAPI); !errors.Is(err, credential.ErrClosed) {
 		t.Error(err)
 	}
 }
@@ -637,23 +641,23 @@ func TestCredentialThatCannotBeFoundExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, plainDefinition, func(u *upstream) {
 			u.notAfter = func(time.Duration) time.Time { return time.Now().Add(time.Hour) }
-			u.issue = func(context.Context) error { return ErrUpstream } // the answer is lost
-			u.revoke = func() error { return ErrOnlyExpires }
+			u.issue = func(context.Context) error { return credential.ErrUpstream } // the answer is lost
+			u.revoke = func() error { return credential.ErrOnlyExpires }
 		})
 		a, _, _ := agent("one", 1)
-		if _, err := h.m.Grant(t.Context(), a, askAPI); !errors.Is(err, ErrUpstream) {
+		if _, err := h.m.Grant(t.Context(), a, askAPI); !errors.Is(err, credential.ErrUpstream) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		if l := h.m.Leases(); len(l) != 1 || l[0].State != Revoking || l[0].Revocation != ExpiryOnly || l[0].Attempts != 0 {
+		if l := h.m.Leases(); len(l) != 1 || l[0].State != credential.Revoking || l[0].Revocation != credential.ExpiryOnly || l[0].Attempts != 0 {
 			t.Errorf("leases %+v, want one that waits for the upstream's clock", l)
 		}
-		if n, err := h.m.RevokeWhere(t.Context(), Where{All: true}, "incident"); n != 1 || err != nil {
+		if n, err := h.m.RevokeWhere(t.Context(), credential.Where{All: true}, "incident"); n != 1 || err != nil {
 			t.Errorf("ending it: %d, %v", n, err)
 		}
 		time.Sleep(time.Hour + time.Second)
 		synctest.Wait()
-		h.wantStates(map[State]int{})
+		h.wantStates(map[credential.State]int{})
 		h.wantStory("credential.intent success", "credential.grant error", "credential.revoke expired")
 	})
 }

@@ -1,4 +1,4 @@
-package credential
+package journal
 
 import (
 	"bytes"
@@ -15,6 +15,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"github.com/vouchd/vouchd/credential"
 )
 
 // machine is a sealer that stands for the TPM of one machine.
@@ -41,13 +43,13 @@ func (m machine) gcm() cipher.AEAD {
 }
 
 // reopen opens the journal at path for the time of the test.
-func reopen(t testing.TB, path string) (*journal, map[string]string) {
+func reopen(t testing.TB, path string) (*Journal, map[string]string) {
 	t.Helper()
-	j, states, err := openJournal(t.Context(), path, machine(1))
+	j, states, err := Open(t.Context(), path, machine(1))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(j.close)
+	t.Cleanup(j.Close)
 	return j, texts(states)
 }
 
@@ -59,9 +61,9 @@ func texts(states map[string][]byte) map[string]string {
 	return out
 }
 
-func mustPut(t testing.TB, j *journal, id, state string) {
+func mustPut(t testing.TB, j *Journal, id, state string) {
 	t.Helper()
-	if err := j.put(id, []byte(state)); err != nil {
+	if err := j.Put(id, []byte(state)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -74,18 +76,18 @@ func TestJournalGivesBackTheLatestStates(t *testing.T) {
 		mustPut(t, j, "a", `{"n":1}`)
 		mustPut(t, j, "b", `{"n":1}`)
 		mustPut(t, j, "a", `{"n":2}`)
-		if err := j.end("b"); err != nil {
+		if err := j.End("b"); err != nil {
 			t.Fatal(err)
 		}
-		j.close()
-		if err := j.put("c", []byte(`{}`)); !errors.Is(err, ErrClosed) {
+		j.Close()
+		if err := j.Put("c", []byte(`{}`)); !errors.Is(err, credential.ErrClosed) {
 			t.Errorf("put after close: %v", err)
 		}
 		j, got := reopen(t, path)
 		if want := map[string]string{"a": `{"n":2}`}; !maps.Equal(got, want) {
 			t.Errorf("states %v, want %v", got, want)
 		}
-		j.close()
+		j.Close()
 	}
 }
 
@@ -94,7 +96,7 @@ func TestJournalIsForItsOwnerAndItsMachineAlone(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "leases")
 	j, _ := reopen(t, path)
 	mustPut(t, j, "a", `"canary-4f1b"`)
-	j.close()
+	j.Close()
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -105,7 +107,7 @@ func TestJournalIsForItsOwnerAndItsMachineAlone(t *testing.T) {
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
-	_, _, err = openJournal(t.Context(), path, machine(2))
+	_, _, err = Open(t.Context(), path, machine(2))
 	if err == nil || !strings.Contains(err.Error(), "TPM") {
 		t.Errorf("opened on another machine: %v", err)
 	}
@@ -131,11 +133,11 @@ func writtenJournal(t *testing.T) (path string, file []byte, ends []int, states 
 		note()
 	}
 	delete(now, "lease0")
-	if err := j.end("lease0"); err != nil {
+	if err := j.End("lease0"); err != nil {
 		t.Fatal(err)
 	}
 	note()
-	j.close()
+	j.Close()
 	file, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -150,7 +152,7 @@ func loadBytes(t *testing.T, file []byte) (map[string]string, error) {
 	if err := os.WriteFile(path, file, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	j := &journal{path: path, live: make(map[string][]byte)}
+	j := &Journal{path: path, live: make(map[string][]byte)}
 	err := j.load(t.Context(), machine(1))
 	return texts(j.live), err
 }
@@ -241,14 +243,14 @@ func TestJournalIsRewrittenBeforeItGrows(t *testing.T) {
 	for i := range 8 {
 		wait.Go(func() {
 			for range 100 {
-				if err := j.put(fmt.Sprint(i), []byte(long)); err != nil {
+				if err := j.Put(fmt.Sprint(i), []byte(long)); err != nil {
 					t.Error(err)
 				}
 			}
 		})
 	}
 	wait.Wait()
-	j.close()
+	j.Close()
 	info, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)
@@ -280,7 +282,7 @@ func TestJournalGoesOnInItsFileIfRewritingFails(t *testing.T) {
 	for range 100 {
 		mustPut(t, j, "a", long)
 	}
-	j.close()
+	j.Close()
 	if info, err := os.Stat(path); err != nil || grown < 2*compactAbove || info.Size() > grown {
 		t.Errorf("%d bytes when it could not be rewritten, then %d", grown, info.Size())
 	}
@@ -301,14 +303,14 @@ func TestJournalStopsForGoodAfterAWriteThatFailed(t *testing.T) {
 	}
 	defer full.Close()
 	j.file.f = full
-	if err := j.put("b", []byte(`1`)); !errors.Is(err, syscall.ENOSPC) {
+	if err := j.Put("b", []byte(`1`)); !errors.Is(err, syscall.ENOSPC) {
 		t.Fatalf("on a full disk: %v", err)
 	}
 	j.file.f = good
-	if err := j.put("c", []byte(`1`)); !errors.Is(err, syscall.ENOSPC) {
+	if err := j.Put("c", []byte(`1`)); !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("a later change was taken: %v", err)
 	}
-	j.close()
+	j.Close()
 	if _, got := reopen(t, path); len(got) != 1 {
 		t.Errorf("after starting again: %v, want the one that was confirmed", got)
 	}
@@ -319,7 +321,7 @@ func TestJournalLeftHalfRewrittenIsThatFromBefore(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "leases")
 	j, _ := reopen(t, path)
 	mustPut(t, j, "a", `1`)
-	j.close()
+	j.Close()
 	if err := os.WriteFile(filepath.Join(filepath.Dir(path), ".leases.new"), []byte("half"), 0o600); err != nil {
 		t.Fatal(err)
 	}

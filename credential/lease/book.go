@@ -1,0 +1,150 @@
+package lease
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/time/rate"
+
+	"github.com/vouchd/vouchd/credential"
+)
+
+// A book is the leases that have not ended, and what they count against. Its mu
+// is the one mutex of the engine: what the schedule, the watches and the ends
+// keep, and the fields of every lease, are guarded by it too. It is never held
+// while the journal, the log or an upstream is waited for.
+type book struct {
+	mu     sync.Mutex // guards the fields below
+	closed bool
+	defs   *credential.Definitions // in force
+	leases map[string]*lease       // by ID
+	usage  map[quota]*usage
+	held   map[*credential.Definition]int // leases that a definition is to end
+}
+
+// quota is what limits are counted by.
+type quota struct {
+	identity   spiffeid.ID
+	credential string
+}
+
+// usage counts against limits. There are no more of them than entries grant.
+type usage struct {
+	leases int // that have not ended
+	grants *rate.Limiter
+	rate   credential.Rate // that grants was made for
+}
+
+func newBook(defs *credential.Definitions) *book {
+	return &book{
+		defs:   defs,
+		leases: make(map[string]*lease),
+		usage:  make(map[quota]*usage),
+		held:   make(map[*credential.Definition]int),
+	}
+}
+
+// definitions returns those in force.
+func (b *book) definitions() *credential.Definitions {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.defs
+}
+
+// reserve enters a lease, if its identity's limits allow one more.
+func (b *book) reserve(l *lease, now time.Time) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return credential.ErrClosed
+	}
+	d, u := l.source, b.usageOf(l)
+	if u.leases >= d.Limits.Concurrent {
+		return fmt.Errorf("%w: %s holds %d leases of %s, and may hold %d; revoke one, or wait", credential.ErrLimit, l.Identity, u.leases, d.Name, d.Limits.Concurrent)
+	}
+	if u.rate != d.Limits.Rate {
+		r := d.Limits.Rate
+		u.rate, u.grants = r, rate.NewLimiter(rate.Limit(float64(r.N)/r.Per.Seconds()), r.N)
+	}
+	if !u.grants.AllowN(now, 1) {
+		return fmt.Errorf("%w: %s may be granted %s %s; wait", credential.ErrLimit, l.Identity, d.Name, d.Limits.Rate)
+	}
+	b.enter(l)
+	b.held[d]++
+	return nil
+}
+
+// enter counts a lease. The book's mu is held.
+func (b *book) enter(l *lease) {
+	b.usageOf(l).leases++
+	b.leases[l.ID] = l
+}
+
+// usageOf returns the count that a lease belongs to. The book's mu is held.
+func (b *book) usageOf(l *lease) *usage {
+	key := quota{l.Identity, l.Credential}
+	u := b.usage[key]
+	if u == nil {
+		u = &usage{}
+		b.usage[key] = u
+	}
+	return u
+}
+
+// adopt finds the definition that can end a lease. A definition that has come
+// to name another upstream cannot. The book's mu is held.
+func (b *book) adopt(l *lease) {
+	d, ok := b.defs.Get(l.Credential)
+	if ok && d.Broker == l.Broker && d.Traits.Upstream == l.Upstream {
+		l.source = d
+		b.held[d]++
+	}
+}
+
+// remove strikes a lease out. The book's mu is held.
+func (b *book) remove(l *lease) {
+	delete(b.leases, l.ID)
+	b.usageOf(l).leases--
+	if l.source != nil {
+		b.held[l.source]--
+		b.retire(l.source)
+	}
+}
+
+// retire closes the broker of a definition that is no longer in force, after
+// its last lease. The book's mu is held.
+func (b *book) retire(d *credential.Definition) {
+	if b.held[d] > 0 {
+		return
+	}
+	delete(b.held, d)
+	if current, ok := b.defs.Get(d.Name); !ok || current != d {
+		d.Close()
+	}
+}
+
+// choose returns the leases that where chooses. The book's mu is held.
+func (b *book) choose(w credential.Where) (chosen []*lease) {
+	for _, l := range b.leases {
+		if w.Chooses(&l.Lease) {
+			chosen = append(chosen, l)
+		}
+	}
+	return chosen
+}
+
+// close stops grants and ends, and lets go of the brokers once work has ended.
+func (b *book) close(work func()) {
+	b.mu.Lock()
+	b.closed = true
+	b.mu.Unlock()
+	work()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.defs.Close()
+	for d := range b.held {
+		d.Close()
+	}
+}

@@ -1,0 +1,271 @@
+package lease
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/vouchd/vouchd/config"
+	"github.com/vouchd/vouchd/credential"
+)
+
+const (
+	// issueTimeout bounds how long an upstream may take to issue or renew.
+	issueTimeout = 20 * time.Second
+	// ttlSlack is by how much an upstream that chooses lifetimes may go beyond
+	// max_ttl: its clock and its rounding.
+	ttlSlack = 30 * time.Second
+)
+
+// grants takes leases from a request to the holder's hands.
+type grants struct{ *engine }
+
+// grant is [Manager.Grant].
+func (g *grants) grant(ctx context.Context, h credential.Holder, a credential.Ask) (*credential.Grant, error) {
+	began := g.clock.since()
+	p, err := g.admit(h, a)
+	if err != nil {
+		e := credential.Event{
+			Kind: credential.EventIntent, Outcome: credential.Denied, Reason: err.Error(), RequestID: clip(a.RequestID, maxRequestID), Duration: g.clock.since() - began,
+			Identity: h.ID, Process: h.Process, Credential: clip(a.Name, credential.MaxName), TTL: a.TTL, Exposure: a.Exposure, Asker: a.Asker,
+		}
+		return nil, errors.Join(err, g.records.record(ctx, e))
+	}
+	granted, err := g.obtain(ctx, p)
+	if err = g.release(p.lease, err); err != nil {
+		granted.Wipe()
+		return nil, fmt.Errorf("granting %s to %s: %w", a.Name, h.ID, err)
+	}
+	return granted, nil
+}
+
+// A pending is a grant on its way.
+type pending struct {
+	ask     credential.Ask
+	def     *credential.Definition
+	lease   *lease
+	request credential.Request
+	began   time.Duration
+}
+
+// admit checks a request, and reserves a lease that counts against the limits.
+func (g *grants) admit(h credential.Holder, a credential.Ask) (*pending, error) {
+	if !slices.Contains(a.Granted, a.Name) {
+		return nil, fmt.Errorf("%w: %.80q to %s; its entry must list it", credential.ErrNotGranted, a.Name, h.ID)
+	}
+	d, ok := g.book.definitions().Get(a.Name)
+	if !ok {
+		return nil, fmt.Errorf("%w: %s; add it to the credentials directory", credential.ErrUndefined, a.Name)
+	}
+	if d.Traits.ProxyOnly {
+		return nil, fmt.Errorf("%w: the value of %s is not handed out, and there is no proxy yet that would use it for %s; its definition can make it disclosable", credential.ErrProxyOnly, a.Name, h.ID)
+	}
+	if len(a.RequestID) > maxRequestID || strings.ContainsFunc(a.RequestID, unicode.IsControl) ||
+		!slices.Contains([]credential.Exposure{"", credential.InMemory, credential.InFile, credential.InEnvironment}, a.Exposure) {
+		return nil, fmt.Errorf("%w: request ID or exposure of %s is malformed", credential.ErrParameter, a.Name)
+	}
+	params, err := d.Choose(a.Params)
+	if err != nil {
+		return nil, err
+	}
+	now := g.clock.now().Round(0)
+	until, err := d.Limits.Open(now)
+	if err != nil {
+		return nil, fmt.Errorf("credential %s: %w", d.Name, err)
+	}
+	ttl, err := d.Lifetime(a.TTL)
+	if err != nil {
+		return nil, err
+	}
+	if d.Bind != credential.BindLease && h.End(d.Bind) == nil {
+		return nil, fmt.Errorf("%w: %s is bound to the caller's %s, and the caller is in none", credential.ErrHolderGone, d.Name, d.Bind)
+	}
+	l := &lease{
+		Lease: credential.Lease{
+			ID:         rand.Text(),
+			Credential: d.Name,
+			Broker:     d.Broker,
+			Upstream:   d.Traits.Upstream,
+			Identity:   h.ID,
+			Process:    h.Process,
+			Bind:       d.Bind,
+			Revocation: d.Traits.Revocation,
+			State:      shown[reserved],
+			Granted:    now,
+			Expires:    earlier(now.Add(ttl), until),
+			Latest:     earlier(now.Add(d.MaxTTL), until),
+			Renewable:  d.Renewable,
+		},
+		source: d,
+		slot:   -1,
+	}
+	if err := g.book.reserve(l, now); err != nil {
+		return nil, err
+	}
+	return &pending{
+		ask:     a,
+		def:     d,
+		lease:   l,
+		request: credential.Request{LeaseID: l.ID, RequestID: a.RequestID, Holder: h, Params: params, TTL: l.Expires.Sub(now)},
+		began:   g.clock.since(),
+	}, nil
+}
+
+func earlier(t, until time.Time) time.Time {
+	if !until.IsZero() && until.Before(t) {
+		return until
+	}
+	return t
+}
+
+// obtain takes a lease from reserved to issued. On an error, release ends it.
+func (g *grants) obtain(ctx context.Context, p *pending) (*credential.Grant, error) {
+	ctx, cancel := context.WithTimeout(ctx, issueTimeout)
+	defer cancel()
+	l := p.lease
+	if !g.begin(l, p.request.Holder, cancel) {
+		return nil, credential.ErrHolderGone
+	}
+	chosen, err := p.def.Source().Plan(ctx, p.request)
+	if err != nil {
+		return nil, g.refused(ctx, p, fmt.Errorf("planning: %w", err))
+	}
+	if err := g.plan(ctx, p, chosen); err != nil {
+		return nil, err
+	}
+	issued, err := p.def.Source().Issue(ctx, p.request, chosen)
+	if err != nil {
+		return nil, g.refused(ctx, p, err)
+	}
+	lease, err := g.issue(ctx, p, issued)
+	return &credential.Grant{Lease: lease, Fields: issued.Fields}, err
+}
+
+// begin lets the end of a lease, such as its process's exit, cancel what the
+// grant is doing. It reports whether the lease has not ended yet.
+func (g *grants) begin(l *lease, h credential.Holder, cancel context.CancelFunc) bool {
+	g.book.mu.Lock()
+	defer g.book.mu.Unlock()
+	if g.book.closed {
+		return false
+	}
+	l.cancel = cancel
+	g.holders.watch(l, h.End(l.Bind))
+	return !l.recalled
+}
+
+// plan makes the handle durable, and that the upstream is about to be asked.
+func (g *grants) plan(ctx context.Context, p *pending, chosen credential.Plan) error {
+	l := p.lease
+	g.book.mu.Lock()
+	l.handle, l.Handle, l.notAfter = chosen.Handle, chosen.Handle.Name, chosen.NotAfter
+	if l.Revocation == credential.ExpiryOnly && l.notAfter.IsZero() {
+		l.notAfter = l.Latest.Add(ttlSlack)
+	}
+	m, err := l.take(plan)
+	state := l.encode()
+	e := g.event(credential.EventIntent, p)
+	g.book.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return g.records.keep(ctx, m, l.ID, state, e)
+}
+
+// issue makes the lease durable as one that exists, before anyone has it.
+func (g *grants) issue(ctx context.Context, p *pending, issued credential.Issued) (credential.Lease, error) {
+	l := p.lease
+	g.book.mu.Lock()
+	l.issued = true
+	if issued.Handle != nil {
+		l.handle, l.Handle = *issued.Handle, issued.Handle.Name
+	}
+	m, refusal := l.take(issue)
+	err := errors.Join(refusal, l.lifetime(p.def, issued.NotAfter))
+	if err == nil && l.recalled {
+		err = fmt.Errorf("%w: %s", credential.ErrHolderGone, l.Reason)
+	}
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	given, state := l.Lease, l.encode()
+	e := g.event(credential.EventGrant, p)
+	g.book.mu.Unlock()
+	e.ScopeGranted, e.Audience = issued.Scope, issued.Audience
+	if err != nil {
+		e.Outcome, e.Reason = credential.Failed, err.Error()
+	}
+	return given, errors.Join(err, g.records.keep(ctx, m, l.ID, state, e))
+}
+
+// lifetime holds what the upstream gave to what the definition allows. If it did
+// not say when it ends what it must, the plan's guess stays.
+func (l *lease) lifetime(d *credential.Definition, notAfter time.Time) error {
+	if notAfter.IsZero() && (d.Traits.ChoosesTTL || l.Revocation == credential.ExpiryOnly) {
+		return fmt.Errorf("%w: it did not say when the credential expires", credential.ErrUpstream)
+	}
+	if d.Traits.ChoosesTTL {
+		l.Expires = notAfter
+	}
+	l.notAfter = notAfter
+	switch {
+	case l.notAfter.IsZero():
+		return nil
+	case l.notAfter.After(l.Latest.Add(ttlSlack)) && l.Revocation == credential.ExpiryOnly:
+		return fmt.Errorf("%w: it gave a lifetime until %s, and max_ttl %s ends before; shorten it upstream, or raise max_ttl",
+			credential.ErrUpstream, l.notAfter.UTC().Format(time.RFC3339), config.FormatDuration(d.MaxTTL))
+	case l.notAfter.Before(l.Expires) || l.Revocation == credential.ExpiryOnly:
+		l.Expires = l.notAfter
+	}
+	return nil
+}
+
+// refused records that nothing came of a request.
+func (g *grants) refused(ctx context.Context, p *pending, err error) error {
+	g.book.mu.Lock()
+	m, refusal := p.lease.take(refuse)
+	e := g.event(credential.EventGrant, p)
+	if p.lease.recalled {
+		err = fmt.Errorf("%w: %s (%w)", credential.ErrHolderGone, p.lease.Reason, err)
+	}
+	g.book.mu.Unlock()
+	e.Outcome, e.Reason = credential.Failed, err.Error()
+	return errors.Join(err, refusal, g.records.keep(ctx, m, p.lease.ID, nil, e))
+}
+
+// event returns an event about a grant. The book's mu is held.
+func (g *grants) event(kind credential.EventKind, p *pending) credential.Event {
+	e := g.records.about(kind, p.lease)
+	e.RequestID, e.Exposure, e.Asker = p.ask.RequestID, p.ask.Exposure, p.ask.Asker
+	e.TTL, e.NotBefore = p.request.TTL, p.lease.Granted
+	e.Duration = g.clock.since() - p.began
+	for _, param := range p.def.Parameters {
+		e.ScopeAsked = append(e.ScopeAsked, param.Name+"="+p.request.Params[param.Name])
+	}
+	return e
+}
+
+// release ends the holder's request: the lease is handed out and scheduled for
+// its expiry, or ended because of err or because its end was asked meanwhile. It
+// returns why.
+func (g *grants) release(l *lease, err error) error {
+	g.book.mu.Lock()
+	defer g.book.mu.Unlock()
+	l.cancel = nil
+	switch {
+	case err != nil:
+		return errors.Join(err, g.ends.letGo(l, clip(err.Error(), maxReason)))
+	case l.recalled:
+		return errors.Join(fmt.Errorf("%w: %s", credential.ErrHolderGone, l.Reason), g.ends.letGo(l, l.Reason))
+	}
+	if _, err := l.take(handOut); err != nil {
+		return err
+	}
+	g.schedule.at(l, l.Expires)
+	return nil
+}

@@ -1,0 +1,259 @@
+// Package lease is the engine that grants leases of credentials, renews them and
+// ends them.
+//
+// The daemon holds the way to a credential, and a workload gets a short-lived
+// one of its own for as long as it runs. A lease is written down before the
+// upstream is asked, with a handle by which it can be found there, and every
+// later step is written down before it is taken: whatever crashes, the next
+// start finds what may exist upstream and ends it. Nothing is handed out that
+// was not durably recorded first. What may happen to a lease, and what must be
+// durable for it, is one table: life.
+//
+// Its parts share one mutex, that of the book, which is never held while the
+// journal, the log or an upstream is waited for. grants and renewals act for a
+// holder's request and have its lease in hand meanwhile; ends has a lease in hand
+// from when its end begins; the schedule, the holders and the recovery only say
+// that it begins.
+//
+// Out of reach: a journal that is put back to an older copy forgets the leases
+// granted since; the attestation log still has them.
+package lease
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/lease/journal"
+)
+
+// A Recorder keeps what happened to leases. When Record returns nil, the event
+// is durable.
+type Recorder interface {
+	Record(ctx context.Context, e credential.Event) error
+}
+
+// Processes finds what leases are bound to again after a restart.
+type Processes interface {
+	// Find returns a channel that is closed when the process (or for
+	// [credential.BindUnit] the unit's invocation) ends. It returns false only
+	// if that is known to have ended already, as after a reboot.
+	Find(p credential.Process, b credential.Bind) (end <-chan struct{}, alive bool, err error)
+}
+
+// A Config is what a Manager works with. Every field but Now is needed.
+type Config struct {
+	Journal     string // path of the lease journal, in the daemon's locked state directory
+	Sealer      credential.Sealer
+	Recorder    Recorder
+	Processes   Processes
+	Definitions *credential.Definitions
+	Log         *slog.Logger
+	Now         func() time.Time // the wall clock; nil for the machine's
+}
+
+// A Manager grants leases and ends them. It is safe for concurrent use.
+type Manager struct {
+	engine   *engine
+	grants   *grants
+	renewals *renewals
+	cancel   context.CancelFunc // of the engine's ctx
+}
+
+// engine is the parts that work on leases. None changes once it is open; what
+// they keep is guarded by the book's mu.
+type engine struct {
+	book     *book
+	records  *records
+	clock    clock
+	schedule *schedule
+	holders  *holders
+	ends     *ends
+	log      *slog.Logger
+	ctx      context.Context // ends when the manager closes
+	work     *sync.WaitGroup // what has to end before it is closed
+}
+
+// Open opens the journal and continues with what is in it: plans whose outcome
+// is unknown, leases whose holder is gone or whose time is over, and ends that
+// were not confirmed are taken up at once, in the background.
+func Open(ctx context.Context, c Config) (*Manager, error) {
+	j, states, err := journal.Open(ctx, c.Journal, c.Sealer)
+	if err != nil {
+		return nil, err
+	}
+	idKey, err := j.Derive("vouchd lease id")
+	if err != nil {
+		j.Close()
+		return nil, err
+	}
+	m := newManager(c, &records{journal: j, recorder: c.Recorder, idKey: idKey, log: c.Log})
+	if err := (recovery{m.engine, c.Processes}).all(states); err != nil {
+		m.cancel()
+		j.Close()
+		return nil, err
+	}
+	e := m.engine
+	e.work.Go(func() { timekeeper{e.book, e.schedule, e.ends}.keep(e.ctx) })
+	return m, nil
+}
+
+func newManager(c Config, r *records) *Manager {
+	clk := clock{now: c.Now, started: time.Now()}
+	if clk.now == nil {
+		clk.now = time.Now
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	e := &engine{
+		book:     newBook(c.Definitions),
+		records:  r,
+		clock:    clk,
+		schedule: &schedule{clock: clk, wake: make(chan struct{}, 1)},
+		log:      c.Log,
+		ctx:      ctx,
+		work:     new(sync.WaitGroup),
+	}
+	e.ends = &ends{engine: e, queues: make(map[*credential.Definition]*queue)}
+	e.holders = &holders{book: e.book, watches: make(map[watchKey]*watch), ended: e.ends.begin, ctx: ctx, work: e.work}
+	return &Manager{engine: e, grants: &grants{e}, renewals: &renewals{e}, cancel: cancel}
+}
+
+// Close stops the manager. Leases stay as they are: those that nobody holds by
+// then are ended at the next start. To end them now, call RevokeWhere before.
+func (m *Manager) Close() {
+	m.engine.book.close(func() {
+		m.cancel()
+		m.engine.work.Wait()
+		m.engine.records.journal.Close()
+	})
+}
+
+// Err returns why nothing can be granted, if the journal has failed. What is
+// there is still ended.
+func (m *Manager) Err() error { return m.engine.records.journal.Err() }
+
+// Grant leases a credential to the holder. When it returns a Grant, the lease
+// and its record are durable. If ctx ends first, whatever came of it is ended.
+// A caller whose reply does not get through should revoke the lease.
+func (m *Manager) Grant(ctx context.Context, h credential.Holder, a credential.Ask) (*credential.Grant, error) {
+	return m.grants.grant(ctx, h, a)
+}
+
+// Renew lets a lease of the holder live longer: for a TTL from now, or its
+// definition's if that is 0, and never beyond its latest end.
+func (m *Manager) Renew(ctx context.Context, h credential.Holder, r credential.Renewal) (credential.Lease, error) {
+	return m.renewals.renew(ctx, h, r)
+}
+
+// Revoke ends a lease of the holder, and returns once the upstream has
+// confirmed it (or cannot do more than let it expire), or ctx ends. The asker is
+// in the records of the end; nil if there is nobody to name.
+func (m *Manager) Revoke(ctx context.Context, h credential.Holder, id string, asker *credential.Asker) error {
+	b := m.engine.book
+	b.mu.Lock()
+	l := b.leases[id]
+	if l == nil || !h.Holds(&l.Lease) {
+		b.mu.Unlock()
+		return fmt.Errorf("revoking lease %.64q: %w", id, credential.ErrNoLease)
+	}
+	if !l.ending() {
+		l.asker = asker
+	}
+	ended := m.engine.ends.beginAll([]*lease{l}, "revoked by its holder")
+	b.mu.Unlock()
+	return m.engine.ends.wait(ctx, ended)
+}
+
+// RevokeWhere ends leases, returns how many, and waits as Revoke does.
+func (m *Manager) RevokeWhere(ctx context.Context, w credential.Where, reason string) (int, error) {
+	b := m.engine.book
+	b.mu.Lock()
+	ended := m.engine.ends.beginAll(b.choose(w), clip(reason, maxReason))
+	b.mu.Unlock()
+	return len(ended), m.engine.ends.wait(ctx, ended)
+}
+
+// Abandon ends a lease without waiting for it, if it has not ended yet.
+func (m *Manager) Abandon(id, reason string) {
+	m.engine.book.mu.Lock()
+	defer m.engine.book.mu.Unlock()
+	if l := m.engine.book.leases[id]; l != nil {
+		m.engine.ends.begin(l, reason)
+	}
+}
+
+// Definitions returns the definitions in force.
+func (m *Manager) Definitions() *credential.Definitions { return m.engine.book.definitions() }
+
+// SetDefinitions puts other definitions into force. Leases of credentials that
+// are no longer defined are ended; the others stay, and are ended by the
+// definition that granted them.
+func (m *Manager) SetDefinitions(defs *credential.Definitions) {
+	b := m.engine.book
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	old := b.defs
+	b.defs = defs
+	for _, l := range b.leases {
+		if l.source == nil {
+			if b.adopt(l); l.source != nil {
+				m.engine.ends.begin(l, l.Reason)
+			}
+			continue
+		}
+		if _, ok := defs.Get(l.Credential); !ok {
+			m.engine.ends.begin(l, "credential was removed from the configuration")
+		}
+	}
+	for _, d := range old.All() {
+		b.retire(d)
+	}
+}
+
+// List returns those of the granted credentials that are defined, by name.
+func (m *Manager) List(granted []string) []*credential.Definition {
+	defs := m.Definitions()
+	var list []*credential.Definition
+	for _, name := range granted {
+		if d, ok := defs.Get(name); ok {
+			list = append(list, d)
+		}
+	}
+	slices.SortFunc(list, func(a, b *credential.Definition) int { return cmp.Compare(a.Name, b.Name) })
+	return slices.Compact(list)
+}
+
+// Leases returns every lease that has not ended, the oldest first.
+func (m *Manager) Leases() []credential.Lease {
+	b := m.engine.book
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	list := make([]credential.Lease, 0, len(b.leases))
+	for _, l := range b.leases {
+		list = append(list, l.Lease)
+	}
+	slices.SortFunc(list, func(a, b credential.Lease) int {
+		return cmp.Or(a.Granted.Compare(b.Granted), strings.Compare(a.ID, b.ID))
+	})
+	return list
+}
+
+// Lease returns a lease that has not ended.
+func (m *Manager) Lease(id string) (credential.Lease, bool) {
+	m.engine.book.mu.Lock()
+	defer m.engine.book.mu.Unlock()
+	if l := m.engine.book.leases[id]; l != nil {
+		return l.Lease, true
+	}
+	return credential.Lease{}, false
+}
+
+// LeaseHash returns what events call a lease by: a keyed hash, so the log tells
+// only the daemon which leases a workload's own records speak of.
+func (m *Manager) LeaseHash(id string) string { return m.engine.records.hash(id) }
