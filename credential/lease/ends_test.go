@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -457,6 +460,47 @@ func TestRestart(t *testing.T) {
 		if h.up.left() != 0 {
 			t.Error("setting the clock back over a restart prolonged a lease")
 		}
+	})
+}
+
+// The file was written once, by a daemon that had a lease in each of the three
+// states: it must stay readable.
+func TestJournalOfAnEarlierVersionIsTakenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, plainDefinition+"    bind: lease\n    renewable: true")
+		h.m.Close()
+		b, err := os.ReadFile("testdata/leases")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(h.dir, "leases"), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		const handedOut, ending, asked = "2P76D46IFCF3A4J4KAVIF35W4D", "KMF7DA6IXX7A4ETOHIJX6ZS6XK", "5HXXEGNNRCCMIFGLTU6IT2KWVD"
+		for _, id := range []string{handedOut, ending, asked} {
+			h.up.live["handle-"+id] = true
+		}
+		granted := time.Date(2026, 11, 26, 8, 49, 50, 0, time.UTC)
+		h.skew.Store(int64(time.Until(granted)))
+		h.start()
+		synctest.Wait()
+		l := h.m.Leases()
+		if len(l) != 1 || l[0].ID != handedOut || l[0].State != credential.Active || !l[0].Renewable || h.m.LeaseHash(handedOut) != "97ef1af561db4c25fb8b8b6709d6d994" {
+			t.Fatalf("leases %+v, want the one that was handed out", l)
+		}
+		reasons := make(map[string]string)
+		for _, e := range h.log.events {
+			reasons[e.Lease] = fmt.Sprintf("%s %s: %s", e.Kind, e.Outcome, e.Reason)
+		}
+		if want := map[string]string{
+			h.m.LeaseHash(ending): "credential.revoke success: revoked by its holder",
+			h.m.LeaseHash(asked):  "credential.revoke success: vouchd stopped before the upstream had answered",
+		}; !maps.Equal(reasons, want) || h.up.left() != 1 {
+			t.Errorf("recorded %v, want %v; %d left upstream", reasons, want, h.up.left())
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		h.wantStates(map[credential.State]int{})
 	})
 }
 
