@@ -29,7 +29,7 @@ const (
 // how, and what a lease of it may be.
 type Definition struct {
 	Name        string
-	Description string // for whoever lists what is granted; may be empty
+	Description string // shown where granted credentials are listed; may be empty
 	Broker      string // the kind of source
 	TTL         time.Duration
 	MaxTTL      time.Duration // no lease lives longer, renewed or not
@@ -121,7 +121,7 @@ func digest(files []config.File) [32]byte {
 
 type loader struct {
 	brokers  Brokers
-	kinds    []string // the brokers' names, in order
+	kinds    []string // the brokers' names, sorted
 	problems config.Errors
 	defs     *Definitions
 }

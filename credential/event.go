@@ -7,8 +7,7 @@ import (
 )
 
 // An Event is one step of a lease. A grant is two, an intent before the
-// upstream is asked and a grant before the reply, so that a crash in between
-// shows. Only these fields are recorded; none is a secret.
+// upstream is asked and a grant before the reply: a crash in between shows. Only these fields are recorded; none is a secret.
 type Event struct {
 	Kind      EventKind
 	Outcome   Outcome

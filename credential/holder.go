@@ -32,7 +32,7 @@ type Identity interface {
 	X509(ctx context.Context) (tls.Certificate, error)
 }
 
-// A Process says which process a lease is bound to, so that it is known again
+// A Process says which process a lease is bound to, well enough to know it again
 // after the daemon restarts. It is comparable.
 type Process struct {
 	PID        int

@@ -59,7 +59,7 @@ type Window struct {
 
 var days = []string{"sun", "mon", "tue", "wed", "thu", "fri", "sat"}
 
-// UnmarshalText parses a window. One that goes on past midnight is two.
+// UnmarshalText parses a window. Hours past midnight take a second one.
 func (w *Window) UnmarshalText(text []byte) error {
 	parts := strings.Fields(string(text))
 	if len(parts) < 2 || len(parts) > 3 {

@@ -46,8 +46,8 @@ func NewSecrets(files Files, sealer Sealer) *Secrets {
 	return &Secrets{files: files, sealer: sealer, locks: make(map[string]*sync.Mutex), unsaved: make(map[string]secret.Bytes)}
 }
 
-// Lock keeps everybody else who locks the name out until unlock, so that what is
-// loaded is what the next save replaces.
+// Lock keeps out everybody else who locks the name, until unlock. What is loaded
+// under it is what the next save replaces.
 func (s *Secrets) Lock(name string) (unlock func()) {
 	s.mu.Lock()
 	l := s.locks[name]

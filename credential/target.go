@@ -188,7 +188,7 @@ func (l *loader) offers(d *Definition, w *written) {
 }
 
 // helps checks that a tool gets something from its helper. It has to work once
-// the helper has exited, which it does before the tool goes on; and a tool
+// the helper has exited, which it does before the tool continues; and a tool
 // chooses no parameters.
 func (d *Definition) helps() error {
 	if d.Bind == BindProcess && d.Traits.Revocation != ExpiryOnly && d.Traits.Revocation != Unrevocable {

@@ -66,11 +66,11 @@ func (t Template) Check(d *Definition, own []string, verbs ...string) error {
 			continue
 		}
 		if !slices.Contains(known, p.name) {
-			mend := "declare it"
+			fix := "declare it"
 			if len(known) > 0 {
-				mend += ", or use " + strings.Join(known, ", ")
+				fix += ", or use " + strings.Join(known, ", ")
 			}
-			return fmt.Errorf("uses {{%s}}, which is no parameter; %s", p.name, mend)
+			return fmt.Errorf("uses {{%s}}, which is no parameter; %s", p.name, fix)
 		}
 		if p.verb != "" && !slices.Contains(verbs, p.verb) {
 			return fmt.Errorf("uses {{%s %s}}, and %q is not known here", p.verb, p.name, p.verb)

@@ -1,8 +1,8 @@
 // Package state is the daemon's state directory.
 //
 // One daemon owns a directory at a time. A file is replaced whole: written
-// beside, synced, renamed, and the directory synced, so that after a crash it
-// is the old one or the new one. Each file names its format's version and its
+// beside, synced, renamed, and the directory synced; after a crash it is the
+// old one or the new one. Each file names its format's version and its
 // digest; a damaged one is an error that names the file, never an empty start.
 //
 // A file that grows instead is a sequence of frames ([AppendFrame],
@@ -131,7 +131,7 @@ func (d *Dir) Remove(name string) error {
 }
 
 // seal puts the header line before the data. The digest covers name and
-// version too, so that a file copied over another is noticed.
+// version too: a file copied over another is noticed.
 func seal(data []byte, name string, version int) []byte {
 	return append(header(data, name, version), data...)
 }

@@ -8,7 +8,7 @@
 //
 // Out of reach: no server hears of a certificate's end but by its clock, and
 // one that has let somebody in does not look at the certificate again. A
-// session that is open goes on.
+// session that is open stays open.
 package sshca
 
 import (

@@ -3,9 +3,9 @@
 //
 // By default a secret is proxy-only: its value is for the daemon to use in a
 // workload's stead, and no workload is given it. A definition that says
-// disclosable hands the value itself to whoever is granted it.
+// disclosable hands the value itself to the workload that is granted it.
 //
-// Out of reach: ending it. Whoever has read a static secret has it until it is
+// Out of reach: ending it. A workload that has read a static secret has it until it is
 // rotated where it comes from. The lease's end says that vouchd considers it
 // over, and nothing more.
 package static

@@ -21,8 +21,7 @@ import (
 // The journal's file is a magic line and frames as [state] has them. The first
 // frame is the head: a salt and the sealed key. Each other is a JSON list of
 // changes, encrypted with AES-256-GCM under a key that is derived for this file
-// alone; the nonce is the frame's number, so that frames open in their place
-// only.
+// alone; the nonce is the frame's number, so frames open in their place only.
 const (
 	magic = "vouchd leases 1\n"
 
@@ -89,8 +88,8 @@ func (file *frameFile) write(changes []journalChange) error {
 	return syscall.Fdatasync(int(file.f.Fd()))
 }
 
-// add writes a frame of changes, in one write so that a torn frame can only be
-// the last.
+// add writes a frame of changes, in one write: a torn frame can only be the
+// last.
 func (file *frameFile) add(changes []journalChange) error {
 	if len(changes) == 0 {
 		return nil

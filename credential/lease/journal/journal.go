@@ -213,7 +213,7 @@ func (j *Journal) run() {
 
 func (j *Journal) write(batch []*change) error {
 	if j.broken != nil {
-		return fmt.Errorf("lease journal %s stopped after an earlier error; mend the disk and start vouchd again: %w", j.path, j.broken)
+		return fmt.Errorf("lease journal %s stopped after an earlier error; repair the disk and restart vouchd: %w", j.path, j.broken)
 	}
 	j.broken = j.append(batch)
 	if j.broken != nil {

@@ -71,7 +71,7 @@ func mustPut(t testing.TB, j *Journal, id, state string) {
 func TestJournalGivesBackTheLatestStates(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "leases")
-	for range 3 { // each opening goes on where the last one stopped
+	for range 3 { // each opening continues where the last one stopped
 		j, _ := reopen(t, path)
 		mustPut(t, j, "a", `{"n":1}`)
 		mustPut(t, j, "b", `{"n":1}`)
