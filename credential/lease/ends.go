@@ -188,9 +188,11 @@ func (d *ends) finish(l *lease, how event, use credential.Use, took time.Duratio
 	}
 	d.book.mu.Lock()
 	defer d.book.mu.Unlock()
-	_, err := l.take(how)
+	if _, err := l.take(how); err != nil {
+		return err
+	}
 	d.forget(l)
-	return err
+	return nil
 }
 
 // upstream revokes, or finds that the upstream's clock has done so. It returns

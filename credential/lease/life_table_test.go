@@ -1,6 +1,12 @@
 package lease
 
 import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/vouchd/vouchd/credential"
@@ -116,4 +122,42 @@ func TestStageAfterARestart(t *testing.T) {
 			t.Errorf("stage %d is %s before a restart and %s after", s, shown[s], shown[again])
 		}
 	}
+}
+
+func TestOnlyTakeChangesAStage(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var changes []string
+	for _, path := range files {
+		if strings.HasSuffix(path, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range file.Decls {
+			f, ok := d.(*ast.FuncDecl)
+			if !ok {
+				continue
+			}
+			ast.Inspect(f, func(n ast.Node) bool {
+				if a, ok := n.(*ast.AssignStmt); ok && slices.ContainsFunc(a.Lhs, setsStage) {
+					changes = append(changes, f.Name.Name)
+				}
+				return true
+			})
+		}
+	}
+	if changes = slices.Compact(changes); !slices.Equal(changes, []string{"take"}) {
+		t.Errorf("%v change the stage or state of a lease, want take alone", changes)
+	}
+}
+
+func setsStage(e ast.Expr) bool {
+	s, ok := e.(*ast.SelectorExpr)
+	return ok && (s.Sel.Name == "stage" || s.Sel.Name == "State" || s.Sel.Name == "recalled")
 }
