@@ -6,13 +6,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -34,7 +32,6 @@ const actor = `
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/personality.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -138,11 +135,6 @@ int main(int c, char **v) {
 		char *argv[] = {(char *)program, "stay", 0, 0};
 		fexecve(fd, argv, environ);
 		die("fexecve");
-	}
-	if (!strcmp(v[1], "fixed")) {
-		personality(ADDR_NO_RANDOMIZE);
-		execl(program, program, "stay", (char *)0);
-		die("exec");
 	}
 	stay();
 }
@@ -376,13 +368,6 @@ func TestProgramInMemory(t *testing.T) {
 		pid := act(t, as.credential, me, "memory", me)
 		wantNoProgram(t, attestPID(t, NewAttester(Options{}), pid), "on no file system that the host")
 	}
-}
-
-func TestProgramWithoutRandomAddresses(t *testing.T) {
-	t.Parallel()
-	me := newActor(t)
-	pid := act(t, nil, me, "fixed", me)
-	wantNoProgram(t, attestPID(t, NewAttester(Options{}), pid), "no addresses at random")
 }
 
 // TestDynamicLoaderAsTheProgram: it is what runs, not what it was told to load.
@@ -654,29 +639,6 @@ func TestMountTable(t *testing.T) {
 	}
 	if err := table.judge(&mount{fstype: "overlay", options: "rw,lowerdir=/usr:/etc"}, 0); err != nil {
 		t.Errorf("an overlay of root's: %v", err)
-	}
-}
-
-func TestAuxiliaryVectorOfEitherWidth(t *testing.T) {
-	t.Parallel()
-	if runtime.GOARCH != "amd64" && runtime.GOARCH != "arm64" {
-		t.Skip("of little-endian machines")
-	}
-	wide := [...]uint64{33, 0x7fff00001000, 9, 0x401000, 0, 0}
-	narrow := [...]uint32{32, 0xf7f00000, 33, 0xf7f01000, 9, 0x8048054, 0, 0}
-	for _, tt := range []struct {
-		image image
-		want  uint64
-	}{
-		{image(unsafe.Slice((*byte)(unsafe.Pointer(&wide)), unsafe.Sizeof(wide))), 0x401000},
-		{image(unsafe.Slice((*byte)(unsafe.Pointer(&narrow)), unsafe.Sizeof(narrow))), 0x8048054},
-	} {
-		if got, err := tt.image.entry(); got != tt.want || err != nil {
-			t.Errorf("begins at %#x, %v; want %#x", got, err, tt.want)
-		}
-	}
-	if at, err := image("").entry(); err == nil {
-		t.Errorf("no vector says %#x", at)
 	}
 }
 

@@ -1,7 +1,6 @@
 package process
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"strconv"
@@ -11,42 +10,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An image is what the kernel noted when it began to run the process's program:
-// the auxiliary vector, as its bytes. It holds addresses that every exec draws
-// anew at random, such as that of AT_RANDOM on the stack.
-type image string
+// An image is where the kernel laid out the program that the process runs, of
+// proc_pid_stat(5). Every exec draws stack and heap anew, at random.
+type image struct {
+	code  uint64 // where the program's executable segment begins
+	data  uint64 // where its data do
+	heap  uint64 // start of the area that brk(2) extends
+	stack uint64
+}
 
 func (d procDir) image(buf *buffer) (image, error) {
-	b, err := d.read("auxv", buf)
-	return image(b), err
+	st, err := d.stat(buf)
+	return st.image, err
 }
 
-// unfinished reports whether the process is amid an exec, and has no vector yet.
-func (i image) unfinished() bool { return len(i) <= 16 }
-
-// entry returns the address at which the program begins (AT_ENTRY).
-func (i image) entry() (uint64, error) {
-	const atEntry = 9
-	b := []byte(i)
-	word := 8
-	// The vector of a program of 32 bits has shorter words: what is read as the
-	// first key would then hold the first value, too.
-	if len(b) >= 8 && binary.NativeEndian.Uint64(b) > 1<<32 {
-		word = 4
-	}
-	read := func(at int) uint64 {
-		if word == 4 {
-			return uint64(binary.NativeEndian.Uint32(b[at:]))
-		}
-		return binary.NativeEndian.Uint64(b[at:])
-	}
-	for at := 0; at+2*word <= len(b); at += 2 * word {
-		if read(at) == atEntry {
-			return read(at + word), nil
-		}
-	}
-	return 0, errors.New("the kernel does not tell where it begins")
-}
+// unfinished reports whether the process is amid an exec, and has no stack yet.
+func (i image) unfinished() bool { return i.stack == 0 }
 
 // maxMaps bounds what is read of the mappings of a process. Those of the program
 // are among the first: they are in the order of addresses.
@@ -58,9 +37,9 @@ const maxMaps = 8 << 20
 // that shares its memory (PR_SET_MM_MAP), but not while the file it really runs
 // is mapped. The kernel does not tell whether what is mapped is what runs.
 func (d procDir) runsItsProgram(begin image, program fileID, path string) error {
-	entry, err := begin.entry()
-	if err != nil {
-		return err
+	entry := begin.code
+	if entry <= 1 { // proc_pid_stat(5)
+		return errors.New("the kernel does not tell where its code begins (the daemon needs CAP_SYS_PTRACE)")
 	}
 	fd, err := unix.Openat(int(d), "maps", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -107,22 +86,6 @@ func parseMapping(line string) (m mapping, err error) {
 		m.path = strings.TrimLeft(fields[5], " ")
 	}
 	return m, errors.Join(err1, err2, err3)
-}
-
-// addressesStay reports whether the process draws no addresses at random
-// (personality(2)), so that one exec looks like another. Where nobody may trace
-// (Yama's ptrace_scope=3) the kernel does not tell.
-func (d procDir) addressesStay(buf *buffer) (bool, error) {
-	const addrNoRandomize = 0x0040000
-	b, err := d.read("personality", buf)
-	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	n, err := strconv.ParseUint(strings.TrimSpace(string(b)), 16, 32)
-	return n&addrNoRandomize != 0, err
 }
 
 // A start is that of a program by one process, and by what it has forked since.

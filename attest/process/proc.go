@@ -70,7 +70,7 @@ func (d procDir) read(name string, buf *buffer) ([]byte, error) {
 // A stat is what /proc/PID/stat says that is of use here.
 type stat struct {
 	start uint64 // start of the process, in ticks since boot
-	stack uint64 // address of the stack: an exec chooses a new one at random
+	image image
 }
 
 func (d procDir) stat(buf *buffer) (stat, error) {
@@ -85,10 +85,7 @@ func (d procDir) stat(buf *buffer) (stat, error) {
 // in parentheses and may itself hold spaces, parentheses and new lines; nothing
 // after it can hold a parenthesis.
 func parseStat(b []byte) (stat, error) {
-	const (
-		startTime  = 22 // numbers of fields, from 1
-		startStack = 28
-	)
+	const last = 47 // numbers of fields, from 1
 	end := bytes.LastIndexByte(b, ')')
 	if end < 0 {
 		return stat{}, errors.New("stat names no program")
@@ -96,19 +93,28 @@ func parseStat(b []byte) (stat, error) {
 	var st stat
 	number := 2
 	for field := range bytes.FieldsSeq(b[end+1:]) {
-		var err error
+		var into *uint64
 		switch number++; number {
-		case startTime:
-			st.start, err = strconv.ParseUint(string(field), 10, 64)
-		case startStack:
-			st.stack, err = strconv.ParseUint(string(field), 10, 64)
+		case 22:
+			into = &st.start
+		case 26:
+			into = &st.image.code
+		case 28:
+			into = &st.image.stack
+		case 45:
+			into = &st.image.data
+		case last:
+			into = &st.image.heap
+		default:
+			continue
 		}
-		if err != nil {
+		var err error
+		if *into, err = strconv.ParseUint(string(field), 10, 64); err != nil {
 			return stat{}, fmt.Errorf("stat field %d: %w", number, err)
 		}
 	}
-	if number < startStack {
-		return stat{}, fmt.Errorf("stat has %d fields, fewer than %d", number, startStack)
+	if number < last {
+		return stat{}, fmt.Errorf("stat has %d fields, fewer than %d", number, last)
 	}
 	return st, nil
 }

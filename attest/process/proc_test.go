@@ -55,7 +55,7 @@ func TestParseStat(t *testing.T) {
 	t.Parallel()
 	for _, comm := range []string{"sh", "", "a b", ") S 1 2 (", "x) S\n1 (y", ")"} {
 		got, err := parseStat([]byte(statLine(comm)))
-		if want := (stat{start: 22, stack: 28}); err != nil || got != want {
+		if want := (stat{22, image{code: 26, data: 45, heap: 47, stack: 28}}); err != nil || got != want {
 			t.Errorf("program %q: got %+v, %v; want %+v", comm, got, err, want)
 		}
 	}

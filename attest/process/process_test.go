@@ -24,6 +24,7 @@ import (
 // helpers are the programs that tests start as other processes: the test
 // binary, called as one of them.
 var helpers = map[string]func(args []string) error{
+	"account": helperAccount,
 	"connect": helperConnect,
 	"attest":  helperAttest,
 	"stress":  helperStress,
