@@ -74,12 +74,23 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 
 func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
 	st := s.Status()
-	FillStatus(&st, s.Gate)
+	FillStatus(&st, s.Gate, s.Attester)
 	reply(w, st)
 }
 
-// FillStatus sets the gate's part of a status.
-func FillStatus(st *view.Status, g *gate.Gate) {
+// FillStatus sets the part of a status that gate and attester know.
+func FillStatus(st *view.Status, g *gate.Gate, a *process.Attester) {
+	l, hashing := g.Limited(), a.Stats()
+	st.Limited = view.LimitedStatus{
+		Connections: l.Connections, Strangers: l.Strangers, Refusals: l.Refusals, TooOften: l.TooOften,
+		LogShare: l.Share, Busy: l.Busy, Repeats: l.Repeats, Hashes: hashing.Refused, HashersLost: hashing.Lost,
+	}
+	if l.Connections+l.TooOften+l.Share+l.Busy > 0 {
+		st.Reminders = append(st.Reminders, fmt.Sprintf("limits have refused %d connections and %d requests since the daemon started; vouch log show says whose", l.Connections, l.TooOften+l.Share+l.Busy))
+	}
+	for user, n := range hashing.LostBy {
+		st.Problems = append(st.Problems, fmt.Sprintf("%d of the workers that hash programs wait for a file system of user %d's that does not answer; end that user's programs", n, user))
+	}
 	st.Streams = g.Streams.Open()
 	st.Entries.Count = len(g.Entries())
 	st.Entries.Disabled = len(g.Disabled())

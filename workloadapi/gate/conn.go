@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"slices"
 	"sync"
@@ -90,12 +91,13 @@ func newConn(u *net.UnixConn, peer *process.Peer, place *place) (*conn, error) {
 		place.leave()
 		return err
 	})
-	stranger = time.AfterFunc(place.t.limits.strangerFor, func() {
+	stranger = time.AfterFunc(math.MaxInt64, func() {
 		if !place.stays() {
 			place.t.limited.strangers.Add(1)
 			c.Close()
 		}
 	})
+	stranger.Reset(place.t.limits.strangerFor) // not before close can stop it
 	return c, nil
 }
 

@@ -102,6 +102,9 @@ func (c *Caller) admit(ctx context.Context) (err error) {
 	g, r := c.gate, &c.request
 	done, err := g.turns.take(ctx, g.recorder.persons.of(r.Peer.Process().UID()))
 	if err != nil {
+		if errors.Is(err, ErrBusy) {
+			g.recorder.limited.busy.Add(1)
+		}
 		return err
 	}
 	c.Process, err = r.Peer.Attest(ctx, g.attester)

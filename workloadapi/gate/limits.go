@@ -18,6 +18,7 @@ import (
 var (
 	ErrTooOften = errors.New("too many answers under this identity")
 	ErrShare    = errors.New("the identity's share of the attestation log is used up")
+	ErrBusy     = errors.New("too many requests of this user are being attested")
 )
 
 // Limited counts what was held back, since the start, by the limit that did.
@@ -27,18 +28,19 @@ type Limited struct {
 	Refusals    uint64 // that were counted, not recorded one by one
 	TooOften    uint64 // answers refused, because their identity had too many
 	Share       uint64 // answers refused, because their identity's share of the log is used up
+	Busy        uint64 // requests refused, because too many of their user were being attested
 	Repeats     uint64 // answers that were what the process had got just before
 }
 
 // counters are what Limited is read from.
 type counters struct {
-	connections, strangers, refusals, tooOften, share, repeats atomic.Uint64
+	connections, strangers, refusals, tooOften, share, busy, repeats atomic.Uint64
 }
 
 func (c *counters) read() Limited {
 	return Limited{
 		Connections: c.connections.Load(), Strangers: c.strangers.Load(), Refusals: c.refusals.Load(),
-		TooOften: c.tooOften.Load(), Share: c.share.Load(), Repeats: c.repeats.Load(),
+		TooOften: c.tooOften.Load(), Share: c.share.Load(), Busy: c.busy.Load(), Repeats: c.repeats.Load(),
 	}
 }
 
@@ -67,7 +69,10 @@ func keep[K comparable, V any](m map[K]V, k K, v V, idle func(V) bool) V {
 
 // turnsEach is how many requests of one person are attested at a time. Hashing
 // and file systems that take their time then hold up nobody else.
-const turnsEach = 32
+const (
+	turnsEach = 32
+	turnTime  = 5 * time.Second // that one more waits for its turn
+)
 
 // turns has each person's requests wait for one another.
 type turns struct {
@@ -80,7 +85,8 @@ type turn struct {
 	users int // that wait for it or have it
 }
 
-// take returns once there is a turn for the person, and what gives it back.
+// take returns once there is a turn for the person, and what gives it back; it
+// returns [ErrBusy] when none comes free.
 func (t *turns) take(ctx context.Context, person uint32) (done func(), err error) {
 	t.mu.Lock()
 	if t.people == nil {
@@ -100,8 +106,13 @@ func (t *turns) take(ctx context.Context, person uint32) (done func(), err error
 			delete(t.people, person)
 		}
 	}
-	if err := of.Acquire(ctx, 1); err != nil {
+	wait, cancel := context.WithTimeout(ctx, turnTime)
+	defer cancel()
+	if err := of.Acquire(wait, 1); err != nil {
 		leave()
+		if ctx.Err() == nil {
+			err = fmt.Errorf("%w: %d, which take long; try again", ErrBusy, turnsEach)
+		}
 		return nil, err
 	}
 	return func() { of.Release(1); leave() }, nil
@@ -170,14 +181,13 @@ func (l *ledger) spend(entries []identity.Entry) error {
 				return s.answers.TokensAt(now) >= answerBurst && s.records.TokensAt(now) >= float64(s.records.Burst())
 			})
 		}
-		// The share is counted before it binds, or the log's first half would
-		// be free.
-		mine := s.records.AllowN(now, 1)
-		if !mine && scarce {
-			return fmt.Errorf("%w: %s; the log is more than half full: raise log.max_mib, or have it ask less often", ErrShare, e.ID)
-		}
 		if !s.answers.AllowN(now, 1) {
 			return fmt.Errorf("%w: %s; at most %d a second for long, try again in a second", ErrTooOften, e.ID, answersPerSecond)
+		}
+		// The share is counted before it binds, or the log's first half would
+		// be free.
+		if !s.records.AllowN(now, 1) && scarce {
+			return fmt.Errorf("%w: %s; the log is more than half full: raise log.max_mib, or have it ask less often", ErrShare, e.ID)
 		}
 	}
 	return nil

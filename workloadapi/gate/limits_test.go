@@ -210,32 +210,80 @@ func TestWhatIsRememberedIsBounded(t *testing.T) {
 func TestAnAnswerIsGivenAgainToAProcessThatAsksTooOften(t *testing.T) {
 	t.Parallel()
 	var w windows
-	told := make(chan int, 1)
 	key := windowKey{pid: 1, start: 2, event: "x"}
 	for i := range repeatBurst {
-		if _, again := w.again(key); again {
+		if _, again := w.again(key, "api"); again {
 			t.Fatalf("request %d is answered again", i)
 		}
-		w.keep(key, i, time.Hour, func(n int) { told <- n })
+		if kept := w.keep(key, "api", i); kept != (i == repeatBurst-1) {
+			t.Fatalf("answer %d is held: %v", i, kept)
+		}
 	}
 	for i := range 5 {
-		if v, again := w.again(key); !again || v != repeatBurst-1 {
+		if v, again := w.again(key, "api"); !again || v != repeatBurst-1 {
 			t.Fatalf("repeat %d: %v, %v", i, v, again)
 		}
 	}
+	if _, again := w.again(key, "other"); again {
+		t.Error("it is given for another audience")
+	}
 	other := key
 	other.start = 3
-	if _, again := w.again(other); again {
+	if _, again := w.again(other, "api"); again {
 		t.Error("another process is given it")
 	}
-	w.mu.Lock()
-	w.open[key].close.Reset(0)
-	w.mu.Unlock()
-	if n := <-told; n != 5 {
-		t.Errorf("the record tells of %d repeats, want 5", n)
+	if n := w.release(key, "api"); n != 5 {
+		t.Errorf("it was given %d times, want 5", n)
 	}
-	if v, again := w.again(key); again {
-		t.Errorf("once it is closed: %v", v)
+	if v, again := w.again(key, "api"); again {
+		t.Errorf("once it is released: %v", v)
+	}
+	for i := range 2 * maxHeld {
+		w.keep(key, fmt.Sprint(i), i)
+	}
+	if n := len(w.known[key].held); n != maxHeld {
+		t.Errorf("%d answers are held", n)
+	}
+}
+
+func TestWhatIsDueIsDoneAtTheEndAndOnce(t *testing.T) {
+	t.Parallel()
+	var l later
+	done := make(chan int, 10)
+	l.do(time.Hour, func() { done <- 1 })
+	l.do(0, func() { done <- 2 })
+	if n := <-done; n != 2 {
+		t.Fatalf("%d was done", n)
+	}
+	l.close()
+	if n := <-done; n != 1 || len(done) != 0 {
+		t.Fatalf("%d was done at the end, and %d more", n, len(done))
+	}
+	l.do(time.Hour, func() { done <- 3 })
+	if n := <-done; n != 3 {
+		t.Fatalf("%d was done after the end", n)
+	}
+}
+
+func TestAFirstRefusalOfEachPersonIsRecordedHoweverManyFlood(t *testing.T) {
+	t.Parallel()
+	r := newRefusals(Share{Bytes: 1, Keep: time.Hour}, func() bool { return true })
+	for person := range uint32(30) {
+		for range 2 * refusalBurst {
+			r.allow(person)
+		}
+	}
+	if ok, _ := r.allow(31); !ok {
+		t.Error("the first refusal of another person is not recorded")
+	}
+	for range allRefusalBurst + refusalBurst {
+		r.allow(32)
+	}
+	if ok, first := r.allow(32); ok || first || r.take(32) == 0 || r.take(32) != 0 {
+		t.Error("what is not recorded is not counted")
+	}
+	if ok, first := r.allow(32); ok || !first {
+		t.Error("it is not told that a new count begins")
 	}
 }
 

@@ -24,18 +24,18 @@ type Recorder struct {
 	ledger   *ledger
 	persons  *persons
 	limited  *counters
+	later    later
 }
 
 // NewRecorder returns a recorder. A daemon has one.
 func NewRecorder(log *writer.Log, share Share) *Recorder {
+	scarce := func() bool { return share.Bytes > 0 && log.Status().DiskBytes > share.Bytes/2 }
 	return &Recorder{
 		log:      log,
-		refusals: newRefusals(),
-		ledger: &ledger{share: share, now: time.Now, identities: make(map[string]*spending), scarce: func() bool {
-			return share.Bytes > 0 && log.Status().DiskBytes > share.Bytes/2
-		}},
-		persons: newPersons("/etc/subuid"),
-		limited: new(counters),
+		refusals: newRefusals(share, scarce),
+		ledger:   &ledger{share: share, now: time.Now, identities: make(map[string]*spending), scarce: scarce},
+		persons:  newPersons("/etc/subuid"),
+		limited:  new(counters),
 	}
 }
 
@@ -54,17 +54,34 @@ func (r *Recorder) Record(ctx context.Context, records ...audit.Record) error {
 // and again it only counts it, without describe, and returns
 // [ErrTooManyRefusals].
 func (r *Recorder) Refuse(ctx context.Context, uid uint32, describe func() audit.Record) error {
-	suppressed, ok := r.refusals.allow(r.persons.of(uid))
-	if !ok {
-		r.limited.refusals.Add(1)
-		return ErrTooManyRefusals
+	person := r.persons.of(uid)
+	ok, first := r.refusals.allow(person)
+	if ok {
+		return r.log.Append(ctx, describe())
 	}
-	refusal := describe()
-	if suppressed > 0 {
-		refusal.Reason = fmt.Sprintf("%s (and %d refusals of this user since the last record)", refusal.Reason, suppressed)
+	r.limited.refusals.Add(1)
+	if first {
+		r.later.do(sumEvery, func() {
+			n := r.refusals.take(person)
+			if n == 0 {
+				return
+			}
+			sum := audit.Record{
+				Event: audit.EventWorkload, Outcome: audit.Denied, Workload: &audit.Workload{UID: person},
+				Reason: fmt.Sprintf("%d refusals of this user were counted and not recorded one by one", n),
+			}
+			r.log.Append(context.WithoutCancel(ctx), sum) // a log that cannot be written says so itself
+		})
 	}
-	return r.log.Append(ctx, refusal)
+	return ErrTooManyRefusals
 }
+
+// Person returns the user that a user ID counts for: the owner of a subordinate
+// one (subuid(5)), else itself.
+func (r *Recorder) Person(uid uint32) uint32 { return r.persons.of(uid) }
+
+// Close records what was only counted yet. The log is closed after it.
+func (r *Recorder) Close() { r.later.close() }
 
 // Record makes durable what the caller is about to get.
 func (c *Caller) Record(ctx context.Context, records ...audit.Record) error {

@@ -55,8 +55,9 @@ type Meaning struct {
 // §6).
 var meanings = []Meaning{
 	{ErrStopping, codes.Unavailable, "the daemon is stopping"},
-	{ErrTooManyRefusals, codes.Unavailable, "too many refused requests from this user; wait a moment"},
+	{ErrTooManyRefusals, codes.Unavailable, "too many refused requests; wait a moment"},
 	{ErrTooOften, codes.ResourceExhausted, ""},
+	{ErrBusy, codes.ResourceExhausted, ""},
 	{ErrShare, codes.ResourceExhausted, ""},
 	{ErrNode, codes.PermissionDenied, ""},
 	{ErrLost, codes.PermissionDenied, "no identity issued any longer: the process is not what its entry names, or the entry has gone"},

@@ -42,6 +42,7 @@ type transport struct {
 	conns     int
 	strangers int               // of them, those of processes that were entitled to nothing yet
 	people    map[uint32]*guest // by the person whose they are
+	met       map[uint32]bool   // who had an identity once, and is let in though there are many strangers
 }
 
 // A guest is somebody's open connections.
@@ -65,7 +66,7 @@ func (g *Gate) NewTransport() credentials.TransportCredentials {
 }
 
 func newTransport(limits connLimits, persons *persons, limited *counters) credentials.TransportCredentials {
-	return &transport{limits: limits, persons: persons, limited: limited, people: make(map[uint32]*guest)}
+	return &transport{limits: limits, persons: persons, limited: limited, people: make(map[uint32]*guest), met: make(map[uint32]bool)}
 }
 
 // A Conn is a connection over gRPC from one pinned process, and what gRPC has for
@@ -167,7 +168,7 @@ func (t *transport) admit(pid int, uid uint32) (*place, error) {
 		err = fmt.Errorf("%d connections are open, as many as are allowed", t.conns)
 	case of.conns >= t.limits.each:
 		err = fmt.Errorf("the user has %d connections, as many as are allowed", of.conns)
-	case t.strangers >= t.limits.strangers:
+	case t.strangers >= t.limits.strangers && !t.met[person]:
 		err = fmt.Errorf("%d connections are open without an identity, as many as are allowed", t.strangers)
 	case of.strangers >= t.limits.eachOfThem:
 		err = fmt.Errorf("the user has %d connections without an identity, as many as are allowed", of.strangers)
@@ -190,6 +191,9 @@ func (p *place) know() {
 	defer p.t.mu.Unlock()
 	if !p.known && !p.gone {
 		p.known = true
+		if !p.t.met[p.person] {
+			keep(p.t.met, p.person, true, func(bool) bool { return false })
+		}
 		p.t.strangers--
 		p.t.people[p.person].strangers--
 	}

@@ -27,101 +27,122 @@ type Repeat struct {
 	For time.Duration // how long an answer may be given again; at most 5 s
 }
 
+// maxHeld bounds the answers of one process that may be given again.
+const maxHeld = 16
+
 // windows are what processes got last.
 type windows struct {
-	mu   sync.Mutex // guards the windows
-	open map[windowKey]*window
+	mu    sync.Mutex // guards the askers
+	known map[windowKey]*asker
 }
 
+// windowKey names a process, and what it is entitled to.
 type windowKey struct {
-	kind    string // of the answer
 	pid     int
 	start   uint64
 	event   audit.Event
-	of      string
 	granted string
 }
 
-// A window is one answer, and what came of it since.
-type window struct {
-	asked  *rate.Limiter
-	answer any // nil: none that may be given again
-	count  int // how often it was
-	close  *time.Timer
+// An asker is a process, how often it asks, and what it got.
+type asker struct {
+	asked *rate.Limiter
+	held  map[string]*held // by what was asked for
+}
+
+// held is an answer that may be given again, and how often it was.
+type held struct {
+	answer any
+	count  int
 }
 
 // AnswerAgain is [Answer], but that a process which asks too often for the same
 // gets what it got before: nothing that it does not have, and no record of its
 // own.
 func AnswerAgain[T any](ctx context.Context, c *Caller, same Repeat, build func(context.Context, *Caller) (T, []audit.Record, error)) (answer T, err error) {
-	w := &c.gate.windows
-	key := keyOf(c, same, fmt.Sprintf("%T", answer))
-	if old, ok := w.again(key); ok {
-		if err := c.prove(ctx); err != nil {
-			return answer, c.Refuse(ctx, c.request.Event, err)
+	w, key := &c.gate.windows, keyOf(c)
+	if old, ok := w.again(key, same.Of); ok {
+		if again, ok := old.(T); ok {
+			if err := c.prove(ctx); err != nil {
+				return answer, c.Refuse(ctx, c.request.Event, err)
+			}
+			c.gate.recorder.limited.repeats.Add(1)
+			return again, nil
 		}
-		c.gate.recorder.limited.repeats.Add(1)
-		return old.(T), nil
 	}
 	answer, err = Answer(ctx, c, build)
-	if err == nil {
-		w.keep(key, answer, min(same.For, maxWindow), func(count int) {
-			r := c.DescribeAs(audit.EventWorkload, c.Entries[0])
-			r.Duration = 0
-			r.Reason = fmt.Sprintf("asked too often: what %s handed out was given to the same process %d more times", c.RequestID, count)
-			if err := c.gate.recorder.Record(context.WithoutCancel(ctx), r); err != nil {
-				c.gate.logger.Error("recording repeated answers", "request", c.RequestID, "err", err)
-			}
-		})
+	if err != nil || !w.keep(key, same.Of, answer) {
+		return answer, err
 	}
-	return answer, err
+	c.gate.recorder.later.do(min(same.For, maxWindow), func() {
+		n := w.release(key, same.Of)
+		if n == 0 {
+			return
+		}
+		r := c.DescribeAs(audit.EventWorkload, c.Entries[0])
+		r.Duration = 0
+		r.Reason = fmt.Sprintf("asked too often: what request %s handed out was given to the same process %d more times", c.RequestID, n)
+		if err := c.gate.recorder.Record(context.WithoutCancel(ctx), r); err != nil {
+			c.gate.logger.Error("recording repeated answers", "request", c.RequestID, "err", err)
+		}
+	})
+	return answer, nil
 }
 
-// keyOf names the process, and everything that the answer depends on.
-func keyOf(c *Caller, same Repeat, kind string) windowKey {
+func keyOf(c *Caller) windowKey {
 	var granted strings.Builder
 	for _, e := range c.Entries {
 		fmt.Fprintf(&granted, "%s %s %s %q\n", e.ID, e.X509TTL, e.JWTTTL, e.Hint)
 	}
-	return windowKey{kind, c.Process.PID, c.Process.StartTime, c.request.Event, same.Of, granted.String()}
+	return windowKey{c.Process.PID, c.Process.StartTime, c.request.Event, granted.String()}
 }
 
-// again counts a request, and returns the last answer if this is one too many.
-func (w *windows) again(key windowKey) (answer any, ok bool) {
+// again counts a request, and returns the last answer to it if this is one too
+// many.
+func (w *windows) again(key windowKey, of string) (answer any, ok bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.open == nil {
-		w.open = make(map[windowKey]*window)
+	if w.known == nil {
+		w.known = make(map[windowKey]*asker)
 	}
-	of := w.open[key]
-	if of == nil {
-		of = keep(w.open, key, &window{asked: rate.NewLimiter(repeatsPerSecond, repeatBurst)}, func(o *window) bool {
-			return o.answer == nil && o.asked.Tokens() >= repeatBurst
+	by := w.known[key]
+	if by == nil {
+		by = keep(w.known, key, &asker{rate.NewLimiter(repeatsPerSecond, repeatBurst), make(map[string]*held)}, func(o *asker) bool {
+			return len(o.held) == 0 && o.asked.Tokens() >= repeatBurst
 		})
 	}
-	if of.asked.Allow() || of.answer == nil {
+	if by.asked.Allow() {
 		return nil, false
 	}
-	of.count++
-	return of.answer, true
+	h := by.held[of]
+	if h == nil {
+		return nil, false
+	}
+	h.count++
+	return h.answer, true
 }
 
-// keep holds an answer for a while, and then tells how often it was given again.
-func (w *windows) keep(key windowKey, answer any, d time.Duration, tell func(count int)) {
+// keep holds an answer to a process that asks too often, until it is released.
+func (w *windows) keep(key windowKey, of string, answer any) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	of := w.open[key]
-	if of == nil || of.answer != nil || d <= 0 || of.asked.Tokens() >= 1 {
-		return // it was forgotten, is held already, or is not asked for too often
+	by := w.known[key]
+	if by == nil || by.held[of] != nil || len(by.held) >= maxHeld || by.asked.Tokens() >= 1 {
+		return false
 	}
-	of.answer = answer
-	of.close = time.AfterFunc(d, func() {
-		w.mu.Lock()
-		count := of.count
-		of.answer, of.count = nil, 0
-		w.mu.Unlock()
-		if count > 0 {
-			tell(count)
-		}
-	})
+	by.held[of] = &held{answer: answer}
+	return true
+}
+
+// release lets go of an answer, and returns how often it was given again.
+func (w *windows) release(key windowKey, of string) (count int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	by := w.known[key]
+	if by == nil || by.held[of] == nil {
+		return 0
+	}
+	count = by.held[of].count
+	delete(by.held, of)
+	return count
 }

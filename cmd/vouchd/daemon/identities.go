@@ -47,7 +47,10 @@ func openIdentities(ctx context.Context, c *config.Config, m *machine, log *reco
 
 func (i *identities) open(ctx context.Context, m *machine, e *enrolment) (err error) {
 	l := i.leases
-	o := process.Options{Wants: func(have attest.Selectors, upTo attest.Stage) attest.KindSet { return i.gate.Wants(have, upTo) }}
+	o := process.Options{
+		Wants:  func(have attest.Selectors, upTo attest.Stage) attest.KindSet { return i.gate.Wants(have, upTo) },
+		Person: l.recorder.Person,
+	}
 	if systemd.IsManager() {
 		o.Manager = l.units
 	} else {

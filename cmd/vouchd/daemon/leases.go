@@ -100,6 +100,7 @@ func (l *leases) openPins() (err error) {
 
 // close leaves the leases as they are, for the next start.
 func (l *leases) close() {
+	l.recorder.Close()
 	if l.engine != nil {
 		l.engine.Close()
 	}

@@ -34,7 +34,7 @@ func (d *daemon) serveMetrics(ctx context.Context) error {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(statusCollector{secrets: d.leases.secrets.List, status: func() view.Status {
 		st := d.status()
-		admin.FillStatus(&st, d.identities.gate)
+		admin.FillStatus(&st, d.identities.gate, d.identities.attester)
 		return st
 	}})
 	h := &http.Server{
@@ -111,7 +111,18 @@ var metrics = []struct {
 	}},
 	{metric("secrets", "Secrets sealed to this machine."), func(st *view.Status) (float64, bool) { return float64(st.Secrets.Count), st.Secrets.Error == "" }},
 	{metric("secrets_due", "Secrets that should have been rotated by now."), func(st *view.Status) (float64, bool) { return float64(st.Secrets.Due), st.Secrets.Error == "" }},
+	{metric("hashers_lost", "Workers that wait for a file system that does not answer."), func(st *view.Status) (float64, bool) { return float64(st.Limited.HashersLost), true }},
 	{metric("problems", "Problems that vouch status reports."), func(st *view.Status) (float64, bool) { return float64(len(st.Problems)), true }},
+}
+
+// limited counts what the limits have held back, by the limit.
+var limited = metric("limited_total", "What the limits have held back since the start, by the limit.", "limit")
+
+func limits(l view.LimitedStatus) map[string]uint64 {
+	return map[string]uint64{
+		"connections": l.Connections, "strangers": l.Strangers, "refusals": l.Refusals, "too_often": l.TooOften,
+		"log_share": l.LogShare, "busy": l.Busy, "repeats": l.Repeats, "hashes": l.Hashes,
+	}
 }
 
 // What is told of each witness, by its name.
@@ -143,6 +154,7 @@ func (c statusCollector) Describe(descs chan<- *prometheus.Desc) {
 	for _, m := range metrics {
 		descs <- m.desc
 	}
+	descs <- limited
 	descs <- witnessUp
 	descs <- witnessRecords
 	descs <- witnessTime
@@ -158,6 +170,9 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 		if v, ok := m.value(&st); ok {
 			out <- prometheus.MustNewConstMetric(m.desc, prometheus.GaugeValue, v)
 		}
+	}
+	for by, n := range limits(st.Limited) {
+		out <- prometheus.MustNewConstMetric(limited, prometheus.CounterValue, float64(n), by)
 	}
 	for _, w := range st.Log.Witnesses {
 		up := 1.0

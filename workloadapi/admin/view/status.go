@@ -16,9 +16,24 @@ type Status struct {
 	Log         LogStatus         `json:"log"`
 	Credentials CredentialsStatus `json:"credentials"`
 	Secrets     SecretsStatus     `json:"secrets"`
-	Streams     int64             `json:"streams"`   // open on the agent socket
+	Streams     int64             `json:"streams"` // open on the agent socket
+	Limited     LimitedStatus     `json:"limited"`
 	Reminders   []string          `json:"reminders"` // what is not wrong yet, each one sentence with what to do
 	Problems    []string          `json:"problems"`  // each one sentence with the way out; empty: all is well
+}
+
+// LimitedStatus counts what the limits have held back since the daemon started.
+type LimitedStatus struct {
+	Connections uint64 `json:"connections"` // refused: as many are open as are allowed
+	Strangers   uint64 `json:"strangers"`   // closed: their process was entitled to nothing
+	Refusals    uint64 `json:"refusals"`    // counted, and not recorded one by one
+	TooOften    uint64 `json:"too_often"`   // answers refused: their identity had too many
+	LogShare    uint64 `json:"log_share"`   // answers refused: their identity's share of the log is used up
+	Busy        uint64 `json:"busy"`        // refused: too many of their user were being attested
+	Repeats     uint64 `json:"repeats"`     // answers given again to a process that asks too often
+	Hashes      uint64 `json:"hashes"`      // programs without a digest: for their size, the time it took, or their user's share
+
+	HashersLost int `json:"hashers_lost"` // now: they wait for a file system that does not answer
 }
 
 // TPMStatus says which TPM holds the keys.

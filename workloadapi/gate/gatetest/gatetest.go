@@ -98,6 +98,7 @@ func Start(t testing.TB, entries string) *Stack {
 	must(t, err)
 	t.Cleanup(func() { s.Watcher.Close() })
 	s.Recorder = gate.NewRecorder(s.Log, gate.Share{})
+	t.Cleanup(s.Recorder.Close)
 	s.Attester = process.NewAttester(process.Options{Wants: func(have attest.Selectors, upTo attest.Stage) attest.KindSet { return s.Gate.Wants(have, upTo) }})
 	s.Gate = gate.New(gate.Options{Attester: s.Attester, Recorder: s.Recorder, Logger: s.Logger})
 	s.SetEntries(entries)
