@@ -30,6 +30,10 @@ type Limits struct {
 	// all, for checking entries without the configuration they are for. The
 	// daemon never sets it.
 	AnyTrustDomain bool
+	// LeaveOutUnanchored has entries without an anchor left out, and the others
+	// loaded, where otherwise nothing is. The daemon sets it: an entry that an
+	// earlier version took must not take everybody's identity with it.
+	LeaveOutUnanchored bool
 }
 
 // Entries is every registration entry of the host. It does not change once
@@ -37,6 +41,7 @@ type Limits struct {
 // so matches nothing.
 type Entries struct {
 	list   []Entry // in the order of files and lines
+	out    config.Errors
 	digest [32]byte
 
 	// Selectors are numbered, so that matching compares numbers. An entry
@@ -87,7 +92,9 @@ func parseEntries(files []config.File, problems config.Errors, td spiffeid.Trust
 		c.problems.AddErr(f.Path, config.Decode(f.Path, f.Data, &doc))
 		for i := range doc.Entries {
 			if w := &doc.Entries[i]; w.Pos.Line > 0 {
-				list = append(list, c.entry(w))
+				if e := c.entry(w); !e.Unanchored || w.AllowUnanchored || !limits.LeaveOutUnanchored {
+					list = append(list, e)
+				}
 			}
 		}
 		if len(list) > maxEntries {
@@ -99,10 +106,13 @@ func parseEntries(files []config.File, problems config.Errors, td spiffeid.Trust
 	if err := c.problems.Err(); err != nil {
 		return nil, err
 	}
-	es := &Entries{list: list, digest: digest(files)}
+	es := &Entries{list: list, out: c.out, digest: digest(files)}
 	es.index()
 	return es, nil
 }
+
+// LeftOut returns why entries were left out, by [Limits.LeaveOutUnanchored].
+func (es *Entries) LeftOut() config.Errors { return es.out }
 
 // digest covers names and contents, each with its length before it.
 func digest(files []config.File) [32]byte {

@@ -26,6 +26,7 @@ type checker struct {
 	td       spiffeid.TrustDomain
 	limits   Limits
 	problems config.Errors
+	out      config.Errors // of entries that are left out
 }
 
 func (c *checker) entry(w *written) Entry {
@@ -102,7 +103,11 @@ func (c *checker) anchor(w *written) {
 		}
 	}
 	if !w.AllowUnanchored {
-		c.problems.Add(w.Pos, "entry %s has no anchor: any user of the machine can arrange all that it asks for; add one of unix:uid:…, unix:user:…, systemd:id:…, systemd:main_process:true, cgroup:path:… or container:id:…, or, in a lab, set allow_unanchored: true", w.ID.Value)
+		problems := &c.problems
+		if c.limits.LeaveOutUnanchored {
+			problems = &c.out
+		}
+		problems.Add(w.Pos, "entry %s has no anchor: any user of the machine can arrange all that it asks for; add one of unix:uid:…, unix:user:…, systemd:id:…, systemd:main_process:true, cgroup:path:… or container:id:…, or, in a lab, set allow_unanchored: true", w.ID.Value)
 	}
 }
 

@@ -459,3 +459,37 @@ entries:
 		t.Errorf("unanchored are %t and %t, want true and false", all[0].Unanchored, all[1].Unanchored)
 	}
 }
+
+// What an earlier version took, and this one does not, costs its own identity alone.
+func TestEntriesWithoutAnAnchorCanBeLeftOut(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	text := `entries:
+  - {spiffe_id: spiffe://example.org/bare, selectors: [unix:path:/opt/agent]}
+  - {spiffe_id: spiffe://example.org/lab, selectors: [unix:path:/opt/lab], allow_unanchored: true}
+  - {spiffe_id: spiffe://example.org/anchored, selectors: [unix:path:/opt/agent, unix:uid:7]}
+`
+	if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	limits := Limits{MaxX509TTL: time.Hour, AnyOwner: true}
+	domain := spiffeid.RequireTrustDomainFromString("example.org")
+	if _, err := LoadEntries(dir, domain, limits); err == nil {
+		t.Error("an entry without an anchor is taken")
+	}
+	limits.LeaveOutUnanchored = true
+	es, err := LoadEntries(dir, domain, limits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ids []string
+	for _, e := range es.All() {
+		ids = append(ids, e.ID.Path())
+	}
+	if want := []string{"/lab", "/anchored"}; !slices.Equal(ids, want) {
+		t.Errorf("in force are %q, want %q", ids, want)
+	}
+	if out := es.LeftOut(); len(out) != 1 || !strings.Contains(out.Error(), "a.yaml:2: entry spiffe://example.org/bare has no anchor") {
+		t.Errorf("left out: %v", out)
+	}
+}

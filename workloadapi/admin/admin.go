@@ -141,6 +141,7 @@ func entryView(g *gate.Gate, e identity.Entry) view.Entry {
 	v := view.Entry{
 		SPIFFEID: e.ID.String(), Selectors: e.Selectors.Strings(), Position: e.Pos.String(),
 		X509TTL: e.X509TTL.String(), JWTTTL: e.JWTTTL.String(), Hint: e.Hint,
+		Unanchored: e.Unanchored, Container: e.Container(),
 	}
 	if d, ok := g.DisabledAs(e.ID); ok {
 		v.Disabled = new(view.Disabled(d))

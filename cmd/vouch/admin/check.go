@@ -28,6 +28,23 @@ type checkView struct {
 	Entries     int    `json:"entries"`
 	Credentials *int   `json:"credentials,omitempty"` // nil where entries alone were checked
 	Programs    *int   `json:"programs,omitempty"`    // likewise
+
+	Unanchored []string `json:"unanchored,omitempty"` // entries that any user of the machine can match
+	Containers []string `json:"containers,omitempty"` // entries that mean processes of containers
+}
+
+// said fills in what there is to say of entries that are in order.
+func (v checkView) said(es *identity.Entries) checkView {
+	for _, e := range es.All() {
+		named := fmt.Sprintf("%s: %s", e.Pos, e.ID)
+		if e.Unanchored {
+			v.Unanchored = append(v.Unanchored, named)
+		}
+		if e.Container() {
+			v.Containers = append(v.Containers, named)
+		}
+	}
+	return v
 }
 
 func newCheck(o *cli.Options) *cobra.Command {
@@ -57,6 +74,12 @@ alone; without it, the configuration in use is checked. Nothing is contacted.`,
 					fmt.Fprintf(w, ", %d programs", *view.Programs)
 				}
 				fmt.Fprintln(w)
+				for _, e := range view.Unanchored {
+					fmt.Fprintf(w, "%s is unanchored: any user of the machine can have it\n", e)
+				}
+				for _, e := range view.Containers {
+					fmt.Fprintf(w, "%s is for processes of containers, and no others\n", e)
+				}
 			})
 		},
 	}
@@ -134,7 +157,7 @@ func checkAll(entries, credentials, defined string, td spiffeid.TrustDomain, lim
 	if err := problems.Err(); err != nil {
 		return checkView{}, err
 	}
-	return checkView{Dir: entries, TrustDomain: td.Name(), Entries: es.Len(), Credentials: new(len(defs.All())), Programs: new(len(ps))}, nil
+	return checkView{Dir: entries, TrustDomain: td.Name(), Entries: es.Len(), Credentials: new(len(defs.All())), Programs: new(len(ps))}.said(es), nil
 }
 
 func checkEntries(dir string, td spiffeid.TrustDomain, limits identity.Limits) (checkView, error) {
@@ -142,7 +165,7 @@ func checkEntries(dir string, td spiffeid.TrustDomain, limits identity.Limits) (
 	if err != nil {
 		return checkView{}, err
 	}
-	return checkView{Dir: dir, TrustDomain: td.Name(), Entries: es.Len()}, nil
+	return checkView{Dir: dir, TrustDomain: td.Name(), Entries: es.Len()}.said(es), nil
 }
 
 // checkNodePolicy checks the policy that belongs to a configuration, if there

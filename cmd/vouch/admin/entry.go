@@ -53,6 +53,12 @@ func printEntry(w io.Writer, e view.Entry) {
 	for _, s := range e.Selectors {
 		fmt.Fprintf(w, "    %s\n", s)
 	}
+	if e.Unanchored {
+		fmt.Fprintln(w, "    unanchored: any user of this machine can have it")
+	}
+	if e.Container {
+		fmt.Fprintln(w, "    for processes of containers")
+	}
 }
 
 func newEntryExplain(o *cli.Options) *cobra.Command {

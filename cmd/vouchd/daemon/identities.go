@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 
@@ -115,7 +116,7 @@ func (i *identities) source() reload.Source[*identity.Entries] {
 	return reload.Source[*identity.Entries]{
 		Name: "entries", Place: i.config.EntriesDir,
 		Load: func() (*identity.Entries, error) {
-			limits := identity.Limits{MaxX509TTL: i.config.Authority.MaxX509TTL()}
+			limits := identity.Limits{MaxX509TTL: i.config.Authority.MaxX509TTL(), LeaveOutUnanchored: true}
 			return identity.LoadEntries(i.config.EntriesDir, i.config.TrustDomain, limits)
 		},
 		Digest: (*identity.Entries).Digest,
@@ -132,6 +133,9 @@ func (i *identities) source() reload.Source[*identity.Entries] {
 			i.gate.SetEntries(es)
 			i.leases.endUngranted(es)
 			i.slog.Info("entries in force", "entries", es.Len())
+			for _, why := range es.LeftOut() {
+				i.slog.Error("an entry is not in force", "err", why)
+			}
 		},
 		Logger: i.slog,
 	}
@@ -167,4 +171,21 @@ func (i *identities) report(st *view.Status, problem problemf) {
 		st.Entries.Error = s.Problem.Error()
 		problem("the entries on disk are not in force; keeping the previous ones: %v", s.Problem)
 	}
+	if s.Value != nil {
+		for _, why := range s.Value.LeftOut() {
+			problem("an entry is not in force: %v", why)
+		}
+	}
+	if n := unanchored(i.gate.Entries()); n > 0 {
+		st.Reminders = append(st.Reminders, fmt.Sprintf("%d entries are allow_unanchored, which is for a lab: any user of this machine can have their identities; see vouch entry list", n))
+	}
+}
+
+func unanchored(entries []identity.Entry) (n int) {
+	for _, e := range entries {
+		if e.Unanchored {
+			n++
+		}
+	}
+	return n
 }

@@ -96,7 +96,9 @@ type Entry struct {
 	JWTTTL    string   `json:"jwt_svid_ttl"`
 	Hint      string   `json:"hint,omitempty"`
 
-	Disabled *Disabled `json:"disabled,omitempty"` // missing: the identity is in use
+	Unanchored bool      `json:"unanchored,omitempty"` // any user can arrange what it asks for
+	Container  bool      `json:"container,omitempty"`  // it means processes of containers, and no others
+	Disabled   *Disabled `json:"disabled,omitempty"`   // missing: the identity is in use
 }
 
 // An Explanation says what a process is, and what that entitles it to.
