@@ -152,11 +152,15 @@ func (c *checker) interpreter(w *written) {
 		return
 	}
 	_, file, _ := strings.Cut(program.Value.Value, ":")
-	if interpreters.MatchString(path.Base(file)) {
+	if Interpreter(file) {
 		c.problems.Add(program.Pos, "%s is an interpreter and runs any script, so it identifies no program; add a selector for its unit, such as systemd:id:agent.service, or set allow_interpreter: true",
 			program.Value)
 	}
 }
+
+// Interpreter reports whether a program of this path runs whatever script it is
+// given, by its name.
+func Interpreter(program string) bool { return interpreters.MatchString(path.Base(program)) }
 
 // interpreters matches the file names, with and without versions, of programs
 // that run other programs in their own process: language runtimes, shells, the

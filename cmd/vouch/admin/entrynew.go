@@ -13,6 +13,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
@@ -22,9 +23,10 @@ func newEntryNew(o *cli.Options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "new --spiffe-id ID (--from-pid PID | --unit UNIT)",
 		Short: "Write a registration entry for a running process, to review",
-		Long: `New attests a running process and prints an entry that it matches, made of
-selectors that hold on: its unit and script where it has them, else its user and
-its program's hash. Review it, and put it into entries.d.`,
+		Long: `New attests a running process and prints an entry that it matches: first what the
+kernel or systemd alone can arrange, its unit and user, then its script or the
+hash of its program. With --unit, only the unit's main process matches, not the
+tools it starts. Review the entry before you put it into entries.d.`,
 		Example: `  vouch entry new --from-pid $(pidof agent) --spiffe-id spiffe://example.org/agent
   vouch entry new --unit agent.service --spiffe-id spiffe://example.org/agent > /etc/vouchd/entries.d/agent.yaml`,
 		Args: cobra.NoArgs,
@@ -45,14 +47,25 @@ its program's hash. Review it, and put it into entries.d.`,
 			if err != nil {
 				return err
 			}
+			st, err := client.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if domain := spiffeID.TrustDomain().Name(); domain != st.TrustDomain {
+				return cli.Usagef("--spiffe-id %s is of trust domain %s, and this host's is %s; use spiffe://%[3]s%s", spiffeID, domain, st.TrustDomain, spiffeID.Path())
+			}
 			x, err := client.Explain(cmd.Context(), pid)
 			if err != nil {
 				return err
 			}
-			view := map[string]any{"spiffe_id": spiffeID.String(), "selectors": lasting(x)}
+			selectors, err := lasting(x, unit != "")
+			if err != nil {
+				return err
+			}
+			view := map[string]any{"spiffe_id": spiffeID.String(), "selectors": selectors}
 			return o.Print(cmd, view, func(w io.Writer) {
 				fmt.Fprintf(w, "entries:\n  - spiffe_id: %s\n    selectors:\n", spiffeID)
-				for _, s := range lasting(x) {
+				for _, s := range selectors {
 					fmt.Fprintf(w, "      - %q\n", s)
 				}
 			})
@@ -77,15 +90,36 @@ func mainPID(ctx context.Context, unit string) (int, error) {
 }
 
 // lasting chooses from what a process is what tells it from others and stays
-// the same when it is started again.
-func lasting(x view.Explanation) []string {
-	prefer := []string{"systemd:id:", "unix:user:", "unix:sha256:", "script:path:", "script:sha256:"}
+// the same when it is started again: anchors first. An error says why nothing
+// tells it from what any user can start.
+func lasting(x view.Explanation, main bool) ([]string, error) {
 	var chosen []string
-	for _, prefix := range prefer {
+	add := func(prefix string) bool {
 		i := slices.IndexFunc(x.Selectors, func(s view.Selector) bool { return strings.HasPrefix(s.Selector, prefix) })
 		if i >= 0 {
 			chosen = append(chosen, x.Selectors[i].Selector)
 		}
+		return i >= 0
 	}
-	return chosen
+	unit := add("systemd:id:")
+	if unit && main {
+		chosen = append(chosen, "systemd:main_process:true")
+	}
+	container := add("container:id:")
+	root := slices.ContainsFunc(x.Selectors, func(s view.Selector) bool { return s.Selector == "unix:uid:0" })
+	user := !root && (add("unix:user:") || add("unix:uid:"))
+	if add("script:path:") {
+		add("script:sha256:")
+	} else if !identity.Interpreter(x.Path) {
+		add("unix:sha256:")
+	}
+	switch {
+	case unit || container || user:
+		return chosen, nil
+	case root && identity.Interpreter(x.Path):
+		return nil, fmt.Errorf("process %d is root's, runs %s, which runs any script, and is in no system unit: nothing tells it from other processes of root's; start it as a unit, and use --unit", x.PID, x.Path)
+	case root:
+		return append([]string{"unix:user:root"}, chosen...), nil
+	}
+	return nil, fmt.Errorf("nothing of process %d is what the kernel or systemd alone can arrange; start it as a unit, and use --unit", x.PID)
 }

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"crypto/sha256"
+	"debug/elf"
 	"encoding/hex"
 	"fmt"
 	"io"
@@ -71,6 +72,17 @@ func hashOf(cmd *cobra.Command, path string) ([]hashView, error) {
 	if _, err := io.Copy(h, f); err != nil {
 		return nil, fmt.Errorf("reading %s: %w", path, err)
 	}
-	sum := hex.EncodeToString(h.Sum(nil))
-	return []hashView{{Path: path, Selector: "unix:sha256:" + sum}, {Path: path, Selector: "script:sha256:" + sum}}, nil
+	kind := "script:sha256:"
+	if program(f) {
+		kind = "unix:sha256:"
+	}
+	return []hashView{{Path: path, Selector: kind + hex.EncodeToString(h.Sum(nil))}}, nil
+}
+
+// program reports whether the kernel runs the file itself; a script is run by an
+// interpreter.
+func program(f *os.File) bool {
+	var magic [4]byte
+	n, _ := f.ReadAt(magic[:], 0)
+	return string(magic[:n]) == elf.ELFMAG
 }
