@@ -610,10 +610,12 @@ func TestMountTable(t *testing.T) {
 	}
 	table := newMountTable("")
 	table.mounts = []*mount{
-		{id: 1, point: "/", fstype: "ext4"},
-		{id: 2, point: "/home", fstype: "ext4"},
-		{id: 3, point: "/home/user/mnt", fstype: "fuse.sshfs"},
-		{id: 4, point: "/o", fstype: "overlay", options: "rw,lowerdir=/home/user/mnt/x:/usr,upperdir=/var"},
+		{id: 1, dev: 1, point: "/", fstype: "ext4"},
+		{id: 2, dev: 2, point: "/home", fstype: "ext4"},
+		{id: 3, dev: 3, point: "/home/user/mnt", fstype: "fuse.sshfs"},
+		{id: 4, dev: 4, point: "/o", fstype: "overlay", options: "rw,lowerdir=/home/user/mnt/x:/usr,upperdir=/var"},
+		{id: 5, dev: 5, point: "/c", fstype: "overlay", options: "rw,lowerdir=/d"},
+		{id: 6, dev: 6, point: "/d", fstype: "overlay", options: "rw,lowerdir=/c"},
 	}
 	for path, want := range map[string]uint64{"/": 1, "/homes": 1, "/home": 2, "/home/user/mntx": 2, "/home/user/mnt/a": 3} {
 		if got := table.over(path).id; got != want {
@@ -624,21 +626,29 @@ func TestMountTable(t *testing.T) {
 		m   *mount
 		why string
 	}{
-		{&mount{fstype: "fuse.sshfs"}, "FUSE"},
-		{&mount{fstype: "fuseblk"}, "FUSE"},
-		{&mount{fstype: "overlay", options: "rw"}, "does not tell the layers"},
-		{&mount{fstype: "overlay", options: "rw,lowerdir=l/A:l/B"}, "does not tell where"},
-		{&mount{fstype: "overlay", options: "rw,lowerdir=/home/user/mnt/x:/usr"}, "FUSE"},
-		{&mount{fstype: "overlay", options: "rw,lowerdir+=/usr,lowerdir+=/o/below"}, "FUSE"},
-		{&mount{fstype: "overlay", options: "rw,lowerdir=/usr,upperdir=/tmp"}, "users can write"},
-		{&mount{fstype: "ext4", source: "/dev/loop99999"}, "not known which file"},
+		{&mount{dev: 9, fstype: "fuse.sshfs"}, "FUSE"},
+		{&mount{dev: 9, fstype: "fuseblk"}, "FUSE"},
+		{&mount{dev: 9, fstype: "overlay", options: "rw"}, "does not tell the layers"},
+		{&mount{dev: 9, fstype: "overlay", options: "rw,lowerdir=l/A:l/B"}, "does not tell where"},
+		{&mount{dev: 9, fstype: "overlay", options: "rw,lowerdir=/home/user/mnt/x:/usr"}, "FUSE"},
+		{&mount{dev: 9, fstype: "overlay", options: "rw,lowerdir+=/usr,lowerdir+=/o/below"}, "FUSE"},
+		{&mount{dev: 9, fstype: "overlay", options: "rw,lowerdir=/usr,upperdir=/tmp"}, "users can write"},
+		{&mount{dev: 9, fstype: "overlay", options: "rw,lowerdir=/c"}, "a layer of itself"},
+		{table.mounts[5], "a layer of itself"},
+		{&mount{dev: 9, fstype: "ext4", source: "/dev/loop99999"}, "not known which file"},
 	} {
-		if err := table.judge(tt.m, 0); err == nil || !strings.Contains(err.Error(), tt.why) {
+		if err := table.judge(tt.m); err == nil || !strings.Contains(err.Error(), tt.why) {
 			t.Errorf("%+v: got error %v, want one that says %q", tt.m.options, err, tt.why)
 		}
 	}
-	if err := table.judge(&mount{fstype: "overlay", options: "rw,lowerdir=/usr:/etc"}, 0); err != nil {
+	if err := table.judge(&mount{dev: 9, fstype: "overlay", options: "rw,lowerdir=/usr:/etc"}); err != nil {
 		t.Errorf("an overlay of root's: %v", err)
+	}
+	// An image's root is an overlay whose layers nobody sees any more, or that
+	// seem to lie on itself.
+	table.mounts[0] = &mount{id: 1, dev: 1, point: "/", fstype: "overlay", options: "rw,lowerdir=/run/image,upperdir=/tmp/upper"}
+	if err := table.judge(table.mounts[0]); err != nil {
+		t.Errorf("the overlay that PID 1 runs from: %v", err)
 	}
 }
 

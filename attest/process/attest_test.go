@@ -344,7 +344,7 @@ func TestExecDuringAttestation(t *testing.T) {
 		case err == nil:
 			attested++
 			if want := sums[at.Path]; at.SHA256 != want || want == "" {
-				t.Fatalf("attested %s with digest %s, want %s", at.Path, at.SHA256, want)
+				t.Fatalf("attested %s with digest %s, want %s; gaps %v", at.Path, at.SHA256, want, at.Gaps)
 			}
 			wantOnly(t, at.Selectors, "unix:path:", at.Path)
 			wantOnly(t, at.Selectors, "unix:sha256:", at.SHA256)

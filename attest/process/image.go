@@ -24,8 +24,9 @@ func (d procDir) image(buf *buffer) (image, error) {
 	return st.image, err
 }
 
-// unfinished reports whether the process is amid an exec, and has no stack yet.
-func (i image) unfinished() bool { return i.stack == 0 }
+// unfinished reports whether the process is amid an exec, and has no code or no
+// stack yet.
+func (i image) unfinished() bool { return i.code == 0 || i.stack == 0 }
 
 // maxMaps bounds what is read of the mappings of a process. Those of the program
 // are among the first: they are in the order of addresses.

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,9 +38,11 @@ type mount struct {
 	source  string
 	options string // the file system's
 
-	once    sync.Once // sets verdict
-	verdict error     // why users may show other contents, nil if they cannot
+	verdict atomic.Pointer[verdict] // nil until it was judged
 }
+
+// A verdict is why users may show other contents, nil if they cannot.
+type verdict struct{ err error }
 
 const (
 	maxMountTable = 16 << 20 // bytes
@@ -230,27 +233,38 @@ func (a *Attester) hostDevice(mountID uint64, more func() (*mount, error)) (dev 
 			return 0, fmt.Errorf("it is on a file system (%s) that the host has not mounted, and whose contents a user may decide; install it on one of the host's", theirs.fstype)
 		}
 	}
-	return m.dev, a.mounts.judge(m, 0)
+	return m.dev, a.mounts.judge(m)
 }
 
 // maxLayers bounds overlays of overlays.
 const maxLayers = 4
 
-// judge returns an error if a user may decide what the file system shows.
-func (t *mountTable) judge(m *mount, depth int) error {
-	m.once.Do(func() { m.verdict = t.look(m, depth) })
-	return m.verdict
+// judge returns an error if a user may decide what the file system shows. Above
+// are the overlays that have it as a layer.
+func (t *mountTable) judge(m *mount, above ...*mount) error {
+	if v := m.verdict.Load(); v != nil {
+		return v.err
+	}
+	err := t.look(m, above)
+	m.verdict.Store(&verdict{err})
+	return err
 }
 
-func (t *mountTable) look(m *mount, depth int) error {
-	switch {
+func (t *mountTable) look(m *mount, above []*mount) error {
+	switch root := t.over("/"); {
+	case root != nil && root.dev == m.dev:
+		// What PID 1 itself runs from, whoever made it: an image's overlay has
+		// its layers where nobody sees them any more.
+		return nil
+	case slices.Contains(above, m):
+		return errors.New("it is on an overlay that is a layer of itself, as far as the kernel tells")
 	case m.fstype == "fuse" || m.fstype == "fuseblk" || strings.HasPrefix(m.fstype, "fuse.") || m.fstype == "virtiofs":
 		return errors.New("it is on a FUSE file system, whose server may show the daemon other contents than the kernel runs")
 	case strings.HasPrefix(m.source, "/dev/loop"):
 		return backing(m.source)
 	case m.fstype != "overlay":
 		return nil
-	case depth == maxLayers:
+	case len(above) == maxLayers:
 		return fmt.Errorf("it is on more than %d overlays, one over the other", maxLayers)
 	}
 	layers := layersOf(m.options)
@@ -265,7 +279,7 @@ func (t *mountTable) look(m *mount, depth int) error {
 		if in == nil {
 			return fmt.Errorf("it is on an overlay with the layer %s, which the host has not mounted", dir)
 		}
-		if err := t.judge(in, depth+1); err != nil {
+		if err := t.judge(in, append(above[:len(above):len(above)], m)...); err != nil {
 			return fmt.Errorf("overlay with the layer %s: %w", dir, err)
 		}
 		if err := closed(dir); err != nil {
