@@ -241,7 +241,11 @@ func TestPIDNamespaceOfTheUsersOwnIsRefused(t *testing.T) {
 			t.Parallel()
 			child := run(t, as.credential, "unshare", "-Urpf", "--kill-child", "sleep", "600")
 			pid := onlyChild(t, child.Process.Pid)
-			_, err := NewAttester(Options{}).AttestPID(t.Context(), pid)
+			var err error
+			eventually(t, "the child has finished its exec", func() bool {
+				_, err = NewAttester(Options{}).AttestPID(t.Context(), pid)
+				return !errors.Is(err, ErrChanged)
+			})
 			if e, ok := errors.AsType[*Error](err); !ok || e.Fact != "PID namespace" {
 				t.Errorf("got error %v, want one about its PID namespace", err)
 			}
