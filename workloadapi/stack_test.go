@@ -14,6 +14,7 @@ import (
 
 func TestMain(m *testing.M) {
 	gatetest.Main(m, map[string]func(args []string) error{
+		"flood": helperFlood,
 		"hold":  helperHold,
 		"stay":  helperStay,
 		"drain": helperDrain,
