@@ -34,7 +34,7 @@ const (
 // grants themselves identities. A file that another process has open for writing
 // is an error until that has closed it.
 func ReadFile(path string) ([]byte, error) {
-	return readFile(path, true)
+	return readFile(path, guarding|whole)
 }
 
 // ReadDir reads the *.yaml files of a directory in the order of their names,
@@ -69,6 +69,10 @@ func readDir(dir string, guard bool) (files []File, vanished bool, err error) {
 		return nil, false, Errors{problemOf(dir, err)}
 	}
 	var problems Errors
+	var how reading
+	if guard {
+		how = guarding | whole
+	}
 	total := 0
 	for _, entry := range names {
 		path := filepath.Join(dir, entry.Name())
@@ -79,7 +83,7 @@ func readDir(dir string, guard bool) (files []File, vanished bool, err error) {
 			problems.Add(Pos{File: path}, "is not read, since its name does not end in .yaml; rename it to end in .yaml, or in .disabled")
 			continue
 		}
-		data, err := readFile(path, guard)
+		data, err := readFile(path, how)
 		vanished = vanished || errors.Is(err, fs.ErrNotExist)
 		if err != nil {
 			problems = append(problems, problemOf(path, err))
@@ -132,9 +136,17 @@ func openFile(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 }
 
+// A reading says what a file is held to.
+type reading int
+
+const (
+	guarding reading = 1 << iota // nobody else may write to it
+	whole                        // nobody is writing it
+)
+
 // readFile reads what it has opened and checked, never a path twice.
-func readFile(path string, guard bool) ([]byte, error) {
-	if guard {
+func readFile(path string, how reading) ([]byte, error) {
+	if how&guarding != 0 {
 		if err := guarded(path); err != nil {
 			return nil, err
 		}
@@ -151,10 +163,12 @@ func readFile(path string, guard bool) ([]byte, error) {
 	if !info.Mode().IsRegular() {
 		return nil, &Error{Pos{File: path}, "is not a regular file; replace it, or rename it to end in .disabled"}
 	}
-	if guard {
+	if how&guarding != 0 {
 		if err := writableByOthers(path, info); err != nil {
 			return nil, err
 		}
+	}
+	if how&whole != 0 {
 		release, err := holdWhole(f)
 		if err != nil {
 			return nil, &Error{Pos{File: path}, err.Error()}
