@@ -36,9 +36,12 @@ type unitTest struct {
 	Lines  string // more lines of [Service]
 }
 
+// On hybrid control groups in a container nothing tells systemd that a group is
+// empty: stopping takes as long as it may.
 var unitFile = template.Must(template.New("").Parse(`[Service]
 ExecStart={{.Exec}}
 User=daemon
+TimeoutStopSec=1s
 {{.Lines}}
 `))
 
