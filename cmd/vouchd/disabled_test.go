@@ -19,7 +19,7 @@ const agentID = "spiffe://example.org/agent"
 // disableAgent cuts the agents' identity off.
 func disableAgent(t *testing.T, h *host) {
 	t.Helper()
-	out, stderr, code := h.Vouch("entry", "disable", agentID, "--reason", "incident 4211")
+	out, stderr, code := h.Vouch("identity", "disable", agentID, "--reason", "incident 4211")
 	if code != 0 || !strings.Contains(out, agentID+" is disabled") {
 		t.Fatalf("disabling exits %d: %s%s", code, out, stderr)
 	}
@@ -76,7 +76,7 @@ func TestDisablingAnIdentityCutsItOffAtOnce(t *testing.T) {
 		{[]string{"entry", "explain", "--self"}, 1, `(?s)matches:\s+spiffe://example.org/agent .*DISABLED`},
 		{[]string{"entry", "list", "--output", "json"}, 0, `"reason": "incident 4211"`},
 		{[]string{"status"}, 0, `1 identities are disabled`},
-		{[]string{"entry", "disable", agentID}, 0, `is disabled, as before; 0 leases`},
+		{[]string{"identity", "disable", agentID}, 0, `is disabled, as before; 0 leases`},
 		{[]string{"log", "show", "--spiffe-id", agentID, "--event", "admin.request"}, 0, `disable the identity: incident 4211`},
 		{[]string{"lease", "list"}, 0, `^$`},
 	} {
@@ -88,10 +88,10 @@ func TestDisablingAnIdentityCutsItOffAtOnce(t *testing.T) {
 	h.Kill()
 	h.StartProcess()
 	refused("after a restart")
-	if out, stderr, code := h.Vouch("entry", "enable", agentID); code != 0 || !strings.Contains(out, "is enabled") {
+	if out, stderr, code := h.Vouch("identity", "enable", agentID); code != 0 || !strings.Contains(out, "is enabled") {
 		t.Fatalf("enabling exits %d: %s%s", code, out, stderr)
 	}
-	if out, _, code := h.Vouch("entry", "enable", agentID); code != 0 || !strings.Contains(out, "was not disabled") {
+	if out, _, code := h.Vouch("identity", "enable", agentID); code != 0 || !strings.Contains(out, "was not disabled") {
 		t.Errorf("enabling again exits %d: %s", code, out)
 	}
 	startAgent(t, h)
@@ -122,7 +122,7 @@ func TestDisablingOneIdentityLeavesTheOthers(t *testing.T) {
 		{"spiffe://example.org/agnet", "no entry in force has this identity", 1},
 		{"agent", "is not a SPIFFE ID", 2},
 	} {
-		if _, stderr, code := h.Vouch("entry", "disable", tt.id); code != tt.code || !strings.Contains(stderr, tt.err) {
+		if _, stderr, code := h.Vouch("identity", "disable", tt.id); code != tt.code || !strings.Contains(stderr, tt.err) {
 			t.Errorf("disabling %s exits %d: %s", tt.id, code, stderr)
 		}
 	}

@@ -16,7 +16,7 @@ import (
 // Commands returns the commands.
 func Commands(o *cli.Options) []*cobra.Command {
 	return []*cobra.Command{
-		newStatus(o), newDoctor(o), newCheck(o), newEntry(o), newHash(o), newLease(o),
+		newStatus(o), newDoctor(o), newCheck(o), newEntry(o), newIdentity(o), newHash(o), newLease(o),
 		newSecret(o), newMigrate(o), newSSHCA(o), newAuthority(o),
 	}
 }

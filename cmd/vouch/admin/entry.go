@@ -17,9 +17,10 @@ import (
 func newEntry(o *cli.Options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "entry",
-		Short: "List registration entries, explain what a process is entitled to, and cut identities off",
+		Short: "List, explain and write registration entries",
 	}
-	cmd.AddCommand(newEntryList(o), newEntryExplain(o), newEntryNew(o), newEntryDisable(o), newEntryEnable(o))
+	cmd.AddCommand(newEntryList(o), newEntryExplain(o), newEntryNew(o),
+		cli.Deprecated(newIdentityDisable(o), "vouch identity disable"), cli.Deprecated(newIdentityEnable(o), "vouch identity enable"))
 	return cmd
 }
 

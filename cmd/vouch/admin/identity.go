@@ -12,21 +12,32 @@ import (
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
-func newEntryDisable(o *cli.Options) *cobra.Command {
+func newIdentity(o *cli.Options) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "identity",
+		Short: "Disable and re-enable identities",
+		Long: `The identity commands cut an identity off on this host and restore it. They leave the
+files in entries.d alone.`,
+	}
+	cmd.AddCommand(newIdentityDisable(o), newIdentityEnable(o))
+	return cmd
+}
+
+func newIdentityDisable(o *cli.Options) *cobra.Command {
 	var reason string
 	cmd := &cobra.Command{
 		Use:   "disable SPIFFE-ID",
-		Short: "Cut an identity off, at once and until it is enabled again",
-		Long: `Disable cuts an identity off without touching the files of entries: nothing is
-issued under it any more, open streams under it end, and its leases are revoked. It
-waits a while for the sources of credentials to confirm; what they have not confirmed
-by then goes on, and it exits 1. That outlives restarts of the daemon.
+		Short: "Disable an identity at once, until it is re-enabled",
+		Long: `Disable cuts an identity off without changing any file: vouchd issues nothing under
+it, ends its open streams and revokes its leases. The identity stays disabled across
+restarts of the daemon. The command waits a short while for each source of credentials to
+confirm its revocations. If some are still unconfirmed, the daemon keeps trying and the
+command exits 1.
 
-SVIDs that were issued before are valid until they expire: an hour or a few minutes,
-see x509_svid_ttl and jwt_svid_ttl. Whoever relies on them can be told by other means
-only.`,
-		Example: `  vouch entry disable spiffe://example.org/agent/research --reason 'incident 4211'
-  vouch entry enable spiffe://example.org/agent/research`,
+SVIDs issued earlier stay valid until they expire, within an hour or a few minutes
+(x509_svid_ttl and jwt_svid_ttl). vouchd cannot recall them.`,
+		Example: `  vouch identity disable spiffe://example.org/agent/research --reason 'incident 4211'
+  vouch identity enable spiffe://example.org/agent/research`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, client, err := identityArgument(o, args[0])
@@ -52,15 +63,15 @@ only.`,
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&reason, "reason", "", "why, for the log and for those who list entries; one `line`")
+	cmd.Flags().StringVar(&reason, "reason", "", "why: one `line`, for the log and for vouch entry list")
 	return cmd
 }
 
-func newEntryEnable(o *cli.Options) *cobra.Command {
+func newIdentityEnable(o *cli.Options) *cobra.Command {
 	return &cobra.Command{
 		Use:     "enable SPIFFE-ID",
-		Short:   "Take an identity up again that was disabled",
-		Example: `  vouch entry enable spiffe://example.org/agent/research`,
+		Short:   "Re-enable a disabled identity",
+		Example: `  vouch identity enable spiffe://example.org/agent/research`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, client, err := identityArgument(o, args[0])
@@ -82,7 +93,7 @@ func newEntryEnable(o *cli.Options) *cobra.Command {
 	}
 }
 
-// identity reads an argument, and returns a client to say it to.
+// identityArgument parses a SPIFFE ID and returns a client to send it with.
 func identityArgument(o *cli.Options, arg string) (spiffeid.ID, *cli.Admin, error) {
 	id, err := spiffeid.FromString(arg)
 	if err != nil {
