@@ -92,7 +92,7 @@ func TestNoSecretLeavesTheDaemonButToItsHolder(t *testing.T) {
 	told := map[string][]byte{"metrics": []byte(h.Metrics("metrics.sock"))}
 	for _, args := range [][]string{
 		{"status", "--output", "json"}, {"lease", "list", "--output", "json"}, {"secret", "list", "--output", "json"}, {"doctor", "--output", "json"},
-		{"log", "show", "--output", "json"}, {"log", "report", "--output", "json"}, {"log", "archive", "--to", h.Path("log.tar")},
+		{"log", "show", "--output", "json"}, {"log", "report", "--output", "json"}, {"log", "archive", "--write", h.Path("log.tar")},
 	} {
 		out, stderr, _ := h.Vouch(args...)
 		told["vouch "+strings.Join(args, " ")] = []byte(out + stderr)

@@ -155,14 +155,14 @@ func TestLogCommandsWorkOnACopyAlone(t *testing.T) {
 		t.Errorf("report says\n%s", report)
 	}
 	must(t, os.WriteFile(h.Path("proof"), []byte(ok("log", "prove", index, log)), 0o600))
-	if said := ok("log", "check-proof", "--key", key, h.Path("proof")); !strings.Contains(said, "spiffe://example.org/cli") {
-		t.Errorf("check-proof says\n%s", said)
+	if said := ok("log", "verify-proof", "--key", key, h.Path("proof")); !strings.Contains(said, "spiffe://example.org/cli") {
+		t.Errorf("verify-proof says\n%s", said)
 	}
-	if _, _, code := h.Vouch("log", "check-proof", h.Path("proof")); code != 2 {
-		t.Errorf("check-proof without a key exits %d, want 2", code)
+	if _, _, code := h.Vouch("log", "verify-proof", h.Path("proof")); code != 2 {
+		t.Errorf("verify-proof without a key exits %d, want 2", code)
 	}
 	ok("log", "consistency", "1", index, log)
-	ok("log", "archive", "--to", h.Path("log.tar"), log)
+	ok("log", "archive", "--write", h.Path("log.tar"), log)
 	ok("log", "verify", h.Path("log.tar"))
 
 	// A byte of the hand-out's record changes.

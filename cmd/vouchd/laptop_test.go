@@ -108,8 +108,8 @@ func TestLogIsVerifiedWhereThereIsNothingButVouchAndTheMakersRoot(t *testing.T) 
 		t.Fatalf("vouch log prove exits %d: %s", code, stderr)
 	}
 	l.write("proof.txt", out)
-	if out, stderr, code := l.vouch("log", "check-proof", "--key", daemontest.LogKey(h.Host), "/proof.txt"); code != 0 || !strings.Contains(out, "record 70 is in the log") || !strings.Contains(out, "x509_svid.issue") {
-		t.Errorf("vouch log check-proof exits %d: %s%s", code, out, stderr)
+	if out, stderr, code := l.vouch("log", "verify-proof", "--key", daemontest.LogKey(h.Host), "/proof.txt"); code != 0 || !strings.Contains(out, "record 70 is in the log") || !strings.Contains(out, "x509_svid.issue") {
+		t.Errorf("vouch log verify-proof exits %d: %s%s", code, out, stderr)
 	}
 	if out, _, code := l.vouch("log", "consistency", "20", "300", "/log"); code != 0 || !strings.HasPrefix(out, "vouchd consistency proof v1\n20\n300\n") {
 		t.Errorf("vouch log consistency exits %d: %s", code, out)

@@ -30,9 +30,17 @@ directory, a copy of it or an archive. Without DIR they read this host's log.`,
 	}
 	cmd.AddCommand(
 		newLogShow(o), newLogExplain(o), newLogReport(o), newLogVerify(o), newLogArchive(o),
-		newLogProve(o), newLogCheckProof(o), newLogConsistency(o), newLogCheckConsistency(o),
+		newLogProve(o), newLogVerifyProof(o), newLogConsistency(o), newLogVerifyConsistency(o),
+		deprecatedAs("check-proof --key KEY FILE", newLogVerifyProof(o), "vouch log verify-proof"),
+		deprecatedAs("check-consistency --key KEY PROOF OLDER NEWER", newLogVerifyConsistency(o), "vouch log verify-consistency"),
 	)
 	return cmd
+}
+
+// deprecatedAs gives a command an earlier name, which is a [cli.Deprecated] alias.
+func deprecatedAs(use string, cmd *cobra.Command, instead string) *cobra.Command {
+	cmd.Use = use
+	return cli.Deprecated(cmd, instead)
 }
 
 // logFS opens the log named by the arguments, a directory or an archive, else

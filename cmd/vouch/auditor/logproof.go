@@ -15,11 +15,11 @@ import (
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
 )
 
-// What the log's key is good for: whoever checks a proof must have it from
-// elsewhere, whoever makes one can take the log's word.
+// A verifier must know the log's key from elsewhere; a prover can take the log's
+// word for it.
 const (
-	keyToCheck = "the log's `key`, as vouch log verify prints it"
-	keyToProve = "the log's `key`; without it, the one that the log names"
+	keyToVerify = "the log's `key`, as vouch log verify prints it"
+	keyToProve  = "the log's `key`; without it, the one that the log names"
 )
 
 func newLogProve(o *cli.Options) *cobra.Command {
@@ -27,10 +27,11 @@ func newLogProve(o *cli.Options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "prove RECORD [DIR]",
 		Short: "Make a proof that a record is in the log",
-		Long: `Prove writes a text that holds one record and proves that it is in the log. Whoever
-has the log's key checks it with vouch log check-proof and needs nothing else.`,
+		Long: `Prove writes a text that holds one record and proves that it is in the log. Anyone
+who has the log's key can verify it with vouch log verify-proof, and needs nothing
+else.`,
 		Example: `  vouch log prove 4211 > proof.txt
-  vouch log check-proof --key "$KEY" proof.txt`,
+  vouch log verify-proof --key "$KEY" proof.txt`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			index, err := recordNumber(args[0])
@@ -70,22 +71,22 @@ func logAndKey(o *cli.Options, cmd *cobra.Command, args []string, key string) (f
 		}
 	}
 	done()
-	return nil, "", nil, cmp.Or(err, errors.New("the log names no key; name it with --key"))
+	return nil, "", nil, cmp.Or(err, errors.New("the log does not name its key; give it with --key"))
 }
 
-func newLogCheckProof(o *cli.Options) *cobra.Command {
+func newLogVerifyProof(o *cli.Options) *cobra.Command {
 	var key string
 	cmd := &cobra.Command{
-		Use:   "check-proof --key KEY FILE",
-		Short: "Check a proof that a record is in a log",
-		Long: `Check-proof checks what vouch log prove wrote, with the log's key alone, and prints
-the record. The key must come from somewhere you trust, such as an earlier
+		Use:   "verify-proof --key KEY FILE",
+		Short: "Verify a proof that a record is in a log",
+		Long: `Verify-proof verifies the output of vouch log prove with the log's key alone, and
+prints the record. The key must come from somewhere you trust, such as an earlier
 vouch log verify.`,
-		Example: `  vouch log check-proof --key "$KEY" proof.txt`,
+		Example: `  vouch log verify-proof --key "$KEY" proof.txt`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if key == "" {
-				return cli.Usagef("which log? name its key with --key; vouch log verify prints it")
+				return cli.Usagef("--key is required; vouch log verify prints it")
 			}
 			proof, err := os.ReadFile(args[0])
 			if err != nil {
@@ -103,7 +104,7 @@ vouch log verify.`,
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&key, "key", "", keyToCheck)
+	cmd.Flags().StringVar(&key, "key", "", keyToVerify)
 	return cmd
 }
 
@@ -143,18 +144,18 @@ that you hold.`,
 	return cmd
 }
 
-func newLogCheckConsistency(o *cli.Options) *cobra.Command {
+func newLogVerifyConsistency(o *cli.Options) *cobra.Command {
 	var key string
 	cmd := &cobra.Command{
-		Use:   "check-consistency --key KEY PROOF OLDER NEWER",
-		Short: "Check that one checkpoint continues another",
-		Long: `Check-consistency checks what vouch log consistency wrote against two checkpoints
-of the log, which lie in files: that the newer continues the older.`,
-		Example: `  vouch log check-consistency --key "$KEY" consistency.txt checkpoint.old checkpoint.new`,
+		Use:   "verify-consistency --key KEY PROOF OLDER NEWER",
+		Short: "Verify that one checkpoint continues another",
+		Long: `Verify-consistency verifies the output of vouch log consistency against two
+checkpoints of the log, each in a file: that the newer continues the older.`,
+		Example: `  vouch log verify-consistency --key "$KEY" consistency.txt checkpoint.old checkpoint.new`,
 		Args:    cobra.ExactArgs(3),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if key == "" {
-				return cli.Usagef("which log? name its key with --key; vouch log verify prints it")
+				return cli.Usagef("--key is required; vouch log verify prints it")
 			}
 			var files [3][]byte
 			for i, name := range args {
@@ -172,6 +173,6 @@ of the log, which lie in files: that the newer continues the older.`,
 			})
 		},
 	}
-	cmd.Flags().StringVar(&key, "key", "", keyToCheck)
+	cmd.Flags().StringVar(&key, "key", "", keyToVerify)
 	return cmd
 }

@@ -1,6 +1,7 @@
 package auditor
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -86,20 +87,25 @@ how often, and what looks odd: the feed of a secrets audit. It checks no proofs.
 }
 
 func newLogArchive(o *cli.Options) *cobra.Command {
-	var file string
+	var file, to string
 	var from uint64
+	var warnTo func()
 	cmd := &cobra.Command{
-		Use:   "archive --to FILE [DIR]",
-		Short: "Write a log into a tar file that verifies by itself",
-		Long: `Archive writes the log, or the part of it from a record on, into a tar file that
-vouch log verify and the other log commands take in the place of a directory. The
-daemon may be running.`,
-		Example: `  vouch log archive --to log-2026-11.tar
+		Use:   "archive --write FILE [DIR]",
+		Short: "Write a log to a tar file that verifies on its own",
+		Long: `Archive writes the log, or its part from a given record on, to a tar file, which
+vouch log verify and the other log commands take instead of a directory. The daemon
+may be running.`,
+		Example: `  vouch log archive --write log-2026-11.tar
   vouch log verify log-2026-11.tar`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if file == "" {
-				return cli.Usagef("where to? name the file with --to")
+			warnTo()
+			if file != "" && to != "" {
+				return cli.Usagef("--to is the old name of --write; give --write alone")
+			}
+			if file = cmp.Or(file, to); file == "" {
+				return cli.Usagef("--write is required: the tar file to write")
 			}
 			fsys, _, done, err := logFS(o, args)
 			if err != nil {
@@ -117,7 +123,9 @@ daemon may be running.`,
 			return o.Print(cmd, map[string]string{"file": file}, func(w io.Writer) { fmt.Fprintf(w, "wrote %s\n", file) })
 		},
 	}
-	cmd.Flags().StringVar(&file, "to", "", "the tar `file` to write; it must not exist")
+	cmd.Flags().StringVar(&file, "write", "", "the tar `file` to write; it must not exist")
+	cmd.Flags().StringVar(&to, "to", "", "the tar `file` to write")
+	warnTo = cli.DeprecatedFlag(cmd, "to", "--write")
 	cmd.Flags().Uint64Var(&from, "from", 0, "the first `record` wanted")
 	return cmd
 }
