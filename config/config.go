@@ -22,12 +22,14 @@ type Config struct {
 	EntriesDir     string               `yaml:"entries_dir" default:"/etc/vouchd/entries.d"`
 	CredentialsDir string               `yaml:"credentials_dir" default:"/etc/vouchd/credentials.d"`
 	ProgramsDir    string               `yaml:"programs_dir" default:"/etc/vouchd/programs.d"`
-	RunSocket      string               `yaml:"run_socket" default:"/run/vouchd/run.sock"`
+	ProgramsSocket string               `yaml:"programs_socket" was:"run_socket" default:"/run/vouchd/run.sock"`
 	SystemdSocket  string               `yaml:"systemd_socket" default:"/run/vouchd/systemd.sock"`
 	Metrics        string               `yaml:"metrics" default:"none"` // or a loopback address, or unix: and a path
 	Authority      Authority            `yaml:"authority"`
 	Log            Log                  `yaml:"log"`
 	Node           Node                 `yaml:"node"`
+
+	Warnings []string // one for each deprecated key that is used
 }
 
 // Authority is how the trust domain's keys are kept and how long they live.
@@ -97,15 +99,26 @@ func Load(path string, overrides ...string) (*Config, error) {
 // authority.issuing_ca_ttl=1h, and stands in for what the file says.
 func Parse(file string, data []byte, overrides ...string) (*Config, error) {
 	d := decoder{file: file, set: make(map[string]string), places: make(map[string]Pos)}
+	keys, written := Keys(Config{}), make(map[string]string)
 	for _, o := range overrides {
-		key, value, ok := strings.Cut(o, "=")
+		name, value, ok := strings.Cut(o, "=")
+		pos := Pos{File: "--set " + clip(name)}
 		if !ok {
-			d.problems.Add(Pos{File: "--set " + clip(o)}, "has no value; write it as key=value")
-		} else if keys := Keys(Config{}); !isKey(key, keys) {
-			d.problems.Add(Pos{File: "--set " + clip(key)}, "unknown key; the nearest known is %s", nearest(key, keys))
-		} else {
-			d.set[key] = value
+			d.problems.Add(pos, "has no value; write it as key=value")
+			continue
 		}
+		k := keyOf(name, keys)
+		if k == nil {
+			d.problems.Add(pos, "unknown key; the nearest known is %s", nearest(name, keys))
+			continue
+		}
+		if name == k.Was {
+			d.warnings.Add(pos, "%s is deprecated; use %s", k.Was, k.Name)
+		}
+		if before := written[k.Name]; before != "" && before != name {
+			d.problems.Add(pos, "%s is the old name of %s; set %[2]s alone", k.Was, k.Name)
+		}
+		d.set[k.Name], written[k.Name] = value, name
 	}
 	var c Config
 	d.document(data, &c)
@@ -114,6 +127,9 @@ func Parse(file string, data []byte, overrides ...string) (*Config, error) {
 	})
 	if err := d.problems.Err(); err != nil {
 		return nil, err
+	}
+	for _, w := range d.warnings {
+		c.Warnings = append(c.Warnings, w.Error())
 	}
 	return &c, nil
 }
@@ -158,7 +174,7 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 		{"state_dir", c.StateDir, maxPath},
 		{"agent_socket", c.AgentSocket, maxSocketPath},
 		{"admin_socket", c.AdminSocket, maxSocketPath},
-		{"run_socket", c.RunSocket, maxSocketPath},
+		{"programs_socket", c.ProgramsSocket, maxSocketPath},
 		{"systemd_socket", c.SystemdSocket, maxSocketPath},
 		{"entries_dir", c.EntriesDir, maxPath},
 		{"programs_dir", c.ProgramsDir, maxPath},

@@ -29,7 +29,7 @@ func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
 		CredentialsDir: "/etc/vouchd/credentials.d",
 		Metrics:        "none",
 		ProgramsDir:    "/etc/vouchd/programs.d",
-		RunSocket:      "/run/vouchd/run.sock",
+		ProgramsSocket: "/run/vouchd/run.sock",
 		SystemdSocket:  "/run/vouchd/systemd.sock",
 		Authority: Authority{
 			Mode:            "standalone",
@@ -48,6 +48,45 @@ func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, c, cmp.Comparer(func(a, b spiffeid.TrustDomain) bool { return a == b })); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func TestAnOldKeyIsTakenWithAWarning(t *testing.T) {
+	t.Parallel()
+	const domain = "trust_domain: example.org\n"
+	for _, tt := range []struct {
+		name, file string
+		overrides  []string
+		socket     string
+		warnings   int
+		err        string
+	}{
+		{"the new key", "programs_socket: /a\n", nil, "/a", 0, ""},
+		{"the old key", "run_socket: /a\n", nil, "/a", 1, ""},
+		{"both keys", "programs_socket: /a\nrun_socket: /a\n", nil, "", 0, "v.yaml:3: run_socket is the old name of programs_socket; give programs_socket alone"},
+		{"a new override over the old key", "run_socket: /a\n", []string{"programs_socket=/b"}, "/b", 1, ""},
+		{"an old override", "", []string{"run_socket=/b"}, "/b", 1, ""},
+		{"both overrides", "", []string{"run_socket=/b", "programs_socket=/b"}, "", 0, "run_socket is the old name of programs_socket"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			c, err := Parse("v.yaml", []byte(domain+tt.file), tt.overrides...)
+			if tt.err != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.err) {
+					t.Errorf("got %v, want %q", err, tt.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.ProgramsSocket != tt.socket || len(c.Warnings) != tt.warnings {
+				t.Errorf("got %q with warnings %q, want %q with %d", c.ProgramsSocket, c.Warnings, tt.socket, tt.warnings)
+			}
+			if tt.warnings > 0 && !strings.HasSuffix(c.Warnings[0], ": run_socket is deprecated; use programs_socket") {
+				t.Errorf("the warning is %q", c.Warnings[0])
+			}
+		})
 	}
 }
 

@@ -46,6 +46,7 @@ func DecodeWith(file string, data []byte, v any, sections []string) error {
 type decoder struct {
 	file     string
 	problems Errors
+	warnings Errors            // of deprecated keys
 	sections []string          // names of the sections that [Sections] have
 	set      map[string]string // overrides by dotted key
 	places   map[string]Pos    // of each dotted key outside lists that is given, where wanted
@@ -79,7 +80,7 @@ func (d *decoder) mapping(v reflect.Value, n *yaml.Node, path string) {
 	for i := 0; i < len(n.Content); i += 2 {
 		name := n.Content[i].Value
 		given[name] = n.Content[i+1]
-		if !isKey(name, keys) {
+		if keyOf(name, keys) == nil {
 			d.problems.Add(d.pos(n.Content[i]), "unknown key %q; the nearest known is %s", clip(name), nearest(name, keys))
 			if d.enough() {
 				return
@@ -87,7 +88,7 @@ func (d *decoder) mapping(v reflect.Value, n *yaml.Node, path string) {
 		}
 	}
 	for _, k := range keys {
-		field, value := v.Field(k.index), given[k.Name]
+		field, value := v.Field(k.index), d.given(given, k)
 		k.Name = path + k.Name
 		if isMapping(field.Type()) {
 			if value == nil || isNull(value) {
@@ -103,6 +104,20 @@ func (d *decoder) mapping(v reflect.Value, n *yaml.Node, path string) {
 			v.Field(i).Set(reflect.ValueOf(d.pos(n)))
 		}
 	}
+}
+
+// given returns the value of a key, which may have its earlier name, or nil.
+func (d *decoder) given(values map[string]*yaml.Node, k Key) *yaml.Node {
+	value, old := values[k.Name], values[k.Was]
+	switch {
+	case k.Was == "" || old == nil:
+		return value
+	case value != nil:
+		d.problems.Add(d.pos(old), "%s is the old name of %s; give %[2]s alone", k.Was, k.Name)
+		return value
+	}
+	d.warnings.Add(d.pos(old), "%s is deprecated; use %s", k.Was, k.Name)
+	return old
 }
 
 // keysOf lists the keys of a mapping: those of its type, and its sections.

@@ -13,6 +13,7 @@ import (
 // of the type that the document is decoded into:
 //
 //	yaml:"name"        the key; a field without it is not read from documents
+//	was:"name"         an earlier name of the key, deprecated; both at once is an error
 //	required:"true"    leaving the key out is an error
 //	default:"1h"       what leaving it out means, in the document's own writing
 //	min:"1m" max:"24h" for a duration or a number, both inclusive and together
@@ -20,6 +21,7 @@ import (
 //	like:"…"           an example, for the message about a value that is not one
 type Key struct {
 	Name     string // dotted from the document's top, a list's elements as name[]
+	Was      string // its earlier name, at the top of a document alone
 	Required bool
 	Default  string
 	Min, Max string
@@ -64,6 +66,7 @@ func keysOf(t reflect.Type) []Key {
 		}
 		keys = append(keys, Key{
 			Name:     name,
+			Was:      tag.Get("was"),
 			Required: tag.Get("required") == "true",
 			Default:  tag.Get("default"),
 			Min:      tag.Get("min"),

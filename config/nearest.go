@@ -5,8 +5,13 @@ import (
 	"slices"
 )
 
-func isKey(name string, keys []Key) bool {
-	return slices.ContainsFunc(keys, func(k Key) bool { return k.Name == name })
+// keyOf returns the key that a name, or an earlier name, is of, or nil.
+func keyOf(name string, keys []Key) *Key {
+	i := slices.IndexFunc(keys, func(k Key) bool { return k.Name == name || k.Was != "" && k.Was == name })
+	if i < 0 {
+		return nil
+	}
+	return &keys[i]
 }
 
 // nearest returns the name of the key that takes the fewest edits to get to.

@@ -56,6 +56,9 @@ error. SIGHUP reloads the entries, which also happens whenever they change.`,
 				c, err = config.Load(file, overrides...)
 			}
 			if err == nil {
+				for _, w := range c.Warnings {
+					log.Warn(w)
+				}
 				err = run(cmd.Context(), log, c)
 			}
 			if err != nil {

@@ -80,7 +80,10 @@ func servePrograms(ctx context.Context, log *slog.Logger, file string, overrides
 		}
 		return s.Serve(ctx, passed["run"])
 	}
-	l, err := programs.Listen(passed["run"], c.RunSocket)
+	for _, w := range c.Warnings {
+		log.Warn(w)
+	}
+	l, err := programs.Listen(passed["run"], c.ProgramsSocket)
 	if err != nil {
 		return err
 	}

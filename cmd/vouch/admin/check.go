@@ -29,6 +29,7 @@ type checkView struct {
 	Credentials *int   `json:"credentials,omitempty"` // nil where entries alone were checked
 	Programs    *int   `json:"programs,omitempty"`    // likewise
 
+	Warnings   []string `json:"warnings,omitempty"`   // deprecated keys
 	Unanchored []string `json:"unanchored,omitempty"` // entries that any user of the machine can match
 	Containers []string `json:"containers,omitempty"` // entries that mean processes of containers
 }
@@ -74,6 +75,9 @@ alone; without it, the configuration in use is checked. Nothing is contacted.`,
 					fmt.Fprintf(w, ", %d programs", *view.Programs)
 				}
 				fmt.Fprintln(w)
+				for _, warning := range view.Warnings {
+					fmt.Fprintln(w, warning)
+				}
 				for _, e := range view.Unanchored {
 					fmt.Fprintf(w, "%s is unanchored: any user of the machine can have it\n", e)
 				}
@@ -93,7 +97,9 @@ func checkConfiguration(o *cli.Options, args []string, td string) (checkView, er
 		if err != nil {
 			return checkView{}, err
 		}
-		return checkAll(c.EntriesDir, c.CredentialsDir, c.ProgramsDir, c.TrustDomain, identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL()})
+		view, err := checkAll(c.EntriesDir, c.CredentialsDir, c.ProgramsDir, c.TrustDomain, identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL()})
+		view.Warnings = c.Warnings
+		return view, err
 	}
 	dir := args[0]
 	if info, err := os.Stat(dir); err != nil {
@@ -114,7 +120,9 @@ func checkConfiguration(o *cli.Options, args []string, td string) (checkView, er
 		return checkView{}, err
 	}
 	limits := identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL(), AnyOwner: true}
-	return checkAll(filepath.Join(dir, "entries.d"), filepath.Join(dir, "credentials.d"), filepath.Join(dir, "programs.d"), c.TrustDomain, limits)
+	view, err := checkAll(filepath.Join(dir, "entries.d"), filepath.Join(dir, "credentials.d"), filepath.Join(dir, "programs.d"), c.TrustDomain, limits)
+	view.Warnings = c.Warnings
+	return view, err
 }
 
 // checkEntriesAlone checks entries without the configuration they are for: of

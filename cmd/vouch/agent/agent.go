@@ -15,7 +15,7 @@ import (
 // Commands returns the commands.
 func Commands(o *cli.Options) []*cobra.Command {
 	return []*cobra.Command{
-		newFetch(o), newGet(o), newExec(o), newRun(o), newSSHAgent(o),
+		newFetch(o), newGet(o), newExec(o), newProgram(o), newRun(o), newSSHAgent(o),
 		newGitCredential(o), newDockerCredential(o), newKubectlCredential(o), newAWSCredentialProcess(o),
 	}
 }

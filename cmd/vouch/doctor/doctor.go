@@ -40,6 +40,9 @@ func Examine(ctx context.Context, file string, ask Ask) []Finding {
 		return []Finding{{"configuration", Problem, err.Error()}, examinePeerPIDFD(), examineCgroups(), examineSystemd(), examineClock()}
 	}
 	findings := []Finding{{"configuration", OK, file + " is valid"}}
+	for _, w := range c.Warnings {
+		findings = append(findings, Finding{"configuration", Note, w})
+	}
 	findings = append(findings, examineEntries(c, thisHost())...)
 	findings = append(findings,
 		tpmFinding(c.TPM, "/sys/class/tpm", daemonAccount()),

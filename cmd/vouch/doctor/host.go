@@ -154,8 +154,8 @@ func examinePrograms(c *config.Config) Finding {
 	case !systemd.IsManager():
 		return Finding{"programs", Note, fmt.Sprintf("%d in %s, which vouch run cannot start without systemd as PID 1", len(defined), c.ProgramsDir)}
 	}
-	if info, err := os.Stat(c.RunSocket); err != nil || info.Mode().Type() != fs.ModeSocket {
-		return Finding{"programs", Problem, fmt.Sprintf("%d in %s, and vouch run finds no socket at %s; run: systemctl enable --now vouchd-programs.path", len(defined), c.ProgramsDir, c.RunSocket)}
+	if info, err := os.Stat(c.ProgramsSocket); err != nil || info.Mode().Type() != fs.ModeSocket {
+		return Finding{"programs", Problem, fmt.Sprintf("%d in %s, and vouch run finds no socket at %s; run: systemctl enable --now vouchd-programs.path", len(defined), c.ProgramsDir, c.ProgramsSocket)}
 	}
 	return Finding{"programs", OK, fmt.Sprintf("%d in %s", len(defined), c.ProgramsDir)}
 }
