@@ -164,7 +164,7 @@ func kindOf(s string) (Kind, string, error) {
 	near := slices.MinFunc(kinds, func(a, b Kind) int {
 		return cmp.Compare(distance(s, a.Prefix), distance(s, b.Prefix))
 	})
-	return Kind{}, "", fmt.Errorf("selector %q is of no known kind, of which %s is nearest", clip(s), near.Prefix)
+	return Kind{}, "", fmt.Errorf("unknown selector %q; did you mean %s?", clip(s), near.Prefix)
 }
 
 func clip(s string) string {

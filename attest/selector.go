@@ -66,6 +66,13 @@ func (s *Selector) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// SameKind reports whether text was to be a selector of the kind of an example,
+// so that the example helps where text is not one.
+func (*Selector) SameKind(text, example string) bool {
+	k, _, err := kindOf(example)
+	return err == nil && strings.HasPrefix(text, k.Prefix)
+}
+
 // Selectors is a set of facts.
 type Selectors []Selector
 

@@ -22,8 +22,8 @@ func TestParseSelectorTakesEveryKind(t *testing.T) {
 func TestParseSelectorRefuses(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ name, selector, want string }{
-		{"nothing", "", "no known kind"},
-		{"an unknown type", "k8s:ns:default", "no known kind"},
+		{"nothing", "", "unknown selector"},
+		{"an unknown type", "k8s:ns:default", "unknown selector"},
 		{"a near miss", "unix:udi:5", "unix:uid:"},
 		{"a kind without a value", "unix:uid:", "decimal ID"},
 		{"an ID with a sign", "unix:uid:-1", "decimal ID"},

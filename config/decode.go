@@ -213,6 +213,11 @@ func (d *decoder) value(v reflect.Value, n *yaml.Node, k Key) {
 
 func (d *decoder) text(t encoding.TextUnmarshaler, n *yaml.Node, k Key) {
 	err := t.UnmarshalText([]byte(n.Value))
+	if kinds, ok := t.(interface {
+		SameKind(text, example string) bool
+	}); ok && !kinds.SameKind(n.Value, k.Like) {
+		k.Like = "" // an example of another kind of value misleads
+	}
 	switch {
 	case err == nil:
 		d.canonical(t, n, k)

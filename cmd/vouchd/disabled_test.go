@@ -75,7 +75,7 @@ func TestDisablingAnIdentityCutsItOffAtOnce(t *testing.T) {
 		{[]string{"entry", "list"}, 0, `agent  \(.*\)  DISABLED since \S+ by user 0: incident 4211`},
 		{[]string{"entry", "explain", "--self"}, 1, `(?s)matches:\s+spiffe://example.org/agent .*DISABLED`},
 		{[]string{"entry", "list", "--output", "json"}, 0, `"reason": "incident 4211"`},
-		{[]string{"status"}, 0, `1 identities are disabled`},
+		{[]string{"status"}, 0, `1 identity disabled`},
 		{[]string{"identity", "disable", agentID}, 0, `is disabled, as before; 0 leases`},
 		{[]string{"log", "show", "--spiffe-id", agentID, "--event", "admin.request"}, 0, `disable the identity: incident 4211`},
 		{[]string{"lease", "list"}, 0, `^$`},

@@ -67,12 +67,12 @@ alone; without it, the configuration in use is checked. Nothing is contacted.`,
 				return err
 			}
 			return o.Print(cmd, view, func(w io.Writer) {
-				fmt.Fprintf(w, "%s is in order: %d entries", view.Dir, view.Entries)
+				fmt.Fprintf(w, "%s is valid: %s", view.Dir, cli.Count(view.Entries, "entry", "entries"))
 				if view.Credentials != nil {
-					fmt.Fprintf(w, ", %d credentials", *view.Credentials)
+					fmt.Fprintf(w, ", %s", cli.Count(*view.Credentials, "credential", "credentials"))
 				}
 				if view.Programs != nil && *view.Programs > 0 {
-					fmt.Fprintf(w, ", %d programs", *view.Programs)
+					fmt.Fprintf(w, ", %s", cli.Count(*view.Programs, "program", "programs"))
 				}
 				fmt.Fprintln(w)
 				for _, warning := range view.Warnings {

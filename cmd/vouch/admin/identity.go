@@ -53,7 +53,7 @@ SVIDs issued earlier stay valid until they expire, within an hour or a few minut
 				if !done.Changed {
 					again = ", as before"
 				}
-				fmt.Fprintf(w, "%s is disabled%s; %d leases ended or ending\n", done.SPIFFEID, again, done.Leases)
+				fmt.Fprintf(w, "%s is disabled%s; %s ended or ending\n", done.SPIFFEID, again, cli.Count(done.Leases, "lease", "leases"))
 			}); err != nil {
 				return err
 			}

@@ -46,7 +46,7 @@ given as the log has it.`,
 				for _, l := range leases {
 					fmt.Fprintf(w, "%s\t%s\t%s\t%s\tpid %d\t%s at %s\tuntil %s", l.Lease, l.Credential, l.SPIFFEID, l.State, l.PID, l.Handle, l.Upstream, cli.Time(l.Expires))
 					if l.Reason != "" {
-						fmt.Fprintf(w, "\t%s, %d attempts failed", l.Reason, l.Attempts)
+						fmt.Fprintf(w, "\t%s, %s failed", l.Reason, cli.Count(l.Attempts, "attempt", "attempts"))
 					}
 					fmt.Fprintln(w)
 				}
@@ -89,7 +89,7 @@ entitled from asking again; remove what entitles it first.`,
 			if err != nil {
 				return err
 			}
-			if err := o.Print(cmd, done, func(w io.Writer) { fmt.Fprintf(w, "%d leases ended or ending\n", done.Leases) }); err != nil {
+			if err := o.Print(cmd, done, func(w io.Writer) { fmt.Fprintf(w, "%s ended or ending\n", cli.Count(done.Leases, "lease", "leases")) }); err != nil {
 				return err
 			}
 			if done.Unfinished != "" {

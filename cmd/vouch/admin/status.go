@@ -1,9 +1,12 @@
 package admin
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -16,9 +19,9 @@ import (
 func newStatus(o *cli.Options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
-		Short: "Say what the running daemon is doing and what is wrong",
-		Long: `Status asks the running daemon. It exits 1 if the daemon cannot be reached or
-reports a problem, each of which is one sentence with the way to mend it.`,
+		Short: "Show the daemon's status and any problems",
+		Long: `Status asks the running daemon. It exits 1 if the daemon cannot be reached or reports
+a problem. Each problem is one sentence that says how to fix it.`,
 		Example: `  vouch status
   vouch status --output json`,
 		Args: cobra.NoArgs,
@@ -29,7 +32,7 @@ reports a problem, each of which is one sentence with the way to mend it.`,
 			}
 			st, err := client.Status(cmd.Context())
 			if err != nil {
-				return fmt.Errorf("%w; is it running? try: vouch doctor", err)
+				return unreachable(err)
 			}
 			if err := o.Print(cmd, st, func(w io.Writer) { printStatus(w, st) }); err != nil {
 				return err
@@ -40,6 +43,17 @@ reports a problem, each of which is one sentence with the way to mend it.`,
 			return nil
 		},
 	}
+}
+
+// unreachable adds the way out to the error of a daemon that was not reached.
+func unreachable(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w; only root and the daemon's user may ask: run this with sudo", err)
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("%w; is vouchd running? try: vouch doctor", err)
+	}
+	return fmt.Errorf("%w; try: vouch doctor", err)
 }
 
 func printStatus(out io.Writer, st view.Status) {
@@ -62,15 +76,15 @@ func printStatus(out io.Writer, st view.Status) {
 	}
 	disabled := ""
 	if n := st.Entries.Disabled; n > 0 {
-		disabled = fmt.Sprintf("; %d identities are disabled, see vouch entry list", n)
+		disabled = fmt.Sprintf("; %s disabled, see vouch entry list", cli.Count(n, "identity", "identities"))
 	}
 	row("entries", "%d from %s, loaded %s ago%s", st.Entries.Count, st.Entries.Dir, cli.Ago(st.Entries.Loaded), disabled)
-	row("credentials", "%d from %s, %d leases", st.Credentials.Count, st.Credentials.Dir, st.Credentials.Leases)
+	row("credentials", "%d from %s, %s", st.Credentials.Count, st.Credentials.Dir, cli.Count(st.Credentials.Leases, "lease", "leases"))
 	row("secrets", "%d sealed to this machine, %d due to be rotated", st.Secrets.Count, st.Secrets.Due)
 	row("streams", "%d open", st.Streams)
-	row("log", "%d records in %s, %d of them anchored in the TPM, last %s ago", st.Log.Records, st.Log.Dir, st.Log.Anchored, cli.Ago(st.Log.LastAnchor))
+	row("log", "%s in %s, %d of them anchored in the TPM, last %s ago", cli.Count(st.Log.Records, "record", "records"), st.Log.Dir, st.Log.Anchored, cli.Ago(st.Log.LastAnchor))
 	for _, x := range st.Log.Witnesses {
-		row("witness", "%s signed %d records, last %s ago", x.Name, x.Records, cli.Ago(x.Time))
+		row("witness", "%s signed %s, last %s ago", x.Name, cli.Count(x.Records, "record", "records"), cli.Ago(x.Time))
 	}
 	w.Flush()
 	for _, r := range st.Reminders {

@@ -175,6 +175,14 @@ func InFile(path string, err error) error {
 	return errors.New(path + ": " + strings.ReplaceAll(err.Error(), "\n", "\n"+path+": "))
 }
 
+// Count is a number of things, such as 1 lease or 2 leases.
+func Count[N int | int64 | uint64](n N, one, many string) string {
+	if n == 1 {
+		many = one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
+
 // Time is how times are printed.
 func Time(t time.Time) string { return t.Local().Format(time.RFC3339) }
 

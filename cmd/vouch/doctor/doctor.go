@@ -10,8 +10,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
+	"github.com/vouchd/vouchd/cmd/vouch/cli"
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
@@ -68,7 +70,7 @@ func examineDaemon(ctx context.Context, c *config.Config, ask Ask) []Finding {
 		return []Finding{{"daemon", Problem, fmt.Sprintf("nothing answers on %s within %s; see why with: journalctl -u vouchd", c.AdminSocket, answerLimit)}}
 	}
 	if err != nil {
-		return []Finding{{"daemon", Problem, fmt.Sprintf("%v; it answers root and its own user, see its log with: journalctl -u vouchd", err)}}
+		return []Finding{{"daemon", Problem, fmt.Sprintf("%v; %s", err, wayToDaemon(err))}}
 	}
 	level := OK
 	if st.Node.State == view.NodeNotAppraised {
@@ -80,12 +82,20 @@ func examineDaemon(ctx context.Context, c *config.Config, ask Ask) []Finding {
 	}
 	fs = append(fs, certificateFindings(st, time.Now())...)
 	if len(st.Problems) == 0 {
-		return append(fs, Finding{"daemon", OK, fmt.Sprintf("serves %d entries of %s", st.Entries.Count, st.TrustDomain)})
+		return append(fs, Finding{"daemon", OK, fmt.Sprintf("serves %s of %s", cli.Count(st.Entries.Count, "entry", "entries"), st.TrustDomain)})
 	}
 	for _, p := range st.Problems {
 		fs = append(fs, Finding{"daemon", Problem, p})
 	}
 	return fs
+}
+
+// wayToDaemon is what to do about a daemon that was not reached.
+func wayToDaemon(err error) string {
+	if errors.Is(err, fs.ErrPermission) {
+		return "only root and the daemon's user may ask: run this with sudo"
+	}
+	return "see why with: journalctl -u vouchd"
 }
 
 // NodeLine says in one line whether the machine satisfies its policy.

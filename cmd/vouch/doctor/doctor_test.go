@@ -124,6 +124,25 @@ func TestDoctorNamesEntriesThatCanNeverMatch(t *testing.T) {
 	}
 }
 
+func TestDoctorNamesUnanchoredEntries(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, "a.yaml"), []byte(`entries:
+  - spiffe_id: spiffe://example.org/lab
+    selectors: ["unix:path:/bin/true"]
+    allow_unanchored: true
+  - spiffe_id: spiffe://example.org/firm
+    selectors: ["unix:uid:1000"]
+`), 0o644))
+	c, err := config.Parse("vouchd.yaml", []byte("trust_domain: example.org\nentries_dir: "+dir+"\n"))
+	must(t, err)
+	findings := examineEntries(c, hostFacts{})
+	if len(findings) != 2 {
+		t.Fatalf("got %+v, want the entries and the one unanchored", findings)
+	}
+	findings[1].check(t, Note, "a.yaml:2: spiffe://example.org/lab is unanchored")
+}
+
 func TestDoctorTellsOfCertificatesNearTheirEnd(t *testing.T) {
 	t.Parallel()
 	now := time.Now()

@@ -38,10 +38,13 @@ func examineEntries(c *config.Config, host hostFacts) []Finding {
 	case err != nil:
 		return []Finding{{"entries", Problem, err.Error()}}
 	case es.Len() == 0:
-		return []Finding{{"entries", Note, c.EntriesDir + " has no entry, so nothing is issued; add one as in docs/configuration.md"}}
+		return []Finding{{"entries", Note, c.EntriesDir + " has no entries, so nothing is issued; add one as in docs/configuration.md"}}
 	}
 	findings := []Finding{{"entries", OK, fmt.Sprintf("%d in %s", es.Len(), c.EntriesDir)}}
 	for _, e := range es.All() {
+		if e.Unanchored {
+			findings = append(findings, Finding{"entries", Note, fmt.Sprintf("%s: %s is unanchored: any user of this machine can have it; add an anchor, such as systemd:id:… or unix:user:…", e.Pos, e.ID)})
+		}
 		for _, s := range e.Selectors {
 			if why := host.never(s); why != "" {
 				findings = append(findings, Finding{"entries", Problem, fmt.Sprintf("%s: %s: %s can't match on this host: %s", e.Pos, e.ID, s, why)})
@@ -61,7 +64,7 @@ func (h hostFacts) never(s attest.Selector) string {
 		}
 	case "unix:path":
 		if _, err := os.Stat(arg); errors.Is(err, fs.ErrNotExist) {
-			return "there is no such file; install the program, or mend the path"
+			return "there is no such file; install the program, or correct the path"
 		}
 	case "unix:user":
 		if _, err := user.Lookup(arg); errors.As(err, new(user.UnknownUserError)) {
