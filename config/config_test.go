@@ -145,11 +145,11 @@ vouchd.yaml:3: entries_dir "/etc/../x" is not a plain absolute path; write it fr
 		{"one directory for entries and credentials", "trust_domain: a\nentries_dir: /etc/vouchd/credentials.d", nil,
 			"vouchd.yaml: credentials_dir is the entries_dir too; give each its own directory"},
 		{"a mode that this version does not have", "trust_domain: a\nauthority: {mode: spire, jwt_key: file}", nil,
-			`vouchd.yaml:2: authority.mode "spire" is not known; give standalone or enrolled
-vouchd.yaml:2: authority.jwt_key "file" is not known; give sealed or tpm`},
+			`vouchd.yaml:2: authority.mode "spire" is not valid; use standalone or enrolled
+vouchd.yaml:2: authority.jwt_key "file" is not valid; use sealed or tpm`},
 		{"lifetimes out of range", "trust_domain: a\nauthority:\n  issuing_ca_ttl: 1m\n  jwt_key_ttl: 1h\n", nil,
-			`vouchd.yaml:3: authority.issuing_ca_ttl "1m" is out of range; give it 2m to 168h
-vouchd.yaml:4: authority.jwt_key_ttl "1h" is out of range; give it 2h to 2160h`},
+			`vouchd.yaml:3: authority.issuing_ca_ttl "1m" is out of range; use 2m to 168h
+vouchd.yaml:4: authority.jwt_key_ttl "1h" is out of range; use 2h to 2160h`},
 		{"an overlap that leaves no time to sign", "trust_domain: a\nauthority:\n  rotation_overlap: 2h1s\n", nil,
 			"vouchd.yaml:3: authority.rotation_overlap 2h0m1s is more than half of authority.issuing_ca_ttl; give it 2h or less"},
 		{"an issuer no relying party could fetch from", "trust_domain: a\nauthority:\n  jwt_issuer: http://example.org\n", nil,

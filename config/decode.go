@@ -4,7 +4,7 @@
 // YAML without the parts that make two readers see two things (anchors,
 // aliases, tags, duplicate keys), every key must be known, every value must be
 // of its type, and each problem is reported with its file, its line and the way
-// to mend it. What the values entitle to is the business of the packages that
+// to fix it. What the values entitle to is the business of the packages that
 // own them; this one knows the daemon's own settings and nothing of entries or
 // credentials.
 //

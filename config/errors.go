@@ -39,10 +39,10 @@ func (a *At[T]) located() (value any, pos *Pos) { return &a.Value, &a.Pos }
 // An Error is one problem in one configuration file.
 type Error struct {
 	Pos
-	Msg string // what is wrong; how to mend it
+	Msg string // what is wrong; how to fix it
 }
 
-// Error returns "file:line: what is wrong; how to mend it".
+// Error returns "file:line: what is wrong; how to fix it".
 func (e *Error) Error() string { return e.Pos.String() + ": " + e.Msg }
 
 // MaxErrors bounds how many problems one error reports; the last line counts

@@ -106,7 +106,7 @@ func problemOf(path string, err error) *Error {
 	if cause, ok := errors.AsType[*fs.PathError](err); ok {
 		err = cause.Err
 	}
-	return &Error{Pos{File: path}, fmt.Sprintf("cannot be read: %v; mend it or move it away", err)}
+	return &Error{Pos{File: path}, fmt.Sprintf("cannot be read: %v; fix it or move it away", err)}
 }
 
 type nameKind int

@@ -39,10 +39,10 @@ func TestReadDirRefusesWhatIsNoConfigurationFile(t *testing.T) {
 	must(t, os.Symlink("loop.yaml", filepath.Join(dir, "loop.yaml")))
 	must(t, os.WriteFile(filepath.Join(dir, "large.yaml"), make([]byte, MaxFileLen+1), 0o644))
 	_, err := ReadDir(dir, true)
-	want := `dangling.yaml: cannot be read: no such file or directory; mend it or move it away
+	want := `dangling.yaml: cannot be read: no such file or directory; fix it or move it away
 dir.yaml: is not a regular file; replace it, or rename it to end in .disabled
 large.yaml: is larger than 1048576 bytes; split it
-loop.yaml: cannot be read: too many levels of symbolic links; mend it or move it away
+loop.yaml: cannot be read: too many levels of symbolic links; fix it or move it away
 pipe.yaml: is not a regular file; replace it, or rename it to end in .disabled`
 	if diff := cmp.Diff(want, strings.ReplaceAll(fmt.Sprint(err), dir+"/", "")); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
@@ -63,19 +63,19 @@ func TestNoFileIsReadThatOthersCouldChange(t *testing.T) {
 		{"a file that belongs to somebody else", func(dir string) error { return os.Chown(dir+"/etc/d/a.yaml", 1000, 0) },
 			"etc/d/a.yaml: belongs to user 1000, who could grant identities with it; run: chown -h root etc/d/a.yaml"},
 		{"a file that its group may write", func(dir string) error { return os.Chmod(dir+"/etc/d/a.yaml", 0o664) },
-			"etc/d/a.yaml: has mode 0664, so that others could grant identities with it; run: chmod go-w etc/d/a.yaml"},
+			"etc/d/a.yaml: has mode 0664, which lets other users grant identities; run: chmod go-w etc/d/a.yaml"},
 		{"a directory that everybody may write", func(dir string) error { return os.Chmod(dir+"/etc/d", 0o777) },
-			"etc/d: has mode 0777, so that others could grant identities with it; run: chmod go-w etc/d"},
+			"etc/d: has mode 0777, which lets other users grant identities; run: chmod go-w etc/d"},
 		{"a directory such as /tmp, to which everybody may add", func(dir string) error { return os.Chmod(dir+"/etc/d", 0o777|os.ModeSticky) },
-			"etc/d: has mode 0777, so that others could grant identities with it; run: chmod go-w etc/d"},
+			"etc/d: has mode 0777, which lets other users grant identities; run: chmod go-w etc/d"},
 		{"a directory above, whose owner may rename what is in it", func(dir string) error { return os.Chown(dir+"/etc", 1000, 0) },
 			"etc: belongs to user 1000, who could grant identities with it; run: chown -h root etc"},
 		{"a link that belongs to somebody else", func(dir string) error { return os.Lchown(dir+"/etc/d/b.yaml", 1000, 0) },
 			"etc/d/b.yaml: belongs to user 1000, who could grant identities with it; run: chown -h root etc/d/b.yaml"},
 		{"a directory that a link leads through", func(dir string) error { return os.Chmod(dir+"/data", 0o775) },
-			"data: has mode 0775, so that others could grant identities with it; run: chmod go-w data"},
+			"data: has mode 0775, which lets other users grant identities; run: chmod go-w data"},
 		{"the file at a link's end", func(dir string) error { return os.Chmod(dir+"/data/b.yaml", 0o646) },
-			"data/b.yaml: has mode 0646, so that others could grant identities with it; run: chmod go-w data/b.yaml"},
+			"data/b.yaml: has mode 0646, which lets other users grant identities; run: chmod go-w data/b.yaml"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -116,7 +116,7 @@ func TestReadDirTellsOfADirectoryThatIsNone(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "entries.d")
 	must(t, os.WriteFile(path, nil, 0o644))
 	_, err := ReadDir(path, false)
-	if want := path + ": cannot be read: not a directory; mend it or move it away"; fmt.Sprint(err) != want {
+	if want := path + ": cannot be read: not a directory; fix it or move it away"; fmt.Sprint(err) != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 }

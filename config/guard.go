@@ -14,8 +14,8 @@ import (
 // (path_resolution(7)).
 const maxLinks = 40
 
-// guarded returns an error if somebody else than root and the process's own
-// user could change what path, a directory or a file, leads to: whoever can edit
+// guarded returns an error if any user other than root and the process's own
+// could change what path, a directory or a file, leads to: whoever can edit
 // the configuration grants themselves identities. Each directory on the way,
 // through symbolic links, must belong to one of the two and not be writable by
 // group or others. The sticky bit, as on /tmp, is good enough on the way, since
@@ -66,7 +66,7 @@ func writableByOthers(path string, info fs.FileInfo) error {
 		return err
 	}
 	if info.Mode().Perm()&0o022 != 0 {
-		return &Error{Pos{File: path}, fmt.Sprintf("has mode %04o, so that others could grant identities with it; run: chmod go-w %s", info.Mode().Perm(), path)}
+		return &Error{Pos{File: path}, fmt.Sprintf("has mode %04o, which lets other users grant identities; run: chmod go-w %s", info.Mode().Perm(), path)}
 	}
 	return nil
 }

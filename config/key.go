@@ -89,17 +89,17 @@ func (k Key) example(before string) string {
 }
 
 // allows returns what is wrong with a word or duration that is not one of those
-// allowed, and how to mend it.
+// allowed, and how to fix it.
 func (k Key) allows(v reflect.Value) error {
 	switch {
 	case v.Type() == durationType:
 		d := v.Interface().(time.Duration)
 		if k.Min != "" && (d < mustDuration(k.Min) || d > mustDuration(k.Max)) {
-			return fmt.Errorf("is out of range; give it %s to %s", k.Min, k.Max)
+			return fmt.Errorf("is out of range; use %s to %s", k.Min, k.Max)
 		}
 	case v.Kind() == reflect.Int && k.Min != "":
 		if i := int(v.Int()); i < mustInt(k.Min) || i > mustInt(k.Max) {
-			return fmt.Errorf("is out of range; give it %s to %s", k.Min, k.Max)
+			return fmt.Errorf("is out of range; use %s to %s", k.Min, k.Max)
 		}
 	case v.Kind() == reflect.String && len(k.OneOf) > 0:
 		for _, word := range k.OneOf {
@@ -107,7 +107,7 @@ func (k Key) allows(v reflect.Value) error {
 				return nil
 			}
 		}
-		return fmt.Errorf("is not known; give %s", strings.Join(k.OneOf, " or "))
+		return fmt.Errorf("is not valid; use %s", strings.Join(k.OneOf, " or "))
 	}
 	return nil
 }

@@ -54,18 +54,18 @@ func syntaxError(data []byte, err error) *Error {
 	if len(data) <= maxSearched {
 		line = syntaxErrorLine(data, what)
 	}
-	mend := "check the indentation, quotes and brackets here"
+	fix := "check the indentation, quotes and brackets here"
 	switch {
 	case strings.Contains(what, "mapping values"):
-		mend = "put text that holds a colon and a space in quotes, and check the indentation"
+		fix = "put text that holds a colon and a space in quotes, and check the indentation"
 	case strings.Contains(what, "cannot start any token"):
-		mend = "indent with spaces, not tabs, and put text that begins with @, ` or % in quotes"
+		fix = "indent with spaces, not tabs, and put text that begins with @, ` or % in quotes"
 	case strings.Contains(what, "octet"), strings.Contains(what, "control characters"), strings.Contains(what, "UTF"):
-		mend = "save the file as UTF-8 text"
+		fix = "save the file as UTF-8 text"
 	case strings.Contains(what, "unknown anchor"):
-		mend = aliasMend
+		fix = aliasFix
 	}
-	return &Error{Pos{Line: line}, "malformed YAML: " + what + "; " + mend}
+	return &Error{Pos{Line: line}, "malformed YAML: " + what + "; " + fix}
 }
 
 // syntaxErrorLine returns the first line that completes the error, which is the
@@ -102,7 +102,7 @@ func splitSyntaxError(err error) (line int, what string) {
 	return max(line, 1), clip(what)
 }
 
-const aliasMend = "anchors and aliases are not accepted: write the value out, and put text that begins with & or * in quotes"
+const aliasFix = "anchors and aliases are not accepted: write the value out, and put text that begins with & or * in quotes"
 
 // plain checks that the tree under n holds only mappings with distinct words as
 // keys, lists and scalars. It reports whether the tree can be decoded, so that
@@ -113,7 +113,7 @@ func (d *decoder) plain(n *yaml.Node, depth int) bool {
 		d.problems.Add(d.pos(n), "nested deeper than %d levels; check the indentation", maxDepth)
 		return false
 	case n.Kind == yaml.AliasNode || n.Anchor != "":
-		d.problems.Add(d.pos(n), "%s", aliasMend)
+		d.problems.Add(d.pos(n), "%s", aliasFix)
 		return false
 	case n.Style&yaml.TaggedStyle != 0:
 		d.problems.Add(d.pos(n), "tag %s is not accepted; remove it, and put text that begins with ! in quotes", clip(n.Tag))

@@ -69,7 +69,7 @@ func ask(conn *net.UnixConn, r request, streams [3]*os.File) error {
 		return err
 	}
 	if len(b) > maxMessage {
-		return fmt.Errorf("arguments and environment are longer than %d bytes", maxMessage)
+		return fmt.Errorf("arguments and environment exceed %d bytes", maxMessage)
 	}
 	rights := unix.UnixRights(int(streams[0].Fd()), int(streams[1].Fd()), int(streams[2].Fd()))
 	_, _, err = conn.WriteMsgUnix(b, rights, nil)
@@ -94,7 +94,7 @@ func await(conn *net.UnixConn) (Exit, error) {
 		return Exit{}, err
 	}
 	if n == 0 {
-		return Exit{}, errors.New("the daemon has gone")
+		return Exit{}, errors.New("the connection to vouchd-programs was closed")
 	}
 	var r reply
 	if err := json.Unmarshal(b[:n], &r); err != nil {

@@ -1,16 +1,15 @@
-// Package programs starts the programs that an administrator has defined, on
-// the terminal of whoever may start them: vouch run NAME.
+// Package programs starts programs that an administrator has defined on the
+// terminal of a user who may start them: vouch program run NAME.
 //
-// A service has an identity as strong as its unit file. A program that somebody
-// starts at a terminal has none: its arguments and its environment are whatever
-// they like. Here the caller chooses nothing but the program's name and what
-// its definition leaves open; systemd starts it as a transient unit, with the
-// caller's standard streams and as the user of the definition, so that all that
-// is attested of services holds for it too. Where systemd is not PID 1 there is
-// no weaker imitation.
+// A service has an identity as strong as its unit file. A program started at a
+// terminal does not: the user controls its arguments and environment. Here the
+// caller chooses only the program's name and what its definition leaves open.
+// systemd starts it as a transient unit, with the caller's standard streams and as
+// the user in the definition, and it is attested as a service is. It requires
+// systemd as PID 1; there is no fallback.
 //
-// The program is not on the caller's terminal in the sense of job control: it
-// reads and writes it, and gets the signals that vouch run gets.
+// The program is not part of the terminal's job control: it reads and writes the
+// terminal, and gets the signals that vouch run gets.
 package programs
 
 import (
@@ -89,12 +88,12 @@ func parse(files []config.File, problems config.Errors, anyUser bool) (map[strin
 		for i := range doc.Programs {
 			p := doc.Programs[i].program(&problems, anyUser)
 			if first := programs[p.Name]; first != nil {
-				problems.Add(p.Pos, "program %q is defined at %s already; choose another name", p.Name, first.Pos)
+				problems.Add(p.Pos, "program %q is already defined at %s; choose another name", p.Name, first.Pos)
 			}
 			programs[p.Name] = p
 		}
 		if len(programs) > maxPrograms {
-			problems.Add(config.Pos{File: f.Path}, "with this file there are more than %d programs; remove some", maxPrograms)
+			problems.Add(config.Pos{File: f.Path}, "there are more than %d programs with this file; remove some", maxPrograms)
 			break
 		}
 	}
@@ -129,7 +128,7 @@ func (w *written) program(problems *config.Errors, anyUser bool) *Program {
 		Pos:              w.Pos,
 	}
 	if !programName.MatchString(p.Name) || len(p.Name) > maxNameLen {
-		problems.Add(w.Name.Pos, "program name %q must be small letters and digits, with single - or _ between them, and %d at most", p.Name, maxNameLen)
+		problems.Add(w.Name.Pos, "program name %q must be lower-case letters and digits, with single - or _ between them, at most %d", p.Name, maxNameLen)
 	}
 	w.checkCommand(p, problems)
 	w.checkDigests(problems)
@@ -140,7 +139,7 @@ func (w *written) program(problems *config.Errors, anyUser bool) *Program {
 	for _, e := range w.Environment {
 		name, value, ok := strings.Cut(e.Value, "=")
 		if !ok || !variableName.MatchString(name) || strings.ContainsAny(value, "\x00\n") {
-			problems.Add(e.Pos, "environment entry %q must be NAME=value on one line", e.Value)
+			problems.Add(e.Pos, "environment: %q must be NAME=value on one line", e.Value)
 		}
 	}
 	for _, e := range w.PassEnvironment {
@@ -172,7 +171,7 @@ func (w *written) checkCommand(p *Program, problems *config.Errors) {
 	}
 	for _, arg := range w.Command {
 		if strings.ContainsAny(arg.Value, "$\x00\n") {
-			problems.Add(arg.Pos, "argument %q must not hold a $, which nothing expands, nor a new line", arg.Value)
+			problems.Add(arg.Pos, "argument %q must not contain a newline or a $, which nothing expands", arg.Value)
 		}
 	}
 	script, err := process.ScriptIn(p.Command)
@@ -189,11 +188,11 @@ func (w *written) checkCommand(p *Program, problems *config.Errors) {
 func (w *written) checkDigests(problems *config.Errors) {
 	for _, d := range []config.At[string]{w.SHA256, w.TreeSHA256} {
 		if d.Value != "" && !sha256Digits.MatchString(d.Value) {
-			problems.Add(d.Pos, "digest %q must be 64 small hexadecimal digits, as sha256sum and vouch hash print them", d.Value)
+			problems.Add(d.Pos, "digest %q must be 64 lower-case hexadecimal digits, as sha256sum and vouch hash print them", d.Value)
 		}
 	}
 	if w.SHA256.Value == "" && w.TreeSHA256.Value == "" {
-		problems.Add(w.Pos, "add sha256, of the script or the program, or tree_sha256, of its directory as vouch hash prints it")
+		problems.Add(w.Pos, "a digest is missing; add sha256 of the script or program, or tree_sha256 of its directory as vouch hash prints it")
 	}
 }
 
@@ -206,12 +205,12 @@ func (w *written) checkUser(p *Program, problems *config.Errors, any bool) {
 		return
 	}
 	if err != nil {
-		problems.Add(w.User.Pos, "user %q is not known on this machine", p.User)
+		problems.Add(w.User.Pos, "user %q does not exist on this machine; create it or choose another", p.User)
 		return
 	}
 	uid, err := strconv.ParseUint(u.Uid, 10, 32)
 	if err != nil || uid == 0 {
-		problems.Add(w.User.Pos, "user %q is root, who may rewrite every program; choose another", p.User)
+		problems.Add(w.User.Pos, "user %q is root, which can change any program; choose another", p.User)
 		return
 	}
 	p.UID = uint32(uid)
@@ -222,7 +221,7 @@ func (w *written) checkUser(p *Program, problems *config.Errors, any bool) {
 // caller may not.
 func passable(name string) error {
 	if !variableName.MatchString(name) {
-		return errors.New("is no name of a variable")
+		return errors.New("is not a variable name")
 	}
 	exact := []string{
 		"BASH_ENV", "CDPATH", "CLASSPATH", "DOTNET_STARTUP_HOOKS", "ENV", "GCONV_PATH", "GLIBC_TUNABLES", "HOME",
@@ -235,7 +234,7 @@ func passable(name string) error {
 	}
 	upper := strings.ToUpper(name)
 	if slices.Contains(exact, upper) || slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(upper, p) }) {
-		return errors.New("can change which code the program runs; set it under environment, if at all")
+		return errors.New("can change which code the program runs; set it under environment instead")
 	}
 	return nil
 }

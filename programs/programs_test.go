@@ -47,18 +47,18 @@ func TestDefinitionsThatAreRefused(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ name, old, new, want string }{
 		{"unknown key", "directory:", "dir:", `unknown key "dir"`},
-		{"name with a slash", "research-agent", "../x", "must be small letters"},
-		{"name with a dash at its end", "research-agent", "x-", "must be small letters"},
+		{"name with a slash", "research-agent", "../x", "must be lower-case letters"},
+		{"name with a dash at its end", "research-agent", "x-", "must be lower-case letters"},
 		{"no command", "[/usr/bin/python3, -I, /opt/agent.py, --mode, x]", "[]", "command is missing"},
 		{"relative program", "/usr/bin/python3,", "python3,", "absolute path"},
 		{"relative script", "/opt/agent.py", "agent.py", `script "agent.py" must be an absolute path`},
 		{"program in the text", "-I,", "-c,", "may bring in other code"},
 		{"module", "-I,", "-m,", "may bring in other code"},
-		{"variable", "x]", "$X]", "must not hold a $"},
+		{"variable", "x]", "$X]", "must not contain a newline or a $"},
 		{"no digest", "sha256: abababababababababababababababababababababababababababababababab", "directory: /", "add sha256"},
-		{"digest that is none", "sha256: ab", "sha256: zz", "64 small hexadecimal digits"},
+		{"digest that is none", "sha256: ab", "sha256: zz", "64 lower-case hexadecimal digits"},
 		{"root", "user: nobody", "user: root", "is root"},
-		{"user that is not there", "user: nobody", "user: nosuchuser", "is not known"},
+		{"user that is not there", "user: nobody", "user: nosuchuser", "does not exist"},
 		{"directory with dots", "directory: /opt", "directory: /opt/../x", "without . and .."},
 		{"environment without a value", "LANG=C.UTF-8", "LANG", "NAME=value"},
 		{"environment with a bad name", "LANG=C.UTF-8", "A-B=c", "NAME=value"},
@@ -81,7 +81,7 @@ func TestDefinitionsThatAreRefused(t *testing.T) {
 	}
 	t.Run("two of one name", func(t *testing.T) {
 		_, err := parse([]config.File{{Path: "a.yaml", Data: []byte(good)}, {Path: "b.yaml", Data: []byte(good)}}, nil, false)
-		if err == nil || !strings.Contains(err.Error(), "b.yaml:2: program \"research-agent\" is defined at a.yaml:2") {
+		if err == nil || !strings.Contains(err.Error(), "b.yaml:2: program \"research-agent\" is already defined at a.yaml:2") {
 			t.Errorf("got error %v", err)
 		}
 	})

@@ -36,11 +36,11 @@ type Recorder interface {
 	RecordStart(ctx context.Context, s Start) error
 }
 
-// ErrTooManyRefusals means that a refusal was counted and not recorded, since
-// its user has been refused very often.
+// ErrTooManyRefusals means that a refusal was counted, not recorded, because its
+// user has been refused too often.
 var ErrTooManyRefusals = errors.New("too many refusals; wait a moment")
 
-// A Start is somebody's wish to start a program, and what became of it.
+// A Start is a request to start a program, and its outcome.
 type Start struct {
 	PID       int    // of the caller
 	StartTime uint64 // of the caller, in ticks since boot; 0 where /proc hides it
@@ -127,7 +127,7 @@ func (p *places) take(uid uint32) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.total >= maxRunning || p.users[uid] >= maxPerUser {
-		return fmt.Errorf("%d programs run, %d of them started by user %d: as many as are allowed", p.total, p.users[uid], uid)
+		return fmt.Errorf("too many programs are running: %d, of which user %d started %d", p.total, uid, p.users[uid])
 	}
 	p.total++
 	p.users[uid]++
@@ -215,14 +215,14 @@ func (s *Server) record(ctx context.Context, start Start) error {
 		return err
 	}
 	s.report(fmt.Errorf("recording that user %d had program %q started: %w", start.UID, start.Program, err))
-	return errors.New("the decision could not be recorded, so that nothing was started; an administrator sees why with: journalctl -u vouchd-programs")
+	return errors.New("nothing was started because the decision could not be recorded; an administrator can see why with: journalctl -u vouchd-programs")
 }
 
 // prepare decides whether the caller may start the program, and how.
 func (s *Server) prepare(ctx context.Context, asked request, files []*os.File, start *Start) (systemd.Transient, error) {
 	var none systemd.Transient
 	if s.Units == nil {
-		return none, errors.New("vouch run needs systemd as PID 1; there is no weaker way")
+		return none, errors.New("vouch run requires systemd as PID 1")
 	}
 	// The same answer for a program that is not there and one that the caller
 	// may not start.
@@ -232,10 +232,10 @@ func (s *Server) prepare(ctx context.Context, asked request, files []*os.File, s
 	}
 	start.Defined = p.Pos.String()
 	if len(asked.Arguments) > 0 && !p.AllowedArguments {
-		return none, fmt.Errorf("program %s takes no arguments (allow_arguments in its definition)", p.Name)
+		return none, fmt.Errorf("program %s takes no arguments; its definition would need allow_arguments: true", p.Name)
 	}
 	if len(asked.Arguments) > maxArguments || slices.ContainsFunc(asked.Arguments, func(a string) bool { return strings.ContainsRune(a, 0) }) {
-		return none, fmt.Errorf("more than %d arguments, or one with a zero byte", maxArguments)
+		return none, fmt.Errorf("more than %d arguments, or one that contains a zero byte", maxArguments)
 	}
 	if err := checkStreams(files); err != nil {
 		return none, err
@@ -297,7 +297,7 @@ func (p *Program) check(ctx context.Context) error {
 		return err
 	}
 	if p.SHA256 != "" && sum != p.SHA256 {
-		return fmt.Errorf("%s has digest %s, and its definition at %s wants %s", path, sum, p.Pos, p.SHA256)
+		return fmt.Errorf("%s has digest %s, but its definition at %s requires %s", path, sum, p.Pos, p.SHA256)
 	}
 	if p.TreeSHA256 == "" {
 		return nil
@@ -307,7 +307,7 @@ func (p *Program) check(ctx context.Context) error {
 		return err
 	}
 	if sum != p.TreeSHA256 {
-		return fmt.Errorf("directory %s has digest %s, and its definition at %s wants %s", dir, sum, p.Pos, p.TreeSHA256)
+		return fmt.Errorf("directory %s has digest %s, but its definition at %s requires %s", dir, sum, p.Pos, p.TreeSHA256)
 	}
 	return nil
 }
@@ -363,7 +363,7 @@ func (s *Server) wait(ctx context.Context, unit string) (reply, error) {
 		}
 		if err != nil {
 			s.report(err)
-			return reply{}, errors.New("systemd could not start the program, or has lost it")
+			return reply{}, errors.New("systemd could not start the program, or lost track of it")
 		}
 		if run.Ended {
 			return reply{Status: run.Status, Signaled: run.Signal}, nil

@@ -116,12 +116,12 @@ func receive(conn *net.UnixConn, peer *process.Peer, into any) ([]*os.File, erro
 	case n == 0:
 		return files, net.ErrClosed
 	case flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0, len(files) > 3:
-		return files, fmt.Errorf("the request is longer than %d bytes, or has more than 3 descriptors", maxMessage)
+		return files, fmt.Errorf("the request exceeds %d bytes or 3 descriptors", maxMessage)
 	case sender == nil || int(sender.Pid) != peer.PID():
 		return files, errors.New("the request is not from the process that connected")
 	}
 	if err := json.Unmarshal(b[:n], into); err != nil {
-		return files, fmt.Errorf("the request is not understood: %w", err)
+		return files, fmt.Errorf("the request is malformed: %w", err)
 	}
 	return files, nil
 }

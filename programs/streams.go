@@ -8,9 +8,9 @@ import (
 )
 
 // checkStreams returns an error unless systemd can hold, and close, what the
-// caller passes as standard streams without waiting for anybody. PID 1 does that
-// itself: a file whose server does not answer, or a socket that lingers, would hold
-// up the whole machine.
+// caller passes as standard streams without blocking. PID 1 does that itself:
+// a file whose server does not answer, or a socket that lingers, would block the whole
+// machine.
 func checkStreams(files []*os.File) error {
 	if len(files) != 3 {
 		return fmt.Errorf("got %d descriptors, want 3", len(files))
@@ -38,7 +38,7 @@ func checkStream(fd int) error {
 	var st unix.Statx_t
 	// As the kernel has it, without asking a server.
 	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st); err != nil {
-		return fmt.Errorf("cannot be looked at (%w)", err)
+		return fmt.Errorf("cannot be examined (%w)", err)
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFCHR, unix.S_IFIFO:
@@ -48,11 +48,11 @@ func checkStream(fd int) error {
 		if err == nil && domain == unix.AF_UNIX {
 			return nil
 		}
-		return fmt.Errorf("is a socket of the network")
+		return fmt.Errorf("is a network socket")
 	case unix.S_IFREG:
 		var fs unix.Statfs_t
 		if err := unix.Fstatfs(fd, &fs); err != nil {
-			return fmt.Errorf("cannot be looked at (%w)", err)
+			return fmt.Errorf("cannot be examined (%w)", err)
 		}
 		if localFileSystems[int64(fs.Type)] {
 			return nil

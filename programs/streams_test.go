@@ -51,7 +51,7 @@ func TestStreamsThatSystemdCouldWaitFor(t *testing.T) {
 		{"pipe", w, ""},
 		{"file in memory", file, ""},
 		{"local socket", local, ""},
-		{"socket of the network", network, "is a socket of the network"},
+		{"socket of the network", network, "is a network socket"},
 		{"file of a file system that is not known to be local", open("/proc/self/status"), "may wait for a server"},
 		{"directory", open("/"), "is neither a terminal"},
 		{"what is no file", anonymous, "is neither a terminal"},

@@ -269,7 +269,7 @@ func TestWithoutSystemdEveryStartIsRefused(t *testing.T) {
 	}
 	g := serve(t, nil, "echo started", nil)
 	out, err := g.vouchRun(t, "agent").CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "needs systemd as PID 1") {
+	if err == nil || !strings.Contains(string(out), "requires systemd as PID 1") {
 		t.Errorf("got %v: %s", err, out)
 	}
 }
@@ -319,10 +319,10 @@ func TestRequestsThatAreNotUnderstood(t *testing.T) {
 		rights []byte
 		want   string
 	}{
-		{"no JSON", "x", fds(3), "not understood"},
-		{"another type", `{"program":1}`, fds(3), "not understood"},
-		{"too many descriptors", `{"program":"agent"}`, fds(4), "more than 3 descriptors"},
-		{"far too many descriptors", `{"program":"agent"}`, fds(200), "more than 3 descriptors"},
+		{"no JSON", "x", fds(3), "malformed"},
+		{"another type", `{"program":1}`, fds(3), "malformed"},
+		{"too many descriptors", `{"program":"agent"}`, fds(4), "or 3 descriptors"},
+		{"far too many descriptors", `{"program":"agent"}`, fds(200), "or 3 descriptors"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: g.socket, Net: "unixpacket"})

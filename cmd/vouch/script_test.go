@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -24,7 +25,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{Dir: "testdata"})
 }
 
-func TestThePackagedProgramIsInOrder(t *testing.T) {
+func TestThePackagedProgramIsValid(t *testing.T) {
 	text, err := os.ReadFile("../../packaging/etc/programs.d/research.yaml.disabled")
 	if err != nil {
 		t.Fatal(err)
@@ -44,8 +45,12 @@ func TestEveryCommandHasHelpWithAnExample(t *testing.T) {
 		if cmd.Hidden {
 			return // a deprecated name, whose help is that of the new one
 		}
-		if cmd.Short == "" {
-			t.Errorf("%s has no one-line help", cmd.CommandPath())
+		if short := cmd.Short; short == "" || len(short) >= 60 || strings.HasSuffix(short, ".") {
+			t.Errorf("%s: want help of one line under 60 characters without a full stop, got %q", cmd.CommandPath(), short)
+		}
+		// Imperative as far as a test can tell: no article, no third person.
+		if first, _, _ := strings.Cut(cmd.Short, " "); slices.Contains([]string{"The", "A", "An", "Be", "This"}, first) || strings.HasSuffix(first, "s") {
+			t.Errorf("%s: %q does not begin with an imperative", cmd.CommandPath(), cmd.Short)
 		}
 		if !cmd.HasSubCommands() && !strings.Contains(cmd.Example, cmd.CommandPath()) {
 			t.Errorf("%s has no example of itself", cmd.CommandPath())

@@ -33,7 +33,7 @@ func TestCommandLineAgainstARunningDaemon(t *testing.T) {
 		{[]string{"entry", "list"}, 0, `spiffe://example\.org/cli  \(.*a\.yaml:2\)`, `^$`},
 		{[]string{"entry", "explain", pid}, 0, `(?s)kernel-enforced\s+unix:uid:\d+.*matches:\s+spiffe://example\.org/cli.*almost spiffe://example\.org/other.*unix:gid:64999`, `^$`},
 		{[]string{"entry", "explain", "--self"}, 0, `matches:`, `^$`},
-		{[]string{"entry", "explain"}, 2, `^$`, `which process`},
+		{[]string{"entry", "explain"}, 2, `^$`, `give a PID, or --self`},
 		{[]string{"entry", "new", "--from-pid", pid, "--spiffe-id", "spiffe://example.org/new"}, 0, `(?s)spiffe_id: spiffe://example.org/new.*unix:user:.*unix:sha256:`, `^$`},
 		{[]string{"entry", "explain", "0"}, 2, `^$`, `vouch: "0" is not a process ID`},
 		{[]string{"entry", "explain", "4194303"}, 1, `^$`, `vouch: .*4194303`},

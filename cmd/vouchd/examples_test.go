@@ -122,8 +122,8 @@ func TestFollowingFilesIsRefusedWhereItMakesNoSense(t *testing.T) {
 	must(t, os.Mkdir(h.Path("open"), 0o777))
 	must(t, os.Chmod(h.Path("open"), 0o777))
 	for want, args := range map[string][]string{
-		"--follow needs a directory": {"--follow"},
-		"go with --follow":           {"--write", h.Path("svid"), "--exec", "true"},
+		"--follow requires --write":  {"--follow"},
+		"require --follow":           {"--write", h.Path("svid"), "--exec", "true"},
 		"--signal goes with --pid":   {"--write", h.Path("svid"), "--follow", "--signal", "HUP"},
 		"lets others replace files":  {"--write", h.Path("open"), "--follow"},
 		"fetching X509-SVIDs: rpc e": {"--write", h.Path("svid"), "--follow"},

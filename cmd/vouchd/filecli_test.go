@@ -202,7 +202,7 @@ func TestFilesThatOthersCouldReplaceAreRefused(t *testing.T) {
 		code int
 		err  string
 	}{
-		{file("--output", "file"), 2, `which file`},
+		{file("--output", "file"), 2, `--write is required`},
 		{file("--write", h.Path("open/login")), 1, `mode 0777 lets others replace files there; run: chmod go-w`},
 		{file("--write", h.Path("nowhere/login")), 1, `nowhere: no such file`},
 		{file("--write", h.Path("x"), "--mode", "0666"), 2, `the owner alone may write`},
@@ -215,9 +215,9 @@ func TestFilesThatOthersCouldReplaceAreRefused(t *testing.T) {
 		{file("--write", h.Path("x"), "--exec", "exit 3"), 0, `^$`}, // nothing was replaced
 		{file("--write", h.Path("x"), "--exec", "exit 3"), 1, `running "exit 3": exit status 3`},
 		{[]string{"get", "tides", "--output", "file", "--path", h.Path("y")}, 1, `ends with the process`},
-		{[]string{"get", "tides-for-all", "--format", "json"}, 2, `--format is for --write`},
-		{[]string{"get", "tides-for-all", "--follow"}, 2, `--follow is for --write`},
-		{[]string{"fetch", "jwt", "--audience", "a", "--follow"}, 2, `--follow is for --write`},
+		{[]string{"get", "tides-for-all", "--format", "json"}, 2, `--format requires --write`},
+		{[]string{"get", "tides-for-all", "--follow"}, 2, `--follow requires --write`},
+		{[]string{"fetch", "jwt", "--audience", "a", "--follow"}, 2, `--follow requires --write`},
 	} {
 		if _, stderr, code := h.Vouch(tt.args...); code != tt.code || !matches(tt.err, stderr) {
 			t.Errorf("vouch %s exits %d, want %d\n-- err, want %s --\n%s", strings.Join(tt.args, " "), code, tt.code, tt.err, stderr)

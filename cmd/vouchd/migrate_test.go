@@ -148,11 +148,11 @@ func TestNothingIsLostWhereAFileCannotBeMigrated(t *testing.T) {
 	for _, tt := range []struct{ name, text, want string }{
 		{"a line that makes no sense", "A_KEY=canary\nnonsense canary\n", `app.env: line 2: is neither`},
 		{"a quote that nothing closes", "A_KEY=canary\nB='canary\n", `app.env: line 2: has a quote that nothing closes`},
-		{"two values of one variable", "A_KEY=canary\nA_KEY=canary-2\n", `line 2: A_KEY has another value than on line 1`},
-		{"a value and a handle of one variable", "A_KEY=canary\nA_KEY=vouch:x\n", `line 2: A_KEY is given again`},
+		{"two values of one variable", "A_KEY=canary\nA_KEY=canary-2\n", `line 2: A_KEY has a different value on line 1`},
+		{"a value and a handle of one variable", "A_KEY=canary\nA_KEY=vouch:x\n", `line 2: A_KEY is given twice`},
 		{"a value that some expand", "A_KEY=pa$$canary\n", `line 1: value of A_KEY: some expand .* --keep A_KEY`},
 		{"two variables of one name", "A_KEY=canary\nA-KEY=canary\n", `A-KEY and A_KEY would both be app-a-key`},
-		{"a secret that is sealed with another value", "A_KEY=canary\nB_KEY=canary\n", `secret app-b-key: another value .* is as it was`},
+		{"a secret that is sealed with another value", "A_KEY=canary\nB_KEY=canary\n", `secret app-b-key: another value .* is unchanged`},
 	} {
 		h.Write("app.env", tt.text)
 		_, stderr, code := h.Vouch("migrate", "env", file, "--credential-prefix", "app")
@@ -166,7 +166,7 @@ func TestNothingIsLostWhereAFileCannotBeMigrated(t *testing.T) {
 	h.Write("app.env", "A_KEY=canary\n")
 	must(t, os.Symlink(file, h.Path("link")))
 	must(t, os.Link(file, h.Path("second")))
-	for name, want := range map[string]string{"link": "symbolic link", "second": "has 2 names", "missing": "no such file", "entries.d": "not a regular file"} {
+	for name, want := range map[string]string{"link": "symbolic link", "second": "has 2 hard links", "missing": "no such file", "entries.d": "not a regular file"} {
 		if _, stderr, code := h.Vouch("migrate", "env", h.Path(name), "--credential-prefix", "app"); code != 1 || !strings.Contains(stderr, want) {
 			t.Errorf("%s exits %d: %s, want %s", name, code, stderr, want)
 		}
@@ -190,7 +190,7 @@ func TestWhatLooksLikeASecretIsSealedUnlessSaidOtherwise(t *testing.T) {
 	if got := read(t, file); got != want {
 		t.Errorf("the file is\n%s\nwant\n%s", got, want)
 	}
-	if !strings.Contains(out, "app.env:7: OLD_KEY: a comment with what may be a secret; remove it") {
+	if !strings.Contains(out, "app.env:7: OLD_KEY: a comment that may contain a secret; remove it") {
 		t.Errorf("it says\n%s", out)
 	}
 }

@@ -49,7 +49,7 @@ func TestCommandLineKeepsSecrets(t *testing.T) {
 		{"", []string{"secret", "list"}, 0, `^$`, `^$`},
 		{"", []string{"secret", "seal", "stripe-key"}, 1, `^$`, `it is empty; did the command before the pipe fail`},
 		{"", []string{"get", "stripe"}, 1, `^$`, `the source of the credential refused`},
-		{value, []string{"secret", "seal", "stripe-key"}, 0, `^stripe-key: 20 bytes sealed to this machine as revision 1; rotate it by \d{4}-`, `note: the value ends in a line end`},
+		{value, []string{"secret", "seal", "stripe-key"}, 0, `^stripe-key: 20 bytes sealed to this machine as revision 1; rotate it by \d{4}-`, `note: the value includes a trailing newline`},
 		{value, []string{"secret", "seal", "stripe-key"}, 1, `^$`, `vouch secret rotate stripe-key`},
 		{value, []string{"secret", "seal", "../x"}, 2, `^$`, `use letters`},
 		{value, []string{"secret", "seal"}, 2, `^$`, `accepts 1 arg`},
@@ -65,7 +65,7 @@ func TestCommandLineKeepsSecrets(t *testing.T) {
 		{"new", []string{"secret", "rotate", "stripe-key", "--broad", "--rotate-after", "45d"}, 0, `revision 2`, `^$`},
 		{"", []string{"get", "stripe", "--field", "value"}, 0, `^new$`, `^$`},
 		{"", []string{"status"}, 1, `(?s)secrets\s+1 sealed to this machine, 0 due.*problem: credential missing needs the secret missing, which is not sealed; run: vouch secret seal missing`, `^$`},
-		{"", []string{"secret", "remove", "stripe-key"}, 0, `forgotten`, `^$`},
+		{"", []string{"secret", "remove", "stripe-key"}, 0, `^removed stripe-key`, `^$`},
 		{"", []string{"get", "stripe"}, 1, `^$`, `the source of the credential refused`},
 	} {
 		out, stderr, code := h.VouchReads([]byte(tt.stdin), tt.args...)
@@ -113,7 +113,7 @@ func TestSecretsOfAnyBytesReachTheAgent(t *testing.T) {
 			t.Errorf("%d bytes came of %d", len(got), len(value))
 		}
 	}
-	if _, stderr, code := h.VouchReads(make([]byte, 1<<20+1), "secret", "rotate", "stripe-key"); code != 1 || !strings.Contains(stderr, "more than 1048576 bytes") {
+	if _, stderr, code := h.VouchReads(make([]byte, 1<<20+1), "secret", "rotate", "stripe-key"); code != 1 || !strings.Contains(stderr, "longer than 1048576 bytes") {
 		t.Errorf("a byte too many exits %d: %s", code, stderr)
 	}
 }

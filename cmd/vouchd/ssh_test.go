@@ -127,11 +127,11 @@ func TestSSHAgentNeedsToBeToldWhat(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	for want, args := range map[string][]string{
-		"which credential":    {"ssh-agent", "--", "true"},
-		"say --listen PATH":   {"ssh-agent", "--credential", "x"},
-		"and not both":        {"ssh-agent", "--credential", "x", "--listen", "/tmp/x", "--", "true"},
-		"accepts at most 1":   {"ssh-ca", "a", "b"},
-		"unknown flag: --add": {"ssh-agent", "--add", "x"},
+		"--credential is required":  {"ssh-agent", "--", "true"},
+		"give either --listen PATH": {"ssh-agent", "--credential", "x"},
+		"or a command after --":     {"ssh-agent", "--credential", "x", "--listen", "/tmp/x", "--", "true"},
+		"accepts at most 1":         {"ssh-ca", "a", "b"},
+		"unknown flag: --add":       {"ssh-agent", "--add", "x"},
 	} {
 		if _, stderr, code := h.Vouch(args...); code != 2 || !strings.Contains(stderr, want) {
 			t.Errorf("vouch %s exits %d, want 2 and %q: %s", strings.Join(args, " "), code, want, stderr)

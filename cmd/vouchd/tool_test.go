@@ -248,7 +248,7 @@ func TestDockerHelperSpeaksTheProtocol(t *testing.T) {
 		"what is no registry":   {"a b\n", []string{"get"}, 1, "credentials not found in native keychain"},
 		"no server":             {"\n", []string{"get"}, 1, "no credentials server URL"},
 		"a request of 5000":     {strings.Repeat("a", 5000), []string{"get"}, 1, "standard input has more than 4096 bytes"},
-		"store":                 {`{"ServerURL":"ghcr.io","Username":"u","Secret":"s"}`, []string{"store"}, 1, "vouch stores no logins"},
+		"store":                 {`{"ServerURL":"ghcr.io","Username":"u","Secret":"s"}`, []string{"store"}, 1, "vouch does not store logins"},
 		"erase":                 {"ghcr.io", []string{"erase"}, 0, ""},
 		"version":               {"", []string{"version"}, 0, "docker-credential-vouch "},
 		"without an identity":   {"ghcr.io", []string{"get"}, 1, "credentials not found in native keychain"},
@@ -306,11 +306,11 @@ func TestKubectlPluginSpeaksTheProtocol(t *testing.T) {
 		t.Errorf("claims %s, %v", payload, err)
 	}
 	for want, env := range map[string][]string{
-		"no credential that this process is granted is for cluster https://10.0.0.3:6443": info("https://10.0.0.3:6443"),
-		"is for cluster https://10.0.0.2:6443":                                            info("https://10.0.0.2:6443"), // another's
-		"provideClusterInfo: true":                                                        info(""),
-		"this is for kubectl to run":                                                      {"KUBERNETES_EXEC_INFO="},
-		"set apiVersion":                                                                  {`KUBERNETES_EXEC_INFO={"apiVersion":"client.authentication.k8s.io/v1beta1","kind":"ExecCredential"}`},
+		"this process is granted no credential for cluster https://10.0.0.3:6443": info("https://10.0.0.3:6443"),
+		"no credential for cluster https://10.0.0.2:6443":                         info("https://10.0.0.2:6443"), // another's
+		"provideClusterInfo: true":                                                info(""),
+		"this is for kubectl to run":                                              {"KUBERNETES_EXEC_INFO="},
+		"set apiVersion":                                                          {`KUBERNETES_EXEC_INFO={"apiVersion":"client.authentication.k8s.io/v1beta1","kind":"ExecCredential"}`},
 	} {
 		if out, stderr, code := h.ask("", env, "vouch", "kubectl-credential"); code != 1 || out != "" || !strings.Contains(stderr, want) {
 			t.Errorf("%s: exits %d: %s%s", want, code, out, stderr)

@@ -1,4 +1,4 @@
-// Package admin is the commands of those who run vouchd on a host or in a fleet:
+// Package admin holds the commands for those who run vouchd on a host or in a fleet:
 // what the daemon is doing, which processes are entitled to what, the machine's
 // keys and its enrolment, secrets, and the root of an organisation.
 //

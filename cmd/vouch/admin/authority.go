@@ -31,8 +31,8 @@ func newAuthority(o *cli.Options) *cobra.Command {
 		Use:   "authority",
 		Short: "Run an organisation's root CA, offline",
 		Long: `The authority commands run on an administrator's machine, which needs no daemon
-and no network. They keep the root key of a trust domain, encrypted with age or in
-that machine's TPM, and enrol hosts whose evidence satisfies a policy. Back up the
+and no network. They keep a trust domain's root key, encrypted with age or in that
+machine's TPM, and enrol hosts whose evidence satisfies a policy. Back up the
 directory; a root key kept in a TPM is lost if that TPM is.`,
 	}
 	cmd.PersistentFlags().StringVar(&a.dir, "dir", defaultAuthorityDir(), "the root CA's `directory`")
@@ -112,7 +112,7 @@ func (a *authorityCommand) init() *cobra.Command {
 	var plan enrol.Plan
 	cmd := &cobra.Command{
 		Use:   "init --trust-domain NAME",
-		Short: "Create the root of a trust domain",
+		Short: "Create a trust domain's root CA",
 		Long: `Init creates a root key (ECDSA P-256) and its certificate. The key is kept in the
 root CA's directory, encrypted with age under a passphrase, or, with --tpm, in this
 machine's TPM, which it never leaves.`,
@@ -155,9 +155,9 @@ type authorityView struct {
 func (a *authorityCommand) list() *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
-		Short: "List enrolled hosts, and the root's digest",
-		Long: `List prints the root's digest and every certificate that was signed for a host. It
-needs no passphrase.`,
+		Short: "List enrolled hosts and the root's digest",
+		Long: `List prints the root's digest and every certificate signed for a host. It needs no
+passphrase.`,
 		Example: `  vouch authority list
   vouch authority list --output json | jq -r .root_sha256`,
 		Args: cobra.NoArgs,
@@ -198,9 +198,8 @@ func (a *authorityCommand) revoke() *cobra.Command {
 		Short: "Revoke a host's certificate",
 		Long: `Revoke marks a host's certificate as revoked and signs a new revocation list,
 revoked.crl in the root CA's directory (X.509 CRL, DER). Relying parties that check
-such lists refuse the host's SVIDs from then on. SPIFFE libraries do not check them;
-for them the certificate is valid until it expires. Keep lives short, and do not
-approve the host again.`,
+such lists then refuse the host's SVIDs. SPIFFE libraries do not: they accept the
+certificate until it expires. Keep lifetimes short, and do not approve the host again.`,
 		Example: `  vouch authority revoke 4c1f0e6b2a7d9385`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

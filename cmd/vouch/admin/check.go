@@ -21,7 +21,7 @@ import (
 	"github.com/vouchd/vouchd/programs"
 )
 
-// A checkView is what a check found to be in order.
+// A checkView is what a check found valid.
 type checkView struct {
 	Dir         string `json:"dir"`
 	TrustDomain string `json:"trust_domain,omitempty"`
@@ -34,7 +34,7 @@ type checkView struct {
 	Containers []string `json:"containers,omitempty"` // entries that mean processes of containers
 }
 
-// said fills in what there is to say of entries that are in order.
+// said fills in what there is to say about valid entries.
 func (v checkView) said(es *identity.Entries) checkView {
 	for _, e := range es.All() {
 		named := fmt.Sprintf("%s: %s", e.Pos, e.ID)
@@ -52,11 +52,11 @@ func newCheck(o *cli.Options) *cobra.Command {
 	var td string
 	cmd := &cobra.Command{
 		Use:   "check [DIR]",
-		Short: "Check configuration before it is put in force",
-		Long: `Check reads a configuration as the daemon would and reports every problem with
-its file and line: entries, credentials, programs, and entries that grant a credential
-which is not defined. DIR is a copy of /etc/vouchd, or a directory of entries
-alone; without it, the configuration in use is checked. Nothing is contacted.`,
+		Short: "Check configuration before the daemon loads it",
+		Long: `Check reads a configuration as the daemon would and reports every problem with its
+file and line: in entries, credentials and programs, and entries that grant an
+undefined credential. DIR is a copy of /etc/vouchd or a directory of entries only;
+without it, the installed configuration is checked. Nothing is contacted.`,
 		Example: `  vouch check
   vouch check ./etc/vouchd
   vouch check --trust-domain example.org ./entries.d`,
@@ -79,15 +79,15 @@ alone; without it, the configuration in use is checked. Nothing is contacted.`,
 					fmt.Fprintln(w, warning)
 				}
 				for _, e := range view.Unanchored {
-					fmt.Fprintf(w, "%s is unanchored: any user of the machine can have it\n", e)
+					fmt.Fprintf(w, "%s is unanchored: any user of this machine can have it\n", e)
 				}
 				for _, e := range view.Containers {
-					fmt.Fprintf(w, "%s is for processes of containers, and no others\n", e)
+					fmt.Fprintf(w, "%s matches only processes in containers\n", e)
 				}
 			})
 		},
 	}
-	cmd.Flags().StringVar(&td, "trust-domain", "", "the `trust domain` that entries are to be of, where DIR has no vouchd.yaml")
+	cmd.Flags().StringVar(&td, "trust-domain", "", "expected `trust domain` of the entries, if DIR has no vouchd.yaml")
 	return cmd
 }
 
@@ -186,7 +186,7 @@ func checkNodePolicy(o *cli.Options, args []string) error {
 	}
 	c, err := o.Load()
 	if err != nil {
-		return nil // which is told already
+		return nil // already reported
 	}
 	data, err := config.ReadFile(c.Node.Policy)
 	return parsedPolicy(c.Node.Policy, data, err)

@@ -16,10 +16,10 @@ import (
 func newDoctor(o *cli.Options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "doctor",
-		Short: "Find what keeps the daemon from working, and how to fix it",
-		Long: `Doctor looks at the configuration, the TPM, the kernel and the running daemon, and
-says in one sentence each what it found and how to fix what is wrong. It exits 1 if
-there is a problem.`,
+		Short: "Diagnose problems and say how to fix them",
+		Long: `Doctor checks the configuration, the TPM, the kernel and the running daemon. It prints
+one sentence per finding, with the fix for each problem, and exits 1 if there is a
+problem.`,
 		Example: `  vouch doctor
   vouch doctor --output json`,
 		Args: cobra.NoArgs,

@@ -58,7 +58,7 @@ func printEntry(w io.Writer, e view.Entry) {
 		fmt.Fprintln(w, "    unanchored: any user of this machine can have it")
 	}
 	if e.Container {
-		fmt.Fprintln(w, "    for processes of containers")
+		fmt.Fprintln(w, "    container processes only")
 	}
 }
 
@@ -66,18 +66,17 @@ func newEntryExplain(o *cli.Options) *cobra.Command {
 	var self bool
 	cmd := &cobra.Command{
 		Use:   "explain PID|--self",
-		Short: "Say what a process is, which entries it matches and what it lacks for others",
-		Long: `Explain attests a process as if it had called and prints every selector it has
-with who vouches for it, the entries it matches, and for the entries nearest to
-matching, which selectors are missing. It exits 1 if no entry matches whose identity
-is not disabled.`,
+		Short: "Explain which entries a process matches, and why",
+		Long: `Explain attests a process as if it had asked for its identity. It prints the process's
+selectors and what vouches for each, the entries that match, and what is missing for
+those that nearly match. It exits 1 unless an entry with an enabled identity matches.`,
 		Example: `  vouch entry explain $$
   vouch entry explain --self
   vouch entry explain $(systemctl show -p MainPID --value agent.service)`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if self == (len(args) == 1) {
-				return cli.Usagef("which process? name its PID, or say --self for this one")
+				return cli.Usagef("give a PID, or --self")
 			}
 			pid := os.Getpid()
 			if !self {
@@ -103,7 +102,7 @@ is not disabled.`,
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&self, "self", false, "explain this very process")
+	cmd.Flags().BoolVar(&self, "self", false, "explain this process")
 	return cmd
 }
 
@@ -113,7 +112,7 @@ func printExplanation(w io.Writer, x view.Explanation) {
 		fmt.Fprintf(w, "  %-17s %s\n", s.Trust, s.Selector)
 	}
 	for _, gap := range x.Gaps {
-		fmt.Fprintf(w, "  not known: %s\n", gap)
+		fmt.Fprintf(w, "  unknown: %s\n", gap)
 	}
 	if len(x.Matches) == 0 {
 		fmt.Fprint(w, "\nmatches no entry\n")

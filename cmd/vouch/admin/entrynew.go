@@ -23,16 +23,16 @@ func newEntryNew(o *cli.Options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "new --spiffe-id ID (--from-pid PID | --unit UNIT)",
 		Short: "Write a registration entry for a running process, to review",
-		Long: `New attests a running process and prints an entry that it matches: first what the
-kernel or systemd alone can arrange, its unit and user, then its script or the
-hash of its program. With --unit, only the unit's main process matches, not the
-tools it starts. Review the entry before you put it into entries.d.`,
+		Long: `New attests a running process and prints an entry that matches it: first its unit and
+user, which only the kernel or systemd can set, then its script or the hash of its
+program. With --unit, only the unit's main process matches, not the tools it starts.
+Review the entry before you add it to entries.d.`,
 		Example: `  vouch entry new --from-pid $(pidof agent) --spiffe-id spiffe://example.org/agent
   vouch entry new --unit agent.service --spiffe-id spiffe://example.org/agent > /etc/vouchd/entries.d/agent.yaml`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if (pid > 0) == (unit != "") || id == "" {
-				return cli.Usagef("name the identity with --spiffe-id, and the process with either --from-pid or --unit")
+				return cli.Usagef("--spiffe-id is required, and either --from-pid or --unit")
 			}
 			spiffeID, err := spiffeid.FromString(id)
 			if err != nil {
@@ -71,9 +71,9 @@ tools it starts. Review the entry before you put it into entries.d.`,
 			})
 		},
 	}
-	cmd.Flags().IntVar(&pid, "from-pid", 0, "the `process`")
-	cmd.Flags().StringVar(&unit, "unit", "", "the `unit`, whose main process is meant")
-	cmd.Flags().StringVar(&id, "spiffe-id", "", "the `identity`")
+	cmd.Flags().IntVar(&pid, "from-pid", 0, "`PID` of the process")
+	cmd.Flags().StringVar(&unit, "unit", "", "the main process of this `unit`")
+	cmd.Flags().StringVar(&id, "spiffe-id", "", "the entry's `SPIFFE ID`")
 	return cmd
 }
 
@@ -117,9 +117,9 @@ func lasting(x view.Explanation, main bool) ([]string, error) {
 	case unit || container || user:
 		return chosen, nil
 	case root && identity.Interpreter(x.Path):
-		return nil, fmt.Errorf("process %d is root's, runs %s, which runs any script, and is in no system unit: nothing tells it from other processes of root's; start it as a unit, and use --unit", x.PID, x.Path)
+		return nil, fmt.Errorf("process %d belongs to root, runs the interpreter %s and is in no system unit: nothing distinguishes it from root's other processes; start it as a unit, and use --unit", x.PID, x.Path)
 	case root:
 		return append([]string{"unix:user:root"}, chosen...), nil
 	}
-	return nil, fmt.Errorf("nothing of process %d is what the kernel or systemd alone can arrange; start it as a unit, and use --unit", x.PID)
+	return nil, fmt.Errorf("process %d has no anchor, which only the kernel or systemd can set; start it as a unit, and use --unit", x.PID)
 }

@@ -27,7 +27,7 @@ func TestAProposedEntryHasAnAnchorFirst(t *testing.T) {
 		{"an interpreter of a user's", "/usr/bin/python3", []string{"unix:uid:7", "unix:sha256:aa"}, false, []string{"unix:uid:7"}, ""},
 		{"a program of root's", "/usr/sbin/agent", []string{"unix:uid:0", "unix:user:root", "unix:sha256:aa"}, false, []string{"unix:user:root", "unix:sha256:aa"}, ""},
 		{"a unit of root's with an interpreter", "/bin/sh", []string{"unix:uid:0", "unix:user:root", "systemd:id:a.service", "unix:sha256:aa"}, false, []string{"systemd:id:a.service"}, ""},
-		{"an interpreter of root's", "/bin/bash", []string{"unix:uid:0", "unix:user:root", "unix:sha256:aa"}, false, nil, "nothing tells it from other processes of root's"},
+		{"an interpreter of root's", "/bin/bash", []string{"unix:uid:0", "unix:user:root", "unix:sha256:aa"}, false, nil, "nothing distinguishes it from root's other processes"},
 		{"a process in a user namespace", "/usr/bin/agent", []string{"unix:sha256:aa"}, false, nil, "start it as a unit"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

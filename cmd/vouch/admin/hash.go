@@ -14,7 +14,7 @@ import (
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
 )
 
-// A hashView is what selectors want to know of a file or a directory.
+// A hashView is the selector for a file or a directory.
 type hashView struct {
 	Path     string `json:"path"`
 	Selector string `json:"selector"`
@@ -26,9 +26,8 @@ func newHash(o *cli.Options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "hash PATH",
 		Short: "Print the selector for a program, a script or a directory",
-		Long: `Hash prints what a registration entry says of a program or a script (unix:sha256,
-script:sha256) or of a directory such as a virtual environment
-(script:tree_sha256), whose manifest --manifest prints.`,
+		Long: `Hash prints the selector of a registration entry for a program (unix:sha256), a script
+(script:sha256) or a directory such as a virtual environment (script:tree_sha256).`,
 		Example: `  vouch hash /usr/bin/agent
   vouch hash --manifest /opt/agent/venv`,
 		Args: cobra.ExactArgs(1),
@@ -47,7 +46,7 @@ script:sha256) or of a directory such as a virtual environment
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&manifest, "manifest", false, "print a directory's manifest before")
+	cmd.Flags().BoolVar(&manifest, "manifest", false, "print a directory's manifest first")
 	return cmd
 }
 

@@ -16,7 +16,7 @@ import (
 func newLease(o *cli.Options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "lease",
-		Short: "List leases of credentials, and end them",
+		Short: "List and revoke credential leases",
 	}
 	cmd.AddCommand(newLeaseList(o), newLeaseRevoke(o))
 	return cmd
@@ -25,10 +25,10 @@ func newLease(o *cli.Options) *cobra.Command {
 func newLeaseList(o *cli.Options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
-		Short: "List the leases that have not ended",
-		Long: `List every lease that has not ended: who has which credential until when, how it
-is called at its source, and why one that should have ended has not. The lease is
-given as the log has it.`,
+		Short: "List leases that have not ended",
+		Long: `List prints every lease that has not ended: its ID in the log, who has which credential
+until when, the credential's name at its source, and why a lease that should have ended
+has not.`,
 		Example: `  vouch lease list
   vouch lease list --output json | jq '.[] | select(.state == "stuck")'`,
 		Args: cobra.NoArgs,
@@ -61,12 +61,12 @@ func newLeaseRevoke(o *cli.Options) *cobra.Command {
 	var where view.Where
 	cmd := &cobra.Command{
 		Use:   "revoke --identity ID | --credential NAME | --all",
-		Short: "End leases now",
+		Short: "Revoke leases now",
 		Long: `Revoke ends leases at their sources: those of an identity, of a credential, of both
-together, or all. It waits a while for the sources to confirm; what they have not
-confirmed by then goes on, and it exits 1. A credential that can only expire works
-until then: vouch lease list says which. Nothing keeps a process that is still
-entitled from asking again; remove what entitles it first.`,
+together, or all. It waits a short while for the sources to confirm. If some have not,
+the daemon keeps trying and the command exits 1. A credential that can only expire works
+until it does: vouch lease list shows which. A process that is still entitled can ask
+again, so remove its entry or disable its identity first.`,
 		Example: `  vouch lease revoke --identity spiffe://example.org/agent/research
   vouch lease revoke --credential warehouse-readonly
   vouch lease revoke --all`,
@@ -79,7 +79,7 @@ entitled from asking again; remove what entitles it first.`,
 				}
 			}
 			if narrow := identity != "" || where.Credential != ""; narrow == where.All {
-				return cli.Usagef("which leases? say --identity, --credential or both, or --all")
+				return cli.Usagef("--identity, --credential or both are required, or --all alone")
 			}
 			client, err := o.Admin()
 			if err != nil {

@@ -27,7 +27,7 @@ import (
 func newMigrate(o *cli.Options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "migrate",
-		Short: "Move static keys out of files",
+		Short: "Move static secrets out of files",
 	}
 	cmd.AddCommand(newMigrateEnv(o))
 	return cmd
@@ -77,18 +77,18 @@ func newMigrateEnv(o *cli.Options) *cobra.Command {
 	m := migration{}
 	cmd := &cobra.Command{
 		Use:   "env FILE --credential-prefix PREFIX",
-		Short: "Seal the secrets of a .env file, and leave handles in it",
+		Short: "Seal the secrets of a .env file and leave handles in it",
 		Long: `Env seals each secret of a .env file to this machine under PREFIX-VARIABLE, writes
-definitions for them to review, prints what an entry needs to grant them, and
-puts a handle (vouch:NAME) in the place of each value. vouch exec --env-file starts
-a program with the values that its handles stand for.
+definitions for review, prints what an entry needs to grant them, and replaces each
+value with a handle (vouch:NAME). vouch exec --env-file runs a program with the values
+behind the handles.
 
-What plainly is no secret stays: switches, numbers, names of hosts, paths. --keep and
---seal decide otherwise. A value that programs read differently (an unquoted
-backslash or dollar sign) is refused with its line, and so is a variable that is
-given twice with two values. The file changes last, at once, and only after all of it
-is sealed; run again, the command goes on where it was. The values were in a file:
-rotate them where they come from.`,
+Values that are clearly not secret stay: switches, numbers, host names, paths. Override
+that with --keep and --seal. A value that programs parse differently (with an unquoted
+backslash or dollar sign) is refused with its line, as is a variable given twice with
+different values. The file changes last, atomically, after every value is sealed; if
+interrupted, run the command again. Treat anything that was in a file as leaked: rotate
+it at its source.`,
 		Example: `  vouch migrate env .env --credential-prefix app --dry-run
   vouch migrate env .env --credential-prefix app --keep OPENAI_MODEL --disclosable
   vouch exec --env-file .env -- ./app`,
@@ -102,18 +102,18 @@ rotate them where they come from.`,
 			return o.Print(cmd, view, view.writeText)
 		},
 	}
-	cmd.Flags().StringVar(&m.prefix, "credential-prefix", "", "begin names of credentials and secrets with this `prefix`")
+	cmd.Flags().StringVar(&m.prefix, "credential-prefix", "", "`prefix` for names of credentials and secrets")
 	cmd.Flags().StringArrayVar(&m.keep, "keep", nil, "leave this `variable` as it is; may be repeated")
-	cmd.Flags().StringArrayVar(&m.seal, "seal", nil, "seal this `variable` though it looks harmless; may be repeated")
-	cmd.Flags().BoolVar(&m.disclosable, "disclosable", false, "write definitions that hand the values out, not proxy-only ones")
-	cmd.Flags().StringVar(&m.definitions, "definitions", "", "write the definitions to this `file`, not to PREFIX.yaml.disabled in the credentials directory")
-	cmd.Flags().BoolVar(&m.dryRun, "dry-run", false, "say what would be done, and do nothing")
+	cmd.Flags().StringArrayVar(&m.seal, "seal", nil, "seal this `variable` even if it looks harmless; may be repeated")
+	cmd.Flags().BoolVar(&m.disclosable, "disclosable", false, "write definitions that disclose the values, not proxy-only ones")
+	cmd.Flags().StringVar(&m.definitions, "definitions", "", "write definitions to this `file` (default PREFIX.yaml.disabled in the credentials directory)")
+	cmd.Flags().BoolVar(&m.dryRun, "dry-run", false, "print what would be done, and change nothing")
 	return cmd
 }
 
 func (m *migration) run(ctx context.Context, o *cli.Options) (*migrationView, error) {
 	if m.prefix == "" {
-		return nil, cli.Usagef("which prefix? give it with --credential-prefix")
+		return nil, cli.Usagef("--credential-prefix is required")
 	}
 	if err := sealed.CheckName(m.prefix); err != nil {
 		return nil, cli.Usage(err)
@@ -161,7 +161,7 @@ func readEnvFile(path string) ([]byte, os.FileInfo, error) {
 		return nil, nil, fmt.Errorf("%s is not a regular file", path)
 	}
 	if n := info.Sys().(*syscall.Stat_t).Nlink; n != 1 {
-		return nil, nil, fmt.Errorf("%s has %d names, and the others would keep the secrets; remove them first: find / -xdev -samefile %[1]s", path, n)
+		return nil, nil, fmt.Errorf("%s has %d hard links, and the others would keep the secrets; find and remove them first: find / -xdev -samefile %[1]s", path, n)
 	}
 	data, err := io.ReadAll(io.LimitReader(f, dotenv.MaxLen+1))
 	return data, info, err
@@ -191,7 +191,7 @@ func (m *migration) plan(file *dotenv.File) (*migrationView, error) {
 			view.Kept = append(view.Kept, migratedView{v.Name, v.Line, "", why})
 			continue
 		case again && !first.secret.Equal(v.Value):
-			problems = append(problems, fmt.Errorf("line %d: %s has another value than on line %d; remove one", v.Line, v.Name, first.line))
+			problems = append(problems, fmt.Errorf("line %d: %s has a different value on line %d; remove one", v.Line, v.Name, first.line))
 			continue
 		case named[name] != "" && named[name] != v.Name:
 			problems = append(problems, fmt.Errorf("line %d: %s and %s would both be %s; rename one, or leave it with --keep", v.Line, v.Name, named[name], name))
@@ -207,13 +207,13 @@ func (m *migration) plan(file *dotenv.File) (*migrationView, error) {
 	}
 	for _, c := range file.Comments {
 		if c.Value.Len() > 0 && harmless(c.Name, c.Value) == "" {
-			view.Comments = append(view.Comments, migratedView{c.Name, c.Line, "", "a comment with what may be a secret; remove it"})
+			view.Comments = append(view.Comments, migratedView{c.Name, c.Line, "", "a comment that may contain a secret; remove it"})
 		}
 	}
 	// A value is either sealed or kept, wherever it stands.
 	for _, k := range view.Kept {
 		if _, both := view.values[k.Variable]; both {
-			problems = append(problems, fmt.Errorf("line %d: %s is given again, and has to stay as it is here (%s); remove one", k.Line, k.Variable, k.Why))
+			problems = append(problems, fmt.Errorf("line %d: %s is given twice, and must stay as it is here (%s); remove one", k.Line, k.Variable, k.Why))
 		}
 	}
 	slices.Sort(view.Credentials)
@@ -283,7 +283,7 @@ func (m *migration) sealAll(ctx context.Context, o *cli.Options, found *migratio
 		done[s.Variable] = true
 		v := found.values[s.Variable]
 		if _, err := client.Secrets.Seal(ctx, v.credential, v.secret, view.SecretOptions{Same: true}); err != nil {
-			return fmt.Errorf("%w; %s is as it was", err, m.path)
+			return fmt.Errorf("%w; %s is unchanged", err, m.path)
 		}
 	}
 	return nil
@@ -315,7 +315,7 @@ func (m *migration) define(o *cli.Options, view *migrationView) error {
 		if defined.Match(text) || defined.Match(reviewed) {
 			continue
 		}
-		text = fmt.Appendf(text, "  - name: %s\n    description: %s of %s\n    broker: static\n    bind: lease # unit, for LoadCredential=; process, for a program that asks itself\n    static:\n      disclosable: %t # true hands the value itself to whoever an entry grants it\n",
+		text = fmt.Appendf(text, "  - name: %s\n    description: %s of %s\n    broker: static\n    bind: lease # or unit, for LoadCredential=; or process, for a program that asks by itself\n    static:\n      disclosable: %t # true discloses the value to programs that an entry grants it\n",
 			s.Credential, s.Variable, filepath.Base(m.path), m.disclosable)
 	}
 	if len(text) == length {
@@ -339,7 +339,7 @@ func (m *migration) replace(file *dotenv.File, before []byte, info os.FileInfo, 
 	}
 	defer clear(now)
 	if !os.SameFile(info, again) || !bytes.Equal(before, now) {
-		return fmt.Errorf("%s was changed meanwhile, and is left as it is; run it again", m.path)
+		return fmt.Errorf("%s was changed meanwhile and is left as it is; run this again", m.path)
 	}
 	after := file.Replace(func(name string) (string, bool) {
 		v, ok := view.values[name]
@@ -364,12 +364,12 @@ func (v *migrationView) writeText(w io.Writer) {
 		fmt.Fprintf(w, "%s:%d: %s: %s\n", v.File, c.Line, c.Variable, c.Why)
 	}
 	if v.Definitions != "" {
-		fmt.Fprintf(w, "\nReview %s, and rename it to end in .yaml.\n", v.Definitions)
+		fmt.Fprintf(w, "\nReview %s and rename it to end in .yaml.\n", v.Definitions)
 	}
 	if len(v.Credentials) > 0 {
-		fmt.Fprintf(w, "In the entry of the program that needs them:\n\n    credentials: [%s]\n\nIt starts with: vouch exec --env-file %s -- COMMAND\n", strings.Join(v.Credentials, ", "), v.File)
+		fmt.Fprintf(w, "Add to the entry of the program that needs them:\n\n    credentials: [%s]\n\nStart the program with: vouch exec --env-file %s -- COMMAND\n", strings.Join(v.Credentials, ", "), v.File)
 	}
 	if len(v.Sealed) > 0 && !v.DryRun {
-		fmt.Fprintf(w, "The values were in a file, and may be in its backups: rotate them where they come from.\n")
+		fmt.Fprintf(w, "The values were in a file and may be in its backups: rotate them at their sources.\n")
 	}
 }

@@ -42,7 +42,7 @@ func TestFileThatChangedMeanwhileIsLeftAsItIs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := m.replace(file, before, info, view); err == nil || !strings.Contains(err.Error(), "run it again") {
+		if err := m.replace(file, before, info, view); err == nil || !strings.Contains(err.Error(), "run this again") {
 			t.Errorf("%s: %v", name, err)
 		}
 		if after, err := os.ReadFile(path); err != nil || string(after) != string(now) {

@@ -29,11 +29,11 @@ func evidenceToLearn(o *cli.Options, cmd *cobra.Command, args []string) ([]byte,
 func newNodeAttest(o *cli.Options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "attest",
-		Short: "Have the daemon appraise its machine now",
+		Short: "Appraise this machine now",
 		Long: `Attest has the daemon appraise its own machine by its policy (node.policy in
-vouchd.yaml), as it does at its start, every hour, on resume and when the policy
-changes. A machine that does not pass stops issuing at once, and goes on by
-itself when it passes again. Attest exits 0 only if it passed.`,
+vouchd.yaml), as it does at startup, every hour, on resume and when the policy changes.
+A machine that fails stops issuing at once, and resumes by itself when it passes again.
+Attest exits 0 only if the machine passed.`,
 		Example: `  vouch node attest
   vouch node attest --output json`,
 		Args: cobra.NoArgs,
@@ -73,10 +73,10 @@ func newNodePolicy(o *cli.Options) *cobra.Command {
 func newNodePolicyLearn(o *cli.Options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "learn [EVIDENCE]",
-		Short: "Write a policy from a machine as it is now",
-		Long: `Learn writes a policy that a machine passes as it is: this one, which the daemon
-makes evidence about, or the one that EVIDENCE is from. It takes that state for
-good, so review every line before you put the policy in force.`,
+		Short: "Write a policy from a machine's current state",
+		Long: `Learn writes a policy that a machine passes in its current state: this machine, or the
+one that EVIDENCE is from. It assumes that this state is good, so review every line
+before you use the policy.`,
 		Example: `  vouch node policy learn > node-policy.yaml
   vouch node policy learn evidence.json > policy.yaml`,
 		Args: cobra.MaximumNArgs(1),

@@ -15,10 +15,10 @@ func newNodeRequest(o *cli.Options) *cobra.Command {
 	var nonce string
 	cmd := &cobra.Command{
 		Use:   "request",
-		Short: "Ask an organisation's authority to enrol this host",
+		Short: "Request enrolment by an organisation's root CA",
 		Long: `Request has the daemon make one JSON document for vouch authority approve: evidence
-about this machine, and a certificate request by its node key. The nonce is the
-administrator's; without one, the evidence's age cannot be told.`,
+about this machine, and a certificate request by its node key. The nonce comes from the
+administrator; without one, the age of the evidence is unknown.`,
 		Example: `  vouch node request --nonce 7f0c9d…4ab1 > request.json
   vouch node request > request.json`,
 		Args: cobra.NoArgs,
@@ -49,17 +49,16 @@ func newNodeInstall(o *cli.Options) *cobra.Command {
 	var root string
 	cmd := &cobra.Command{
 		Use:   "install APPROVAL --root SHA256",
-		Short: "Install the certificate that an authority approved",
-		Long: `Install has the daemon open an approval, which only this machine's TPM can, and
-issue under it from then on, if authority.mode is enrolled. --root is the SHA-256
-of the authority's root certificate, as vouch authority list prints it: anybody
-could have made an approval, so take the digest from somewhere else than the
-approval itself.`,
+		Short: "Install the certificate the root CA approved",
+		Long: `Install has the daemon open an approval, which only this machine's TPM can, and issue
+under it from then on if authority.mode is enrolled. --root is the SHA-256 of the root
+certificate, as vouch authority list prints it. Anyone can make an approval, so get the
+digest from somewhere other than the approval itself.`,
 		Example: `  vouch node install approval.json --root 5f2c3e6a0d1b4c8f9e7a6b5d4c3b2a190817263544536271808f9e0d1c2b3a49`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if b, err := hex.DecodeString(root); err != nil || len(b) != 32 {
-				return cli.Usagef("whose approval? give the SHA-256 of the authority's root certificate in hexadecimal with --root; vouch authority list prints it")
+				return cli.Usagef("--root is required: the SHA-256 of the root certificate in hexadecimal; vouch authority list prints it")
 			}
 			approval, err := cli.ReadDocument(cmd, args[0], cli.MaxSmallDocument)
 			if err != nil {
@@ -81,6 +80,6 @@ approval itself.`,
 			})
 		},
 	}
-	cmd.Flags().StringVar(&root, "root", "", "`SHA-256` of the authority's root certificate (DER), in hexadecimal")
+	cmd.Flags().StringVar(&root, "root", "", "`SHA-256` of the root certificate (DER), in hexadecimal")
 	return cmd
 }

@@ -11,9 +11,9 @@ func newNodeEvidence(o *cli.Options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "evidence --nonce HEX",
 		Short: "Make evidence about this machine for a verifier",
-		Long: `Evidence has the daemon make one JSON document from which a verifier can tell
-which TPM this machine has and how it booted; docs/evidence.md describes it. The
-nonce is the verifier's.`,
+		Long: `Evidence has the daemon make one JSON document that shows a verifier which TPM this
+machine has and how it booted; docs/evidence.md describes it. The nonce comes from the
+verifier.`,
 		Example: `  vouch node evidence --nonce 7f0c9d…4ab1 > evidence.json`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -51,15 +51,14 @@ type resetView struct {
 func newNodeReset(o *cli.Options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "reset",
-		Short: "Start over with new keys, after the TPM was cleared or replaced",
-		Long: `Reset moves all that the stopped daemon has in its state directory into a
-directory beside it, and deletes nothing. At its next start the daemon makes new
-keys in the TPM and begins a new log. The former log can still be verified where
-it was moved to. Moving the files back undoes it, as long as the TPM is the one
-that they were made in.
+		Short: "Start over after the TPM was cleared or replaced",
+		Long: `Reset moves the stopped daemon's state into a new directory within the state directory,
+and deletes nothing. At its next start the daemon makes new keys in the TPM and begins
+a new log. You can still verify the old log where it now is. Moving the files back
+undoes the reset if the TPM is the one they were made in.
 
-After a reset this host is a new one to everybody: a standalone trust domain has
-a new root, an enrolled host has to be enrolled again.`,
+After a reset this is a new host to everyone: a standalone trust domain has a new root,
+and an enrolled host must be enrolled again.`,
 		Example: `  systemctl stop vouchd && vouch node reset && systemctl start vouchd`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -73,7 +72,7 @@ a new root, an enrolled host has to be enrolled again.`,
 			}
 			return o.Print(cmd, view, func(w io.Writer) {
 				if len(view.Moved) == 0 {
-					fmt.Fprintf(w, "%s is empty already\n", c.StateDir)
+					fmt.Fprintf(w, "%s is already empty\n", c.StateDir)
 					return
 				}
 				fmt.Fprintf(w, "Moved %s to %s. The daemon makes new keys when it starts.\n", strings.Join(view.Moved, ", "), view.MovedTo)
@@ -104,7 +103,7 @@ func reset(path string, now time.Time, command string) (resetView, error) {
 			}
 		}
 		if err := os.Rename(dir.Path(e.Name()), filepath.Join(view.MovedTo, e.Name())); err != nil {
-			return view, fmt.Errorf("%w; what was moved already is in %s: run it again for the rest", err, view.MovedTo)
+			return view, fmt.Errorf("%w; some files are already in %s: run this again to move the rest", err, view.MovedTo)
 		}
 		view.Moved = append(view.Moved, e.Name())
 	}
@@ -115,16 +114,15 @@ func newNodeReseal(o *cli.Options) *cobra.Command {
 	var bindTo string
 	cmd := &cobra.Command{
 		Use:   "reseal APPROVAL",
-		Short: "Add a boot state in which the node's keys may be used",
-		Long: `Reseal adds a boot state that an authority approved (vouch authority approve-boot),
-such as the one that an update will boot into. The keys stay as they are, and so
-does what was sealed.
+		Short: "Add a boot state that may use the node's keys",
+		Long: `Reseal adds a boot state approved by the organisation's root CA (vouch authority
+approve-boot), such as the one an update will boot into. Keys and sealed secrets are
+unchanged.
 
-Keys are bound to boot states when they are made. --bind-to makes them so: with the
-daemon stopped and its state directory empty (see vouch node reset), it makes the
-node's keys, for boot states that the authority with this root certificate
-approves. It is also the way to add a state when the daemon cannot start, because
-the machine is in none that is approved.`,
+Keys can be bound to boot states only when they are made. With the daemon stopped and
+its state directory empty (see vouch node reset), --bind-to makes the node's keys, bound
+to boot states approved by the root CA with this certificate. Use it also to add a state
+when the daemon cannot start because the machine is in no approved one.`,
 		Example: `  vouch node reseal approval.json
   vouch node reseal approval.json --bind-to root.pem`,
 		Args: cobra.ExactArgs(1),
@@ -148,7 +146,7 @@ the machine is in none that is approved.`,
 			})
 		},
 	}
-	cmd.Flags().StringVar(&bindTo, "bind-to", "", "the approving authority's root certificate, a PEM `file`; the daemon must be stopped")
+	cmd.Flags().StringVar(&bindTo, "bind-to", "", "the approving root CA's certificate, a PEM `file`; the daemon must be stopped")
 	return cmd
 }
 

@@ -24,13 +24,13 @@ import (
 func newSecret(o *cli.Options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "secret",
-		Short: "Keep secrets that cannot be leased, sealed to this machine",
-		Long: `A secret is sealed by the running daemon: encrypted under a key that this machine's
-TPM alone gives out. The file is of no use on another machine, nor after the TPM was
-cleared. Nothing prints a secret again: a definition with broker static says what it
-is for, and an entry who may have it.
+		Short: "Manage secrets sealed to this machine",
+		Long: `Secrets are for credentials that cannot be leased. The running daemon seals a secret:
+it encrypts it under a key that only this machine's TPM releases. The file cannot be
+read on another machine, or after the TPM is cleared. Nothing prints a secret again. A
+credential with broker static defines its use, and an entry grants it.
 
-A value is read from standard input or a file descriptor, as it is, never from the
+A value is read unchanged from standard input or a file descriptor, never from the
 command line. Every change and every use is in the attestation log.`,
 	}
 	cmd.AddCommand(newSecretSeal(o), newSecretList(o), newSecretRotate(o), newSecretRemove(o))
@@ -47,9 +47,9 @@ type sealing struct {
 
 func (s *sealing) flags(cmd *cobra.Command) {
 	cmd.Flags().IntVar(&s.fd, "fd", 0, "read the value from this file `descriptor`")
-	cmd.Flags().StringVar(&s.rotateAfter, "rotate-after", "", "remind of rotating it after this `age`, such as 45d or 12h (default 90d, broad 30d)")
-	cmd.Flags().BoolVar(&s.broad, "broad", false, "whoever has it can do much: remind of rotating it after 30 days")
-	cmd.Flags().StringVar(&s.bindTo, "bind-to", "", "open it only in boot states that the authority with this root certificate approved, a PEM `file`")
+	cmd.Flags().StringVar(&s.rotateAfter, "rotate-after", "", "remind to rotate it at this `age`, such as 45d or 12h (default 90d, broad 30d)")
+	cmd.Flags().BoolVar(&s.broad, "broad", false, "it grants broad access: remind to rotate it after 30 days")
+	cmd.Flags().StringVar(&s.bindTo, "bind-to", "", "open it only in boot states approved by the root CA with this certificate, a PEM `file`")
 }
 
 // options says how the value is to be kept; what is not given stays as it is.
@@ -107,10 +107,10 @@ func (s *sealing) read(cmd *cobra.Command, name string) (secret.Bytes, error) {
 	}
 	if n > sealed.MaxLen {
 		clear(b)
-		return secret.Bytes{}, fmt.Errorf("reading the value: it has more than %d bytes", sealed.MaxLen)
+		return secret.Bytes{}, fmt.Errorf("reading the value: it is longer than %d bytes", sealed.MaxLen)
 	}
 	if bytes.HasSuffix(b[:n], []byte("\n")) && bytes.Count(b[:n], []byte("\n")) == 1 {
-		fmt.Fprintln(cmd.ErrOrStderr(), "vouch: note: the value ends in a line end, which is part of it; tr -d '\\n' takes it off")
+		fmt.Fprintln(cmd.ErrOrStderr(), "vouch: note: the value includes a trailing newline; remove it with: tr -d '\\n'")
 	}
 	return secret.Of(b[:n]), nil
 }
@@ -140,7 +140,7 @@ func (s *sealing) keep(o *cli.Options, cmd *cobra.Command, name string, do func(
 	return o.Print(cmd, view, func(w io.Writer) {
 		fmt.Fprintf(w, "%s: %d bytes sealed to this machine as revision %d; rotate it by %s\n", view.Name, view.Bytes, view.Revision, view.RotateBy.Local().Format(time.DateOnly))
 		if view.Bound {
-			fmt.Fprintln(w, "It opens in approved boot states alone; each approval is added with: vouch node reseal APPROVAL")
+			fmt.Fprintln(w, "It opens only in approved boot states; add each approval with: vouch node reseal APPROVAL")
 		}
 	})
 }
@@ -150,12 +150,11 @@ func newSecretSeal(o *cli.Options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "seal NAME",
 		Short: "Seal a secret under a new name",
-		Long: `Seal reads a value of at most 1 MiB and keeps it sealed. A name that has a value
-already is refused: vouch secret rotate replaces it. At a terminal it asks.
+		Long: `Seal reads a value of at most 1 MiB and seals it; on a terminal it asks for it. A name
+that already has a value is refused: use vouch secret rotate.
 
-With --bind-to the TPM gives the key out only while the machine is in a boot state
-that the authority approved (vouch authority approve-boot), so that an update needs
-an approval and no new secret.`,
+With --bind-to the TPM releases the key only in a boot state that the root CA approved
+(vouch authority approve-boot). An update then needs an approval, not a new secret.`,
 		Example: `  pass show vendor/stripe | tr -d '\n' | vouch secret seal stripe-key
   systemd-creds decrypt stripe.cred - | vouch secret seal stripe-key
   vouch secret seal root-token --broad --fd 3 3<token
@@ -174,10 +173,10 @@ func newSecretRotate(o *cli.Options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rotate NAME",
 		Short: "Replace the value of a secret",
-		Long: `Rotate reads a value and puts it in the place of the last one, which is gone then.
-Leases of it end, so that whoever follows a credential gets the new value. What is
-not said with an option stays as it was. Revoke the old value where it comes from,
-once nobody uses it: vouch log show --credential NAME tells.`,
+		Long: `Rotate replaces the value of a secret, and the old value is lost. Its leases end, and
+followers of the credential get the new value. Settings that are not given stay as they
+are. Revoke the old value at its source once nobody uses it: see
+vouch log show --credential NAME.`,
 		Example: `  vouch secret rotate stripe-key <new-key
   vouch secret rotate stripe-key --rotate-after 30d --fd 3 3<new-key`,
 		Args: cobra.ExactArgs(1),
@@ -193,9 +192,9 @@ once nobody uses it: vouch log show --credential NAME tells.`,
 func newSecretList(o *cli.Options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
-		Short: "List secrets: how old they are, who used them, which are due",
-		Long: `List tells of every secret all but its value: how old the value is, when it was
-used last and by which identities, and when it is due to be rotated.`,
+		Short: "List secrets with their age, users and rotation dates",
+		Long: `List shows how old each secret's value is, when it was last used and by which
+identities, and when to rotate it. It never shows a value.`,
 		Example: `  vouch secret list
   vouch secret list --output json | jq -r '.[] | select(.due) | .name'`,
 		Args: cobra.NoArgs,
@@ -244,9 +243,9 @@ func printSecrets(out io.Writer, secrets []view.Secret) {
 func newSecretRemove(o *cli.Options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "remove NAME",
-		Short: "Forget a secret",
-		Long: `Remove forgets a secret, and ends the leases of it. Who has read its value still
-has it: revoke it where it comes from.`,
+		Short: "Remove a secret",
+		Long: `Remove deletes a secret and ends its leases. Anyone who has read the value still has
+it: revoke it at its source.`,
 		Example: `  vouch secret remove stripe-key`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -257,7 +256,7 @@ has it: revoke it where it comes from.`,
 			if err := client.Secrets.Remove(cmd.Context(), args[0]); err != nil {
 				return err
 			}
-			return o.Print(cmd, map[string]string{"removed": args[0]}, func(w io.Writer) { fmt.Fprintf(w, "%s is forgotten\n", args[0]) })
+			return o.Print(cmd, map[string]string{"removed": args[0]}, func(w io.Writer) { fmt.Fprintf(w, "removed %s\n", args[0]) })
 		},
 		ValidArgsFunction: completeSecrets(o),
 	}

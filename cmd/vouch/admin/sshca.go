@@ -12,11 +12,11 @@ import (
 func newSSHCA(o *cli.Options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "ssh-ca [NAME]",
-		Short: "Print the public key of the authority that certifies SSH keys",
-		Long: `Print the public key of the authority by which credentials of the broker ssh are
-certified, as a server's TrustedUserCAKeys takes it. The key is in the TPM, where it
-is made when it is first asked for. NAME is the definition's ca, which is "default"
-where it says none.`,
+		Short: "Print the public key of an SSH CA",
+		Long: `Ssh-ca prints the public key of the SSH CA that certifies credentials of the broker
+ssh, in the format of a server's TrustedUserCAKeys. The key is in the TPM and is made
+when first used. NAME is the ca of the credential's definition, "default" if it has
+none.`,
 		Example: `  vouch ssh-ca > vouchd-ca.pub
   vouch ssh-ca deploy --output json`,
 		Args: cobra.MaximumNArgs(1),

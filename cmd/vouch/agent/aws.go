@@ -18,11 +18,11 @@ func newAWSCredentialProcess(*cli.Options) *cobra.Command {
 	var l leaser
 	cmd := &cobra.Command{
 		Use:   "aws-credential-process NAME",
-		Short: "Lease AWS credentials for the AWS SDKs and the AWS CLI",
-		Long: `Lease AWS credentials and print them as the setting credential_process of the AWS
-SDKs and of the AWS CLI wants them. The SDK keeps them in memory and asks again when
-they expire. The credential's fields are those of a federation with AWS, or of an AWS
-secrets engine of Vault.`,
+		Short: "Lease AWS credentials for AWS SDKs and the AWS CLI",
+		Long: `Aws-credential-process leases AWS credentials and prints them in the format that the
+credential_process setting of AWS SDKs and the AWS CLI expects. The SDK keeps them in
+memory and asks again when they expire. The credential must have the fields of a
+federation with AWS or of Vault's AWS secrets engine.`,
 		Example: `  # ~/.aws/config
   [profile agent]
   credential_process = /usr/bin/vouch aws-credential-process sandbox --param task=a1b2c3d4`,
@@ -84,7 +84,7 @@ func awsProcess(lease *credentialv1.Lease, fields []secret.Field) ([]byte, error
 		names = append(names, f.Name)
 	}
 	if out.AccessKeyID == "" || out.SecretAccessKey == "" {
-		return nil, cli.Usagef("%s is no AWS credential: it has the fields %s, and no access_key_id and secret_access_key", lease.Credential, strings.Join(names, ", "))
+		return nil, cli.Usagef("%s is not an AWS credential: it has the fields %s, but not access_key_id and secret_access_key", lease.Credential, strings.Join(names, ", "))
 	}
 	b, err := json.Marshal(out)
 	return append(b, '\n'), err

@@ -18,9 +18,9 @@ func newDockerCredential(*cli.Options) *cobra.Command {
 	var h helper
 	cmd := &cobra.Command{
 		Use:   "docker-credential {get | list | store | erase | version}",
-		Short: "Be Docker's credential helper",
+		Short: "Serve as Docker's credential helper",
 		Long: `Docker-credential speaks the protocol of Docker's credential helpers. For get it
-leases the credential whose definition is for the registry that Docker asks for,
+leases the credential whose definition names the registry that Docker asks for,
 among those that this process is granted. Docker runs it by the name
 docker-credential-vouch, which is a link to vouch.
 
@@ -51,7 +51,7 @@ func (h *helper) docker(ctx context.Context, action string, in io.Reader, out io
 	case "list":
 		return h.dockerList(ctx, out)
 	case "store":
-		return errors.New("vouch stores no logins, and vouchd gives them where its definitions say so; to log in yourself, take this registry out of credHelpers in ~/.docker/config.json")
+		return errors.New("vouch does not store logins; to log in yourself, remove this registry from credHelpers in ~/.docker/config.json")
 	case "erase":
 		return nil // nothing was kept
 	case "version":

@@ -28,19 +28,17 @@ func newExec(*cli.Options) *cobra.Command {
 	var envFile string
 	cmd := &cobra.Command{
 		Use:   "exec {--credential NAME=VARIABLE... | --env-file FILE} -- COMMAND [ARGUMENT...]",
-		Short: "Run a command with leased credentials, which end with it",
+		Short: "Run a command with leased credentials, then revoke them",
 		Long: `Exec leases credentials to itself, starts the command with them in its
-environment, waits for it, and then revokes them. Standard streams are the
-command's; signals are passed on to it and its exit code is passed back (128 and the
-signal's number if a signal ended it; 127 if it cannot be started). A lease
-that may be renewed is renewed while the command runs. Should vouch itself be killed,
-the daemon revokes what is bound to its process.
+environment, waits for it, and then revokes them. The command gets the standard streams
+and signals, and exec returns its exit code: 128 plus the signal's number if a signal
+ended it, 127 if it cannot be started. Renewable leases are renewed while the command
+runs. If vouch itself is killed, the daemon revokes what is bound to its process.
 
-A credential with one field is in VARIABLE; of one with several, each is in
-VARIABLE_FIELD. NAME:FIELD=VARIABLE takes one field alone. A .env file may have handles
-in the place of values: vouch:NAME, or vouch:NAME:FIELD; its other variables are set as
-they are. The environment of a
-process can be read by others of the same user, so prefer an agent that asks the
+A credential with one field goes to VARIABLE; with several, each goes to VARIABLE_FIELD.
+NAME:FIELD=VARIABLE takes one field. A .env file may contain handles instead of values,
+vouch:NAME or vouch:NAME:FIELD; its other variables are set as they are. Other processes
+of the same user can read a process's environment, so prefer an agent that asks the
 socket itself.`,
 		Example: `  vouch exec --credential openai-research=OPENAI_API_KEY -- python agent.py
   vouch exec --credential warehouse-readonly:url=DATABASE_URL -- psql
@@ -67,8 +65,8 @@ socket itself.`,
 	l.flags(cmd)
 	cmd.Flags().SetInterspersed(false)
 	cmd.Flags().StringArrayVar(&wanted, "credential", nil, "put a credential into the environment, as `NAME=VARIABLE`; may be repeated")
-	cmd.Flags().StringVar(&envFile, "env-file", "", "set what this .env `file` sets, with credentials for its handles")
-	cmd.Flags().StringArrayVar(&l.params, "param", nil, "choose a parameter, as `key=value`, or NAME:key=value where there are several credentials; may be repeated")
+	cmd.Flags().StringVar(&envFile, "env-file", "", "set the variables of this .env `file`, with credentials for its handles")
+	cmd.Flags().StringArrayVar(&l.params, "param", nil, "choose a parameter, as `key=value`, or NAME:key=value if there are several credentials; may be repeated")
 	return cmd
 }
 
@@ -89,7 +87,7 @@ var variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 func parseVariables(wanted []string, fromFile bool) (vars []variable, err error) {
 	if len(wanted) == 0 && !fromFile {
-		return nil, cli.Usagef("which credential? name it with --credential NAME=VARIABLE, or a file of handles with --env-file")
+		return nil, cli.Usagef("--credential NAME=VARIABLE or --env-file is required")
 	}
 	for _, w := range wanted {
 		from, to, ok := strings.Cut(w, "=")
@@ -159,7 +157,7 @@ func (l *leaser) leaseAll(ctx context.Context, client *cli.Credentials, vars []v
 func (v variable) add(env []string, fields []secret.Field) ([]string, error) {
 	put := func(name string, value []byte) error {
 		if bytes.IndexByte(value, 0) >= 0 {
-			return fmt.Errorf("%s for %s holds a zero byte, which no variable can", v.credential, name)
+			return fmt.Errorf("%s for %s contains a zero byte, which a variable cannot", v.credential, name)
 		}
 		env = append(env, name+"="+string(value))
 		return nil
@@ -203,7 +201,7 @@ func keepRenewed(ctx context.Context, client *cli.Credentials, lease *credential
 }
 
 // revokeTimeout bounds how long the end of leases holds up vouch's own: the
-// daemon goes on with it in any case.
+// daemon keeps trying in any case.
 const revokeTimeout = 10 * time.Second
 
 func (l *leaser) revokeAll(ctx context.Context, client *cli.Credentials, leases []*credentialv1.Lease) {
@@ -211,7 +209,7 @@ func (l *leaser) revokeAll(ctx context.Context, client *cli.Credentials, leases 
 	defer cancel()
 	for _, lease := range leases {
 		if err := client.Revoke(ctx, lease.Id); err != nil && !errors.Is(err, cli.ErrNoLease) {
-			fmt.Fprintf(os.Stderr, "vouch: %s: %v; the daemon ends it as soon as it can\n", lease.Credential, err)
+			fmt.Fprintf(os.Stderr, "vouch: %s: %v; the daemon keeps trying to revoke it\n", lease.Credential, err)
 		}
 	}
 }

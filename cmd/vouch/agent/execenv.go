@@ -47,7 +47,7 @@ func readEnvironment(cmd *cobra.Command, path string) (vars []variable, plain []
 		case !isHandle:
 			plain = append(plain, v.Name+"="+text)
 		case name == "" || several && field == "" || !variableName.MatchString(v.Name):
-			problems = append(problems, fmt.Errorf("line %d: %s has a handle that is none; write it as vouch:NAME or vouch:NAME:FIELD", v.Line, v.Name))
+			problems = append(problems, fmt.Errorf("line %d: %s has an invalid handle; write it as vouch:NAME or vouch:NAME:FIELD", v.Line, v.Name))
 		default:
 			vars = append(vars, variable{name, field, v.Name})
 		}

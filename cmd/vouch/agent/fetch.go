@@ -27,9 +27,9 @@ func newFetch(o *cli.Options) *cobra.Command {
 	f := &fetcher{Options: o}
 	cmd := &cobra.Command{
 		Use:   "fetch",
-		Short: "Fetch this process's own identities, as any workload would",
-		Long: `Fetch asks the agent socket for what this very process (vouch, as started by you)
-is entitled to. The socket is found by SPIFFE_ENDPOINT_SOCKET, else it is
+		Short: "Fetch this process's identities, as any workload would",
+		Long: `Fetch asks the agent socket for what this process (vouch, as started by you) is
+entitled to. The socket is SPIFFE_ENDPOINT_SOCKET, or by default
 ` + cli.DefaultEndpoint + `.`,
 	}
 	cmd.PersistentFlags().StringVar(&f.socket, "socket", "", "agent socket, as `unix:///path`")
@@ -65,15 +65,14 @@ func (f *fetcher) x509() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "x509",
 		Short: "Fetch X509-SVIDs",
-		Long: `Fetch this process's X509-SVIDs and print what they are. With --write the
-certificates, the keys (readable by the owner alone) and the bundle are written
-as PEM: svid.0.pem, svid.0.key and bundle.0.pem for the default identity, then
-svid.1.pem and so on. Keys are never printed.
+		Long: `Fetch this process's X509-SVIDs and describe them. With --write, write the
+certificates, the keys (readable only by the owner) and the bundle as PEM: svid.0.pem,
+svid.0.key and bundle.0.pem for the default identity, then svid.1.pem and so on. Keys
+are never printed.
 
-With --follow vouch goes on: it replaces the files, the key last, as the daemon issues
-the next SVIDs or the bundle changes, tells the program that reads them, and at its
-end removes them. As a service of Type=notify it has started once the files are
-there.`,
+With --follow vouch keeps running. It replaces the files, the key last, whenever the
+daemon issues new SVIDs or the bundle changes, notifies the program that reads them, and
+removes them on exit. As a service of Type=notify it is ready once the files exist.`,
 		Example: `  vouch fetch x509
   vouch fetch x509 --write /run/agent/svid
   vouch fetch x509 --write /run/web/svid --follow --exec 'nginx -s reload'
@@ -126,7 +125,7 @@ func (f *fetcher) keepX509(ctx context.Context, k *deliver.Directory) error {
 func directoryFlags(k *deliver.Directory, cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&k.Path, "write", "", "write PEM files into this `directory`")
-	f.BoolVar(&k.Follow, "follow", false, "keep running: replace the files as they are renewed, and remove them at the end")
+	f.BoolVar(&k.Follow, "follow", false, "keep running: replace the files as they are renewed, and remove them on exit")
 	f.StringVar(&k.Signal, "signal", "", "send this `signal`, such as HUP, when files have been replaced; needs --pid")
 	f.IntVar(&k.PID, "pid", 0, "the `process` to signal; --follow ends when it exits")
 	f.StringVar(&k.Command, "exec", "", "run this `command` with sh, for at most a minute, when files have been replaced")
@@ -137,9 +136,9 @@ func directoryFlags(k *deliver.Directory, cmd *cobra.Command) {
 func checkDirectoryFlags(k *deliver.Directory) error {
 	switch {
 	case k.Follow && k.Path == "":
-		return cli.Usagef("--follow needs a directory; name it with --write")
+		return cli.Usagef("--follow requires --write")
 	case !k.Follow && (k.Signal != "" || k.PID != 0 || k.Command != ""):
-		return cli.Usagef("--signal, --pid and --exec go with --follow")
+		return cli.Usagef("--signal, --pid and --exec require --follow")
 	}
 	return nil
 }
@@ -184,9 +183,9 @@ func (f *fetcher) jwt() *cobra.Command {
 output it is printed only when standard output is not a terminal, or with
 --show.
 
-With --write the token goes into a file, as programs want it that exchange an
-identity token themselves, and with --follow vouch goes on and keeps it fresh there.
-Of several identities it is the default one's, or that of --spiffe-id.`,
+With --write the token goes to a file, for programs that exchange an identity token
+themselves; with --follow vouch keeps running and keeps it fresh. If there are several
+identities, it is the default one's, or that of --spiffe-id.`,
 		Example: `  vouch fetch jwt --audience https://api.example.org
   vouch fetch jwt --audience a --audience b --spiffe-id spiffe://example.org/agent
   vouch fetch jwt --audience https://api.anthropic.com --write /run/agent/token --follow
@@ -198,7 +197,7 @@ Of several identities it is the default one's, or that of --spiffe-id.`,
 			}
 			for _, name := range fileFlags {
 				if cmd.Flags().Changed(name) {
-					return cli.Usagef("--%s is for --write", name)
+					return cli.Usagef("--%s requires --write", name)
 				}
 			}
 			svids, err := f.jwtSVIDs(cmd.Context(), audience, id)
@@ -220,8 +219,8 @@ Of several identities it is the default one's, or that of --spiffe-id.`,
 			})
 		},
 	}
-	cmd.Flags().StringArrayVar(&audience, "audience", nil, "who the token is for; may be repeated")
-	cmd.Flags().StringVar(&id, "spiffe-id", "", "only the token of this `identity`")
+	cmd.Flags().StringArrayVar(&audience, "audience", nil, "the token's `audience`; may be repeated")
+	cmd.Flags().StringVar(&id, "spiffe-id", "", "only the token of this `SPIFFE ID`")
 	cmd.Flags().BoolVar(&show, "show", false, "print the token to a terminal")
 	placeFlags(&p, cmd)
 	return cmd
@@ -237,7 +236,7 @@ type jwtView struct {
 
 func (f *fetcher) jwtSVIDs(ctx context.Context, audience []string, id string) ([]*jwtsvid.SVID, error) {
 	if len(audience) == 0 {
-		return nil, cli.Usagef("which audience? name it with --audience")
+		return nil, cli.Usagef("--audience is required")
 	}
 	params := jwtsvid.Params{Audience: audience[0], ExtraAudiences: audience[1:]}
 	if id != "" {

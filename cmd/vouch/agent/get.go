@@ -107,7 +107,7 @@ credential would be revoked before it could be used, and get refuses it without
 				return l.keepFile(cmd.Context(), &p, args[0], form, field)
 			}
 			if field != "" && o.Output != formatText {
-				return cli.Usagef("--field prints one value as it is; leave out --output")
+				return cli.Usagef("--field prints one value as it is; omit --output")
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), l.timeout)
 			defer cancel()
@@ -128,7 +128,7 @@ credential would be revoked before it could be used, and get refuses it without
 	cmd.Flags().StringVar(&p.Path, "path", "", "write to this `file`")
 	warnPath = cli.DeprecatedFlag(cmd, "path", "--write")
 	cmd.Flags().StringArrayVar(&l.params, "param", nil, "choose a parameter, as `key=value`; may be repeated")
-	cmd.Flags().StringVar(&field, "field", "", "print this `field` alone, as it is")
+	cmd.Flags().StringVar(&field, "field", "", "print only this `field`, as it is")
 	cmd.Flags().StringVar(&format, "format", formatJSON, "`form` of the file: text, json or env")
 	warnFormat = cli.DeprecatedFlag(cmd, "format", "--output")
 	cmd.Flags().BoolVar(&show, "show", false, "print secrets to a terminal")
@@ -145,20 +145,20 @@ func fileForm(cmd *cobra.Command, output, format string, p *deliver.Place) (stri
 	if output == formatFile {
 		fmt.Fprintln(cmd.ErrOrStderr(), "vouch: --output file is deprecated; use --write FILE")
 		if p.Path == "" {
-			return "", cli.Usagef("which file? name it with --write")
+			return "", cli.Usagef("--write is required: the file to write")
 		}
 	}
 	if p.Path == "" {
 		for _, name := range append([]string{"format"}, fileFlags...) {
 			if given(name) {
-				return "", cli.Usagef("--%s is for --write", name)
+				return "", cli.Usagef("--%s requires --write", name)
 			}
 		}
 		return "", nil
 	}
 	if given("output") && output != formatFile {
 		if given("format") {
-			return "", cli.Usagef("--output and --format say the same; leave out --format")
+			return "", cli.Usagef("--output and --format are the same; omit --format")
 		}
 		format = output
 	}
@@ -166,7 +166,7 @@ func fileForm(cmd *cobra.Command, output, format string, p *deliver.Place) (stri
 		return "", cli.Usagef("--format %q: want text, json or env", format)
 	}
 	if given("field") && (given("format") || given("output") && output != formatFile) {
-		return "", cli.Usagef("--field writes one value as it is; leave out --output")
+		return "", cli.Usagef("--field writes one value as it is; omit --output")
 	}
 	return format, nil
 }
@@ -202,7 +202,7 @@ func (l *leaser) lasting(ctx context.Context, client *cli.Credentials, req *cred
 	for _, c := range granted {
 		if c.Name == req.Name && c.Bind == credentialv1.Bind_BIND_PROCESS &&
 			c.Revocation != credentialv1.Revocation_REVOCATION_EXPIRY_ONLY && c.Revocation != credentialv1.Revocation_REVOCATION_NONE {
-			return nil, nil, fmt.Errorf("%[1]s ends with the process that asks for it, which is vouch itself; use vouch exec --credential %[1]s=ENV -- COMMAND, or --write with --follow, or give its definition bind: lease or bind: unit", req.Name)
+			return nil, nil, fmt.Errorf("%[1]s ends with the process that leases it, which would be vouch; use vouch exec --credential %[1]s=ENV -- COMMAND, or --write with --follow, or give its definition bind: lease or bind: unit", req.Name)
 		}
 	}
 	return client.Grant(ctx, req)
@@ -267,7 +267,7 @@ func write(w io.Writer, format, field string, lease *credentialv1.Lease, fields 
 	case format == formatEnv:
 		for _, f := range fields {
 			if bytes.IndexByte(f.Value.Reveal(), 0) >= 0 {
-				return fmt.Errorf("field %s of %s holds a zero byte, which no variable can; use --field or --output json", f.Name, lease.Credential)
+				return fmt.Errorf("field %s of %s contains a zero byte, which a variable cannot; use --field or --output json", f.Name, lease.Credential)
 			}
 			fmt.Fprintf(&b, "%s=%s\n", envName(f.Name), shellQuote(string(f.Value.Reveal())))
 		}

@@ -18,9 +18,9 @@ func newGitCredential(*cli.Options) *cobra.Command {
 	var h helper
 	cmd := &cobra.Command{
 		Use:   "git-credential {get | store | erase}",
-		Short: "Be git's credential helper",
+		Short: "Serve as git's credential helper",
 		Long: `Git-credential speaks git's credential protocol on standard input and output. For get
-it leases the credential whose definition is for the host (and, with
+it leases the credential whose definition names the host (and, with
 credential.useHttpPath, the path) that git asks for, among those that this process
 is granted. It prints nothing if there is none, and git asks its next helper then.
 Nothing is ever stored. Erase, which git says when a server has refused a
@@ -55,7 +55,7 @@ func (h *helper) gitGet(ctx context.Context, in io.Reader, out io.Writer) error 
 	asked, err := req.Target()
 	if err != nil {
 		if h.verbose {
-			fmt.Fprintf(os.Stderr, "vouch: git asks for what no credential can be for: %v\n", err)
+			fmt.Fprintf(os.Stderr, "vouch: no credential can serve this request: %v\n", err)
 		}
 		return nil // another protocol's, such as smtp's or cert's
 	}
@@ -83,7 +83,7 @@ func (h *helper) gitGet(ctx context.Context, in io.Reader, out io.Writer) error 
 	return err
 }
 
-// errOtherUser means that git asks for the login of somebody in particular.
+// errOtherUser means that git asks for the login of a particular user.
 var errOtherUser = errors.New("the URL names another user")
 
 // gitHint says why nothing was found where git kept from vouch what it would
@@ -95,7 +95,7 @@ func (h *helper) gitHint(ctx context.Context, client *cli.Credentials, req tool.
 	offers, err := offersFor(ctx, client, asked.Tool)
 	for _, o := range offers {
 		if asked.Covers(o.Target) {
-			fmt.Fprintf(os.Stderr, "vouch: %s is for %s, and git does not say the path: git config --global credential.%s.useHttpPath true\n", o.Name, o.Location, asked.Location)
+			fmt.Fprintf(os.Stderr, "vouch: %s is for %s, but git does not send the path; run: git config --global credential.%s.useHttpPath true\n", o.Name, o.Location, asked.Location)
 		}
 	}
 	return err

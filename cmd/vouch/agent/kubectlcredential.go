@@ -19,10 +19,10 @@ func newKubectlCredential(o *cli.Options) *cobra.Command {
 	var audience string
 	cmd := &cobra.Command{
 		Use:   "kubectl-credential",
-		Short: "Be kubectl's credential plug-in",
+		Short: "Serve as kubectl's credential plug-in",
 		Long: `Kubectl-credential answers kubectl (and every client of its library) with an
 ExecCredential of client.authentication.k8s.io/v1, which they keep until it expires.
-It leases the credential whose definition is for the cluster that kubectl asks for,
+It leases the credential whose definition names the cluster that kubectl asks for,
 among those that this process is granted; kubectl says which cluster with
 provideClusterInfo: true.
 
@@ -78,7 +78,7 @@ func (h *helper) kubectl(ctx context.Context, out io.Writer, info tool.ExecInfo)
 		return tool.AnswerExec(out, got.fields, got.expires())
 	})
 	if errors.Is(err, errNoOffer) {
-		return fmt.Errorf("no credential that this process is granted is for cluster %s; its definition needs for: [{kubernetes: %[1]s}]", asked.Location)
+		return fmt.Errorf("this process is granted no credential for cluster %s; the definition needs for: [{kubernetes: %[1]s}]", asked.Location)
 	}
 	return err
 }

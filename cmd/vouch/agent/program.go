@@ -35,7 +35,7 @@ func newProgramRun(o *cli.Options, path string) *cobra.Command {
 	var socket string
 	cmd := &cobra.Command{
 		Use:   "run NAME [-- ARGUMENT...]",
-		Short: "Run a defined program, with an identity as a service has",
+		Short: "Run a program defined in programs.d",
 		Long: `Run starts a program of /etc/vouchd/programs.d as a transient systemd unit on this
 terminal, and passes on standard streams, signals and the exit code. The definition,
 not the caller, determines what runs, as which user and with which variables. It

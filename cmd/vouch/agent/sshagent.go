@@ -24,7 +24,7 @@ func newSSHAgent(*cli.Options) *cobra.Command {
 	var name, listen string
 	cmd := &cobra.Command{
 		Use:   "ssh-agent --credential NAME {-- COMMAND [ARGUMENT...] | --listen PATH}",
-		Short: "Be an ssh-agent whose key vouchd certifies",
+		Short: "Serve as an ssh-agent whose key vouchd certifies",
 		Long: `Ssh-agent makes a key in memory, has vouchd certify it for minutes at a time, and
 signs with it for ssh. Behind -- it runs a command with SSH_AUTH_SOCK set, ends with
 it, and passes its exit code back as exec does. With --listen it serves on a socket
@@ -40,9 +40,9 @@ processes of the same user may connect.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case name == "":
-				return cli.Usagef("which credential? name it with --credential")
+				return cli.Usagef("--credential is required")
 			case (len(args) > 0) == (listen != ""):
-				return cli.Usagef("say --listen PATH, or a command behind --, and not both")
+				return cli.Usagef("give either --listen PATH or a command after --")
 			}
 			if len(args) > 0 {
 				return l.sshAgentFor(cmd.Context(), name, args)
@@ -115,7 +115,7 @@ func listenAlone(path string) (*net.UnixListener, error) {
 	defer syscall.Umask(before)
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("%s exists; if no agent serves there any more, remove it", path)
+		return nil, fmt.Errorf("%s exists; if no agent serves it, remove it", path)
 	}
 	return l, err
 }

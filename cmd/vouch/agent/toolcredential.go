@@ -90,7 +90,7 @@ func (h *helper) find(ctx context.Context, client *cli.Credentials, asked creden
 		for _, o := range near {
 			names = append(names, o.Name)
 		}
-		return nil, fmt.Errorf("credentials %s are for %s alike; let one of them be", strings.Join(names, ", "), near[0].Location)
+		return nil, fmt.Errorf("credentials %s are all for %s; grant only one of them", strings.Join(names, ", "), near[0].Location)
 	}
 	req, err := h.request(near[0].Name, credentialv1.Exposure_EXPOSURE_MEMORY)
 	if err != nil {

@@ -1,7 +1,7 @@
 // Package auditor is the commands of those who verify a host from outside: its
 // log, its machine, and what it issues.
 //
-// But for those of a bundle they need no daemon, no TPM and no network, only
+// Except for vouch bundle, they need no daemon, no TPM and no network, only
 // files that came from the host and what is known of it from elsewhere.
 package auditor
 

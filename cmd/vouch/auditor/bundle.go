@@ -26,13 +26,13 @@ import (
 func newBundle(o *cli.Options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bundle",
-		Short: "Write the keys of this host for those who verify, to publish anywhere",
-		Long: `Bundle writes documents by which others verify what this host issues: for relying
-parties that speak OpenID Connect, such as clouds, and for other SPIFFE trust
-domains. They hold no secret. They are plain files, for any web server or bucket.
+		Short: "Write the documents that verify what this host issues",
+		Long: `Bundle writes the documents with which others verify what this host issues: for
+relying parties that speak OpenID Connect, such as clouds, and for other SPIFFE trust
+domains. They contain no secrets and can be served by any web server or bucket.
 
-Keys are in them one life (authority.jwt_key_ttl) before they sign, so that a copy
-that is taken once in that time always has the key that signs.`,
+A key is published one lifetime (authority.jwt_key_ttl) before it signs. A copy
+refreshed at least that often always contains the signing key.`,
 	}
 	cmd.AddCommand(newBundleJWKS(o), newBundleOpenID(o), newBundleSPIFFE(o))
 	return cmd
@@ -45,7 +45,7 @@ type publishing struct {
 }
 
 func (p *publishing) flags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&p.write, "write", "", "replace this `file`, if there is something new")
+	cmd.Flags().StringVar(&p.write, "write", "", "replace this `file` if its contents changed")
 }
 
 // bundle asks the daemon, and holds the issuer, if one is given, to what its tokens
@@ -104,9 +104,10 @@ func newBundleJWKS(o *cli.Options) *cobra.Command {
 	var issuer string
 	cmd := &cobra.Command{
 		Use:   "jwks",
-		Short: "The keys that sign JWT-SVIDs, as OpenID Connect has them",
-		Long: `Jwks writes the keys that sign JWT-SVIDs now, that are to sign next, and whose tokens
-are still valid, as a JWK Set (RFC 7517) with the use and algorithm that clouds ask for.`,
+		Short: "Write the JWT-SVID signing keys for OpenID Connect",
+		Long: `Jwks writes the keys that sign JWT-SVIDs now, the keys that sign next, and earlier
+keys whose tokens are still valid, as a JWK Set (RFC 7517) with the use and algorithm
+that clouds expect.`,
 		Example: `  vouch bundle jwks
   vouch bundle jwks --issuer https://id.example.org --write /srv/www/keys`,
 		Args: cobra.NoArgs,
@@ -123,7 +124,7 @@ are still valid, as a JWK Set (RFC 7517) with the use and algorithm that clouds 
 		},
 	}
 	p.flags(cmd)
-	cmd.Flags().StringVar(&issuer, "issuer", "", "check that tokens name this `URL` as their issuer")
+	cmd.Flags().StringVar(&issuer, "issuer", "", "fail unless tokens name this `URL` as their issuer")
 	return cmd
 }
 
@@ -157,16 +158,16 @@ func newBundleOpenID(o *cli.Options) *cobra.Command {
 	var issuer, keys string
 	cmd := &cobra.Command{
 		Use:   "openid-configuration --issuer URL",
-		Short: "The document by which relying parties find those keys",
-		Long: `Openid-configuration writes the document that belongs at the issuer's
-/.well-known/openid-configuration. It names where the JWK Set is: at the issuer's
-/keys, or where --jwks-uri says. The issuer has to be the one that the tokens name
-(authority.jwt_issuer). It changes only if these addresses do.`,
+		Short: "Write the OpenID Connect discovery document",
+		Long: `Openid-configuration writes the document to serve at the issuer's
+/.well-known/openid-configuration. It gives the address of the JWK Set: /keys at the
+issuer, or --jwks-uri. The issuer must be the one that tokens name
+(authority.jwt_issuer). The document changes only if these addresses do.`,
 		Example: `  vouch bundle openid-configuration --issuer https://id.example.org --write /srv/www/.well-known/openid-configuration`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if issuer == "" {
-				return cli.Usagef("whose? give the issuer's URL with --issuer")
+				return cli.Usagef("--issuer is required")
 			}
 			if keys == "" {
 				keys = strings.TrimSuffix(issuer, "/") + "/keys"
@@ -188,8 +189,8 @@ func newBundleOpenID(o *cli.Options) *cobra.Command {
 		},
 	}
 	p.flags(cmd)
-	cmd.Flags().StringVar(&issuer, "issuer", "", "the issuer's `URL`, as tokens have it")
-	cmd.Flags().StringVar(&keys, "jwks-uri", "", "where the keys are published, a `URL` (default the issuer's, with /keys)")
+	cmd.Flags().StringVar(&issuer, "issuer", "", "the issuer's `URL`, as in tokens")
+	cmd.Flags().StringVar(&keys, "jwks-uri", "", "`URL` of the published keys (default /keys at the issuer)")
 	return cmd
 }
 
@@ -201,11 +202,10 @@ func newBundleSPIFFE(o *cli.Options) *cobra.Command {
 	p := publishing{o: o}
 	cmd := &cobra.Command{
 		Use:   "spiffe",
-		Short: "The trust bundle, for federation with other trust domains",
-		Long: `Spiffe writes the trust domain's bundle as SPIFFE has it: root certificates and JWT
-keys in one JWK Set, with a sequence number that rises with every change and a hint
-how often to look. Others federate with it from a file, or from an https_web endpoint
-that serves it.`,
+		Short: "Write the trust bundle, for other trust domains",
+		Long: `Spiffe writes the trust domain's bundle in the SPIFFE format: root certificates and
+JWT keys in one JWK Set, with a sequence number that increases with every change and a
+refresh hint. Others federate with it from a file or from an https_web endpoint.`,
 		Example: `  vouch bundle spiffe > example.org.bundle
   vouch bundle spiffe --write /srv/www/bundle`,
 		Args: cobra.NoArgs,

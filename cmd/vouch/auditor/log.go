@@ -97,8 +97,8 @@ func newLogShow(o *cli.Options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show [DIR]",
 		Short: "Print records",
-		Long: `Show prints the log's records, one a line, or with --output json as they stand
-in the log. It checks their form, not their proof: that is for vouch log verify.`,
+		Long: `Show prints the log's records, one per line, or exactly as logged with --output json.
+It checks their form only; vouch log verify checks the proofs.`,
 		Example: `  vouch log show --since 1h
   vouch log show --event x509_svid --spiffe-id spiffe://example.org/agent
   vouch log show --follow --output json | jq .`,
@@ -139,12 +139,12 @@ in the log. It checks their form, not their proof: that is for vouch log verify.
 			return nil
 		},
 	}
-	cmd.Flags().DurationVar(&filter.since, "since", 0, "only records of this last `duration`, such as 1h")
+	cmd.Flags().DurationVar(&filter.since, "since", 0, "only records from the last `duration`, such as 1h")
 	cmd.Flags().StringVar(&filter.spiffeID, "spiffe-id", "", "only records about this `identity`")
-	cmd.Flags().StringVar(&filter.event, "event", "", "only events that begin with this, such as jwt_svid")
+	cmd.Flags().StringVar(&filter.event, "event", "", "only events that begin with this `prefix`, such as jwt_svid")
 	cmd.Flags().StringVar(&filter.credential, "credential", "", "only records about this `credential`")
-	cmd.Flags().StringVar(&filter.request, "request", "", "only the records of this request `ID`, which a refused caller is told")
-	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with new records until interrupted")
+	cmd.Flags().StringVar(&filter.request, "request", "", "only records of this request `ID`, which the error of a refused call gives")
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "keep printing new records until interrupted")
 	return cmd
 }
 
@@ -214,21 +214,21 @@ func newLogVerify(o *cli.Options) *cobra.Command {
 	var ask reader.VerifyOptions
 	cmd := &cobra.Command{
 		Use:   "verify [DIR|ARCHIVE]",
-		Short: "Verify a log, back to the TPM",
+		Short: "Verify a log back to the TPM",
 		Long: `Verify checks a whole log or a copy of one: every record, the tree over them, each
-signature, each anchor's counter, that each issued SVID was signed by a key the
-log has seen certified, and that the machine's keys lie in one TPM. It exits 0
-only if everything holds, and otherwise says what was found in which record and
-what it means. It needs no TPM and no network.
+signature, each anchor's counter, that each issued SVID was signed by a key certified
+in the log, and that the machine's keys are in one TPM. It exits 0 only if everything
+holds; otherwise it says what is wrong in which record, and what that means. It needs
+no TPM and no network.
 
-A log proves that one TPM stands behind it, and names it. Whether that is the TPM
-of a machine you know, --node tells: FILE is what vouch node appraise or vouch node
-verify printed with --output json when you checked that machine, and every
-statement in the log must then be by its keys.
+A log proves that one TPM is behind it, and names it. To verify that it is the TPM of
+a machine you know, use --node with the output of vouch node appraise or vouch node
+verify --output json for that machine: every statement in the log must then be by its
+keys.
 
-An older copy of a log looks whole. What is known of the log from elsewhere tells it
-apart: a checkpoint of it (--checkpoint), a value that the TPM's counter had
-(--counter), or who must have signed it (--witness).`,
+An older copy of a log looks complete. To detect one, give something you know from
+elsewhere: a checkpoint (--checkpoint), a value the TPM's counter has had (--counter),
+or a witness that must have signed (--witness).`,
 		Example: `  vouch log verify
   vouch log verify --trace ./copy-of/var/lib/vouchd/log
   vouch log verify ./copy-of/var/lib/vouchd/log --node machine.json
@@ -275,14 +275,14 @@ apart: a checkpoint of it (--checkpoint), a value that the TPM's counter had
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&ask.Live, "live", false, "the log is still being written: its end may not be anchored yet")
-	cmd.Flags().BoolVar(&traced, "trace", false, "print how each SVID leads back to the TPM")
-	cmd.Flags().StringVar(&ask.Key, "key", "", "the `key` that the log must be signed with; without it, the one that the log names")
-	cmd.Flags().StringVar(&checkpoint, "checkpoint", "", "a signed checkpoint of the log that it must contain, in this `file`")
+	cmd.Flags().BoolVar(&ask.Live, "live", false, "the log is still being written, so its end may not be anchored yet")
+	cmd.Flags().BoolVar(&traced, "trace", false, "print how each SVID traces back to the TPM")
+	cmd.Flags().StringVar(&ask.Key, "key", "", "the `key` that must have signed the log (default the one the log names)")
+	cmd.Flags().StringVar(&checkpoint, "checkpoint", "", "a `file` with a signed checkpoint that the log must contain")
 	cmd.Flags().StringArrayVar(&ask.Witnesses, "witness", nil, "the `key` of a witness that must have signed the log; may be repeated")
-	cmd.Flags().Uint64Var(&ask.Counter, "counter", 0, "a `value` that the TPM's counter is known to have had in this log")
-	cmd.Flags().Uint64Var(&ask.From, "from", 0, "the first `record` of a copy that is known to begin later, such as an archive")
-	cmd.Flags().StringVar(&machine, "node", "", "the machine whose log it must be: a result in JSON of vouch node appraise or vouch node verify, in this `file`")
+	cmd.Flags().Uint64Var(&ask.Counter, "counter", 0, "a `value` the TPM's counter is known to have had in this log")
+	cmd.Flags().Uint64Var(&ask.From, "from", 0, "first `record` of a partial copy, such as an archive")
+	cmd.Flags().StringVar(&machine, "node", "", "a `file` with the JSON result of vouch node appraise or verify for the machine whose log it must be")
 	return cmd
 }
 

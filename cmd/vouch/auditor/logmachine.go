@@ -41,7 +41,7 @@ func readKnownMachine(cmd *cobra.Command, file string) (*knownMachine, error) {
 	case m.Version != knownMachineVersion:
 		return nil, fmt.Errorf("%s has version %d; this vouch knows %d", file, m.Version, knownMachineVersion)
 	case m.Passed != nil && !*m.Passed:
-		return nil, fmt.Errorf("%s is the result of a machine that did not pass, so it makes no machine known; appraise it again", file)
+		return nil, fmt.Errorf("%s is the result of a machine that did not pass, so it cannot be used; appraise the machine again", file)
 	case m.EKSHA256 == "" || m.AKName == "":
 		return nil, fmt.Errorf("%s does not say which endorsement key is in the TPM: there was no challenge; see vouch node challenge", file)
 	}

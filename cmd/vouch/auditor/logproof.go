@@ -19,7 +19,7 @@ import (
 // word for it.
 const (
 	keyToVerify = "the log's `key`, as vouch log verify prints it"
-	keyToProve  = "the log's `key`; without it, the one that the log names"
+	keyToProve  = "the log's `key` (default the one the log names)"
 )
 
 func newLogProve(o *cli.Options) *cobra.Command {
@@ -113,9 +113,8 @@ func newLogConsistency(o *cli.Options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "consistency OLDER NEWER [DIR]",
 		Short: "Prove that one state of the log continues another",
-		Long: `Consistency proves that the log as it was with NEWER records continues the log as it
-was with OLDER ones: that nothing was changed or removed between two checkpoints
-that you hold.`,
+		Long: `Consistency proves that the log at NEWER records continues the log at OLDER records:
+nothing was changed or removed between two checkpoints that you hold.`,
 		Example: `  vouch log consistency 1000 4212 > consistency.txt`,
 		Args:    cobra.RangeArgs(2, 3),
 		RunE: func(cmd *cobra.Command, args []string) error {

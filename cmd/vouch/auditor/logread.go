@@ -21,10 +21,10 @@ import (
 func newLogExplain(o *cli.Options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "explain RECORD [DIR]",
-		Short: "Tell the whole story of one hand-out",
-		Long: `Explain puts together the chain that one record belongs to: the machine and how it
-booted, the process, the entry, the authority key, the decision, what became of
-it, and the anchor that covers it.`,
+		Short: "Explain one record, from the machine to the anchor",
+		Long: `Explain shows the chain behind one record: the machine and how it booted, the process,
+the entry, the authority key, the decision, its outcome, and the anchor that covers
+it.`,
 		Example: `  vouch log explain 4211
   vouch log explain 4211 ./copy-of-log --output json`,
 		Args: cobra.RangeArgs(1, 2),
@@ -59,9 +59,9 @@ func newLogReport(o *cli.Options) *cobra.Command {
 	var since time.Duration
 	cmd := &cobra.Command{
 		Use:   "report [DIR]",
-		Short: "Sum up what each identity got and used",
-		Long: `Report tells for each identity what it was given, by which programs, for whom,
-how often, and what looks odd: the feed of a secrets audit. It checks no proofs.`,
+		Short: "Summarise what each identity received and used",
+		Long: `Report shows what each identity was given, by which programs, for whom and how often,
+and what looks unusual. Use it for a secrets audit. It does not verify proofs.`,
 		Example: `  vouch log report --since 720h
   vouch log report --output json ./copy-of-log`,
 		Args: cobra.MaximumNArgs(1),
@@ -82,7 +82,7 @@ how often, and what looks odd: the feed of a secrets audit. It checks no proofs.
 			return o.Print(cmd, u, func(w io.Writer) { u.WriteText(w) })
 		},
 	}
-	cmd.Flags().DurationVar(&since, "since", 0, "only the last `duration`, such as 720h")
+	cmd.Flags().DurationVar(&since, "since", 0, "only records from the last `duration`, such as 720h")
 	return cmd
 }
 
@@ -126,7 +126,7 @@ may be running.`,
 	cmd.Flags().StringVar(&file, "write", "", "the tar `file` to write; it must not exist")
 	cmd.Flags().StringVar(&to, "to", "", "the tar `file` to write")
 	warnTo = cli.DeprecatedFlag(cmd, "to", "--write")
-	cmd.Flags().Uint64Var(&from, "from", 0, "the first `record` wanted")
+	cmd.Flags().Uint64Var(&from, "from", 0, "first `record` to archive")
 	return cmd
 }
 

@@ -30,10 +30,10 @@ func newNodeAppraise(o *cli.Options) *cobra.Command {
 		Long: `Appraise judges evidence by a policy and gives a reason for each rule. It needs
 no daemon, no TPM and no network. It exits 0 only if every rule passed.
 
---nonce is the one you asked for; --any-nonce accepts evidence of any age. --kept
-and --answer bring the outcome of a challenge; unless the policy says that it is
-optional, nothing passes without. --previous is an earlier result of the same
-machine, before whose time this evidence cannot have been made.`,
+--nonce is the one you asked the machine to use; --any-nonce accepts evidence of any
+age. --kept and --answer supply the outcome of a challenge, which is required unless
+the policy makes it optional. --previous is an earlier result of the same machine;
+older evidence is refused.`,
 		Example: `  vouch node appraise evidence.json --policy policy.yaml --nonce $(cat nonce) --kept kept.json --answer answer.json
   vouch node appraise evidence.json --policy policy.yaml --any-nonce --output json`,
 		Args: cobra.ExactArgs(1),
@@ -52,7 +52,7 @@ machine, before whose time this evidence cannot have been made.`,
 		},
 	}
 	cmd.Flags().StringVar(&a.policy, "policy", "", "the appraisal policy, a YAML `file`")
-	cmd.Flags().StringVar(&a.nonce, "nonce", "", "the nonce that the evidence was asked for with, in `hexadecimal`")
+	cmd.Flags().StringVar(&a.nonce, "nonce", "", "the nonce you asked the machine to use, in `hexadecimal`")
 	cmd.Flags().BoolVar(&a.anyNonce, "any-nonce", false, "accept evidence of any age")
 	cmd.Flags().StringVar(&a.kept, "kept", "", "the `file` that vouch node challenge --keep wrote")
 	cmd.Flags().StringVar(&a.answer, "answer", "", "the machine's answer to the challenge, a `file`")
@@ -62,10 +62,10 @@ machine, before whose time this evidence cannot have been made.`,
 
 func (a appraiseTerms) appraise(cmd *cobra.Command, file string) (appraisal.Result, error) {
 	if a.policy == "" {
-		return appraisal.Result{}, cli.Usagef("by which policy? name it with --policy; vouch node policy learn writes one")
+		return appraisal.Result{}, cli.Usagef("--policy is required; vouch node policy learn writes one")
 	}
 	if (a.kept == "") != (a.answer == "") {
-		return appraisal.Result{}, cli.Usagef("--kept and --answer go together: what was kept of the challenge, and the machine's answer")
+		return appraisal.Result{}, cli.Usagef("--kept and --answer must be given together")
 	}
 	evidence, err := cli.ReadDocument(cmd, file, cli.MaxLargeDocument)
 	if err != nil {
@@ -101,9 +101,9 @@ func (a appraiseTerms) appraise(cmd *cobra.Command, file string) (appraisal.Resu
 func (a appraiseTerms) nonceFor(evidence []byte) ([]byte, error) {
 	switch {
 	case a.anyNonce && a.nonce != "":
-		return nil, cli.Usagef("--nonce and --any-nonce exclude each other")
+		return nil, cli.Usagef("--nonce and --any-nonce are mutually exclusive")
 	case !a.anyNonce && a.nonce == "":
-		return nil, cli.Usagef("for which nonce was the evidence made? give it with --nonce, or accept evidence of any age with --any-nonce")
+		return nil, cli.Usagef("--nonce is required, or --any-nonce to accept evidence of any age")
 	case !a.anyNonce:
 		return cli.ParseNonce(a.nonce)
 	}

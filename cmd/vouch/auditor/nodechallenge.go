@@ -17,11 +17,11 @@ func newNodeChallenge(o *cli.Options) *cobra.Command {
 	var keep string
 	cmd := &cobra.Command{
 		Use:   "challenge EVIDENCE --keep FILE",
-		Short: "Challenge a machine to show that its keys are in one TPM",
+		Short: "Challenge a machine to prove its keys are in one TPM",
 		Long: `Challenge reads the endorsement key and the attestation key from evidence and
 encrypts a secret that only the TPM with both of them can read. Send the
-challenge, on standard output, to the machine. What --keep writes stays with
-you, unread by others, until the answer comes: who reads it can answer.
+challenge, on standard output, to the machine. Keep the --keep file private until
+the answer arrives: anyone who reads it can forge the answer.
 
 Evidence alone does not show that the attestation key, which signed it, is in
 the TPM whose endorsement key it names.`,
@@ -29,7 +29,7 @@ the TPM whose endorsement key it names.`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if keep == "" {
-				return cli.Usagef("where to keep what only you may know? name a file with --keep")
+				return cli.Usagef("--keep is required: the file for the expected answer")
 			}
 			evidence, err := cli.ReadDocument(cmd, args[0], cli.MaxLargeDocument)
 			if err != nil {
@@ -45,7 +45,7 @@ the TPM whose endorsement key it names.`,
 			return cli.WriteDocument(cmd, challenge)
 		},
 	}
-	cmd.Flags().StringVar(&keep, "keep", "", "write what only the verifier may know to this `file`")
+	cmd.Flags().StringVar(&keep, "keep", "", "write the expected answer to this `file`; keep it private")
 	return cmd
 }
 
@@ -55,8 +55,8 @@ func newNodeVerify(o *cli.Options) *cobra.Command {
 		Use:   "verify ANSWER --kept FILE",
 		Short: "Verify the answer to a challenge",
 		Long: `Verify checks a machine's answer against what vouch node challenge kept, and
-prints the keys that are in one TPM. With --output json the result can be given
-to vouch log verify --node. To judge the boot state too, give the same two files to
+prints the keys that are in one TPM. Pass the result of --output json to
+vouch log verify --node. To judge the boot state too, give the same two files to
 vouch node appraise instead.`,
 		Example: `  vouch node verify answer.json --kept kept.json
   vouch node verify answer.json --kept kept.json --output json > machine.json`,
@@ -79,7 +79,7 @@ vouch node appraise instead.`,
 // readActivation verifies an answer against what was kept.
 func readActivation(cmd *cobra.Command, kept, answer string) (appraisal.Activation, error) {
 	if kept == "" {
-		return appraisal.Activation{}, cli.Usagef("what was kept of the challenge? name the file with --kept")
+		return appraisal.Activation{}, cli.Usagef("--kept is required: the file that vouch node challenge --keep wrote")
 	}
 	k, err := cli.ReadDocument(cmd, kept, cli.MaxSmallDocument)
 	if err != nil {
@@ -99,9 +99,9 @@ func readActivation(cmd *cobra.Command, kept, answer string) (appraisal.Activati
 func newNodeNonce(o *cli.Options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "nonce",
-		Short: "Draw a nonce for a machine to make evidence with",
-		Long: `Nonce prints 32 random bytes in hexadecimal. Evidence that was made for a nonce
-was made after it was drawn: use each once, and keep it until you appraise.`,
+		Short: "Print a fresh nonce for evidence",
+		Long: `Nonce prints 32 random bytes in hexadecimal. Evidence made for a nonce is newer than
+the nonce: use each one once, and keep it until you appraise the evidence.`,
 		Example: `  vouch node nonce > nonce`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -78,7 +78,7 @@ func examineDaemon(ctx context.Context, c *config.Config, ask Ask) []Finding {
 	}
 	fs := []Finding{{"node", level, NodeLine(st.Node)}}
 	if !st.TPM.EKCertificate {
-		fs = append(fs, Finding{"endorsement key", Note, "the TPM has no certificate of its maker for it, so a policy can't trace this machine to the maker; list its key there instead, sha256:" + st.TPM.EKSHA256})
+		fs = append(fs, Finding{"endorsement key", Note, "the TPM has no maker's certificate for it, so a policy cannot trace this machine to the maker; list its key in the policy instead, sha256:" + st.TPM.EKSHA256})
 	}
 	fs = append(fs, certificateFindings(st, time.Now())...)
 	if len(st.Problems) == 0 {
@@ -103,7 +103,7 @@ func NodeLine(n view.NodeStatus) string {
 	line := n.State
 	switch n.State {
 	case view.NodeNotAppraised:
-		line += ", there is no policy in " + n.Policy + "; see vouch node policy learn"
+		line += ", no policy in " + n.Policy + "; see vouch node policy learn"
 	case view.NodePassed, view.NodeFailed:
 		line += fmt.Sprintf(" the policy %s %s ago", n.Policy, time.Since(n.Checked).Round(time.Second))
 	}

@@ -59,7 +59,7 @@ func TestDoctorExplainsTheKernel(t *testing.T) {
 	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	clockFinding(now, now.Add(-time.Hour), true).check(t, OK, "synchronised")
 	clockFinding(now, now.Add(-time.Hour), false).check(t, Note, "systemd-timesyncd or chrony")
-	clockFinding(time.Unix(1000, 0), now, true).check(t, Problem, "it says 1970-01-01, and this program was made 2026-11-23; set it")
+	clockFinding(time.Unix(1000, 0), now, true).check(t, Problem, "it says 1970-01-01, but this program was built 2026-11-23; set it")
 }
 
 func TestDoctorExplainsABlockedSocket(t *testing.T) {
@@ -75,10 +75,10 @@ func TestDoctorExplainsABlockedSocket(t *testing.T) {
 	examineSocket(ctx, path).check(t, OK, "accepts connections")
 	l.SetUnlinkOnClose(false)
 	must(t, l.Close())
-	examineSocket(ctx, path).check(t, Problem, "left by a daemon that was killed")
+	examineSocket(ctx, path).check(t, Problem, "a killed daemon left it")
 	file := filepath.Join(dir, "file")
 	must(t, os.WriteFile(file, nil, 0o600))
-	examineSocket(ctx, file).check(t, Problem, "nobody listens there")
+	examineSocket(ctx, file).check(t, Problem, "nothing listens on it")
 }
 
 func TestDoctorNamesEntriesThatCanNeverMatch(t *testing.T) {

@@ -114,6 +114,6 @@ func certificateFindings(st view.Status, now time.Time) (fs []Finding) {
 	if e := st.Node.Enrolment; e != nil {
 		tell("this host's enrolment", e.NotAfter, "enrol it again: docs/enrol.md")
 	}
-	tell("the root certificate", st.Authority.RootNotAfter, "plan for a new one: relying parties must have the new bundle before")
+	tell("the root certificate", st.Authority.RootNotAfter, "plan its replacement: relying parties need the new bundle first")
 	return fs
 }

@@ -74,7 +74,7 @@ func tpmFinding(address, class string, daemon account) Finding {
 	old := versionErr == nil && strings.TrimSpace(string(version)) != "2"
 	switch {
 	case old && !software:
-		return Finding{"TPM", Problem, "the machine's TPM is of version 1.2; switch the firmware to TPM 2.0 if it offers that"}
+		return Finding{"TPM", Problem, "the machine's TPM is version 1.2; switch the firmware to TPM 2.0 if it offers that"}
 	case errors.Is(err, fs.ErrNotExist) && software:
 		return Finding{"TPM", Problem, path + " is missing; start swtpm on it"}
 	case errors.Is(err, fs.ErrNotExist):
@@ -82,10 +82,10 @@ func tpmFinding(address, class string, daemon account) Finding {
 	case err != nil:
 		return Finding{"TPM", Problem, err.Error()}
 	case software:
-		return Finding{"TPM", Note, path + " is a software TPM: fit for a trial, it proves nothing about a machine"}
+		return Finding{"TPM", Note, path + " is a software TPM: fine for a trial, but it proves nothing about the machine"}
 	}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && !daemon.mayReadWrite(st) {
-		return Finding{"TPM", Problem, fmt.Sprintf("%s is not open to %s (mode %04o, user %d, group %d); give the device to the group tss, as tpm-udev or tpm2-tss does, and %[2]s that group",
+		return Finding{"TPM", Problem, fmt.Sprintf("%s is not open to %s (mode %04o, user %d, group %d); give the device to the group tss, as tpm-udev or tpm2-tss does, and add %[2]s to that group",
 			path, daemon.name, st.Mode&0o777, st.Uid, st.Gid)}
 	}
 	return Finding{"TPM", OK, path}
@@ -112,7 +112,7 @@ func examinePeerPIDFD() Finding {
 func peerPIDFDFinding(err error) Finding {
 	switch {
 	case errors.Is(err, unix.ENOPROTOOPT):
-		return Finding{"kernel", Note, "it has no SO_PEERPIDFD (Linux 6.5); peers are pinned by process ID, start time and the sender of each message instead"}
+		return Finding{"kernel", Note, "it has no SO_PEERPIDFD (Linux 6.5); peers are pinned by process ID, start time and sender of each message instead"}
 	case err != nil:
 		return Finding{"kernel", Note, fmt.Sprintf("asking for SO_PEERPIDFD: %v; peers are pinned by process ID, start time and the sender of each message instead", err)}
 	}
@@ -132,12 +132,12 @@ func cgroupFinding(kind int64) Finding {
 	if kind == unix.CGROUP2_SUPER_MAGIC {
 		return Finding{"control groups", OK, "version 2"}
 	}
-	return Finding{"control groups", Note, "version 1 or hybrid; cgroup selectors are of systemd's hierarchy"}
+	return Finding{"control groups", Note, "version 1 or hybrid; cgroup selectors use systemd's hierarchy"}
 }
 
 func examineSystemd() Finding {
 	if !systemd.IsManager() {
-		return Finding{"systemd", Note, "it is not PID 1 here, so there are no systemd and script selectors, and no vouch run"}
+		return Finding{"systemd", Note, "it is not PID 1, so systemd and script selectors and vouch run are unavailable"}
 	}
 	return Finding{"systemd", OK, "it is PID 1"}
 }
@@ -150,7 +150,7 @@ func examinePrograms(c *config.Config) Finding {
 	case err != nil:
 		return Finding{"programs", Problem, err.Error()}
 	case len(defined) == 0:
-		return Finding{"programs", OK, "none in " + c.ProgramsDir + ", so that vouch run starts nothing"}
+		return Finding{"programs", OK, "none in " + c.ProgramsDir + "; vouch run has nothing to start"}
 	case !systemd.IsManager():
 		return Finding{"programs", Note, fmt.Sprintf("%d in %s, which vouch run cannot start without systemd as PID 1", len(defined), c.ProgramsDir)}
 	}
@@ -177,9 +177,9 @@ func examineClock() Finding {
 func clockFinding(now, made time.Time, synchronised bool) Finding {
 	switch {
 	case now.Before(made.Add(-24 * time.Hour)):
-		return Finding{"clock", Problem, fmt.Sprintf("it says %s, and this program was made %s; set it, or identities are valid at no time that others know", now.UTC().Format(time.DateOnly), made.UTC().Format(time.DateOnly))}
+		return Finding{"clock", Problem, fmt.Sprintf("it says %s, but this program was built %s; set it, or other machines will reject this host's identities", now.UTC().Format(time.DateOnly), made.UTC().Format(time.DateOnly))}
 	case !synchronised:
-		return Finding{"clock", Note, "the kernel says that nothing keeps it right; run systemd-timesyncd or chrony, since identities live for minutes"}
+		return Finding{"clock", Note, "it is not synchronised; run systemd-timesyncd or chrony, since identities live for minutes"}
 	}
 	return Finding{"clock", OK, "it is synchronised"}
 }
@@ -194,11 +194,11 @@ func examineSocket(ctx context.Context, path string) Finding {
 	way := "start the daemon with: systemctl start vouchd"
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		way = "make its directory one that everybody may enter (0755), and it 0666: the kernel says who calls"
+		way = "make its directory 0755 and the socket 0666: the kernel identifies callers"
 	case errors.Is(err, unix.ECONNREFUSED):
-		way = "nobody listens there, it was left by a daemon that was killed; " + way
+		way = "nothing listens on it, a killed daemon left it; " + way
 	case errors.Is(err, unix.ENOTSOCK), errors.Is(err, unix.EPROTOTYPE):
-		way = "something else is at its place; move that away, and " + way
+		way = "it is not the daemon's socket; move it away, and " + way
 	}
 	return Finding{"agent socket", Problem, fmt.Sprintf("%v; %s", err, way)}
 }

@@ -153,7 +153,7 @@ func TestABrokenPolicyNeverReplacesTheOneInForce(t *testing.T) {
 	h := newHost(t)
 	h.Write("entries.d/a.yaml", daemontest.EntriesFor(1))
 	h.Start()
-	if out := h.OK("status"); !matches("node +not appraised, there is no policy in .*vouch node policy learn", out) {
+	if out := h.OK("status"); !matches("node +not appraised, no policy in .*vouch node policy learn", out) {
 		t.Errorf("without a policy:\n%s", out)
 	}
 	if _, stderr, code := h.Vouch("node", "attest"); code != 1 || !strings.Contains(stderr, "vouch node policy learn") {

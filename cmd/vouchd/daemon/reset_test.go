@@ -58,7 +58,7 @@ func TestAClearedTPMIsSaidAndResetStartsOverDeletingNothing(t *testing.T) {
 			h.VerifyLog()
 			h.OK("log", "verify", filepath.Join(moved[0], "log"))
 			h.OK("node", "reset")
-			if out := h.OK("node", "reset"); !strings.Contains(out, "is empty already") {
+			if out := h.OK("node", "reset"); !strings.Contains(out, "is already empty") {
 				t.Errorf("a second reset says %s", out)
 			}
 		})
