@@ -18,15 +18,15 @@ import (
 	"github.com/vouchd/vouchd/enrol"
 )
 
-// authorityCommand is what the authority commands share.
-type authorityCommand struct {
+// rootCommand is what the authority commands share.
+type rootCommand struct {
 	*cli.Options
 	dir            string
 	passphraseFile string
 }
 
 func newAuthority(o *cli.Options) *cobra.Command {
-	a := &authorityCommand{Options: o}
+	a := &rootCommand{Options: o}
 	cmd := &cobra.Command{
 		Use:   "authority",
 		Short: "Run an organisation's root CA, offline",
@@ -35,13 +35,13 @@ and no network. They keep a trust domain's root key, encrypted with age or in th
 machine's TPM, and enrol hosts whose evidence satisfies a policy. Back up the
 directory; a root key kept in a TPM is lost if that TPM is.`,
 	}
-	cmd.PersistentFlags().StringVar(&a.dir, "dir", defaultAuthorityDir(), "the root CA's `directory`")
+	cmd.PersistentFlags().StringVar(&a.dir, "dir", defaultRootDir(), "the root CA's `directory`")
 	cmd.PersistentFlags().StringVar(&a.passphraseFile, "passphrase-file", "", "read the root key's passphrase from this `file` instead of the terminal")
 	cmd.AddCommand(a.init(), a.approve(), a.approveBoot(), a.revoke(), a.list())
 	return cmd
 }
 
-func defaultAuthorityDir() string {
+func defaultRootDir() string {
 	dir, err := os.UserConfigDir()
 	if err != nil {
 		dir = "."
@@ -50,7 +50,7 @@ func defaultAuthorityDir() string {
 }
 
 // open opens the root, which the caller closes.
-func (a *authorityCommand) open(cmd *cobra.Command) (*enrol.Root, error) {
+func (a *rootCommand) open(cmd *cobra.Command) (*enrol.Root, error) {
 	r, err := enrol.Open(a.dir, func() (string, error) { return a.passphrase(cmd, false) })
 	if errors.Is(err, enrol.ErrNone) {
 		err = fmt.Errorf("%w; name its directory with --dir, or create one with: vouch authority init", err)
@@ -60,7 +60,7 @@ func (a *authorityCommand) open(cmd *cobra.Command) (*enrol.Root, error) {
 
 // passphrase reads the first line of --passphrase-file, or asks on the terminal,
 // twice for a new one.
-func (a *authorityCommand) passphrase(cmd *cobra.Command, fresh bool) (string, error) {
+func (a *rootCommand) passphrase(cmd *cobra.Command, fresh bool) (string, error) {
 	passphrase, err := a.readPassphrase(cmd, fresh)
 	if err != nil {
 		return "", fmt.Errorf("reading the passphrase: %w", err)
@@ -71,7 +71,7 @@ func (a *authorityCommand) passphrase(cmd *cobra.Command, fresh bool) (string, e
 	return string(passphrase), nil
 }
 
-func (a *authorityCommand) readPassphrase(cmd *cobra.Command, fresh bool) ([]byte, error) {
+func (a *rootCommand) readPassphrase(cmd *cobra.Command, fresh bool) ([]byte, error) {
 	if a.passphraseFile != "" {
 		data, err := cli.ReadDocument(cmd, a.passphraseFile, 4096)
 		line, _, _ := bytes.Cut(data, []byte("\n"))
@@ -107,7 +107,7 @@ func viewOf(r *enrol.Root) rootView {
 	}
 }
 
-func (a *authorityCommand) init() *cobra.Command {
+func (a *rootCommand) init() *cobra.Command {
 	var td string
 	var plan enrol.Plan
 	cmd := &cobra.Command{
@@ -146,13 +146,13 @@ machine's TPM, which it never leaves.`,
 	return cmd
 }
 
-// An authorityView is a root and the hosts it enrolled.
-type authorityView struct {
+// An enrolledView is a root and the hosts it enrolled.
+type enrolledView struct {
 	rootView
 	Nodes []enrol.Host `json:"nodes"`
 }
 
-func (a *authorityCommand) list() *cobra.Command {
+func (a *rootCommand) list() *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
 		Short: "List enrolled hosts and the root's digest",
@@ -167,7 +167,7 @@ passphrase.`,
 				return err
 			}
 			defer root.Close()
-			view := authorityView{viewOf(root), root.Hosts()}
+			view := enrolledView{viewOf(root), root.Hosts()}
 			return a.Print(cmd, view, func(out io.Writer) {
 				fmt.Fprintf(out, "%s, root sha256:%s, until %s\n", view.TrustDomain, view.RootSHA256, cli.Time(view.NotAfter))
 				w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
@@ -192,7 +192,7 @@ func standing(h enrol.Host, now time.Time) string {
 	return "until " + cli.Time(h.NotAfter)
 }
 
-func (a *authorityCommand) revoke() *cobra.Command {
+func (a *rootCommand) revoke() *cobra.Command {
 	return &cobra.Command{
 		Use:   "revoke SERIAL",
 		Short: "Revoke a host's certificate",

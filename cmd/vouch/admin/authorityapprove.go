@@ -29,7 +29,7 @@ type approveTerms struct {
 	write    string
 }
 
-func (a *authorityCommand) approve() *cobra.Command {
+func (a *rootCommand) approve() *cobra.Command {
 	var t approveTerms
 	cmd := &cobra.Command{
 		Use:   "approve REQUEST --policy FILE --write FILE",
@@ -106,7 +106,7 @@ func (t approveTerms) parse(cmd *cobra.Command) (appraisal.Terms, error) {
 	return terms, err
 }
 
-func (a *authorityCommand) approveBoot() *cobra.Command {
+func (a *rootCommand) approveBoot() *cobra.Command {
 	var pcrs []uint
 	var write string
 	cmd := &cobra.Command{
