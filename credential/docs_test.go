@@ -18,11 +18,15 @@ import (
 // every is all the brokers there are.
 var every = brokers.All(brokers.Deps{})
 
-func TestExamplesOfTheDocumentLoad(t *testing.T) {
+func TestExamplesOfTheDocumentsLoad(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("../docs/credentials.md")
-	if err != nil {
-		t.Fatal(err)
+	var text []byte
+	for _, name := range []string{"credentials.md", "brokers.md"} {
+		b, err := os.ReadFile("../docs/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = append(text, b...)
 	}
 	used, defined := make(map[string]bool), make(map[string]bool)
 	for _, block := range regexp.MustCompile("(?s)```yaml\n# (credentials.d/[a-z]+.yaml)\n(.*?)```").FindAllSubmatch(text, -1) {
@@ -42,7 +46,7 @@ func TestExamplesOfTheDocumentLoad(t *testing.T) {
 	}
 }
 
-// entries returns those of the document's example.
+// entries returns those of the documents' example.
 func entries(t *testing.T, text []byte) []identity.Entry {
 	t.Helper()
 	block := regexp.MustCompile("(?s)```yaml\n# entries.d/[a-z]+.yaml\n(.*?)```").FindSubmatch(text)

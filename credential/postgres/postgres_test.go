@@ -53,7 +53,7 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// prepare makes what docs/credentials.md tells an administrator to make.
+// prepare makes what docs/brokers.md tells an administrator to make.
 func prepare() error {
 	ctx := context.Background()
 	conn, err := server.Login(ctx, "postgres", server.Password, "postgres")
