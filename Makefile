@@ -52,7 +52,7 @@ package-check: package ## hold the packages to lintian, rpmlint, reproducibility
 	@packaging/check
 
 system-test: ## what needs systemd as PID 1, in a container: tests of units, and the package from install to purge
-	@packaging/install-missing mmdebstrap systemd-container procps swtpm swtpm-tools postgresql-15
+	@packaging/install-missing gcc libc6-dev mmdebstrap systemd-container procps swtpm swtpm-tools postgresql-15
 	@packaging/test/units
 	@packaging/test/system
 	@packaging/test/upgrade
@@ -60,10 +60,11 @@ system-test: ## what needs systemd as PID 1, in a container: tests of units, and
 	@packaging/test/examples
 
 user-test: ## what peers are, and the attacks on that, tried as an ordinary user
+	@packaging/install-missing gcc libc6-dev
 	@packaging/test/user
 
 vm-test: ## the same on a virtual machine with a TPM, with Secure Boot and without
-	@packaging/install-missing mmdebstrap swtpm swtpm-tools qemu-system-x86 qemu-utils ovmf \
+	@packaging/install-missing gcc libc6-dev mmdebstrap swtpm swtpm-tools qemu-system-x86 qemu-utils ovmf \
 		systemd-boot-efi sbsigntool binutils mtools fdisk openssh-client
 	@packaging/test/vm
 

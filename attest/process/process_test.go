@@ -25,6 +25,7 @@ import (
 // binary, called as one of them.
 var helpers = map[string]func(args []string) error{
 	"account": helperAccount,
+	"actor":   helperActor,
 	"connect": helperConnect,
 	"attest":  helperAttest,
 	"stress":  helperStress,
