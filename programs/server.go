@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/vouchd/vouchd/attest/process"
+	"github.com/vouchd/vouchd/attest/process/file"
 	"github.com/vouchd/vouchd/systemd"
 )
 
@@ -285,14 +286,14 @@ func (p *Program) mayStart(uid uint32) bool {
 // definition and its user can't change them. Attestation looks again, once the
 // program runs.
 func (p *Program) check(ctx context.Context) error {
-	if _, _, err := process.HashFile(ctx, p.Command[0], p.UID); err != nil {
+	if _, _, err := file.Hash(ctx, p.Command[0], p.UID); err != nil {
 		return err
 	}
 	path := p.Script
 	if path == "" {
 		path = p.Command[0]
 	}
-	real, sum, err := process.HashFile(ctx, path, p.UID)
+	real, sum, err := file.Hash(ctx, path, p.UID)
 	if err != nil {
 		return err
 	}
@@ -303,7 +304,7 @@ func (p *Program) check(ctx context.Context) error {
 		return nil
 	}
 	dir := filepath.Dir(real)
-	if _, sum, err = process.HashTree(ctx, dir); err != nil {
+	if _, sum, err = file.HashTree(ctx, dir); err != nil {
 		return err
 	}
 	if sum != p.TreeSHA256 {

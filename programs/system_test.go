@@ -19,6 +19,7 @@ import (
 
 	"github.com/vouchd/vouchd/attest"
 	"github.com/vouchd/vouchd/attest/process"
+	"github.com/vouchd/vouchd/attest/process/file"
 	"github.com/vouchd/vouchd/systemd"
 )
 
@@ -83,7 +84,7 @@ func serve(t *testing.T, units Units, text string, change func(p *Program)) *gro
 	if strings.HasPrefix(text, "import") {
 		interpreter = "/usr/bin/python3"
 	}
-	_, sum, err := process.HashFile(t.Context(), g.script, 1)
+	_, sum, err := file.Hash(t.Context(), g.script, 1)
 	must(t, err)
 	g.program = &Program{
 		Name: "agent", Command: []string{interpreter, g.script}, Script: g.script, SHA256: sum,

@@ -1,7 +1,6 @@
 package process
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +9,7 @@ import (
 	"time"
 
 	"github.com/vouchd/vouchd/attest"
+	"github.com/vouchd/vouchd/attest/process/file"
 )
 
 // Options bound the work that one attestation may cause. Zero values mean the
@@ -38,19 +38,17 @@ type Options struct {
 type Attester struct {
 	host     host
 	modules  modules
-	hashes   *hashes
+	hasher   *file.Hasher
 	names    *names
 	measured *measurements // nil where the kernel keeps no list
 	manager  Manager       // nil where there is none
-	mounts   *mountTable   // of PID 1
-	own      *mountTable   // of the daemon, which may be in a mount namespace of its own
+	systems  *file.Systems
 	wants    func(have attest.Selectors, upTo attest.Stage) attest.KindSet
 	person   func(uid uint32) uint32
 
-	turns     turns
-	units     unitCache
-	treeCache treeCache
-	starts    starts
+	turns  turns
+	units  unitCache
+	starts starts
 }
 
 // NewAttester returns an Attester for the machine it runs on.
@@ -64,22 +62,20 @@ func NewAttester(o Options) *Attester {
 		person = func(uid uint32) uint32 { return uid }
 	}
 	return &Attester{
-		host:    thisHost(),
-		modules: theseModules(),
-		hashes: newHashes(
-			cmp.Or(o.MaxFileSize, 1<<30),
-			cmp.Or(o.HashTimeout, 10*time.Second),
-			cmp.Or(o.CacheSize, 4096),
-		),
+		host:     thisHost(),
+		modules:  theseModules(),
+		hasher:   file.NewHasher(o.MaxFileSize, o.HashTimeout, o.CacheSize),
 		names:    newNames(),
 		measured: theseMeasurements(),
 		manager:  o.Manager,
-		mounts:   newMountTable("/proc/1/mountinfo"),
-		own:      newMountTable("/proc/self/mountinfo"),
+		systems:  file.NewSystems(),
 		wants:    wants,
 		person:   person,
 	}
 }
+
+// Stats returns numbers of now about the files that attestations have had hashed.
+func (a *Attester) Stats() file.Stats { return a.hasher.Stats() }
 
 func everything(attest.Selectors, attest.Stage) attest.KindSet { return ^attest.KindSet(0) }
 
@@ -173,8 +169,8 @@ func (a *Attester) attest(ctx context.Context, p *Peer, wants func(attest.Select
 		StartTime: start,
 		UID:       before.status.uid,
 		GID:       before.status.gid,
-		Device:    before.program.dev,
-		Inode:     before.program.ino,
+		Device:    before.program.Dev,
+		Inode:     before.program.Ino,
 		Cgroup:    before.cgroup,
 		seen:      before,
 	}
@@ -365,7 +361,7 @@ func (at *Attested) gap(ctx context.Context, p *Peer, fact string, err error) er
 type observation struct {
 	image         image
 	status        status
-	program       fileID
+	program       file.ID
 	userNS, mntNS nsID // that of PIDs is for life
 	cgroup        string
 }

@@ -8,13 +8,15 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vouchd/vouchd/attest/process/cgroup"
 )
 
 // A host is what the Attester knows of the machine, or container, it runs on.
 type host struct {
 	pidNS, ownUserNS nsID                      // the daemon's
 	namespaces       [len(namespaceKinds)]nsID // of PID 1; zero where not known
-	hierarchy        hierarchy
+	hierarchy        cgroup.Hierarchy
 	systemd          bool   // systemd is PID 1
 	root             string // control group that systemd's slices lie in, "" for the root
 }
@@ -29,7 +31,7 @@ func thisHost() host {
 	for i, kind := range namespaceKinds {
 		h.namespaces[i], _ = namespace(unix.AT_FDCWD, "/proc/1/ns/"+kind)
 	}
-	h.hierarchy = thisHierarchy()
+	h.hierarchy = cgroup.Mounted()
 	h.root, h.systemd = systemdRoot(h.hierarchy)
 	return h
 }
@@ -152,7 +154,7 @@ func descriptorNS(fd int) (nsID, error) {
 
 // systemdRoot reports whether systemd is PID 1 and where its slices are: it
 // keeps itself in init.scope below.
-func systemdRoot(h hierarchy) (root string, ok bool) {
+func systemdRoot(h cgroup.Hierarchy) (root string, ok bool) {
 	if info, err := os.Lstat("/run/systemd/system"); err != nil || !info.IsDir() {
 		return "", false
 	}
@@ -164,7 +166,7 @@ func systemdRoot(h hierarchy) (root string, ok bool) {
 	if err != nil {
 		return "", false
 	}
-	path, err := parseCgroup(b, h)
+	path, err := cgroup.Parse(b, h)
 	if err != nil {
 		return "", false
 	}
@@ -174,13 +176,13 @@ func systemdRoot(h hierarchy) (root string, ok bool) {
 
 // unit returns the system unit, and its slice, that a control group belongs
 // to; of one that was removed there is nothing to say.
-func (h host) unit(cgroup string) (unit, slice string, ok bool) {
-	if !h.systemd || !plainPath(cgroup) || strings.HasSuffix(cgroup, " (deleted)") {
+func (h host) unit(group string) (unit, slice string, ok bool) {
+	if !h.systemd || !plainPath(group) || strings.HasSuffix(group, " (deleted)") {
 		return "", "", false
 	}
-	below, ok := strings.CutPrefix(cgroup, h.root+"/")
+	below, ok := strings.CutPrefix(group, h.root+"/")
 	if !ok {
 		return "", "", false
 	}
-	return unitOf(below)
+	return cgroup.Unit(below)
 }

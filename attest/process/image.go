@@ -8,6 +8,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vouchd/vouchd/attest/process/file"
 )
 
 // An image is where the kernel laid out the program that the process runs, of
@@ -37,7 +39,7 @@ const maxMaps = 8 << 20
 // their own any user can have a process show any file as that, also one outside
 // that shares its memory (PR_SET_MM_MAP), but not while the file it really runs
 // is mapped. The kernel does not tell whether what is mapped is what runs.
-func (d procDir) runsItsProgram(begin image, program fileID, path string) error {
+func (d procDir) runsItsProgram(begin image, program file.ID, path string) error {
 	entry := begin.code
 	if entry <= 1 { // proc_pid_stat(5)
 		return errors.New("the kernel does not tell where its code begins (the daemon needs CAP_SYS_PTRACE)")
@@ -48,13 +50,13 @@ func (d procDir) runsItsProgram(begin image, program fileID, path string) error 
 	}
 	defer unix.Close(fd)
 	var found bool
-	err = readLines(fd, maxMaps, func(line []byte) (more bool, err error) {
+	err = file.ReadLines(fd, maxMaps, func(line []byte) (more bool, err error) {
 		m, err := parseMapping(string(line))
 		if err != nil || m.end <= entry {
 			return true, err
 		}
 		// On an overlay the mapping may be of the file below it.
-		found = m.start <= entry && m.executable && (m.inode == program.ino || m.path == strings.ReplaceAll(path, "\n", `\012`))
+		found = m.start <= entry && m.executable && (m.inode == program.Ino || m.path == strings.ReplaceAll(path, "\n", `\012`))
 		return false, nil
 	})
 	if err == nil && !found {
@@ -92,7 +94,7 @@ func parseMapping(line string) (m mapping, err error) {
 // A start is that of a program by one process, and by what it has forked since.
 type start struct {
 	image   image
-	program fileID
+	program file.ID
 }
 
 // starts remembers those of which a process was seen to run what it shows. Their

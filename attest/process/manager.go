@@ -3,10 +3,11 @@ package process
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 
-	"golang.org/x/sys/unix"
+	"github.com/vouchd/vouchd/attest/process/file"
 )
 
 // maxSteps is how far from PID 1 a process of the manager's may be. systemd 252
@@ -59,16 +60,18 @@ func managerPrograms() (programs []fileKey, err error) {
 	if err != nil {
 		return nil, err
 	}
-	programs = append(programs, fileKey{manager.dev, manager.ino})
+	programs = append(programs, fileKey{manager.Dev, manager.Ino})
 	path, err := dir.programPath()
 	if err != nil {
 		return nil, err
 	}
-	var st unix.Statx_t
-	err = statx(unix.AT_FDCWD, filepath.Join(filepath.Dir(path), "systemd-executor"), unix.AT_SYMLINK_NOFOLLOW, &st)
-	if err == nil && st.Uid == 0 && st.Mode&0o022 == 0 { // systemd 254 and later
-		executor := identify(&st)
-		programs = append(programs, fileKey{executor.dev, executor.ino})
+	path = filepath.Join(filepath.Dir(path), "systemd-executor") // systemd 254 and later
+	if info, err := os.Lstat(path); err == nil && file.OnlyRoot(info) == nil {
+		executor, err := file.AtPath(path)
+		if err != nil {
+			return nil, err
+		}
+		programs = append(programs, fileKey{executor.Dev, executor.Ino})
 	}
 	return programs, nil
 }
@@ -121,7 +124,7 @@ func stepOf(pid int, programs []fileKey, buf *buffer) (s step, parent int, err e
 		return s, 0, fmt.Errorf("process %d is traced", pid)
 	case status.parent == 0 || pid == 1:
 		return s, 0, errors.New("it is not a child of PID 1")
-	case !slices.Contains(programs, fileKey{program.dev, program.ino}):
+	case !slices.Contains(programs, fileKey{program.Dev, program.Ino}):
 		return s, 0, fmt.Errorf("process %d does not run systemd; if systemd was just updated: systemctl daemon-reexec", pid)
 	}
 	return step{pid, st.start}, status.parent, nil

@@ -9,6 +9,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vouchd/vouchd/attest/process/cgroup"
 )
 
 // maxFileLen bounds what is read of one file of /proc, in bytes: a status with
@@ -65,6 +67,15 @@ func (d procDir) read(name string, buf *buffer) ([]byte, error) {
 			}
 		}
 	}
+}
+
+// cgroup returns the process's control group.
+func (d procDir) cgroup(h cgroup.Hierarchy, buf *buffer) (string, error) {
+	b, err := d.read("cgroup", buf)
+	if err != nil {
+		return "", err
+	}
+	return cgroup.Parse(b, h)
 }
 
 // A stat is what /proc/PID/stat says that is of use here.

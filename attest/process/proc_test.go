@@ -116,23 +116,11 @@ func FuzzParseStat(f *testing.F) {
 	})
 }
 
-func FuzzParseCgroup(f *testing.F) {
-	f.Add("9:name=systemd:/system.slice/a.service\n0::/\n")
-	f.Add("0::/a/../b\n")
-	f.Fuzz(func(t *testing.T, s string) {
-		path, err := parseCgroup([]byte(s), namedHierarchy)
-		if err != nil {
-			return
-		}
-		if !strings.Contains(s, ":"+path+"\n") {
-			t.Fatalf("path %q is not in the input", path)
-		}
-		unit, slice, ok := host{systemd: true}.unit(path)
-		if !ok {
-			return
-		}
-		if !isUnitName(unit) || !isUnitName(slice) || strings.HasSuffix(unit, ".slice") || !strings.HasSuffix(slice, ".slice") {
-			t.Errorf("control group %q gave unit %q in slice %q", path, unit, slice)
+func FuzzParseMapping(f *testing.F) {
+	f.Add("7f00-8000 r-xp 00000000 fe:00 12 /usr/bin/a b")
+	f.Fuzz(func(t *testing.T, line string) {
+		if m, err := parseMapping(line); err == nil && !strings.HasSuffix(line, m.path) {
+			t.Errorf("%q maps %q", line, m.path)
 		}
 	})
 }

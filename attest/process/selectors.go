@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/vouchd/vouchd/attest"
+	"github.com/vouchd/vouchd/attest/process/cgroup"
 )
 
 func addUnit(s *statement, u *unitFacts) {
@@ -90,13 +91,13 @@ func (a *Attester) addGroup(s *statement, at *Attested, f *facts) {
 	if plainPath(at.Cgroup) && !strings.HasSuffix(at.Cgroup, " (deleted)") {
 		s.add("cgroup", "path:", at.Cgroup)
 		if below, ok := strings.CutPrefix(at.Cgroup, a.host.root+"/"); ok {
-			s.add("cgroup", "slice:", sliceOf(below))
-			id, runtime = containerOf(below)
+			s.add("cgroup", "slice:", cgroup.Slice(below))
+			id, runtime = cgroup.Container(below)
 			if unit, slice, ok := a.host.unit(at.Cgroup); ok {
 				at.Unit = unit
 				s.add("systemd", "id:", unit)
 				s.add("systemd", "slice:", slice)
-				s.add("systemd", "user_unit:", userUnitOf(below))
+				s.add("systemd", "user_unit:", cgroup.UserUnit(below))
 			}
 		}
 	}

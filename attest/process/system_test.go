@@ -14,6 +14,8 @@ import (
 	"text/template"
 	"time"
 
+	"github.com/vouchd/vouchd/attest/process/cgroup"
+	"github.com/vouchd/vouchd/attest/process/file"
 	"github.com/vouchd/vouchd/systemd"
 )
 
@@ -22,7 +24,7 @@ import (
 
 func needSystemd(t testing.TB) {
 	t.Helper()
-	if _, ok := systemdRoot(thisHierarchy()); !ok || os.Geteuid() != 0 {
+	if _, ok := systemdRoot(cgroup.Mounted()); !ok || os.Geteuid() != 0 {
 		t.Skip("systemd is not PID 1 here, or this is not root")
 	}
 }
@@ -93,7 +95,7 @@ func systemctl(t testing.TB, args ...string) string {
 // next, as far as stamps can tell.
 func waitTicks(t testing.TB) {
 	t.Helper()
-	end := time.Now().Add(3 * statTick)
+	end := time.Now().Add(3 * file.Tick)
 	eventually(t, "time has passed", func() bool { return time.Now().After(end) })
 }
 
@@ -143,7 +145,7 @@ func TestSystemTwoScriptsOfOneInterpreterDiffer(t *testing.T) {
 		wantOnly(t, at.Selectors, "systemd:exec_sha256:", sha256Of(t, "/usr/bin/python3"), sha256Of(t, u.Script))
 		wantOnly(t, at.Selectors, "script:path:", u.Script)
 		wantOnly(t, at.Selectors, "script:sha256:", sha256Of(t, u.Script))
-		_, sum, err := HashTree(t.Context(), u.Dir)
+		_, sum, err := file.HashTree(t.Context(), u.Dir)
 		must(t, err)
 		wantOnly(t, at.Selectors, "script:tree_sha256:", sum)
 		if len(at.Gaps) != 0 {
@@ -448,7 +450,7 @@ while True: signal.pause()
 func TestSystemLookalikeControlGroups(t *testing.T) {
 	needSystemd(t)
 	mount := "/sys/fs/cgroup"
-	if thisHierarchy() == namedHierarchy {
+	if cgroup.Mounted() == cgroup.Named {
 		mount += "/systemd"
 	}
 	for _, tt := range []struct {

@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/vouchd/vouchd/attest/process/file"
 	"github.com/vouchd/vouchd/systemd"
 )
 
@@ -35,11 +35,11 @@ type unitFacts struct {
 	scriptSHA256   string
 	gaps           []*Error
 
-	files  map[string]fileID // that the facts rest on, by path
-	roots  []string          // directories of the script and of its environment
-	image  image             // of the process, by which a later exec shows
-	execed bool              // there was one since the script was established
-	until  time.Time         // when to look again, if there are gaps
+	files  map[string]file.ID // that the facts rest on, by path
+	roots  []string           // directories of the script and of its environment
+	image  image              // of the process, by which a later exec shows
+	execed bool               // there was one since the script was established
+	until  time.Time          // when to look again, if there are gaps
 }
 
 // gapLife is how long gaps are not looked into again: what is wrong may be
@@ -115,24 +115,24 @@ func (a *Attester) scriptTrees(ctx context.Context, f *facts) ([]string, error) 
 	if f.unit == nil || !f.wants.Has(ofTree) {
 		return nil, nil
 	}
-	by := notBy(f.status.uids[:]...)
+	by := file.NotBy(f.status.uids[:]...)
 	var sums []string
 	for _, root := range f.unit.roots {
-		real, err := resolve(root, by)
+		real, err := file.Resolve(root, by)
 		if err != nil {
 			return nil, err
 		}
-		if err := a.onHost(real); err != nil {
+		if err := a.systems.OnHost(real); err != nil {
 			return nil, err
 		}
-		t, err := a.tree(ctx, a.person(f.status.uids[0]), real, by)
+		t, err := a.hasher.Tree(ctx, a.person(f.status.uids[0]), real, by)
 		if err != nil {
 			return nil, err
 		}
-		if err := unchangedSince(fileID{ctime: t.changed}, startTime(f.start)); err != nil {
+		if err := t.UnchangedSince(startTime(f.start)); err != nil {
 			return nil, fmt.Errorf("tree %s %w", root, err)
 		}
-		sums = append(sums, t.sha256)
+		sums = append(sums, t.SHA256)
 	}
 	return sums, nil
 }
@@ -161,12 +161,34 @@ func (f *unitFacts) holds() bool {
 		return false
 	}
 	for path, id := range f.files {
-		var st unix.Statx_t
-		if err := statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, &st); err != nil || identify(&st) != id {
+		if now, err := file.AtPath(path); err != nil || now != id {
 			return false
 		}
 	}
 	return true
+}
+
+// harmless are the capabilities (capabilities(7)) that do not help a process
+// to change another user's files, or the clock that changes are judged by:
+// KILL, NET_*, IPC_LOCK, SYS_NICE, WAKE_ALARM and BLOCK_SUSPEND.
+const harmless = 1<<5 | 1<<10 | 1<<11 | 1<<12 | 1<<13 | 1<<14 | 1<<23 | 1<<35 | 1<<36
+
+// confined returns an error if the process may write to files whoever they
+// belong to.
+func (s status) confined() error {
+	if slices.Contains(s.uids[:], 0) {
+		return errors.New("the process runs as root, or may become root, and can rewrite every file; give it a user of its own")
+	}
+	if more := s.permitted &^ harmless; more != 0 {
+		return fmt.Errorf("the process has capabilities (%#x) by which it may rewrite files; take them away", more)
+	}
+	return nil
+}
+
+// startTime returns when a process that started at the given ticks since boot
+// did, by the clock of today.
+func startTime(start uint64) time.Time {
+	return time.Now().Add(-sinceBoot()).Add(time.Duration(start) * 10 * time.Millisecond)
 }
 
 // startDelay is how long after it has started a unit's first process systemd
@@ -186,7 +208,7 @@ type unitEvidence struct {
 }
 
 func (e *unitEvidence) establish(ctx context.Context) *unitFacts {
-	e.out = &unitFacts{files: make(map[string]fileID), image: e.facts.image, until: time.Now().Add(gapLife)}
+	e.out = &unitFacts{files: make(map[string]file.ID), image: e.facts.image, until: time.Now().Add(gapLife)}
 	if main := e.unit.Service != nil && e.unit.Service.MainPID == e.peer.pid; !main && e.unit.Started.After(e.started.Add(startDelay)) {
 		e.gap("unit", errors.New("the process is left over from an earlier start of its unit"))
 		return e.out
@@ -250,7 +272,7 @@ func (e *unitEvidence) definition(ctx context.Context) bool {
 		return false // a unit of the manager's own, such as a session
 	}
 	e.out.fragment = e.unit.FragmentPath
-	sum, err := e.file(ctx, e.unit.FragmentPath, onlyRoot)
+	sum, err := e.file(ctx, e.unit.FragmentPath, file.OnlyRoot)
 	if err != nil {
 		e.gap("unit file", err)
 		return false
@@ -265,7 +287,7 @@ func (e *unitEvidence) definition(ctx context.Context) bool {
 			e.gap("unit's configuration", fmt.Errorf("EnvironmentFile=%s may be any file; name it", path))
 			return false
 		}
-		if _, err := e.file(ctx, path, onlyRoot); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if _, err := e.file(ctx, path, file.OnlyRoot); err != nil && !errors.Is(err, os.ErrNotExist) {
 			e.gap("unit's configuration", err)
 			return false
 		}
@@ -275,20 +297,20 @@ func (e *unitEvidence) definition(ctx context.Context) bool {
 
 // file hashes a file that only the given writers can have written, and not
 // since the process was started, and remembers that the facts rest on it.
-func (e *unitEvidence) file(ctx context.Context, path string, by writer) (sum string, err error) {
-	real, err := resolve(path, by)
+func (e *unitEvidence) file(ctx context.Context, path string, by file.Writer) (sum string, err error) {
+	real, err := file.Resolve(path, by)
 	if err != nil {
 		return "", err
 	}
-	if err := e.a.onHost(real); err != nil {
+	if err := e.a.systems.OnHost(real); err != nil {
 		return "", err
 	}
-	id, sum, err := e.a.hashes.path(ctx, e.a.person(e.facts.status.uids[0]), real)
+	id, sum, err := e.a.hasher.Path(ctx, e.a.person(e.facts.status.uids[0]), real)
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", path, err)
 	}
 	if !strings.HasPrefix(real, transientUnits) {
-		if err := unchangedSince(id, e.started); err != nil {
+		if err := id.UnchangedSince(e.started); err != nil {
 			return "", fmt.Errorf("%s %w", path, err)
 		}
 	}
@@ -313,7 +335,7 @@ func (e *unitEvidence) execFiles(ctx context.Context) {
 			if info, err := os.Stat(arg); err != nil || !info.Mode().IsRegular() {
 				continue // an argument that only looks like a path
 			}
-			sum, err := e.file(ctx, arg, notBy(e.facts.status.uids[:]...))
+			sum, err := e.file(ctx, arg, file.NotBy(e.facts.status.uids[:]...))
 			if err != nil {
 				e.gap("file in ExecStart", err)
 				continue

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vouchd/vouchd/attest/process/file"
 	"github.com/vouchd/vouchd/systemd"
 )
 
@@ -36,7 +37,7 @@ func (e *unitEvidence) script(ctx context.Context) error {
 	if err != nil || script == "" {
 		return err
 	}
-	sum, err := e.file(ctx, script, notBy(e.facts.status.uids[:]...))
+	sum, err := e.file(ctx, script, file.NotBy(e.facts.status.uids[:]...))
 	if err != nil {
 		return err
 	}
@@ -116,11 +117,11 @@ func (e *unitEvidence) startedWith(args []string) error {
 
 // runs returns an error unless the process runs the program at the path.
 func (e *unitEvidence) runs(path string) error {
-	var st unix.Statx_t
-	if err := statx(unix.AT_FDCWD, path, 0, &st); err != nil {
+	id, err := file.IDOf(unix.AT_FDCWD, path, 0)
+	if err != nil {
 		return fmt.Errorf("program %s: %w", path, err)
 	}
-	if identify(&st) != e.facts.program {
+	if id != e.facts.program {
 		return fmt.Errorf("the process does not run %s, which its unit starts", path)
 	}
 	return nil
@@ -134,19 +135,20 @@ func (e *unitEvidence) sameInside(path string) error {
 		return fmt.Errorf("root directory of the process: %w", err)
 	}
 	defer unix.Close(root)
-	fd, err := openIn(root, path)
+	fd, err := file.OpenIn(root, path)
 	if err != nil {
 		return fmt.Errorf("%s as the process sees it: %w", path, err)
 	}
 	defer unix.Close(fd)
-	var inside, outside unix.Statx_t
-	if err := statx(fd, "", unix.AT_EMPTY_PATH, &inside); err != nil {
+	inside, err := file.IDOf(fd, "", unix.AT_EMPTY_PATH)
+	if err != nil {
 		return err
 	}
-	if err := statx(unix.AT_FDCWD, path, 0, &outside); err != nil {
+	outside, err := file.IDOf(unix.AT_FDCWD, path, 0)
+	if err != nil {
 		return err
 	}
-	if identify(&inside) != identify(&outside) {
+	if inside != outside {
 		return fmt.Errorf("the process sees another file at %s than the daemon", path)
 	}
 	return nil

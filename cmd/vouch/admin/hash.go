@@ -10,7 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/vouchd/vouchd/attest/process"
+	"github.com/vouchd/vouchd/attest/process/file"
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
 )
 
@@ -56,7 +56,7 @@ func hashOf(cmd *cobra.Command, path string) ([]hashView, error) {
 		return nil, err
 	}
 	if info.IsDir() {
-		manifest, sum, err := process.HashTree(cmd.Context(), path)
+		manifest, sum, err := file.HashTree(cmd.Context(), path)
 		if err != nil {
 			return nil, err
 		}

@@ -1,6 +1,7 @@
-package process
+package file
 
 import (
+	"cmp"
 	"container/list"
 	"context"
 	"crypto/sha256"
@@ -15,13 +16,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hashes computes digests of files and keeps the last of them. One file is
+// A Hasher computes digests of files and keeps the last of them. One file is
 // hashed once at a time, however many ask for it.
 //
 // A read of a file system that does not answer cannot be ended. Who is past the
 // time limit is given up: their worker is lost until the read returns, and another
 // takes its place, but not for the same person beyond their share.
-type hashes struct {
+type Hasher struct {
 	maxSize int64
 	timeout time.Duration
 	keep    int
@@ -29,18 +30,19 @@ type hashes struct {
 	share   int // of the slots, and of workers that are lost, for one person
 
 	mu      sync.Mutex // guards the fields below
-	kept    map[fileID]*list.Element
+	kept    map[ID]*list.Element
 	recent  list.List // of *digest, last used first
-	running map[fileID]*hashing
+	running map[ID]*hashing
 	waiting []*hashing
 	active  int
 	people  map[uint32]*sharer // who has a worker, or waits for one
 	turn    uint64
-	stats   Stats // but for what can be counted
+	stats   Stats               // but for what can be counted
+	trees   map[[32]byte]string // digests of trees, by the state of all their entries
 }
 
 type digest struct {
-	file fileID
+	file ID
 	sum  string
 }
 
@@ -50,7 +52,7 @@ type hashing struct {
 	sum  string
 	err  error
 
-	file    fileID
+	file    ID
 	person  uint32
 	open    func() (fd int, err error)
 	release func() // of what open needs
@@ -70,15 +72,14 @@ type Stats struct {
 	Hashing int            // files that are being hashed
 	Waiting int            // for a worker
 	Lost    int            // workers that wait for a file system which does not answer
-	LostBy  map[uint32]int // the same, by user; see [Options.Person]
+	LostBy  map[uint32]int // the same, by the person that each was for
 
 	Hashed  uint64 // files, since the start
 	Refused uint64 // for their size, the time they took, or the person's share
 }
 
-// Stats returns the numbers of now.
-func (a *Attester) Stats() Stats {
-	h := a.hashes
+// Stats returns numbers of now.
+func (h *Hasher) Stats() Stats {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s := h.stats
@@ -92,16 +93,19 @@ func (a *Attester) Stats() Stats {
 	return s
 }
 
-func newHashes(maxSize int64, timeout time.Duration, keep int) *hashes {
+// NewHasher returns one that hashes files of at most maxSize bytes, each within the
+// timeout, and keeps so many digests. Zero values mean the defaults: 1 GiB, 10 s and
+// 4096.
+func NewHasher(maxSize int64, timeout time.Duration, keep int) *Hasher {
 	slots := max(2, runtime.GOMAXPROCS(0))
-	return &hashes{
-		maxSize: maxSize,
-		timeout: timeout,
-		keep:    keep,
+	return &Hasher{
+		maxSize: cmp.Or(maxSize, 1<<30),
+		timeout: cmp.Or(timeout, 10*time.Second),
+		keep:    cmp.Or(keep, 4096),
 		slots:   slots,
 		share:   slots / 2,
-		kept:    make(map[fileID]*list.Element),
-		running: make(map[fileID]*hashing),
+		kept:    make(map[ID]*list.Element),
+		running: make(map[ID]*hashing),
 		people:  make(map[uint32]*sharer),
 	}
 }
@@ -110,12 +114,16 @@ func newHashes(maxSize int64, timeout time.Duration, keep int) *hashes {
 // if its digest isn't known; what is opened must be that very file, unchanged
 // from before to after. The hashing goes on after ctx has ended, for the next
 // to ask, but not longer than the time limit.
-func (h *hashes) sum(ctx context.Context, person uint32, file fileID, open func() (fd int, err error)) (string, error) {
+func (h *Hasher) sum(ctx context.Context, person uint32, file ID, open func() (fd int, err error)) (string, error) {
 	return h.ask(ctx, &hashing{file: file, person: person, open: open, release: func() {}})
 }
 
-// pinned is sum of a file that is pinned by the caller, who may let it go.
-func (h *hashes) pinned(ctx context.Context, person uint32, file fileID, pin pinned) (string, error) {
+// Pinned returns the SHA-256, in hexadecimal, of a file that the caller has pinned
+// and may let go, on a file system of the host's with that device number; person is
+// whom it is hashed for.
+func (h *Hasher) Pinned(ctx context.Context, person uint32, pin Pinned, host uint64) (string, error) {
+	file := pin.ID
+	file.host = host
 	if sum, ok := h.known(file); ok {
 		return sum, nil
 	}
@@ -123,10 +131,10 @@ func (h *hashes) pinned(ctx context.Context, person uint32, file fileID, pin pin
 	if err != nil {
 		return "", err
 	}
-	return h.ask(ctx, &hashing{file: file, person: person, open: pin.open, release: pin.close})
+	return h.ask(ctx, &hashing{file: file, person: person, open: pin.open, release: pin.Close})
 }
 
-func (h *hashes) known(file fileID) (sum string, ok bool) {
+func (h *Hasher) known(file ID) (sum string, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	e, ok := h.kept[file]
@@ -139,7 +147,7 @@ func (h *hashes) known(file fileID) (sum string, ok bool) {
 
 // ask waits for a hashing, or for the one that is under way already. It takes
 // over what the hashing holds.
-func (h *hashes) ask(ctx context.Context, mine *hashing) (string, error) {
+func (h *Hasher) ask(ctx context.Context, mine *hashing) (string, error) {
 	if sum, ok := h.known(mine.file); ok {
 		mine.release()
 		return sum, nil
@@ -168,7 +176,7 @@ func (h *hashes) ask(ctx context.Context, mine *hashing) (string, error) {
 }
 
 // admit has the hashing wait for a worker. The caller holds mu.
-func (h *hashes) admit(r *hashing) error {
+func (h *Hasher) admit(r *hashing) error {
 	if r.file.size > uint64(h.maxSize) {
 		return fmt.Errorf("file of %d bytes is larger than the %d that are hashed", r.file.size, h.maxSize)
 	}
@@ -191,7 +199,7 @@ func (h *hashes) admit(r *hashing) error {
 
 // dispatch gives free workers to those who wait, first to who had none for the
 // longest time. The caller holds mu.
-func (h *hashes) dispatch() {
+func (h *Hasher) dispatch() {
 	for h.active < h.slots {
 		next := -1
 		for i, r := range h.waiting {
@@ -218,7 +226,7 @@ func (h *hashes) dispatch() {
 }
 
 // run hashes the file.
-func (h *hashes) run(r *hashing) {
+func (h *Hasher) run(r *hashing) {
 	sum, err := hashOpened(r, h.timeout)
 	r.release()
 	h.mu.Lock()
@@ -236,7 +244,7 @@ func (h *hashes) run(r *hashing) {
 }
 
 // giveUp ends the wait for a hashing that takes too long.
-func (h *hashes) giveUp(r *hashing) {
+func (h *Hasher) giveUp(r *hashing) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if r.ended {
@@ -259,7 +267,7 @@ func (h *hashes) giveUp(r *hashing) {
 }
 
 // leave forgets a person who has nothing left. The caller holds mu.
-func (h *hashes) leave(person uint32) {
+func (h *Hasher) leave(person uint32) {
 	if p := h.people[person]; p.waiting+p.active+p.lost == 0 {
 		delete(h.people, person)
 	}
@@ -267,12 +275,12 @@ func (h *hashes) leave(person uint32) {
 
 // finish tells those who wait, and keeps the digest if there is one that can
 // be relied on later. The caller holds mu.
-func (h *hashes) finish(r *hashing, sum string, err error) {
+func (h *Hasher) finish(r *hashing, sum string, err error) {
 	r.limit.Stop()
 	r.sum, r.err, r.ended = sum, err, true
 	delete(h.running, r.file)
 	defer close(r.done)
-	if err != nil || !settled(r.file, time.Now()) {
+	if err != nil || !settled(r.file.ctime, time.Now()) {
 		return
 	}
 	h.kept[r.file] = h.recent.PushFront(&digest{r.file, sum})
@@ -281,17 +289,16 @@ func (h *hashes) finish(r *hashing, sum string, err error) {
 	}
 }
 
-// settled reports whether a further change of the file would show in its
-// ctime. The clock of a file system stands still between ticks: of the kernel,
+// settled reports whether a further change of a file would show in its ctime. The clock of a file system stands still between ticks: of the kernel,
 // at most 10 ms apart, or of the medium, up to 2 s on some, whose stamps have
 // no fraction of a second. A change within the tick of the last one leaves no
 // trace.
-func settled(file fileID, now time.Time) bool {
+func settled(ctime unix.StatxTimestamp, now time.Time) bool {
 	tick := 20 * time.Millisecond
-	if file.ctime.Nsec == 0 {
+	if ctime.Nsec == 0 {
 		tick = 2 * time.Second
 	}
-	return now.Sub(time.Unix(file.ctime.Sec, int64(file.ctime.Nsec))) > 2*tick
+	return now.Sub(time.Unix(ctime.Sec, int64(ctime.Nsec))) > 2*tick
 }
 
 // blocks are the buffers to hash through.
@@ -306,7 +313,7 @@ func hashOpened(r *hashing, timeout time.Duration) (string, error) {
 	return hashFile(r.file, fd, timeout)
 }
 
-func hashFile(file fileID, fd int, timeout time.Duration) (string, error) {
+func hashFile(file ID, fd int, timeout time.Duration) (string, error) {
 	end := time.Now().Add(timeout)
 	if err := checkFile(file, fd); err != nil {
 		return "", err
@@ -346,7 +353,7 @@ func hashFile(file fileID, fd int, timeout time.Duration) (string, error) {
 	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
-func tooLong(file fileID, timeout time.Duration) error {
+func tooLong(file ID, timeout time.Duration) error {
 	return fmt.Errorf("hashing %d bytes took longer than %v", file.size, timeout)
 }
 
@@ -366,9 +373,9 @@ func notSparse(fd int) error {
 
 // checkFile returns an error unless fd is the file, in that state, and of a
 // kind that shows everybody the same contents.
-func checkFile(file fileID, fd int) error {
-	var st unix.Statx_t
-	if err := statx(fd, "", unix.AT_EMPTY_PATH, &st); err != nil {
+func checkFile(file ID, fd int) error {
+	st, err := statx(fd, "", unix.AT_EMPTY_PATH)
+	if err != nil {
 		return err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
@@ -386,4 +393,21 @@ func checkFile(file fileID, fd int) error {
 		return errors.New("it is on a FUSE file system, whose server may show the daemon other contents than the kernel runs")
 	}
 	return nil
+}
+
+// Hash returns where the path leads and the SHA-256 of the file there, in
+// hexadecimal, if a process of the user can change neither the file nor what
+// the path leads to. For root there is no such file.
+func Hash(ctx context.Context, path string, uid uint32) (real, sum string, err error) {
+	if uid == 0 {
+		return "", "", fmt.Errorf("%s: root can rewrite every file", path)
+	}
+	if real, err = Resolve(path, NotBy(uid)); err != nil {
+		return "", "", err
+	}
+	_, sum, err = NewHasher(0, 0, 0).Path(ctx, 0, real)
+	if err != nil {
+		return "", "", fmt.Errorf("%s: %w", path, err)
+	}
+	return real, sum, nil
 }

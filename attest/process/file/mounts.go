@@ -1,4 +1,4 @@
-package process
+package file
 
 import (
 	"errors"
@@ -109,7 +109,7 @@ func (t *mountTable) over(path string) (in *mount) {
 
 func readMounts(fd, limit int) ([]*mount, error) {
 	var mounts []*mount
-	err := readLines(fd, limit, func(line []byte) (bool, error) {
+	err := ReadLines(fd, limit, func(line []byte) (bool, error) {
 		m, err := parseMount(string(line))
 		mounts = append(mounts, m)
 		return true, err
@@ -117,12 +117,14 @@ func readMounts(fd, limit int) ([]*mount, error) {
 	return mounts, err
 }
 
-// readLines hands the lines of a file of /proc to each, until that returns
-// false.
-func readLines(fd, limit int, each func(line []byte) (bool, error)) error {
-	buf := buffers.Get().(*buffer)
-	defer buffers.Put(buf)
-	b := buf.b
+var lineBuffers = sync.Pool{New: func() any { b := make([]byte, 4096); return &b }}
+
+// ReadLines hands the lines of a file of /proc, which has at most limit bytes, to
+// each, until that returns false. A line is valid during its call.
+func ReadLines(fd, limit int, each func(line []byte) (bool, error)) error {
+	buf := lineBuffers.Get().(*[]byte)
+	defer lineBuffers.Put(buf)
+	b := *buf
 	var held, total int
 	for {
 		// The first lines are often enough, and the kernel makes no more than it
@@ -160,7 +162,7 @@ func readLines(fd, limit int, each func(line []byte) (bool, error)) error {
 		}
 		if held = copy(b, rest); held == len(b) {
 			b = append(b, make([]byte, len(b))...)
-			buf.b = b
+			*buf = b
 		}
 	}
 }
@@ -211,16 +213,50 @@ func unescapeMount(s string) string {
 	return b.String()
 }
 
-// hostDevice returns the device number of the file system that a mount shows,
-// if that is one of the host's own, whose contents no user decides: PID 1 has
-// it mounted, it is not FUSE, and it is no overlay of what users can write to.
-// The mount is one of the table of a mount namespace, which is read by more.
-// A file of the mount is open meanwhile.
-func (a *Attester) hostDevice(mountID uint64, more func() (*mount, error)) (dev uint64, err error) {
-	if err := a.mounts.refresh(); err != nil {
+// Systems are the file systems that the host itself has mounted.
+type Systems struct {
+	host *mountTable // PID 1's
+	own  *mountTable // the daemon's, which may be in a mount namespace of its own
+}
+
+// NewSystems returns those of the machine, or container, that it is called on.
+func NewSystems() *Systems {
+	return &Systems{newMountTable("/proc/1/mountinfo"), newMountTable("/proc/self/mountinfo")}
+}
+
+// Device returns the device number of the file system that a pinned file is on, if
+// that is one of the host's own, whose contents no user decides: PID 1 has it
+// mounted, it is not FUSE, and it is no overlay of what users can write to. The file
+// is one that the process sees whose directory of /proc is open as proc.
+func (s *Systems) Device(f Pinned, proc int) (dev uint64, err error) {
+	return s.device(f.mount, func() (*mount, error) { return mountOf(proc, f.mount) })
+}
+
+// OnHost returns an error unless the path, which holds no symbolic links, leads
+// to a file or directory on a file system of the host's, as the daemon sees it.
+func (s *Systems) OnHost(path string) error {
+	f, err := Pin(unix.AT_FDCWD, path, unix.O_NOFOLLOW)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = s.device(f.mount, func() (*mount, error) {
+		err := s.own.refresh()
+		return s.own.withID(f.mount), err
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// device is Device of a mount that is one of the table of a mount namespace, which
+// is read by more. A file of the mount is open meanwhile.
+func (s *Systems) device(mountID uint64, more func() (*mount, error)) (dev uint64, err error) {
+	if err := s.host.refresh(); err != nil {
 		return 0, err
 	}
-	m := a.mounts.withID(mountID)
+	m := s.host.withID(mountID)
 	if m == nil {
 		theirs, err := more()
 		if err != nil {
@@ -229,11 +265,11 @@ func (a *Attester) hostDevice(mountID uint64, more func() (*mount, error)) (dev 
 		if theirs == nil {
 			return 0, errors.New("it is on no file system that the host or its own mount namespace has mounted: in memory (memfd), or on what another has mounted")
 		}
-		if m = a.mounts.withDevice(theirs.dev); m == nil {
+		if m = s.host.withDevice(theirs.dev); m == nil {
 			return 0, fmt.Errorf("it is on a file system (%s) that the host has not mounted, and whose contents a user may decide; install it on one of the host's", theirs.fstype)
 		}
 	}
-	return m.dev, a.mounts.judge(m)
+	return m.dev, s.host.judge(m)
 }
 
 // maxLayers bounds overlays of overlays.
@@ -305,7 +341,7 @@ func backing(device string) error {
 // closed returns an error unless root alone can write to what is at the path. A
 // directory of root's that is closed to the daemon is closed to users.
 func closed(path string) error {
-	if _, err := resolve(path, onlyRoot); err != nil && !errors.Is(err, unix.EACCES) {
+	if _, err := Resolve(path, OnlyRoot); err != nil && !errors.Is(err, unix.EACCES) {
 		return err
 	}
 	return nil
@@ -330,16 +366,16 @@ func layersOf(options string) (layers []string) {
 	return layers
 }
 
-// mountOf reads the mount with the ID from the table of the process's mount
+// mountOf reads the mount with the ID from the table of a process's mount
 // namespace, nil if it is not there.
-func (d procDir) mountOf(id uint64) (found *mount, err error) {
-	fd, err := unix.Openat(int(d), "mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+func mountOf(proc int, id uint64) (found *mount, err error) {
+	fd, err := unix.Openat(proc, "mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(fd)
 	prefix := strconv.FormatUint(id, 10) + " "
-	err = readLines(fd, maxPeerTable, func(line []byte) (bool, error) {
+	err = ReadLines(fd, maxPeerTable, func(line []byte) (bool, error) {
 		if !strings.HasPrefix(string(line), prefix) {
 			return true, nil
 		}

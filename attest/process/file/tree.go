@@ -1,4 +1,4 @@
-package process
+package file
 
 import (
 	"context"
@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"sync"
 	"syscall"
 	"time"
 
@@ -22,15 +21,18 @@ const (
 	treeTimeout    = 30 * time.Second
 )
 
-// A tree is a directory with everything below it.
-type tree struct {
-	sha256  string              // of the manifest
+// A Tree is a directory with everything below it.
+type Tree struct {
+	SHA256  string              // of the manifest, hexadecimal
 	changed unix.StatxTimestamp // latest ctime of all
-	state   [32]byte            // of the identities of all entries
 }
 
-// HashTree returns the manifest of a directory and its SHA-256, which is what
-// the selector script:tree_sha256 holds: one line for each entry below the
+// UnchangedSince returns an error if anything in the tree was changed at the given
+// time or later.
+func (t Tree) UnchangedSince(since time.Time) error { return unchangedSince(t.changed, since) }
+
+// HashTree returns the manifest of a directory and its SHA-256 in hexadecimal, which
+// is what the selector script:tree_sha256 holds: one line for each entry below the
 // directory, in the order of a walk that sorts each directory by name.
 //
 //	dir "lib"
@@ -46,66 +48,67 @@ func HashTree(ctx context.Context, dir string) (manifest []byte, sum string, err
 	if err != nil {
 		return nil, "", err
 	}
-	a := NewAttester(Options{})
-	w := treeWalk{ctx: ctx, hashes: a.hashes, root: real, by: func(os.FileInfo) error { return nil }}
+	w := treeWalk{ctx: ctx, hasher: NewHasher(0, 0, 0), root: real, by: func(os.FileInfo) error { return nil }}
 	if err := w.walk(); err != nil {
 		return nil, "", err
 	}
 	if manifest, err = w.manifest(); err != nil {
 		return nil, "", err
 	}
-	digest := sha256.Sum256(manifest)
-	return manifest, hex.EncodeToString(digest[:]), nil
+	return manifest, hexSHA256(manifest), nil
 }
 
-// treeCache keeps the digests of trees by the state of all their entries.
-type treeCache struct {
-	mu    sync.Mutex // guards trees
-	trees map[[32]byte]string
+func hexSHA256(b []byte) string {
+	digest := sha256.Sum256(b)
+	return hex.EncodeToString(digest[:])
 }
 
-const maxTrees = 256
+const maxTrees = 256 // digests that are kept
 
-// tree returns the digest of a tree. Each entry is looked at each time; files
-// are read again only where one has changed.
-func (a *Attester) tree(ctx context.Context, person uint32, root string, by writer) (tree, error) {
+// Tree returns the digest of a tree, all of which must pass by; person is whom it
+// is hashed for. Each entry is looked at each time; files are read again only where
+// one has changed.
+func (h *Hasher) Tree(ctx context.Context, person uint32, root string, by Writer) (Tree, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, treeTimeout, fmt.Errorf("hashing tree %s took longer than %v", root, treeTimeout))
 	defer cancel()
-	w := treeWalk{ctx: ctx, hashes: a.hashes, person: person, root: root, by: by}
+	w := treeWalk{ctx: ctx, hasher: h, person: person, root: root, by: by}
 	if err := w.walk(); err != nil {
-		return tree{}, err
+		return Tree{}, err
 	}
-	t := tree{changed: w.changed, state: w.state()}
-	a.treeCache.mu.Lock()
-	t.sha256 = a.treeCache.trees[t.state]
-	a.treeCache.mu.Unlock()
-	if t.sha256 != "" {
+	t, state := Tree{changed: w.changed}, w.state()
+	h.mu.Lock()
+	t.SHA256 = h.trees[state]
+	h.mu.Unlock()
+	if t.SHA256 != "" {
 		return t, nil
 	}
 	manifest, err := w.manifest()
 	if err != nil {
-		return tree{}, err
+		return Tree{}, err
 	}
-	digest := sha256.Sum256(manifest)
-	t.sha256 = hex.EncodeToString(digest[:])
-	a.treeCache.mu.Lock()
-	defer a.treeCache.mu.Unlock()
-	if a.treeCache.trees == nil || len(a.treeCache.trees) >= maxTrees {
-		a.treeCache.trees = make(map[[32]byte]string)
-	}
-	if settled(fileID{ctime: t.changed}, time.Now()) {
-		a.treeCache.trees[t.state] = t.sha256
+	t.SHA256 = hexSHA256(manifest)
+	if settled(t.changed, time.Now()) {
+		h.keepTree(state, t.SHA256)
 	}
 	return t, nil
+}
+
+func (h *Hasher) keepTree(state [32]byte, sum string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.trees == nil || len(h.trees) >= maxTrees {
+		h.trees = make(map[[32]byte]string)
+	}
+	h.trees[state] = sum
 }
 
 // A treeWalk collects the entries of a tree.
 type treeWalk struct {
 	ctx    context.Context
-	hashes *hashes
+	hasher *Hasher
 	person uint32 // for whom files are hashed
 	root   string
-	by     writer
+	by     Writer
 
 	entries []treeEntry
 	changed unix.StatxTimestamp
@@ -115,7 +118,7 @@ type treeWalk struct {
 type treeEntry struct {
 	path   string // below the root
 	mode   os.FileMode
-	id     fileID
+	id     ID
 	target string // of a link
 }
 
@@ -186,23 +189,23 @@ func (w *treeWalk) entry(below string, depth int) error {
 }
 
 // enter checks who can write to an entry and notes when it changed.
-func (w *treeWalk) enter(path string, info os.FileInfo) (fileID, error) {
+func (w *treeWalk) enter(path string, info os.FileInfo) (ID, error) {
 	if err := w.by(info); err != nil {
-		return fileID{}, fmt.Errorf("%s %w", path, err)
+		return ID{}, fmt.Errorf("%s %w", path, err)
 	}
-	var st unix.Statx_t
-	if err := statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, &st); err != nil {
-		return fileID{}, err
+	st, err := statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW)
+	if err != nil {
+		return ID{}, err
 	}
 	if st.Ino != info.Sys().(*syscall.Stat_t).Ino {
-		return fileID{}, fmt.Errorf("%s changes while it is read", path)
+		return ID{}, fmt.Errorf("%s changes while it is read", path)
 	}
 	// Not the device: on overlayfs each file may have another.
 	if len(w.entries) == 0 {
 		w.mount = st.Mnt_id
 	}
 	if st.Mask&unix.STATX_MNT_ID == 0 || st.Mnt_id != w.mount {
-		return fileID{}, fmt.Errorf("%s is a mount point within the tree", path)
+		return ID{}, fmt.Errorf("%s is a mount point within the tree", path)
 	}
 	id := identify(&st)
 	if id.ctime.Sec > w.changed.Sec || id.ctime.Sec == w.changed.Sec && id.ctime.Nsec > w.changed.Nsec {
@@ -232,7 +235,7 @@ func (w *treeWalk) manifest() ([]byte, error) {
 		case os.ModeSymlink:
 			m = fmt.Appendf(m, "link %q %q\n", e.path, e.target)
 		default:
-			sum, err := w.hashes.sum(w.ctx, w.person, e.id, opening(filepath.Join(w.root, e.path)))
+			sum, err := w.hasher.sum(w.ctx, w.person, e.id, opening(filepath.Join(w.root, e.path)))
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", filepath.Join(w.root, e.path), err)
 			}
@@ -246,14 +249,15 @@ func (w *treeWalk) manifest() ([]byte, error) {
 	return m, nil
 }
 
-// path hashes the file at a path that holds no symbolic links.
-func (h *hashes) path(ctx context.Context, person uint32, path string) (fileID, string, error) {
-	var st unix.Statx_t
-	if err := statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, &st); err != nil {
-		return fileID{}, "", err
+// Path returns the identity and the SHA-256, in hexadecimal, of the regular file at
+// a path that holds no symbolic links; person is whom it is hashed for.
+func (h *Hasher) Path(ctx context.Context, person uint32, path string) (ID, string, error) {
+	st, err := statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW)
+	if err != nil {
+		return ID{}, "", err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return fileID{}, "", errors.New("not a regular file")
+		return ID{}, "", errors.New("not a regular file")
 	}
 	id := identify(&st)
 	sum, err := h.sum(ctx, person, id, opening(path))

@@ -1,4 +1,4 @@
-package process
+package file
 
 import (
 	"os"
@@ -11,7 +11,7 @@ import (
 // TestOpenIn compares with what the kernel itself finds below a root.
 func TestOpenIn(t *testing.T) {
 	t.Parallel()
-	dir := openTempDir(t)
+	dir := t.TempDir()
 	must(t, os.MkdirAll(dir+"/a/b", 0o755))
 	must(t, os.WriteFile(dir+"/a/b/file", []byte("x"), 0o644))
 	for link, target := range map[string]string{
@@ -33,7 +33,7 @@ func TestOpenIn(t *testing.T) {
 		if wantErr == unix.ENOSYS {
 			t.Skip("the kernel's own way is closed here")
 		}
-		got, err := openIn(root, path)
+		got, err := OpenIn(root, path)
 		if (err == nil) != (wantErr == nil) && !strings.Contains(path, "file/") { // a file for a directory on the way is nothing here
 			t.Errorf("%s: got %v, the kernel says %v", path, err, wantErr)
 		}
@@ -57,7 +57,7 @@ func TestOpenIn(t *testing.T) {
 		t.Errorf("%d paths lead somewhere", found)
 	}
 	for _, path := range []string{"/", "/..", strings.Repeat("/a/up/x", 3), "/loop", "/" + strings.Repeat("a/", maxInside+1)} {
-		if fd, err := openIn(root, path); err == nil {
+		if fd, err := OpenIn(root, path); err == nil {
 			unix.Close(fd)
 			t.Errorf("%.20s leads somewhere", path)
 		}

@@ -1,4 +1,4 @@
-package process
+package file
 
 import (
 	"encoding/hex"
@@ -8,14 +8,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// verity returns the fs-verity digest of the file as algorithm:digest.
-func (f pinned) verity() (string, error) {
+// Verity returns the fs-verity digest of the file as algorithm:digest, "" where it
+// has none.
+func (f Pinned) Verity() (string, error) {
+	if !f.ID.verity {
+		return "", nil
+	}
 	fd, err := f.open()
 	if err != nil {
 		return "", err
 	}
 	defer unix.Close(fd)
-	if err := checkFile(f.id, fd); err != nil {
+	if err := checkFile(f.ID, fd); err != nil {
 		return "", err
 	}
 	return verity(fd)

@@ -1,4 +1,7 @@
-package process
+// Package cgroup says what the name of a control group tells: the system unit, the
+// slice or the container that it was made for. Only what root alone can have made
+// counts; names below that were chosen by somebody else.
+package cgroup
 
 import (
 	"bytes"
@@ -8,37 +11,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A hierarchy is which of the control group hierarchies systemd uses.
-type hierarchy bool
+// A Hierarchy is which of the control group hierarchies systemd uses.
+type Hierarchy bool
 
 const (
-	unifiedHierarchy hierarchy = false // version 2, alone
-	namedHierarchy   hierarchy = true  // name=systemd, on hybrid hosts and those of version 1
+	Unified Hierarchy = false // version 2, alone
+	Named   Hierarchy = true  // name=systemd, on hybrid hosts and those of version 1
 )
 
-// thisHierarchy looks at what is mounted, as systemd does: on a machine that
+// Mounted looks at what is mounted, as systemd does: on a machine that
 // has the named one, too, a container may use the unified one alone.
-func thisHierarchy() hierarchy {
+func Mounted() Hierarchy {
 	var fs unix.Statfs_t
 	if err := unix.Statfs("/sys/fs/cgroup", &fs); err == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC {
-		return unifiedHierarchy
+		return Unified
 	}
-	return namedHierarchy
+	return Named
 }
 
-// cgroup returns the process's control group.
-func (d procDir) cgroup(h hierarchy, buf *buffer) (string, error) {
-	b, err := d.read("cgroup", buf)
-	if err != nil {
-		return "", err
-	}
-	return parseCgroup(b, h)
-}
-
-// parseCgroup follows cgroups(7): lines of hierarchy:controllers:path. The
-// path is relative to the daemon's control group namespace and may hold
+// Parse returns the control group that /proc/PID/cgroup names (cgroups(7)): lines
+// of hierarchy:controllers:path. The path is relative to the daemon's control group namespace and may hold
 // colons but no new line, which the kernel refuses in names.
-func parseCgroup(b []byte, h hierarchy) (string, error) {
+func Parse(b []byte, h Hierarchy) (string, error) {
 	var unified, named string
 	for line := range bytes.Lines(b) {
 		line, ok := bytes.CutSuffix(line, []byte("\n"))
@@ -63,7 +57,7 @@ func parseCgroup(b []byte, h hierarchy) (string, error) {
 		*target = string(path)
 	}
 	switch {
-	case named != "" && h == namedHierarchy:
+	case named != "" && h == Named:
 		return named, nil
 	case unified != "":
 		return unified, nil
@@ -72,12 +66,12 @@ func parseCgroup(b []byte, h hierarchy) (string, error) {
 	}
 }
 
-// unitOf returns the system unit of a control group, given without the leading
+// Unit returns the system unit of a control group, given without the leading
 // slash, in the way of systemd: the first component below the slices.
 // Whatever lies deeper was delegated to that unit and says nothing about
 // others; a user's own units lie below user@UID.service, and are that unit
 // here. Only the system manager can make control groups above the unit.
-func unitOf(cgroup string) (unit, slice string, ok bool) {
+func Unit(cgroup string) (unit, slice string, ok bool) {
 	slice = "-.slice"
 	for part := range strings.SplitSeq(cgroup, "/") {
 		name := unescape(part)
@@ -92,9 +86,9 @@ func unitOf(cgroup string) (unit, slice string, ok bool) {
 	return "", "", false // in a slice itself
 }
 
-// sliceOf returns the innermost slice of a control group, whoever made it, and
+// Slice returns the innermost slice of a control group, whoever made it, and
 // "" where there is none.
-func sliceOf(cgroup string) (slice string) {
+func Slice(cgroup string) (slice string) {
 	for part := range strings.SplitSeq(cgroup, "/") {
 		name := unescape(part)
 		if !isUnitName(name) || !strings.HasSuffix(name, ".slice") {
@@ -105,11 +99,11 @@ func sliceOf(cgroup string) (slice string) {
 	return slice
 }
 
-// userUnitOf returns the unit of a user's own service manager that a control
+// UserUnit returns the unit of a user's own service manager that a control
 // group, given without the leading slash, belongs to, or "". The user chose
 // its name.
-func userUnitOf(cgroup string) string {
-	unit, _, ok := unitOf(cgroup)
+func UserUnit(cgroup string) string {
+	unit, _, ok := Unit(cgroup)
 	if !ok || !strings.HasPrefix(unit, "user@") {
 		return ""
 	}
@@ -117,7 +111,7 @@ func userUnitOf(cgroup string) string {
 	if !ok {
 		return ""
 	}
-	unit, _, _ = unitOf(below)
+	unit, _, _ = Unit(below)
 	return unit
 }
 

@@ -1,4 +1,4 @@
-package process
+package file
 
 import (
 	"context"
@@ -15,14 +15,14 @@ import (
 )
 
 // identity returns the file's identity once a further change would show in it.
-func identity(t testing.TB, path string) fileID {
+func identity(t testing.TB, path string) ID {
 	t.Helper()
-	var id fileID
+	var id ID
 	eventually(t, "the file has settled", func() bool {
-		var st unix.Statx_t
-		must(t, statx(unix.AT_FDCWD, path, 0, &st))
-		id = identify(&st)
-		return settled(id, time.Now())
+		var err error
+		id, err = IDOf(unix.AT_FDCWD, path, 0)
+		must(t, err)
+		return settled(id.ctime, time.Now())
 	})
 	return id
 }
@@ -59,7 +59,7 @@ func TestFileIsHashedOnceForAllWhoAsk(t *testing.T) {
 	path := file(t, strings.Repeat("x", 8<<20))
 	id := identity(t, path)
 	want := sha256Of(t, path)
-	h := newHashes(1<<30, time.Minute, 10)
+	h := NewHasher(1<<30, time.Minute, 10)
 	var opened atomic.Int32
 	var wg sync.WaitGroup
 	for range 64 {
@@ -78,7 +78,7 @@ func TestFileIsHashedOnceForAllWhoAsk(t *testing.T) {
 func TestChangedFileIsHashedAnew(t *testing.T) {
 	t.Parallel()
 	path := file(t, "before")
-	h := newHashes(1<<30, time.Minute, 10)
+	h := NewHasher(1<<30, time.Minute, 10)
 	var opened atomic.Int32
 	if _, err := h.sum(t.Context(), 0, identity(t, path), opener(path, &opened)); err != nil {
 		t.Fatal(err)
@@ -96,17 +96,17 @@ func TestChangedFileIsHashedAnew(t *testing.T) {
 func TestFileThatChangedJustNowIsNotKept(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
-	at := func(d time.Duration, nsec uint32) fileID {
+	at := func(d time.Duration, nsec uint32) ID {
 		s := now.Add(d)
 		ts := unix.StatxTimestamp{Sec: s.Unix(), Nsec: uint32(s.Nanosecond())}
 		if nsec == 0 {
 			ts.Nsec = 0
 		}
-		return fileID{ctime: ts}
+		return ID{ctime: ts}
 	}
 	for _, tt := range []struct {
 		name string
-		file fileID
+		file ID
 		want bool
 	}{
 		{"changed a moment ago", at(-10*time.Millisecond, 1), false},
@@ -115,7 +115,7 @@ func TestFileThatChangedJustNowIsNotKept(t *testing.T) {
 		{"changed long ago on a medium of whole seconds", at(-time.Minute, 0), true},
 		{"changed in the future: the clock was set back", at(time.Hour, 1), false},
 	} {
-		if got := settled(tt.file, now); got != tt.want {
+		if got := settled(tt.file.ctime, now); got != tt.want {
 			t.Errorf("%s: settled is %t, want %t", tt.name, got, tt.want)
 		}
 	}
@@ -124,7 +124,7 @@ func TestFileThatChangedJustNowIsNotKept(t *testing.T) {
 func TestFileThatIsAnotherOneIsRefused(t *testing.T) {
 	t.Parallel()
 	path, other := file(t, "one"), file(t, "two")
-	h := newHashes(1<<30, time.Minute, 10)
+	h := NewHasher(1<<30, time.Minute, 10)
 	var opened atomic.Int32
 	for range 2 { // the refusal is not kept
 		if sum, err := h.sum(t.Context(), 0, identity(t, path), opener(other, &opened)); err == nil {
@@ -146,7 +146,7 @@ func TestHashingIsBounded(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "50GB")
 		must(t, os.WriteFile(path, nil, 0o644))
 		must(t, os.Truncate(path, 50<<30))
-		_, err := newHashes(1<<30, time.Minute, 10).sum(t.Context(), 0, identity(t, path), opener(path, &opened))
+		_, err := NewHasher(1<<30, time.Minute, 10).sum(t.Context(), 0, identity(t, path), opener(path, &opened))
 		if err == nil || !strings.Contains(err.Error(), "larger than") || opened.Load() != 0 {
 			t.Errorf("got error %v after %d opens", err, opened.Load())
 		}
@@ -155,14 +155,14 @@ func TestHashingIsBounded(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "10GB")
 		must(t, os.WriteFile(path, nil, 0o644))
 		must(t, os.Truncate(path, 10<<30))
-		_, err := newHashes(50<<30, time.Minute, 10).sum(t.Context(), 0, identity(t, path), opener(path, &opened))
+		_, err := NewHasher(50<<30, time.Minute, 10).sum(t.Context(), 0, identity(t, path), opener(path, &opened))
 		if err == nil || !strings.Contains(err.Error(), "mostly holes") {
 			t.Errorf("got error %v", err)
 		}
 	})
 	t.Run("in time", func(t *testing.T) {
 		path := large(t)
-		_, err := newHashes(50<<30, 50*time.Millisecond, 10).sum(t.Context(), 0, identity(t, path), opener(path, &opened))
+		_, err := NewHasher(50<<30, 50*time.Millisecond, 10).sum(t.Context(), 0, identity(t, path), opener(path, &opened))
 		if err == nil || !strings.Contains(err.Error(), "took longer than") {
 			t.Errorf("got error %v", err)
 		}
@@ -171,7 +171,7 @@ func TestHashingIsBounded(t *testing.T) {
 		path := large(t)
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
-		h := newHashes(50<<30, 200*time.Millisecond, 10)
+		h := NewHasher(50<<30, 200*time.Millisecond, 10)
 		if _, err := h.sum(ctx, 0, identity(t, path), opener(path, &opened)); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got error %v, want %v", err, context.DeadlineExceeded)
 		}
@@ -182,7 +182,7 @@ func TestHashingIsBounded(t *testing.T) {
 		})
 	})
 	t.Run("in digests kept", func(t *testing.T) {
-		h := newHashes(1<<30, time.Minute, 3)
+		h := NewHasher(1<<30, time.Minute, 3)
 		paths := []string{file(t, "a"), file(t, "b"), file(t, "c"), file(t, "d")}
 		ask := func(i int) (opens int32) {
 			before := opened.Load()
@@ -211,7 +211,7 @@ func TestOnlyRegularFilesAreHashed(t *testing.T) {
 	t.Parallel()
 	fifo := filepath.Join(t.TempDir(), "fifo")
 	must(t, unix.Mkfifo(fifo, 0o644))
-	h := newHashes(1<<30, time.Minute, 10)
+	h := NewHasher(1<<30, time.Minute, 10)
 	for _, path := range []string{fifo, "/dev/zero", t.TempDir()} {
 		_, err := h.sum(t.Context(), 0, identity(t, path), func() (int, error) {
 			return unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
@@ -235,9 +235,9 @@ func stuck(t testing.TB, inside chan<- bool, until <-chan bool) func() (int, err
 // return, and another's files are hashed all the same.
 func TestFileSystemThatDoesNotAnswerTakesFromItsOwnUser(t *testing.T) {
 	t.Parallel()
-	h := newHashes(1<<30, 50*time.Millisecond, 10)
+	h := NewHasher(1<<30, 50*time.Millisecond, 10)
 	inside, until := make(chan bool, 100), make(chan bool)
-	name := func(i int) fileID { return fileID{dev: 1, ino: uint64(i), size: 1} }
+	name := func(i int) ID { return ID{Dev: 1, Ino: uint64(i), size: 1} }
 	for i := range h.share {
 		if _, err := h.sum(t.Context(), 1, name(i), stuck(t, inside, until)); err == nil || !strings.Contains(err.Error(), "took longer") {
 			t.Errorf("stuck file %d: got error %v", i, err)
@@ -246,8 +246,7 @@ func TestFileSystemThatDoesNotAnswerTakesFromItsOwnUser(t *testing.T) {
 	for range h.share {
 		<-inside
 	}
-	a := &Attester{hashes: h}
-	if s := a.Stats(); s.Lost != h.share || s.LostBy[1] != h.share || s.Hashing != 0 || s.Refused != uint64(h.share) {
+	if s := h.Stats(); s.Lost != h.share || s.LostBy[1] != h.share || s.Hashing != 0 || s.Refused != uint64(h.share) {
 		t.Errorf("numbers are %+v, want %d lost by user 1", s, h.share)
 	}
 	if _, err := h.sum(t.Context(), 1, name(100), stuck(t, inside, until)); err == nil || !strings.Contains(err.Error(), "all that one user may have") {
@@ -259,7 +258,7 @@ func TestFileSystemThatDoesNotAnswerTakesFromItsOwnUser(t *testing.T) {
 		t.Errorf("another user's file: got %q, %v", sum, err)
 	}
 	close(until)
-	eventually(t, "the workers are back", func() bool { return a.Stats().Lost == 0 })
+	eventually(t, "the workers are back", func() bool { return h.Stats().Lost == 0 })
 	if sum, err := h.sum(t.Context(), 1, identity(t, path), opener(path, &opened)); sum != sha256Of(t, path) || err != nil {
 		t.Errorf("the first user's file, once the file system has answered: got %q, %v", sum, err)
 	}
@@ -274,12 +273,12 @@ func TestFileSystemThatDoesNotAnswerTakesFromItsOwnUser(t *testing.T) {
 // the other half serves others, who had none for longer.
 func TestOneUserDoesNotTakeEveryWorker(t *testing.T) {
 	t.Parallel()
-	h := newHashes(1<<30, time.Minute, 10)
+	h := NewHasher(1<<30, time.Minute, 10)
 	inside, until := make(chan bool, 100), make(chan bool)
 	var wg sync.WaitGroup
 	for i := range 20 {
 		wg.Go(func() {
-			h.sum(t.Context(), 1, fileID{dev: 1, ino: uint64(i), size: 1}, stuck(t, inside, until))
+			h.sum(t.Context(), 1, ID{Dev: 1, Ino: uint64(i), size: 1}, stuck(t, inside, until))
 		})
 	}
 	for range h.share {
@@ -290,9 +289,28 @@ func TestOneUserDoesNotTakeEveryWorker(t *testing.T) {
 	if sum, err := h.sum(t.Context(), 2, identity(t, path), opener(path, &opened)); sum != sha256Of(t, path) || err != nil {
 		t.Errorf("another user's file: got %q, %v", sum, err)
 	}
-	if s := (&Attester{hashes: h}).Stats(); s.Hashing != h.share {
+	if s := h.Stats(); s.Hashing != h.share {
 		t.Errorf("%d files of the first user are being hashed, want %d", s.Hashing, h.share)
 	}
 	close(until)
 	wg.Wait()
+}
+
+// TestDigestIsNotOfWhoeverHasTheNumbers: the cache does not answer for a file on
+// another file system that shows the same numbers.
+func TestDigestIsNotOfWhoeverHasTheNumbers(t *testing.T) {
+	t.Parallel()
+	path := file(t, "trusted")
+	id := identity(t, path)
+	id.host = id.Dev
+	h := NewHasher(1<<30, 1<<40, 10)
+	sum, err := h.sum(t.Context(), 0, id, opening(path))
+	must(t, err)
+	if known, ok := h.known(id); !ok || known != sum {
+		t.Errorf("digest %q is not kept", sum)
+	}
+	id.host++
+	if known, ok := h.known(id); ok {
+		t.Errorf("a file of the same numbers on another file system has digest %s", known)
+	}
 }

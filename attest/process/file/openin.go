@@ -1,4 +1,4 @@
-package process
+package file
 
 import (
 	"errors"
@@ -11,10 +11,10 @@ import (
 // maxInside bounds the directories that are open on the way to one file.
 const maxInside = 128
 
-// openIn finds an absolute path as a process does whose root directory is given,
+// OpenIn finds an absolute path as a process does whose root directory is given,
 // links included, and returns it opened for nothing but looking at it (O_PATH).
 // openat2(2) would do that, but RestrictSUIDSGID= takes it from the daemon.
-func openIn(root int, path string) (fd int, err error) {
+func OpenIn(root int, path string) (fd int, err error) {
 	way := []int{} // the directories from root to where the walk is, without root
 	defer func() {
 		for _, fd := range way {

@@ -1,4 +1,4 @@
-package process
+package file
 
 import (
 	"context"
@@ -76,18 +76,18 @@ func TestEveryChangeOfATreeShows(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			dir := plant(t)
-			a := NewAttester(Options{})
+			h := NewHasher(0, 0, 0)
 			anyone := func(os.FileInfo) error { return nil }
-			before, err := a.tree(t.Context(), 0, dir, anyone)
+			before, err := h.Tree(t.Context(), 0, dir, anyone)
 			must(t, err)
 			tt.change(t, dir)
-			after, err := a.tree(t.Context(), 0, dir, anyone)
+			after, err := h.Tree(t.Context(), 0, dir, anyone)
 			must(t, err)
-			if (before.sha256 == after.sha256) != tt.same {
-				t.Errorf("digest %s before and %s after", before.sha256, after.sha256)
+			if (before.SHA256 == after.SHA256) != tt.same {
+				t.Errorf("digest %s before and %s after", before.SHA256, after.SHA256)
 			}
-			if _, sum, err := HashTree(t.Context(), dir); sum != after.sha256 || err != nil {
-				t.Errorf("HashTree gives %s, %v; the attester %s", sum, err, after.sha256)
+			if _, sum, err := HashTree(t.Context(), dir); sum != after.SHA256 || err != nil {
+				t.Errorf("HashTree gives %s, %v; the hasher %s", sum, err, after.SHA256)
 			}
 		})
 	}
@@ -99,7 +99,7 @@ func TestTreesThatAreRefused(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		prepare func(t *testing.T, dir string)
-		by      writer
+		by      Writer
 		want    string
 	}{
 		{"fifo", func(t *testing.T, dir string) { must(t, unix.Mkfifo(dir+"/fifo", 0o644)) }, anyone, "neither a file"},
@@ -111,9 +111,9 @@ func TestTreesThatAreRefused(t *testing.T) {
 		{"too deep", func(t *testing.T, dir string) {
 			must(t, os.MkdirAll(dir+strings.Repeat("/x", maxTreeDepth+1), 0o755))
 		}, anyone, "deeper than"},
-		{"owned by the workload", func(t *testing.T, dir string) {}, notBy(uint32(os.Getuid())), "which the process runs as"},
-		{"open to all", func(t *testing.T, dir string) { must(t, os.Chmod(dir+"/lib/agent.py", 0o666)) }, notBy(4_000_000_000), "may write to it"},
-		{"directory open to all", func(t *testing.T, dir string) { must(t, os.Chmod(dir+"/lib", 0o777)) }, notBy(4_000_000_000), "may write to it"},
+		{"owned by the workload", func(t *testing.T, dir string) {}, NotBy(uint32(os.Getuid())), "which the process runs as"},
+		{"open to all", func(t *testing.T, dir string) { must(t, os.Chmod(dir+"/lib/agent.py", 0o666)) }, NotBy(4_000_000_000), "may write to it"},
+		{"directory open to all", func(t *testing.T, dir string) { must(t, os.Chmod(dir+"/lib", 0o777)) }, NotBy(4_000_000_000), "may write to it"},
 		{"mount point", func(t *testing.T, dir string) {
 			if err := unix.Mount("none", dir+"/lib/empty", "tmpfs", 0, ""); err != nil {
 				t.Skip(err)
@@ -124,7 +124,7 @@ func TestTreesThatAreRefused(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := plant(t)
 			tt.prepare(t, dir)
-			_, err := NewAttester(Options{}).tree(t.Context(), 0, dir, tt.by)
+			_, err := NewHasher(0, 0, 0).Tree(t.Context(), 0, dir, tt.by)
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got error %v, want %q", err, tt.want)
 			}
@@ -140,74 +140,76 @@ func TestTreesThatAreRefused(t *testing.T) {
 }
 
 func TestWhoCanWriteOnTheWayToAFile(t *testing.T) {
-	asRoot(t)
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to make files of other users")
+	}
 	t.Parallel()
-	base, err := os.MkdirTemp("/var", "process-test-*") // not below /tmp
+	base, err := os.MkdirTemp("/var", "file-test-*") // not below /tmp
 	must(t, err)
 	t.Cleanup(func() { os.RemoveAll(base) })
 	must(t, os.Chmod(base, 0o755))
 	for i, tt := range []struct {
 		name    string
 		prepare func(t *testing.T, dir string) (path string)
-		by      writer
+		by      Writer
 		want    string // of the error, or "" for dir/file
 	}{
-		{"root's file", func(t *testing.T, dir string) string { return dir + "/file" }, onlyRoot, ""},
+		{"root's file", func(t *testing.T, dir string) string { return dir + "/file" }, OnlyRoot, ""},
 		{"root's file through links of root's", func(t *testing.T, dir string) string {
 			must(t, os.Symlink("sub/../b", dir+"/a"))
 			must(t, os.Symlink(dir+"/file", dir+"/b"))
 			must(t, os.Mkdir(dir+"/sub", 0o755))
 			return dir + "/./a"
-		}, onlyRoot, ""},
+		}, OnlyRoot, ""},
 		{"user's file", func(t *testing.T, dir string) string {
 			must(t, os.Chown(dir+"/file", 1, 1))
 			return dir + "/file"
-		}, onlyRoot, "belongs to user 1, not to root"},
+		}, OnlyRoot, "belongs to user 1, not to root"},
 		{"another user's file", func(t *testing.T, dir string) string {
 			must(t, os.Chown(dir+"/file", 1, 1))
 			return dir + "/file"
-		}, notBy(2), ""},
+		}, NotBy(2), ""},
 		{"the workload's own file", func(t *testing.T, dir string) string {
 			must(t, os.Chown(dir+"/file", 2, 2))
 			return dir + "/file"
-		}, notBy(2), "which the process runs as"},
+		}, NotBy(2), "which the process runs as"},
 		{"user's link to root's file", func(t *testing.T, dir string) string {
 			must(t, os.Symlink(dir+"/file", dir+"/a"))
 			must(t, os.Lchown(dir+"/a", 1, 1))
 			return dir + "/a"
-		}, onlyRoot, "belongs to user 1"},
+		}, OnlyRoot, "belongs to user 1"},
 		{"root's file in a user's directory", func(t *testing.T, dir string) string {
 			must(t, os.Chown(dir, 1, 1))
 			return dir + "/file"
-		}, onlyRoot, "belongs to user 1"},
+		}, OnlyRoot, "belongs to user 1"},
 		{"link through a user's directory", func(t *testing.T, dir string) string {
 			must(t, os.Mkdir(dir+"/sub", 0o755))
 			must(t, os.Symlink("../file", dir+"/sub/a"))
 			must(t, os.Chown(dir+"/sub", 1, 1))
 			must(t, os.Symlink("sub/a", dir+"/b"))
 			return dir + "/b"
-		}, onlyRoot, "belongs to user 1"},
+		}, OnlyRoot, "belongs to user 1"},
 		{"directory open to all, even with the sticky bit", func(t *testing.T, dir string) string {
 			must(t, syscall.Chmod(dir, 0o1777))
 			return dir + "/file"
-		}, onlyRoot, "others than its owner may write"},
+		}, OnlyRoot, "others than its owner may write"},
 		{"file open to its group", func(t *testing.T, dir string) string {
 			must(t, os.Chmod(dir+"/file", 0o664))
 			return dir + "/file"
-		}, onlyRoot, "others than its owner may write"},
+		}, OnlyRoot, "others than its owner may write"},
 		{"links in a circle", func(t *testing.T, dir string) string {
 			must(t, os.Symlink("b", dir+"/a"))
 			must(t, os.Symlink("a", dir+"/b"))
 			return dir + "/a"
-		}, onlyRoot, "symbolic links"},
-		{"relative path", func(*testing.T, string) string { return "file" }, onlyRoot, "not absolute"},
-		{"missing file", func(t *testing.T, dir string) string { return dir + "/missing" }, onlyRoot, "no such file"},
+		}, OnlyRoot, "symbolic links"},
+		{"relative path", func(*testing.T, string) string { return "file" }, OnlyRoot, "not absolute"},
+		{"missing file", func(t *testing.T, dir string) string { return dir + "/missing" }, OnlyRoot, "no such file"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := filepath.Join(base, fmt.Sprint(i))
 			must(t, os.Mkdir(dir, 0o755))
 			must(t, os.WriteFile(dir+"/file", nil, 0o644))
-			got, err := resolve(tt.prepare(t, dir), tt.by)
+			got, err := Resolve(tt.prepare(t, dir), tt.by)
 			if tt.want == "" && (err != nil || got != dir+"/file") {
 				t.Errorf("got %s, %v", got, err)
 			}
@@ -222,9 +224,9 @@ func TestChangeAfterTheStartIsSeen(t *testing.T) {
 	t.Parallel()
 	path := file(t, "x")
 	old := identity(t, path)
-	eventually(t, "a tick has passed", func() bool { return time.Since(time.Unix(old.ctime.Sec, int64(old.ctime.Nsec))) > 2*statTick })
+	eventually(t, "a tick has passed", func() bool { return time.Since(time.Unix(old.ctime.Sec, int64(old.ctime.Nsec))) > 2*Tick })
 	start := time.Now()
-	if err := unchangedSince(old, start); err != nil {
+	if err := old.UnchangedSince(start); err != nil {
 		t.Error(err)
 	}
 	// Put back in every way that an owner can.
@@ -232,7 +234,7 @@ func TestChangeAfterTheStartIsSeen(t *testing.T) {
 	must(t, err)
 	must(t, os.WriteFile(path, []byte("x"), 0o644))
 	must(t, os.Chtimes(path, info.ModTime(), info.ModTime()))
-	if err := unchangedSince(identity(t, path), start); err == nil {
+	if err := identity(t, path).UnchangedSince(start); err == nil {
 		t.Error("a file that was rewritten passes for unchanged")
 	}
 }

@@ -1,4 +1,4 @@
-package process
+package cgroup
 
 import (
 	"strings"
@@ -39,7 +39,7 @@ func TestContainerOfControlGroup(t *testing.T) {
 		{"root", "", "", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if id, runtime := containerOf(tt.cgroup); id != tt.id || runtime != tt.runtime {
+			if id, runtime := Container(tt.cgroup); id != tt.id || runtime != tt.runtime {
 				t.Errorf("got container %q of %q, want %q of %q", id, runtime, tt.id, tt.runtime)
 			}
 		})
@@ -61,22 +61,22 @@ func TestSliceAndUserUnitOfControlGroup(t *testing.T) {
 		{"not systemd's", "docker/x", "", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := sliceOf(tt.cgroup); got != tt.slice {
+			if got := Slice(tt.cgroup); got != tt.slice {
 				t.Errorf("slice is %q, want %q", got, tt.slice)
 			}
-			if got := userUnitOf(tt.cgroup); got != tt.userUnit {
+			if got := UserUnit(tt.cgroup); got != tt.userUnit {
 				t.Errorf("user unit is %q, want %q", got, tt.userUnit)
 			}
 		})
 	}
 }
 
-func FuzzContainerOf(f *testing.F) {
+func FuzzContainer(f *testing.F) {
 	f.Add("kubepods/besteffort/pod1234-5/crio-" + strings.Repeat("0", 64))
 	f.Add("system.slice/docker-" + strings.Repeat("0", 64) + ".scope")
 	f.Add("user.slice/user-1000.slice/user@1000.service/app.slice/docker-" + strings.Repeat("0", 64) + ".scope")
 	f.Fuzz(func(t *testing.T, cgroup string) {
-		id, runtime := containerOf(cgroup)
+		id, runtime := Container(cgroup)
 		if id == "" && runtime != "" {
 			t.Errorf("a container of %q without an ID", runtime)
 		}

@@ -1,15 +1,15 @@
-package process
+package cgroup
 
 import "strings"
 
-// containerOf returns the container that a control group, given without the
+// Container returns the container that a control group, given without the
 // leading slash, belongs to, and the runtime where the name of the group tells
 // it. Only what root has made counts: the group of the first unit below the
 // slices, or one of the top-level groups that runtimes make where they do
 // without systemd. A rootless container lies below user@UID.service, where the
 // user may give any name to a group, and is none here.
-func containerOf(cgroup string) (id, runtime string) {
-	if unit, _, ok := unitOf(cgroup); ok {
+func Container(cgroup string) (id, runtime string) {
+	if unit, _, ok := Unit(cgroup); ok {
 		return containerUnit(unit)
 	}
 	top, rest, _ := strings.Cut(cgroup, "/")
