@@ -57,13 +57,14 @@ type FrameReader struct {
 	r      *bufio.Reader
 	most   int
 	offset int64
-	data   bytes.Buffer
+	held   int          // bytes of the last frame, still in r
+	long   bytes.Buffer // the bytes of a frame that is longer than r's buffer
 }
 
 // NewFrameReader returns a reader of frames of at most that many bytes. Offset
 // is where in the file r stands.
 func NewFrameReader(r io.Reader, offset int64, most int) *FrameReader {
-	return &FrameReader{r: bufio.NewReader(r), most: most, offset: offset}
+	return &FrameReader{r: bufio.NewReaderSize(r, 64<<10), most: most, offset: offset}
 }
 
 // Offset is where in the file the next frame begins.
@@ -74,13 +75,14 @@ func (f *FrameReader) Offset() int64 { return f.offset }
 // wraps [ErrNoFrame]; Offset stays where they begin, and there is nothing
 // further to read.
 func (f *FrameReader) Next() (kind byte, data []byte, err error) {
-	var head [FrameHead]byte
-	n, err := io.ReadFull(f.r, head[:])
+	f.r.Discard(f.held)
+	f.held = 0
+	head, err := f.r.Peek(FrameHead)
 	switch {
-	case err == io.EOF:
+	case err == io.EOF && len(head) == 0:
 		return 0, nil, io.EOF
-	case err == io.ErrUnexpectedEOF:
-		return 0, nil, fmt.Errorf("%w at offset %d: only %d bytes of a head", ErrNoFrame, f.offset, n)
+	case err == io.EOF:
+		return 0, nil, fmt.Errorf("%w at offset %d: only %d bytes of a head", ErrNoFrame, f.offset, len(head))
 	case err != nil:
 		return 0, nil, err
 	}
@@ -88,18 +90,37 @@ func (f *FrameReader) Next() (kind byte, data []byte, err error) {
 	if int64(length) > int64(f.most) {
 		return 0, nil, fmt.Errorf("%w at offset %d: length %d is out of range", ErrNoFrame, f.offset, length)
 	}
-	f.data.Reset()
-	switch _, err := io.CopyN(&f.data, f.r, int64(length)); {
+	kind, sum := head[0], binary.BigEndian.Uint32(head[5:])
+	head, data, err = f.whole(int(length))
+	switch {
 	case err == io.EOF:
 		return 0, nil, fmt.Errorf("%w at offset %d: the file ends inside it", ErrNoFrame, f.offset)
 	case err != nil:
 		return 0, nil, err
 	}
-	if frameSum(head[:5], f.data.Bytes()) != binary.BigEndian.Uint32(head[5:]) {
+	if frameSum(head[:5], data) != sum {
 		return 0, nil, fmt.Errorf("%w at offset %d: its checksum does not match", ErrNoFrame, f.offset)
 	}
 	f.offset += FrameHead + int64(length)
-	return head[0], f.data.Bytes(), nil
+	return kind, data, nil
+}
+
+// whole returns the head and the bytes of the next frame.
+func (f *FrameReader) whole(length int) (head, data []byte, err error) {
+	if FrameHead+length <= f.r.Size() {
+		b, err := f.r.Peek(FrameHead + length)
+		if err != nil {
+			return nil, nil, err
+		}
+		f.held = len(b)
+		return b[:FrameHead], b[FrameHead:], nil
+	}
+	f.long.Reset()
+	if _, err := io.CopyN(&f.long, f.r, FrameHead+int64(length)); err != nil {
+		return nil, nil, err
+	}
+	b := f.long.Bytes()
+	return b[:FrameHead], b[FrameHead:], nil
 }
 
 // FindFrame looks anywhere in b for a whole frame of a kind, of at most that

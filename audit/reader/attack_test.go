@@ -9,6 +9,7 @@ import (
 	"github.com/vouchd/vouchd/audit/audittest"
 	"github.com/vouchd/vouchd/audit/internal/format"
 	"github.com/vouchd/vouchd/audit/writer"
+	"github.com/vouchd/vouchd/state"
 
 	crand "crypto/rand"
 	"maps"
@@ -188,14 +189,14 @@ func TestKnownCheckpointTellsAnOlderCopy(t *testing.T) {
 
 // frames splits a segment.
 func frames(t testing.TB, data []byte) (list [][]byte) {
-	r := format.NewFrameReader(bytes.NewReader(data))
+	r := format.Frames(bytes.NewReader(data), 0)
 	for {
-		start := r.Off
+		start := r.Offset()
 		_, _, err := r.Next()
 		if err != nil {
 			return list
 		}
-		list = append(list, data[start:r.Off])
+		list = append(list, data[start:r.Offset()])
 	}
 }
 
@@ -223,8 +224,8 @@ func TestTamperingIsToldByName(t *testing.T) {
 			return l
 		}, "record-order"},
 		{"a record changed and its checksum mended", func(l [][]byte) [][]byte {
-			data := bytes.Replace(l[attests[3]][format.FrameHeader:], []byte(`"uid":1000`), []byte(`"uid":1001`), 1)
-			l[attests[3]] = format.AppendFrame(nil, format.KindLeaf, data)
+			data := bytes.Replace(l[attests[3]][state.FrameHead:], []byte(`"uid":1000`), []byte(`"uid":1001`), 1)
+			l[attests[3]] = state.AppendFrame(nil, format.KindLeaf, data)
 			return l
 		}, "tree-mismatch"},
 		{"a record removed", func(l [][]byte) [][]byte { return slices.Delete(l, attests[1], attests[1]+1) }, "tree-mismatch"},
@@ -232,10 +233,10 @@ func TestTamperingIsToldByName(t *testing.T) {
 		{"a record put in", func(l [][]byte) [][]byte { return slices.Insert(l, attests[1], l[attests[1]]) }, "tree-mismatch"},
 		{"another host's record", func(l [][]byte) [][]byte { l[attests[0]] = foreign[attests[0]]; return l }, "tree-mismatch"},
 		{"another host's end", func(l [][]byte) [][]byte { return append(l[:10:10], foreign[10:]...) }, "checkpoint-signature"},
-		{"an unknown frame", func(l [][]byte) [][]byte { return slices.Insert(l, 3, format.AppendFrame(nil, 'X', []byte("x"))) }, "unknown-frame"},
+		{"an unknown frame", func(l [][]byte) [][]byte { return slices.Insert(l, 3, state.AppendFrame(nil, 'X', []byte("x"))) }, "unknown-frame"},
 		{"bytes behind the end", func(l [][]byte) [][]byte { return append(l, []byte("more")) }, "torn-end"},
 		{"a hostile record under a good checksum", func(l [][]byte) [][]byte {
-			l[attests[0]] = format.AppendFrame(nil, format.KindLeaf, []byte("{\"a\":\"\x1b[2J\"}"))
+			l[attests[0]] = state.AppendFrame(nil, format.KindLeaf, []byte("{\"a\":\"\x1b[2J\"}"))
 			return l
 		}, "record-form"},
 	} {
@@ -400,7 +401,7 @@ func TestReportOfAHostileCopyIsSafeToPrint(t *testing.T) {
 	m["tile/entries/\x1b]0;x\x07"] = &fstest.MapFile{Data: []byte("x")}
 	// A key's name may be anything but white space, says the note's format.
 	vkey, signed := emptyLog(t, "evil\x1b[31m")
-	hostileSegment := format.AppendFrame(nil, format.KindSegment, format.SegmentHeader{Key: vkey, Checkpoint: signed}.Marshal())
+	hostileSegment := state.AppendFrame(nil, format.KindSegment, format.SegmentHeader{Key: vkey, Checkpoint: signed}.Marshal())
 	for _, fsys := range []fstest.MapFS{m, {format.SegmentName(0): {Data: hostileSegment}}} {
 		r := verifyImage(t, fsys, withTPM())
 		if r.OK {

@@ -62,7 +62,7 @@ func firstTime(fsys fs.FS, first uint64) (time.Time, error) {
 		return time.Time{}, err
 	}
 	defer f.Close()
-	frames := format.NewFrameReader(f)
+	frames := format.Frames(f, 0)
 	for {
 		kind, data, err := frames.Next()
 		if err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/audit/internal/format"
+	"github.com/vouchd/vouchd/state"
 )
 
 // VerifyOptions say what a log is held against. The zero value checks that a
@@ -136,10 +137,10 @@ func (v *verifier) run(ctx context.Context) error {
 func (v *verifier) segment(ctx context.Context, f *format.Still, first uint64, last bool) error {
 	v.name = format.SegmentName(first)
 	v.rep.Segments++
-	frames := format.NewFrameReader(f)
+	frames := format.Frames(f, 0)
 	kind, data, err := frames.Next()
 	if err == io.EOF || err == nil && kind != format.KindSegment {
-		err = fmt.Errorf("%w at offset 0: not a segment header", format.ErrFrame)
+		err = fmt.Errorf("%w at offset 0: not a segment header", state.ErrNoFrame)
 	}
 	if err == nil {
 		err = v.header(data, first)
@@ -153,8 +154,8 @@ func (v *verifier) segment(ctx context.Context, f *format.Still, first uint64, l
 	switch {
 	case err == io.EOF && v.waiting == 0:
 		return nil
-	case err == io.EOF, errors.Is(err, format.ErrFrame):
-		return v.broken(err, f, frames.Off, last)
+	case err == io.EOF, errors.Is(err, state.ErrNoFrame):
+		return v.broken(err, f, frames.Offset(), last)
 	default:
 		return fmt.Errorf("%s: %w", v.name, err)
 	}
@@ -164,7 +165,7 @@ func (v *verifier) segment(ctx context.Context, f *format.Still, first uint64, l
 func (v *verifier) header(data []byte, first uint64) error {
 	h, verifier, err := format.ParseSegmentHeader(data)
 	if err != nil {
-		return fmt.Errorf("%w at offset 0: %w", format.ErrFrame, err)
+		return fmt.Errorf("%w at offset 0: %w", state.ErrNoFrame, err)
 	}
 	size := uint64(h.Tree.Size)
 	if size != first {
@@ -233,8 +234,8 @@ func (v *verifier) goOn(t format.Tree) {
 func (v *verifier) size() uint64    { return uint64(v.set.Tree.Size) }
 func (v *verifier) root() tlog.Hash { return v.set.Tree.Root() }
 
-func (v *verifier) frame(frames *format.FrameReader) error {
-	start := frames.Off
+func (v *verifier) frame(frames *state.FrameReader) error {
+	start := frames.Offset()
 	kind, data, err := frames.Next()
 	if err != nil {
 		return err

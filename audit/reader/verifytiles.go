@@ -118,7 +118,7 @@ func (v *verifier) openTiled(segs *format.OpenedSegments, end uint64) error {
 		if err != nil {
 			return err
 		}
-		if _, data, err := format.NewFrameReader(io.NewSectionReader(f, 0, f.Size())).Next(); err == nil {
+		if _, data, err := format.Frames(io.NewSectionReader(f, 0, f.Size()), 0).Next(); err == nil {
 			if h, _, err := format.ParseSegmentHeader(data); err == nil {
 				vkey = h.Key
 			}

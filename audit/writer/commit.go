@@ -8,6 +8,7 @@ import (
 
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/audit/internal/format"
+	"github.com/vouchd/vouchd/state"
 )
 
 // A batch is what becomes durable together: records and, at its end, one
@@ -133,14 +134,14 @@ func (l *Log) encode(b *batch, rs []audit.Record, e *audit.LogEvent) error {
 	put := func(r *audit.Record, e *audit.LogEvent) error {
 		l.scratch = audit.Leaf{Version: audit.LeafVersion, Index: l.next, Time: now, Mono: mono, BootID: l.bootID, Record: *r, Log: e}
 		start := len(b.buf)
-		buf, err := audit.AppendLeaf(format.BeginFrame(b.buf), &l.scratch)
+		buf, err := audit.AppendLeaf(state.BeginFrame(b.buf), &l.scratch)
 		l.scratch = audit.Leaf{}
 		if err != nil {
 			return err
 		}
-		format.EndFrame(buf, start, format.KindLeaf)
+		state.EndFrame(buf, start, format.KindLeaf)
 		b.buf = buf
-		b.hashes = append(b.hashes, tlog.RecordHash(buf[start+format.FrameHeader:]))
+		b.hashes = append(b.hashes, tlog.RecordHash(buf[start+state.FrameHead:]))
 		l.next++
 		return nil
 	}
@@ -226,7 +227,7 @@ func (l *Log) write(b *batch) (format.Tree, error) {
 	if err != nil {
 		return format.Tree{}, fmt.Errorf("signing checkpoint: %w", err)
 	}
-	b.buf = format.AppendFrame(b.buf, format.KindCheckpoint, signed)
+	b.buf = state.AppendFrame(b.buf, format.KindCheckpoint, signed)
 	if _, err := l.seg.file.WriteAt(b.buf, l.seg.off); err != nil {
 		return format.Tree{}, err
 	}

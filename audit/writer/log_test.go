@@ -15,6 +15,7 @@ import (
 	"github.com/vouchd/vouchd/audit/audittest"
 	"github.com/vouchd/vouchd/audit/internal/format"
 	"github.com/vouchd/vouchd/audit/reader"
+	"github.com/vouchd/vouchd/state"
 )
 
 // crash lets go of the log as a killed daemon does: without another word.
@@ -151,7 +152,7 @@ func TestUnfinishedBatchIsCutOffAndRecorded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	leaf := format.AppendFrame(nil, format.KindLeaf, []byte("{}"))
+	leaf := state.AppendFrame(nil, format.KindLeaf, []byte("{}"))
 	if err := os.WriteFile(name, append(whole, leaf[:len(leaf)-1]...), 0o600); err != nil {
 		t.Fatal(err)
 	}

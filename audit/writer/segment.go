@@ -7,6 +7,7 @@ import (
 	"path"
 
 	"github.com/vouchd/vouchd/audit/internal/format"
+	"github.com/vouchd/vouchd/state"
 )
 
 // A segment is the one that records are appended to. The committing goroutine
@@ -22,7 +23,7 @@ type segment struct {
 // not at all.
 func createSegment(d disk, h format.SegmentHeader) (*segment, error) {
 	first := uint64(h.Tree.Size)
-	frame := format.AppendFrame(nil, format.KindSegment, h.Marshal())
+	frame := state.AppendFrame(nil, format.KindSegment, h.Marshal())
 	s := &segment{name: format.SegmentName(first), first: first, off: int64(len(frame))}
 	var err error
 	s.file, err = writeDurably(d, s.name, func(f file) error {

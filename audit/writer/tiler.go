@@ -143,7 +143,7 @@ func (t *tiler) headerOf(first uint64) (format.SegmentHeader, error) {
 		return format.SegmentHeader{}, err
 	}
 	defer f.Close()
-	_, data, err := format.NewFrameReader(f).Next()
+	_, data, err := format.Frames(f, 0).Next()
 	if err != nil {
 		return format.SegmentHeader{}, err
 	}

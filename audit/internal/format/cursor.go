@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+
+	"github.com/vouchd/vouchd/state"
 )
 
 // A Cursor is a place in the log: in the tiles where they are all there is, then
@@ -142,8 +144,7 @@ func (c *Cursor) segment(ctx context.Context, take func(uint64, []byte) error) e
 	if _, err := f.Seek(c.off, io.SeekStart); err != nil {
 		return err
 	}
-	frames := NewFrameReader(f)
-	frames.Off = c.off
+	frames := Frames(f, c.off)
 	c.batch = c.batch[:0]
 	for {
 		if err := ctx.Err(); err != nil {
@@ -151,21 +152,21 @@ func (c *Cursor) segment(ctx context.Context, take func(uint64, []byte) error) e
 		}
 		kind, data, err := frames.Next()
 		switch {
-		case err == io.EOF, errors.Is(err, ErrFrame):
-			return c.atEnd(f, frames.Off, err)
+		case err == io.EOF, errors.Is(err, state.ErrNoFrame):
+			return c.atEnd(f, frames.Offset(), err)
 		case err != nil:
 			return err
 		}
 		switch kind {
 		case KindSegment:
-			c.off = frames.Off
+			c.off = frames.Offset()
 		case KindLeaf:
 			c.batch = AppendBundled(c.batch, data)
 		case KindCheckpoint:
 			if err := c.deliver(take); err != nil {
 				return err
 			}
-			c.off = frames.Off
+			c.off = frames.Offset()
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/state"
 )
 
 // Bounds of a batch: the records that become durable together, up to a checkpoint.
@@ -18,7 +19,7 @@ const (
 	MaxBatchBytes   = 1 << 20
 	// MaxBatchTail is the most that a crash can leave unfinished: a batch is
 	// closed once it is over MaxBatchBytes, after one more call's records.
-	MaxBatchTail = MaxBatchBytes + audit.MaxAppend*(audit.MaxLeaf+FrameHeader) + MaxFrame + FrameHeader
+	MaxBatchTail = MaxBatchBytes + audit.MaxAppend*(audit.MaxLeaf+state.FrameHead) + MaxFrame + state.FrameHead
 )
 
 // A Scanned is what reading a segment tells of the log's end.
@@ -40,7 +41,7 @@ type ScanVisitor struct {
 // checkpoint's signature and root. It leaves every checkpoint before to the
 // reader's Verify. The visitor may be the zero value.
 func ScanSegment(r io.Reader, v ScanVisitor) (Scanned, error) {
-	frames := NewFrameReader(r)
+	frames := Frames(r, 0)
 	kind, data, err := frames.Next()
 	if err == nil && kind != KindSegment {
 		err = errors.New("no segment header")
@@ -52,7 +53,7 @@ func ScanSegment(r io.Reader, v ScanVisitor) (Scanned, error) {
 	if err != nil {
 		return Scanned{}, err
 	}
-	s := Scanned{Header: header, Tree: header.Tree, End: frames.Off}
+	s := Scanned{Header: header, Tree: header.Tree, End: frames.Offset()}
 	last := header.Checkpoint
 	if err := s.batches(frames, v, &last); err != nil {
 		return Scanned{}, err
@@ -68,12 +69,12 @@ func ScanSegment(r io.Reader, v ScanVisitor) (Scanned, error) {
 }
 
 // batches reads on until the frames end, and keeps the last checkpoint.
-func (s *Scanned) batches(frames *FrameReader, v ScanVisitor, last *[]byte) error {
+func (s *Scanned) batches(frames *state.FrameReader, v ScanVisitor, last *[]byte) error {
 	t := s.Tree
 	for {
 		kind, data, err := frames.Next()
-		s.Bad = frames.Off
-		if err == io.EOF || errors.Is(err, ErrFrame) {
+		s.Bad = frames.Offset()
+		if err == io.EOF || errors.Is(err, state.ErrNoFrame) {
 			return nil
 		}
 		if err != nil {
@@ -83,7 +84,7 @@ func (s *Scanned) batches(frames *FrameReader, v ScanVisitor, last *[]byte) erro
 		case KindLeaf:
 			l, err := decodeNotable(data)
 			if err != nil {
-				return fmt.Errorf("record %d, before offset %d: %w", t.Size, frames.Off, err)
+				return fmt.Errorf("record %d, before offset %d: %w", t.Size, frames.Offset(), err)
 			}
 			if v.Record != nil {
 				v.Record(uint64(t.Size), l)
@@ -91,12 +92,12 @@ func (s *Scanned) batches(frames *FrameReader, v ScanVisitor, last *[]byte) erro
 			t.Add(tlog.RecordHash(data))
 		case KindCheckpoint:
 			*last = append((*last)[:0:0], data...)
-			s.Tree, s.End = t, frames.Off
+			s.Tree, s.End = t, frames.Offset()
 			if v.Settled != nil {
 				v.Settled()
 			}
 		default:
-			return fmt.Errorf("a frame of unknown kind %q before offset %d", kind, frames.Off)
+			return fmt.Errorf("a frame of unknown kind %q before offset %d", kind, frames.Offset())
 		}
 	}
 }
