@@ -160,6 +160,9 @@ func (a *archiver) put(name string, size int64, r io.Reader) error {
 // maxArchiveFiles bounds an archive: it is enough for some 200 million records.
 const maxArchiveFiles = 2 << 20
 
+// maxArchivedName bounds the names in an archive that are looked at, in bytes.
+const maxArchivedName = 4096
+
 // An archive is a tar file as a file system, for [Verify] and [Records]. It
 // keeps only names and places in memory.
 type archive struct {
@@ -170,12 +173,15 @@ type archive struct {
 
 type archived struct{ off, size int64 }
 
-// ReadArchive reads the list of files of what [Archive] made. The tar file, of
-// the given size, must stay open as long as the file system is used.
+// ReadArchive reads the list of files of a tar file: what [Archive] made, or one of
+// a log's directory, in which the log may lie in a directory of any name. What else
+// the tar file holds is not looked at. It must have the given size, and stay open as
+// long as the file system is used.
 func ReadArchive(r io.ReaderAt, size int64) (fs.FS, error) {
 	a := &archive{r: r, files: map[string]archived{}, dirs: map[string][]fs.DirEntry{".": nil}}
 	section := io.NewSectionReader(r, 0, size)
 	t := tar.NewReader(section)
+	log := "" // the directory that the log lies in, with a slash behind it
 	for {
 		h, err := t.Next()
 		if err == io.EOF {
@@ -184,24 +190,71 @@ func ReadArchive(r io.ReaderAt, size int64) (fs.FS, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading archive: %w", err)
 		}
-		if h.Typeflag == tar.TypeDir {
+		dir, name, ok := logName(h.Name)
+		if !ok {
 			continue
 		}
-		name := strings.TrimPrefix(h.Name, "./")
-		if _, twice := a.files[name]; twice || h.Typeflag != tar.TypeReg || !fs.ValidPath(name) || len(a.files) == maxArchiveFiles {
-			return nil, fmt.Errorf("reading archive: %q is no file of a log, or there twice, or one too many", h.Name)
+		if len(a.files) == 0 {
+			log = dir
+		}
+		if dir != log {
+			return nil, fmt.Errorf("reading archive: there is a log in %q and another in %q; extract the one wanted", log, dir)
 		}
 		off, err := section.Seek(0, io.SeekCurrent)
 		if err != nil {
 			return nil, err
 		}
-		a.files[name] = archived{off, h.Size}
-		a.enter(name, entry{path.Base(name), h.Size, 0o600})
+		if err := a.take(name, h, archived{off, h.Size}, size); err != nil {
+			return nil, fmt.Errorf("reading archive: %s: %w", name, err)
+		}
 	}
 	for _, list := range a.dirs {
 		slices.SortFunc(list, func(x, y fs.DirEntry) int { return strings.Compare(x.Name(), y.Name()) })
 	}
 	return a, nil
+}
+
+// logName splits a name in a tar file into a directory and what can be the name of
+// a file of a log in it.
+func logName(name string) (dir, rest string, ok bool) {
+	if len(name) > maxArchivedName {
+		return "", "", false
+	}
+	name = strings.TrimPrefix(name, "./")
+	for i := 0; ; {
+		if format.IsName(name[i:]) {
+			return name[:i], name[i:], true
+		}
+		next := strings.IndexByte(name[i:], '/')
+		if next < 0 {
+			return "", "", false
+		}
+		i += next + 1
+	}
+}
+
+// take enters a file of the log.
+func (a *archive) take(name string, h *tar.Header, at archived, size int64) error {
+	sparse := h.Typeflag == tar.TypeGNUSparse
+	for key := range h.PAXRecords {
+		sparse = sparse || strings.HasPrefix(key, "GNU.sparse.")
+	}
+	_, twice := a.files[name]
+	switch {
+	case h.Typeflag != tar.TypeReg && !sparse:
+		return errNoFile
+	case sparse:
+		return errors.New("it is stored with holes; make the archive without --sparse")
+	case twice:
+		return errors.New("it is there twice")
+	case at.size > size-at.off:
+		return io.ErrUnexpectedEOF
+	case len(a.files) == maxArchiveFiles:
+		return fmt.Errorf("there are more than %d files", maxArchiveFiles)
+	}
+	a.files[name] = at
+	a.enter(name, entry{path.Base(name), at.size, 0o600})
+	return nil
 }
 
 // enter lists a file in its directory, and that in the one above.

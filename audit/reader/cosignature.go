@@ -22,9 +22,6 @@ import (
 	"github.com/vouchd/vouchd/audit/internal/format"
 )
 
-// witnessDir holds, for each witness, the last checkpoint that it cosigned.
-const witnessDir = "witness"
-
 // maxWitnesses bounds how many witnesses a copy of a log may have.
 const maxWitnesses = 64
 
@@ -139,7 +136,7 @@ func (w *Witness) open(signed []byte, log note.Verifier) (Cosigned, error) {
 // fileName is where a log keeps what the witness signed.
 func (w *Witness) fileName() string {
 	sum := sha256.Sum256([]byte(w.String()))
-	return path.Join(witnessDir, hex.EncodeToString(sum[:8]))
+	return path.Join(format.WitnessDir, hex.EncodeToString(sum[:8]))
 }
 
 // File returns the file, by its name in the log's directory, that keeps what the
@@ -170,7 +167,7 @@ func readKept(fsys fs.FS, name string, log note.Verifier) (*Witness, Cosigned, e
 	return parseKept(name, b, log)
 }
 
-// parseKept reads the contents of a file of witnessDir: the witness's key, an
+// parseKept reads the contents of a file of format.WitnessDir: the witness's key, an
 // empty line, the cosigned checkpoint.
 func parseKept(name string, b []byte, log note.Verifier) (*Witness, Cosigned, error) {
 	vkey, signed, ok := bytes.Cut(b, []byte("\n\n"))
@@ -188,9 +185,9 @@ func parseKept(name string, b []byte, log note.Verifier) (*Witness, Cosigned, er
 	return w, c, err
 }
 
-// witnessFiles lists the files of witnessDir.
+// witnessFiles lists the files of format.WitnessDir.
 func witnessFiles(fsys fs.FS) ([]string, error) {
-	entries, err := fs.ReadDir(fsys, witnessDir)
+	entries, err := fs.ReadDir(fsys, format.WitnessDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -200,11 +197,11 @@ func witnessFiles(fsys fs.FS) ([]string, error) {
 	var names []string
 	for _, e := range entries {
 		if !strings.HasSuffix(e.Name(), format.TempSuffix) {
-			names = append(names, path.Join(witnessDir, e.Name()))
+			names = append(names, path.Join(format.WitnessDir, e.Name()))
 		}
 	}
 	if len(names) > maxWitnesses {
-		return nil, fmt.Errorf("%s has %d files; at most %d are read", witnessDir, len(names), maxWitnesses)
+		return nil, fmt.Errorf("%s has %d files; at most %d are read", format.WitnessDir, len(names), maxWitnesses)
 	}
 	return names, nil
 }

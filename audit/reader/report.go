@@ -43,10 +43,11 @@ type Report struct {
 	Verdict string `json:"verdict"` // one sentence
 
 	Origin string `json:"origin"`
-	Key    string `json:"key"`   // note verifier key that signed the log
-	First  uint64 `json:"first"` // index of the first record in this copy
-	Size   uint64 `json:"size"`  // records in the whole log
-	Root   string `json:"root"`  // of the tree with Size records, in base64
+	Key    string `json:"key"`    // note verifier key that signed the log
+	First  uint64 `json:"first"`  // index of the first record in this copy
+	Size   uint64 `json:"size"`   // records in the whole log
+	Signed uint64 `json:"signed"` // how many of them a signed checkpoint covers
+	Root   string `json:"root"`   // of the tree with Size records, in base64
 
 	From         time.Time              `json:"from"` // wall time of the first and the last record
 	To           time.Time              `json:"to"`
@@ -110,9 +111,9 @@ func (r *Report) conclude() {
 		first := r.Findings[slices.IndexFunc(r.Findings, func(f Finding) bool { return f.Severity == Failure })]
 		r.Verdict = "the log does not hold: " + first.Message
 	case r.AnchorsByTPM:
-		r.Verdict = fmt.Sprintf("the log holds: %d records, the first %d anchored in the TPM", r.Size-r.First, r.Anchored)
+		r.Verdict = fmt.Sprintf("the log holds: %d records, the first %d anchored in the TPM", r.Signed-r.First, r.Anchored)
 	default:
-		r.Verdict = fmt.Sprintf("the log holds together: %d records signed by its key; no anchor was checked", r.Size-r.First)
+		r.Verdict = fmt.Sprintf("the log holds together: %d records signed by its key; no anchor was checked", r.Signed-r.First)
 	}
 	if n := count(Warning); n > 0 && r.OK {
 		r.Verdict += fmt.Sprintf("; %d warnings", n)

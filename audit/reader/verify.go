@@ -73,6 +73,7 @@ type verifier struct {
 	v       note.Verifier
 	begun   bool
 	set     *format.TileSet // of every record so far
+	signed  uint64          // how many records a signed checkpoint covers
 	pending []byte          // records since the last checkpoint, bundled
 	waiting int             // how many
 	name    string          // of the file being read
@@ -227,7 +228,8 @@ func (v *verifier) startAt(t format.Tree) {
 
 // goOn takes up another tree than the one grown so far.
 func (v *verifier) goOn(t format.Tree) {
-	v.tiles.off = t.Size > 0 // the hashes before are not known
+	v.signed = uint64(t.Size) // a segment's header has a checkpoint
+	v.tiles.off = t.Size > 0  // the hashes before are not known
 	v.set = &format.TileSet{Tree: t}
 }
 
@@ -310,6 +312,7 @@ func (v *verifier) record(raw []byte) error {
 func (v *verifier) checkpoint(signed []byte) {
 	v.rep.Checkpoints++
 	v.rep.order++
+	v.signed = v.size()
 	v.checkpoints.add(signed, v.size(), v.root())
 }
 
@@ -356,7 +359,25 @@ func (v *verifier) end() {
 			"records at the end were removed, or this is an older copy")
 	}
 	v.missWitnesses()
+	v.unsigned()
 	v.chain.end(r.Size)
+}
+
+// unsigned tells of records that no signature covers: nobody with the log's key has
+// vouched for them.
+func (v *verifier) unsigned() {
+	r := v.rep
+	r.Signed = v.signed
+	if r.Size <= v.signed {
+		return
+	}
+	severity := Failure
+	if v.o.Live && v.signed > r.First {
+		severity = Warning // the tiles are ahead of the checkpoint for a moment
+	}
+	at := v.signed
+	v.add(severity, "unsigned-records", &at, fmt.Sprintf("the last %d records are behind the last signed checkpoint", r.Size-v.signed),
+		"anybody can have written them; they are not part of what was verified")
 }
 
 func (v *verifier) add(s Severity, name string, index *uint64, message, meaning string) {

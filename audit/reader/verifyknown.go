@@ -40,8 +40,11 @@ func (v *verifier) meet() {
 		if k.Root != v.root() {
 			v.fail("fork", nil, fmt.Sprintf("the first %d records are not those that %s stands for", k.Size, k.source),
 				"a record up to there was changed, or the two have different histories")
-		} else if k.met != nil {
-			k.met()
+		} else {
+			v.signed = max(v.signed, k.Size)
+			if k.met != nil {
+				k.met()
+			}
 		}
 		v.known = slices.Delete(v.known, i, i+1)
 		v.meet()

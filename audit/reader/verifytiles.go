@@ -240,6 +240,7 @@ func (c *tileChecker) end(ctx context.Context) error {
 	if c.off && c.bundles > 0 {
 		v.rep.add(Finding{Severity: Note, Name: "tiles-not-checked", Message: "the tiles were not held against the records", Meaning: "the hashes before the first segment are not in this copy"})
 	}
+	c.published()
 	if !c.off {
 		for level := range v.set.Levels {
 			t, data := v.set.Partial(level)
@@ -256,17 +257,75 @@ func (c *tileChecker) end(ctx context.Context) error {
 		}
 	}
 	return fs.WalkDir(v.fsys, ".", func(name string, d fs.DirEntry, err error) error {
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
-		}
-		if ctx.Err() != nil {
+		case ctx.Err() != nil:
 			return ctx.Err()
-		}
-		if d.IsDir() {
+		case d.IsDir() && (name == "." || name == format.WALDir || name == format.WitnessDir || format.IsTileDir(name)):
 			return nil
+		case d.IsDir():
+			c.unknown(name)
+			return fs.SkipDir // however deep it is
 		}
 		return c.file(name)
 	})
+}
+
+// published tells of what the daemon publishes, last of all when it stops, and the
+// copy does not have: the checkpoint, and the tiles that it needs and that are not
+// full. Segments alone hold by themselves.
+func (c *tileChecker) published() {
+	v := c.v
+	stopped := !v.o.Live && !v.chain.running // otherwise the last may not be published yet
+	switch {
+	case len(c.checkpoint) == 0 && stopped && c.tiled():
+		c.fail("checkpoint-missing", format.CheckpointName, "the copy has tiles and no checkpoint",
+			"it was removed; whoever reads the tiles alone can't check them")
+		return
+	case c.size == 0:
+		return // none, or not the log's word, which is told
+	case c.size < v.size() && stopped:
+		c.fail("checkpoint-old", format.CheckpointName, fmt.Sprintf("the checkpoint is of %d records, and the log has %d", c.size, v.size()),
+			"an older checkpoint was put here, or the disk failed as the daemon stopped")
+	}
+	for level := format.EntriesLevel; level < len(v.set.Levels); level++ {
+		n := int64(c.size >> (format.TileHeight * max(0, level)))
+		t := tlog.Tile{H: format.TileHeight, L: level, N: n / format.TileWidth, W: int(n % format.TileWidth)}
+		if t.W > 0 && !c.covered(t) {
+			c.fail("tile-missing", format.TilePath(t), "the tile that the checkpoint ends in is missing",
+				"the daemon makes it anew from the segments as long as those are there; until then the tiles prove nothing about it")
+		}
+	}
+}
+
+// tiled tells whether the copy has anything in the tiles' directory.
+func (c *tileChecker) tiled() bool {
+	entries, err := fs.ReadDir(c.v.fsys, format.TileDir)
+	return err == nil && len(entries) > 0
+}
+
+// covered tells whether the copy has the tile or a wider one in its place.
+func (c *tileChecker) covered(t tlog.Tile) bool {
+	full := format.TilePath(format.FullTile(t.L, t.N))
+	if c.exists(format.FullTile(t.L, t.N)) {
+		return true
+	}
+	entries, err := fs.ReadDir(c.v.fsys, full+".p")
+	if err != nil {
+		return false
+	}
+	for _, e := range entries {
+		part, err := format.ParseTilePath(path.Join(full+".p", e.Name()))
+		if err == nil && part.W >= t.W {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *tileChecker) unknown(name string) {
+	c.v.rep.add(Finding{Severity: Note, Name: "unknown-file", Place: name, Message: "the file is none of the log's", Meaning: "it was not looked at"})
 }
 
 // file judges one file by its name; tiles before the copy's first record by the
@@ -279,7 +338,7 @@ func (c *tileChecker) file(name string) error {
 	case name == format.CheckpointName, path.Dir(name) == format.WALDir, isWitnessFile(name):
 		return nil
 	case !strings.HasPrefix(name, format.TileDir+"/"):
-		v.rep.add(Finding{Severity: Note, Name: "unknown-file", Place: name, Message: "the file is none of the log's", Meaning: "it was not looked at"})
+		c.unknown(name)
 		return nil
 	}
 	t, err := format.ParseTilePath(name)

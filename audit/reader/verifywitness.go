@@ -75,4 +75,4 @@ func (v *verifier) missWitnesses() {
 }
 
 // isWitnessFile tells whether the file was looked at with the witnesses'.
-func isWitnessFile(name string) bool { return path.Dir(name) == witnessDir }
+func isWitnessFile(name string) bool { return path.Dir(name) == format.WitnessDir }

@@ -208,15 +208,14 @@ func (l *Log) begin(cut *audit.LogEvent) error {
 
 // Close anchors what is not anchored yet and closes the log. The caller stops
 // appending first, with [EventStop] as its last record. The error says if the
-// end of the log is not anchored, or not closed cleanly.
+// end of the log is not anchored, not published, or not closed cleanly.
 func (l *Log) Close(ctx context.Context) error {
 	if l.closing.Swap(true) {
 		return ErrClosed
 	}
 	close(l.quit)
 	<-l.stopped
-	err := l.Anchor(ctx)
-	l.tile(ctx, true)
+	err := errors.Join(l.Anchor(ctx), l.tile(ctx, true))
 	l.commit.Lock()
 	defer l.commit.Unlock()
 	l.mu.Lock()
@@ -277,7 +276,7 @@ func (l *Log) run() {
 
 // tile brings the tiles up to what is durable. What fails is tried again at the
 // next occasion.
-func (l *Log) tile(ctx context.Context, publish bool) {
+func (l *Log) tile(ctx context.Context, publish bool) error {
 	err := l.tiler.advance(ctx, l.Status().Size, publish)
 	if err != nil {
 		if ctx.Err() == nil {
@@ -290,6 +289,7 @@ func (l *Log) tile(ctx context.Context, publish bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.status.TileErr = err
+	return err
 }
 
 // broken tells whether a write failed and the log was not mended since.

@@ -45,18 +45,24 @@ func Segments(fsys fs.FS) ([]uint64, error) {
 func SegmentsIn(entries []fs.DirEntry) ([]uint64, error) {
 	var firsts []uint64
 	for _, e := range entries {
-		digits, ok := strings.CutSuffix(e.Name(), segmentSuffix)
-		if !ok {
+		if !strings.HasSuffix(e.Name(), segmentSuffix) {
 			continue
 		}
-		first, err := strconv.ParseUint(digits, 10, 64)
-		if err != nil || SegmentName(first) != path.Join(WALDir, e.Name()) {
+		first, ok := segmentFirst(e.Name())
+		if !ok {
 			return nil, fmt.Errorf("%s/%s is not the name of a segment", WALDir, e.Name())
 		}
 		firsts = append(firsts, first)
 	}
 	slices.Sort(firsts)
 	return firsts, nil
+}
+
+// segmentFirst returns the index of the first record of the segment whose file, in
+// WALDir, has the name.
+func segmentFirst(base string) (first uint64, ok bool) {
+	first, err := strconv.ParseUint(strings.TrimSuffix(base, segmentSuffix), 10, 64)
+	return first, err == nil && SegmentName(first) == path.Join(WALDir, base)
 }
 
 // A SegmentHeader says what a segment continues: enough to go on from there

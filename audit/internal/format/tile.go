@@ -145,7 +145,7 @@ func walkBundles(fsys fs.FS, dir string, full func(n int64)) error {
 		switch {
 		case err != nil:
 			return err
-		case d.IsDir() && strings.HasSuffix(name, ".p"):
+		case d.IsDir() && (strings.HasSuffix(name, ".p") || !IsTileDir(name)):
 			return fs.SkipDir
 		case d.IsDir() || strings.HasSuffix(name, TempSuffix):
 			return nil

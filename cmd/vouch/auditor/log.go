@@ -60,7 +60,11 @@ func logFS(o *cli.Options, args []string) (fsys fs.FS, name string, done func() 
 		return nil, "", nil, err
 	}
 	if info.IsDir() {
-		return os.DirFS(name), name, func() error { return nil }, nil
+		dir, err := reader.OpenDir(name)
+		if err != nil {
+			return nil, "", nil, err
+		}
+		return dir, name, dir.Close, nil
 	}
 	f, err := os.Open(name)
 	if err != nil {
