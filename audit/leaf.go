@@ -25,9 +25,9 @@ type Leaf struct {
 
 // A LogEvent is what the log records about itself.
 type LogEvent struct {
-	Key    string // [EventSegment]: the log's public key, as a note verifier key
+	Key    string // [EventSegment]: the log's public key, as a note verifier key; [EventRestart]: that of the log before
 	Last   uint64 // [EventSegment]: index of the last anchor; 0 where there is none
-	Size   uint64 // [EventAnchor]: records that the anchor covers; [EventPrune]: records removed from the front
+	Size   uint64 // [EventAnchor]: records that the anchor covers; [EventPrune]: records removed from the front; [EventRestart]: that the log before was known to have
 	Root   string // [EventAnchor]: of the tree with Size records, in base64
 	Anchor []byte // [EventAnchor]: what the TPM made; encoding is attest/node's
 
@@ -44,6 +44,7 @@ const (
 	EventAnchor       Event = "log.anchor"        // Log: the anchor, or why there is none
 	EventPrune        Event = "log.prune"         // Log: retention removes the oldest records
 	EventRecover      Event = "log.recover"       // Log: an unfinished end was cut off, or writing works again
+	EventRestart      Event = "log.restart"       // Log: an administrator had this log begun in place of another
 )
 
 // Known tells whether the event is one of those that can be recorded.
@@ -65,7 +66,7 @@ var events = map[Event]bool{
 	EventLeaseIntent: false, EventLeaseGrant: false, EventLeaseRenew: false,
 	EventLeaseRevokeIntent: false, EventLeaseRevoke: false, EventLeaseEnd: false, EventUse: false,
 	EventSecretSeal: false, EventSecretRotate: false, EventSecretRemove: false,
-	EventSegment: true, EventAnchorIntent: true, EventAnchor: true, EventPrune: true, EventRecover: true,
+	EventSegment: true, EventAnchorIntent: true, EventAnchor: true, EventPrune: true, EventRecover: true, EventRestart: true,
 }
 
 // MaxStatement bounds [Node].Statement, in bytes, so that every segment can

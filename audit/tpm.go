@@ -31,6 +31,16 @@ type CountingAnchorer interface {
 	Count(ctx context.Context) error
 }
 
+// A NewestAnchorer is an [Anchorer] that knows which anchor was its last. The log
+// asks it when it is opened: a copy of an older state of the log, put in its place,
+// has an older anchor.
+type NewestAnchorer interface {
+	Anchorer
+	// Newest returns an error that says so unless anchor, over digest, is the last
+	// that was made; nil stands for none since the log's key was made.
+	Newest(ctx context.Context, anchor []byte, digest [32]byte) error
+}
+
 // A TPMVerifier checks what only the TPM could have signed. It needs no TPM.
 type TPMVerifier interface {
 	// Statement checks what proves the machine's keys: the EK, the AK, the node
@@ -52,7 +62,8 @@ type QuoteVerifier interface {
 type NodeFacts struct {
 	EKSHA256 string           // of the EK's public key, hexadecimal
 	AKName   string           // TPM name of the AK, hexadecimal
-	NodeKey  crypto.PublicKey // signs issuing CAs; nil: an organisation's authority does
+	NodeKey  crypto.PublicKey // signs issuing CAs; nil: an organisation's root does
+	Born     uint64           // value of the counter when the log's key was made; 0 where that is not said
 }
 
 // AnchorFacts are what an anchor proves.

@@ -25,7 +25,7 @@ func FuzzVerifyStatement(f *testing.F) {
 	defer tpm.Close()
 	n := load(f, tpm, store(f))
 	logKey := newLogKey(f)
-	s, err := n.Statement(f.Context(), logKey)
+	s, err := n.Statement(f.Context(), logKey, nil)
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -159,7 +159,7 @@ func runTool(real *tpmtest.TPM, name string, args ...string) error {
 func statementOf(t *testing.T, n *node.Node) *appraisal.Verified {
 	t.Helper()
 	logKey := newLogKey(t)
-	s, err := n.Statement(t.Context(), logKey)
+	s, err := n.Statement(t.Context(), logKey, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

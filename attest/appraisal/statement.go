@@ -20,6 +20,9 @@ type Statement struct {
 	NodeKey CertifiedKey    `json:"node_key"`
 	Quote   Quote           `json:"quote"`   // for the log key
 	Counter CertifiedPublic `json:"counter"` // TPMS_NV_PUBLIC, TPM2_NV_Certify
+	// Born is the counter's value when the log key was made (TPM2_NV_Certify);
+	// keys of former versions have none.
+	Born *Signed `json:"born,omitempty"`
 }
 
 // An AttestationKey is an AK and how its TPM says it was made.
@@ -67,6 +70,14 @@ func (s Statement) Encode() ([]byte, error) {
 func AboutLogKey(logKey ed25519.PublicKey) []byte {
 	h := sha256.New()
 	h.Write([]byte("vouchd log key v1\n"))
+	h.Write(logKey)
+	return h.Sum(nil)
+}
+
+// AboutBirth is the qualifying data of the counter's value when a log key was made.
+func AboutBirth(logKey ed25519.PublicKey) []byte {
+	h := sha256.New()
+	h.Write([]byte("vouchd log key made v1\n"))
 	h.Write(logKey)
 	return h.Sum(nil)
 }

@@ -23,6 +23,7 @@ type Verified struct {
 	AKName   string // the AK's TPM name in hexadecimal
 	NodeKey  *ecdsa.PublicKey
 	Counter  uint64          // when the statement was made
+	Born     uint64          // the counter when the log key was made; 0 where that is not said
 	PCRs     map[uint][]byte // values of the quoted PCRs, SHA-256 bank
 	BootState
 
@@ -87,6 +88,14 @@ func verifyStatement(data []byte, logKey ed25519.PublicKey) (*Verified, error) {
 	}
 	if _, v.Counter, err = v.count(s.Counter.Signed, about); err != nil {
 		return nil, fmt.Errorf("counter: %w", err)
+	}
+	if s.Born != nil {
+		if _, v.Born, err = v.count(*s.Born, AboutBirth(logKey)); err == nil && (v.Born == 0 || v.Born > v.Counter) {
+			err = fmt.Errorf("%w: its value was %d, and is %d", ErrCounter, v.Born, v.Counter)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("counter when the log key was made: %w", err)
+		}
 	}
 	return v, nil
 }

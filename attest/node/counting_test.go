@@ -14,7 +14,7 @@ func TestCountingGoesOneUpFromWhatWasCertified(t *testing.T) {
 		t.Error("counted before anything was certified")
 	}
 	logKey := newLogKey(t)
-	s, err := n.Statement(t.Context(), logKey)
+	s, err := n.Statement(t.Context(), logKey, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -302,7 +302,7 @@ func TestNoHandlesAreLeftAfterAThousandOperations(t *testing.T) {
 				case 6:
 					_, err = n.Anchor(ctx, digest)
 				case 7:
-					_, err = n.Statement(ctx, logKey)
+					_, err = n.Statement(ctx, logKey, nil)
 				}
 				if err != nil {
 					t.Error(err)
@@ -425,7 +425,7 @@ func TestMachineWithoutEndorsementCertificate(t *testing.T) {
 		t.Errorf("EK %q with %d certificates, want a key without", n.EKSHA256(), len(n.keys.EK.Certificates))
 	}
 	logKey := newLogKey(t)
-	s, err := n.Statement(t.Context(), logKey)
+	s, err := n.Statement(t.Context(), logKey, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

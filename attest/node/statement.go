@@ -16,13 +16,15 @@ import (
 // node key certified by the AK, the counter and its present value, and a quote
 // of the boot state that names logKey. It contains all that [appraisal.VerifyStatement]
 // needs and is at most [MaxStatementLen] long; certificates of a chain that do
-// not fit are left out, the endorsement key's own never.
-func (n *Node) Statement(ctx context.Context, logKey ed25519.PublicKey) ([]byte, error) {
+// not fit are left out, the endorsement key's own never. Born is what [Node.Born]
+// made when the log key was, nil for a key of a former version.
+func (n *Node) Statement(ctx context.Context, logKey ed25519.PublicKey, born *appraisal.Signed) ([]byte, error) {
 	s := appraisal.Statement{
 		EK:      n.keys.EK,
 		AK:      appraisal.AttestationKey{Public: n.keys.AK.Public, Created: n.keys.Created},
 		NodeKey: appraisal.CertifiedKey{Public: n.keys.Node.Public, Signed: n.keys.NodeCertified},
 		Counter: appraisal.CertifiedPublic{Public: tpm2.Marshal(appraisal.CounterPublic(n.keys.Counter.Index))},
+		Born:    born,
 	}
 	about := appraisal.AboutLogKey(logKey)
 	err := n.tpm.do(ctx, "making the TPM's statement", operationLimit, func(tr transport.TPM) (err error) {
@@ -40,6 +42,20 @@ func (n *Node) Statement(ctx context.Context, logKey ed25519.PublicKey) ([]byte,
 		return nil, err
 	}
 	return s.Encode()
+}
+
+// Born has the AK sign the counter's value as a log key is made: the first anchor of
+// the key's log has that very value, and each later one more.
+func (n *Node) Born(ctx context.Context, logKey ed25519.PublicKey) (born appraisal.Signed, err error) {
+	err = n.tpm.do(ctx, "certifying the counter for a new log key", operationLimit, func(tr transport.TPM) error {
+		ak, err := n.load(tr, n.keys.AK)
+		if err != nil {
+			return err
+		}
+		born, err = n.certifyCounter(tr, ak, appraisal.AboutBirth(logKey), n.keys.Counter.authorised())
+		return err
+	})
+	return born, err
 }
 
 // createAK makes the AK and has it sign how it was made.

@@ -19,7 +19,7 @@ func TestStatementAndAnchorsVerify(t *testing.T) {
 	tpm, real := open(t)
 	n := load(t, tpm, store(t))
 	logKey := newLogKey(t)
-	s, err := n.Statement(t.Context(), logKey)
+	s, err := n.Statement(t.Context(), logKey, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -388,7 +388,7 @@ func TestCounterMadeAgainGoesOnAboveWhereItWas(t *testing.T) {
 func statementOf(t *testing.T, n *Node) *appraisal.Verified {
 	t.Helper()
 	logKey := newLogKey(t)
-	s, err := n.Statement(t.Context(), logKey)
+	s, err := n.Statement(t.Context(), logKey, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -401,7 +401,7 @@ func statementOf(t *testing.T, n *Node) *appraisal.Verified {
 
 func decodeStatement(t *testing.T, n *Node, logKey []byte) (s appraisal.Statement) {
 	t.Helper()
-	b, err := n.Statement(t.Context(), logKey)
+	b, err := n.Statement(t.Context(), logKey, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

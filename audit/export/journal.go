@@ -84,7 +84,7 @@ func priority(l *audit.Leaf) int {
 	switch {
 	case l.Outcome == audit.Denied, l.Outcome == audit.Failed:
 		return 4
-	case l.Event == audit.EventStart, l.Event == audit.EventStop, l.Event == audit.EventReload, l.Event == audit.EventRecover, l.Event == audit.EventPrune:
+	case l.Event == audit.EventStart, l.Event == audit.EventStop, l.Event == audit.EventReload, l.Event == audit.EventRecover, l.Event == audit.EventPrune, l.Event == audit.EventRestart:
 		return 5
 	}
 	return 6

@@ -172,7 +172,7 @@ func ocsfClass(l *audit.Leaf) (class, activity int) {
 		return classAuthentication, authLogon
 	case audit.EventJWTValidated:
 		return classAuthentication, activityOther
-	case audit.EventRecover, audit.EventPrune, audit.EventStreamEnd, audit.EventWitness:
+	case audit.EventRecover, audit.EventPrune, audit.EventRestart, audit.EventStreamEnd, audit.EventWitness:
 		return classDetection, findingCreate
 	case audit.EventAnchor, audit.EventNode:
 		if l.Outcome != audit.Success {

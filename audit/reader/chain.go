@@ -78,6 +78,8 @@ func (c *chain) record(l *leafAt) {
 		c.segment(&l.Leaf)
 	case audit.EventRecover:
 		c.recovered(l.Log)
+	case audit.EventRestart:
+		c.restarted(l.Log, l.Reason)
 	case audit.EventPrune:
 		if l.Log != nil {
 			c.pruned = max(c.pruned, l.Log.Size)
@@ -143,6 +145,14 @@ func (c *chain) segment(l *audit.Leaf) {
 	if l.Log == nil || l.Log.Key != c.vkey {
 		c.fail("foreign-segment", "the segment's first record names another key than the log's", "records of another log were put here")
 	}
+}
+
+func (c *chain) restarted(e *audit.LogEvent, reason string) {
+	message := "an administrator had this log begun in place of another: " + reason
+	if e != nil && e.Key != "" {
+		message = fmt.Sprintf("an administrator had this log begun in place of one of at least %d records, of the key %s: %s", e.Size, e.Key, reason)
+	}
+	c.warn("log-restarted", message, "what was recorded before is in that other log, or lost")
 }
 
 func (c *chain) recovered(e *audit.LogEvent) {
@@ -325,6 +335,10 @@ func (c *chain) count(facts audit.AnchorFacts) {
 	c.anchor, c.lost = &facts, 0
 	if last == nil {
 		c.rep.FirstCounter = facts.Counter
+		if born := c.node.Born; born > 0 && c.rep.First == 0 && facts.Counter > born {
+			c.fail("begun-anew", fmt.Sprintf("the log's first anchor has the counter's value %d, and its key was made at %d", facts.Counter, born),
+				"an earlier log of this key was removed, with its anchors")
+		}
 		return
 	}
 	switch step := facts.Counter - last.Counter; {

@@ -283,9 +283,9 @@ func (c *tileChecker) published() {
 		c.fail("checkpoint-missing", format.CheckpointName, "the copy has tiles and no checkpoint",
 			"it was removed; whoever reads the tiles alone can't check them")
 		return
-	case c.size == 0:
-		return // none, or not the log's word, which is told
-	case c.size < v.size() && stopped:
+	case c.size == 0 || !stopped:
+		return // where there is one that is not the log's word, that is told
+	case c.size < v.size():
 		c.fail("checkpoint-old", format.CheckpointName, fmt.Sprintf("the checkpoint is of %d records, and the log has %d", c.size, v.size()),
 			"an older checkpoint was put here, or the disk failed as the daemon stopped")
 	}

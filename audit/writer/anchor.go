@@ -70,9 +70,29 @@ func (l *Log) anchor(ctx context.Context) error {
 	l.carry.anchored, l.carry.anchor = c.Size, b.first+uint64(b.anchor)
 	l.status.Anchored, l.status.AnchorIndex, l.status.LastAnchor = c.Size, l.carry.anchor, l.opt.Now()
 	l.mu.Unlock()
+	if err := l.keep(); err != nil {
+		return err
+	}
 	// Only now that the anchor is durable. Until then another one of the same value
 	// could take its place.
 	return count(tpmCtx)
+}
+
+// keep has the log's state kept elsewhere.
+func (l *Log) keep() error {
+	if l.opt.Keep == nil {
+		return nil
+	}
+	l.commit.Lock()
+	signed, err := l.signer.checkpoint(&l.tree)
+	l.commit.Unlock()
+	if err != nil {
+		return err
+	}
+	if err := l.opt.Keep(signed); err != nil {
+		return fmt.Errorf("keeping how far the log is anchored: %w", err)
+	}
+	return nil
 }
 
 // anchorIfDue anchors if so many records wait for it.

@@ -30,6 +30,17 @@ type Options struct {
 	// TPM anchors the log. Without it there are no anchors, and verifying can
 	// only say what the holder of Key wrote.
 	TPM audit.Anchorer
+	// Begun says that a log with this key exists. Where there is none in the
+	// directory, opening it fails with [ErrMissing]; otherwise one is begun.
+	Begun bool
+	// Keep is given a signed checkpoint of what the TPM has anchored, before it
+	// counts, and keeps it durably where the log is not; Kept is what it was given
+	// last. A log that does not contain that is not opened. Both may be nil.
+	Keep func(signed []byte) error
+	Kept []byte
+	// Restart says that an administrator had this log begun in place of another;
+	// that is recorded. Nil for a log that goes on.
+	Restart *Restart
 	// Now is the wall clock, time.Now if nil.
 	Now func() time.Time
 	// Logger takes diagnostics, [slog.Default] if nil.
@@ -56,6 +67,13 @@ type Options struct {
 	RetryEvery time.Duration
 }
 
+// A Restart is why a log is begun in place of another, and what is known of that.
+type Restart struct {
+	Reason string
+	Key    string // note verifier key; empty: not known
+	Size   uint64 // records it had at least
+}
+
 func (o *Options) setDefaults() {
 	set(&o.AnchorEvery, 60*time.Second)
 	set(&o.AnchorRecords, 10_000)
@@ -76,6 +94,13 @@ func set[T comparable](v *T, standard T) {
 		*v = standard
 	}
 }
+
+// ErrMissing means that a log which exists is not where it should be, and
+// ErrRolledBack that an older state of it was put in its place.
+var (
+	ErrMissing    = errors.New("the attestation log is missing")
+	ErrRolledBack = errors.New("this is an older state of the attestation log")
+)
 
 // ErrClosed means that the log was closed.
 var ErrClosed = errors.New("attestation log is closed")
@@ -180,7 +205,11 @@ func open(d disk, release func() error, o Options) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := l.begin(cut); err != nil {
+	err = l.newest()
+	if err == nil {
+		err = l.begin(cut)
+	}
+	if err != nil {
 		if l.seg != nil {
 			l.seg.file.Close()
 		}
@@ -194,6 +223,12 @@ func open(d disk, release func() error, o Options) (*Log, error) {
 func (l *Log) begin(cut *audit.LogEvent) error {
 	if l.segDue {
 		if err := l.appendOwn(context.Background(), audit.Record{}, nil); err != nil {
+			return err
+		}
+	}
+	if r := l.opt.Restart; r != nil {
+		err := l.appendOwn(context.Background(), audit.Record{Event: audit.EventRestart, Outcome: audit.Success, Reason: r.Reason}, &audit.LogEvent{Key: r.Key, Size: r.Size})
+		if err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,7 @@
 package writer
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -22,8 +23,15 @@ func (l *Log) recover() (cut *audit.LogEvent, err error) {
 		return nil, err
 	}
 	if len(firsts) == 0 {
+		if l.opt.Begun || l.opt.Kept != nil {
+			return nil, ErrMissing
+		}
 		l.segDue = true
 		return nil, nil
+	}
+	kept, err := l.kept()
+	if err != nil {
+		return nil, err
 	}
 	first := firsts[len(firsts)-1]
 	name := format.SegmentName(first)
@@ -31,7 +39,7 @@ func (l *Log) recover() (cut *audit.LogEvent, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s, carry, cut, err := l.scan(f, name, first)
+	s, carry, cut, err := l.scan(f, name, first, kept)
 	var synced bool
 	if err == nil {
 		synced, err = l.synced(s.Tree)
@@ -47,6 +55,61 @@ func (l *Log) recover() (cut *audit.LogEvent, err error) {
 	l.adopt(s, carry)
 	l.segDue = s.Tree.Size == int64(first) // the crash came before its first record
 	return cut, nil
+}
+
+// kept returns the checkpoint that the log is known to have reached, or the zero
+// value.
+func (l *Log) kept() (audit.Checkpoint, error) {
+	if l.opt.Kept == nil {
+		return audit.Checkpoint{}, nil
+	}
+	c, err := format.OpenCheckpoint(l.opt.Kept, l.signer)
+	if err != nil {
+		return audit.Checkpoint{}, fmt.Errorf("the checkpoint kept outside of the log: %w", err)
+	}
+	return c, nil
+}
+
+// newest has the TPM tell whether the log's last anchor is its last.
+func (l *Log) newest() error {
+	tpm, ok := l.opt.TPM.(audit.NewestAnchorer)
+	if !ok {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), anchorTimeout)
+	defer cancel()
+	if l.carry.anchor == 0 {
+		return rolledBack(tpm.Newest(ctx, nil, [32]byte{}))
+	}
+	var anchor audit.LogEvent
+	c := format.Cursor{FS: l.disk, Index: l.carry.anchor}
+	err := c.Advance(ctx, func(_ uint64, raw []byte) error {
+		leaf, err := audit.DecodeLeaf(raw)
+		if err == nil && leaf.Log == nil {
+			err = errors.New("it is none")
+		}
+		if err != nil {
+			return err
+		}
+		anchor = *leaf.Log
+		return format.ErrStop
+	})
+	if err != format.ErrStop {
+		return fmt.Errorf("reading the last anchor, record %d: %w", l.carry.anchor, cmp.Or(err, io.ErrUnexpectedEOF))
+	}
+	root, err := format.ParseHash(anchor.Root)
+	if err != nil {
+		return fmt.Errorf("reading the last anchor, record %d: %w", l.carry.anchor, err)
+	}
+	covers := audit.Checkpoint{Origin: l.signer.Name(), Size: anchor.Size, Root: root}
+	return rolledBack(tpm.Newest(ctx, anchor.Anchor, format.AnchorDigest(l.signer.vkey, covers)))
+}
+
+func rolledBack(err error) error {
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrRolledBack, err)
+	}
+	return nil
 }
 
 // synced tells whether the log is known to be on the disk up to its end. A
@@ -122,18 +185,25 @@ func (l *Log) adopt(s format.Scanned, carry carried) {
 
 // scan reads the segment that the log ends in. Whatever lies behind its last
 // checkpoint is cut off if it can be what a crash leaves of a batch.
-func (l *Log) scan(f file, name string, first uint64) (format.Scanned, carried, *audit.LogEvent, error) {
+func (l *Log) scan(f file, name string, first uint64, kept audit.Checkpoint) (format.Scanned, carried, *audit.LogEvent, error) {
 	size, err := f.size()
 	if err != nil {
 		return format.Scanned{}, carried{}, nil, err
 	}
 	var sofar, carry carried // with what no checkpoint covers yet, and without
+	forked := false
 	s, err := format.ScanSegment(io.NewSectionReader(f, 0, size), format.ScanVisitor{
-		Record:  sofar.note,
-		Settled: func() { carry = sofar },
+		Record: sofar.note,
+		Settled: func(t *format.Tree) {
+			carry = sofar
+			forked = forked || uint64(t.Size) == kept.Size && t.Root() != kept.Root
+		},
 	})
 	if err != nil {
 		return format.Scanned{}, carried{}, nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if size := uint64(s.Tree.Size); forked || size < kept.Size {
+		return format.Scanned{}, carried{}, nil, fmt.Errorf("%w: it has %d records, and %d others, or more, were anchored", ErrRolledBack, size, kept.Size)
 	}
 	if s.Header.Key != l.signer.vkey || uint64(s.Header.Tree.Size) != first {
 		return format.Scanned{}, carried{}, nil, fmt.Errorf("%s belongs to another log, or has another key (%s at %d); move the log away to begin a new one",

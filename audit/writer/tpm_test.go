@@ -31,6 +31,8 @@ type machine struct {
 	tpm *tpmtest.TPM
 	dir string // holds the TPM's key blobs, and the log
 	key ed25519.PrivateKey
+
+	born *appraisal.Signed // the counter as the key was made
 }
 
 func newMachine(t *testing.T) *machine {
@@ -57,7 +59,13 @@ func (m *machine) run(records ...audit.Record) {
 	defer tpm.Close()
 	n, err := node.Load(ctx, tpm, dir)
 	must(err)
-	statement, err := n.Statement(ctx, m.key.Public().(ed25519.PublicKey))
+	public := m.key.Public().(ed25519.PublicKey)
+	if m.born == nil {
+		born, err := n.Born(ctx, public)
+		must(err)
+		m.born = &born
+	}
+	statement, err := n.Statement(ctx, public, m.born)
 	must(err)
 	l, err := writer.Open(m.log(), writer.Options{Origin: "vouchd.example.org/log", Key: m.key, TPM: n, Logger: slog.New(slog.DiscardHandler)})
 	must(err)
@@ -94,7 +102,7 @@ func (v *verifier) Statement(statement []byte, logKey ed25519.PublicKey) (audit.
 		return audit.NodeFacts{}, err
 	}
 	v.machine = machine
-	return audit.NodeFacts{EKSHA256: machine.EKSHA256, AKName: machine.AKName, NodeKey: machine.NodeKey}, nil
+	return audit.NodeFacts{EKSHA256: machine.EKSHA256, AKName: machine.AKName, NodeKey: machine.NodeKey, Born: machine.Born}, nil
 }
 
 func (v *verifier) Anchor(anchor []byte, digest [32]byte) (audit.AnchorFacts, error) {
@@ -103,6 +111,25 @@ func (v *verifier) Anchor(anchor []byte, digest [32]byte) (audit.AnchorFacts, er
 	}
 	facts, err := v.machine.Anchor(anchor, digest)
 	return audit.AnchorFacts{Counter: facts.Counter, Resets: facts.Resets}, err
+}
+
+// TestRealTPMTellsALogBegunAnewUnderItsKey: a daemon that does not ask whether there
+// was a log, as an attacker's would not, begins another under the same key.
+func TestRealTPMTellsALogBegunAnewUnderItsKey(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	m.run()
+	m.run()
+	if failures := m.failures(); len(failures) > 0 {
+		t.Fatalf("before: failures %v", failures)
+	}
+	if err := os.RemoveAll(m.log()); err != nil {
+		t.Fatal(err)
+	}
+	m.run()
+	if failures := m.failures(); !slices.Equal(failures, []string{"begun-anew"}) {
+		t.Errorf("failures %v", failures)
+	}
 }
 
 func TestRealTPMAnchorsALogAcrossReboots(t *testing.T) {
@@ -160,6 +187,7 @@ func TestCounterDefinedAnewLeavesAGap(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(m.dir, "state")); err != nil {
 		t.Fatal(err)
 	}
+	m.born = nil
 	m.run()
 	if got := m.failures(); !slices.Contains(got, "other-ak") || !slices.Contains(got, "counter-gap") {
 		t.Errorf("failures %v, want other-ak and counter-gap", got)
@@ -191,6 +219,7 @@ func TestClearedTPMIsAnotherAK(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(m.dir, "state")); err != nil {
 		t.Fatal(err)
 	}
+	m.born = nil
 	m.run()
 	if got := m.failures(); !slices.Contains(got, "other-ak") {
 		t.Errorf("failures %v, want other-ak", got)

@@ -149,6 +149,28 @@ func (tpm *TPM) Restart() {
 	conn.Close()
 }
 
+// Snapshot keeps what the TPM keeps over a power cut, as a virtual machine's is kept.
+// The function it returns sets the TPM back to that, and switches it on.
+func (tpm *TPM) Snapshot() (restore func()) {
+	tpm.t.Helper()
+	files, err := filepath.Glob(filepath.Join(tpm.dir, "*.permall"))
+	if err != nil || len(files) != 1 {
+		tpm.t.Fatalf("the TPM's state is in %q, %v", files, err)
+	}
+	kept, err := os.ReadFile(files[0])
+	if err != nil {
+		tpm.t.Fatal(err)
+	}
+	return func() {
+		tpm.t.Helper()
+		tpm.Kill()
+		if err := os.WriteFile(files[0], kept, 0o600); err != nil {
+			tpm.t.Fatal(err)
+		}
+		tpm.Restart()
+	}
+}
+
 // Pause stops the TPM in whatever it does, so that it hangs until Resume.
 func (tpm *TPM) Pause() { tpm.signal(syscall.SIGSTOP) }
 

@@ -34,7 +34,7 @@ type Scanned struct {
 // anchor depends on are decoded, because a start must not take long.
 type ScanVisitor struct {
 	Record  func(index uint64, l *audit.Leaf) // l is nil where the record is none of those
-	Settled func()                            // a checkpoint covers the records so far
+	Settled func(*Tree)                       // a checkpoint covers the records so far, which make the tree
 }
 
 // ScanSegment reads a segment up to its last checkpoint, and checks that
@@ -94,7 +94,7 @@ func (s *Scanned) batches(frames *state.FrameReader, v ScanVisitor, last *[]byte
 			*last = append((*last)[:0:0], data...)
 			s.Tree, s.End = t, frames.Offset()
 			if v.Settled != nil {
-				v.Settled()
+				v.Settled(&t)
 			}
 		default:
 			return fmt.Errorf("a frame of unknown kind %q before offset %d", kind, frames.Offset())

@@ -3,41 +3,18 @@ package admin
 import (
 	"context"
 	"crypto/ecdsa"
-	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/user"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/vouchd/vouchd/attest/node"
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
-	"github.com/vouchd/vouchd/state"
 )
-
-// openState takes the state directory of a daemon that is stopped.
-func openState(path, command string) (*state.Dir, error) {
-	if info, err := os.Stat(path); err != nil {
-		return nil, err
-	} else if st, ok := info.Sys().(*syscall.Stat_t); ok && int(st.Uid) != os.Geteuid() {
-		owner := "#" + strconv.Itoa(int(st.Uid))
-		if u, err := user.LookupId(strconv.Itoa(int(st.Uid))); err == nil {
-			owner = u.Username
-		}
-		return nil, fmt.Errorf("%s belongs to the user %s; run this as that user: sudo -u '%s' %s", path, owner, owner, command)
-	}
-	dir, err := state.Open(path)
-	if errors.Is(err, state.ErrInUse) {
-		return nil, fmt.Errorf("%w; stop the daemon first, with: systemctl stop vouchd", err)
-	}
-	return dir, err
-}
 
 // resetPrefix begins the names of directories with former states.
 const resetPrefix = "before-reset-"
@@ -82,7 +59,7 @@ and an enrolled host must be enrolled again.`,
 }
 
 func reset(path string, now time.Time, command string) (resetView, error) {
-	dir, err := openState(path, command)
+	dir, err := cli.OpenState(path, command)
 	if err != nil {
 		return resetView{}, err
 	}
@@ -167,7 +144,7 @@ func bindKeys(o *cli.Options, cmd *cobra.Command, rootFile string, approval []by
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
 		return err
 	}
-	dir, err := openState(c.StateDir, cmd.CommandPath())
+	dir, err := cli.OpenState(c.StateDir, cmd.CommandPath())
 	if err != nil {
 		return err
 	}

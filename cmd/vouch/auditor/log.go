@@ -29,7 +29,7 @@ func newLog(o *cli.Options) *cobra.Command {
 directory, a copy of it or an archive. Without DIR they read this host's log.`,
 	}
 	cmd.AddCommand(
-		newLogShow(o), newLogExplain(o), newLogReport(o), newLogVerify(o), newLogArchive(o),
+		newLogShow(o), newLogExplain(o), newLogReport(o), newLogVerify(o), newLogArchive(o), newLogRestart(o),
 		newLogProve(o), newLogVerifyProof(o), newLogConsistency(o), newLogVerifyConsistency(o),
 		deprecatedAs("check-proof --key KEY FILE", newLogVerifyProof(o), "vouch log verify-proof"),
 		deprecatedAs("check-consistency --key KEY PROOF OLDER NEWER", newLogVerifyConsistency(o), "vouch log verify-consistency"),
@@ -322,7 +322,7 @@ func (v *tpmVerifier) Statement(statement []byte, logKey ed25519.PublicKey) (aud
 		}
 	}
 	v.machine = machine
-	return audit.NodeFacts{EKSHA256: machine.EKSHA256, AKName: machine.AKName, NodeKey: machine.NodeKey}, nil
+	return audit.NodeFacts{EKSHA256: machine.EKSHA256, AKName: machine.AKName, NodeKey: machine.NodeKey, Born: machine.Born}, nil
 }
 
 // Anchor checks an anchor of the machine whose statement was checked last.

@@ -3,12 +3,9 @@ package daemon
 import (
 	"context"
 	"crypto/ed25519"
-	"crypto/rand"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"sync"
 	"time"
@@ -36,12 +33,12 @@ type records struct {
 // openRecords opens the attestation log and records the start, with what proves
 // this machine's keys, anchored in the TPM.
 func openRecords(ctx context.Context, c config.Log, m *machine, logger *slog.Logger) (*records, error) {
-	key, err := m.logKey(ctx)
+	k, err := m.logKey(ctx)
 	if err != nil {
 		return nil, err
 	}
-	public := key.Public().(ed25519.PublicKey)
-	statement, err := m.node.Statement(ctx, public)
+	public := k.Public().(ed25519.PublicKey)
+	statement, err := m.node.Statement(ctx, public, k.born)
 	if err != nil {
 		return nil, err
 	}
@@ -49,17 +46,26 @@ func openRecords(ctx context.Context, c config.Log, m *machine, logger *slog.Log
 	if err != nil {
 		return nil, fmt.Errorf("verifying this machine's own statement: %w", err)
 	}
-	name := sha256.Sum256(public)
 	r := &records{config: c, machine: m, slog: logger}
 	r.Log, err = writer.Open(r.dir(), writer.Options{
-		Origin:      m.config.TrustDomain.Name() + "/" + hex.EncodeToString(name[:8]),
-		Key:         key,
-		TPM:         m.node,
+		Origin:      originOf(m.config.TrustDomain, public),
+		Key:         k.PrivateKey,
+		TPM:         anchorer{m.node, verified},
+		Begun:       k.begun,
+		Kept:        k.mark,
+		Keep:        func(signed []byte) error { return m.state.Save(logMark, 1, signed) },
+		Restart:     k.restart,
 		Logger:      logger,
 		AnchorEvery: c.AnchorEvery,
 		MaxBytes:    int64(c.MaxMiB) << 20,
 		KeepFor:     c.KeepFor,
 	})
+	if errors.Is(err, writer.ErrMissing) || errors.Is(err, writer.ErrRolledBack) {
+		err = fmt.Errorf("%w; nothing is issued until it is back: restore %s from a copy, or begin another log with: vouch log restart --reason '…'", err, r.dir())
+	}
+	if err == nil && k.restart != nil {
+		err = m.state.Remove(audit.RestartFile)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -85,39 +91,6 @@ func openRecords(ctx context.Context, c config.Log, m *machine, logger *slog.Log
 }
 
 func (r *records) dir() string { return r.machine.state.Path("log") }
-
-// logKey unseals the key that signs the log's checkpoints, or makes one and
-// seals it to this TPM.
-func (m *machine) logKey(ctx context.Context) (ed25519.PrivateKey, error) {
-	const file, format = "log-key", 1
-	blob, _, err := m.state.Load(file, format)
-	if errors.Is(err, fs.ErrNotExist) {
-		return m.makeLogKey(ctx, file, format)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("loading the log key: %w", err)
-	}
-	seed, err := m.node.Unseal(ctx, file, blob)
-	if err != nil {
-		return nil, fmt.Errorf("unsealing the log key: %w", err)
-	}
-	if len(seed) != ed25519.SeedSize {
-		return nil, fmt.Errorf("unsealing the log key: %d bytes, want %d", len(seed), ed25519.SeedSize)
-	}
-	return ed25519.NewKeyFromSeed(seed), nil
-}
-
-func (m *machine) makeLogKey(ctx context.Context, file string, format int) (ed25519.PrivateKey, error) {
-	_, key, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	blob, err := m.node.Seal(ctx, file, key.Seed())
-	if err != nil {
-		return nil, fmt.Errorf("sealing the log key: %w", err)
-	}
-	return key, m.state.Save(file, format, blob)
-}
 
 // run hands the log on until the context ends.
 func (r *records) run(ctx context.Context) {

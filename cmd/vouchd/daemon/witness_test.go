@@ -43,8 +43,10 @@ func TestWitnessTellsThatTheLogWasSetBack(t *testing.T) {
 		t.Fatalf("vouch log verify exits %d: %s%s", code, out, stderr)
 	}
 
+	// Disk and TPM, as of a virtual machine: nothing on the machine tells.
 	old := t.TempDir()
 	must(t, os.CopyFS(old, os.DirFS(h.Path("state"))))
+	setTPMBack := h.TPM.Snapshot()
 	h.Start()
 	_, err := h.Fetch() // what shall be forgotten
 	must(t, err)
@@ -63,6 +65,7 @@ func TestWitnessTellsThatTheLogWasSetBack(t *testing.T) {
 	must(t, os.RemoveAll(h.Path("state")))
 	must(t, os.CopyFS(h.Path("state"), os.DirFS(old)))
 	must(t, os.Chmod(h.Path("state"), 0o700))
+	setTPMBack()
 	if out, _, code := h.Vouch("log", "verify", "--checkpoint", h.Path("checkpoint")); code != 1 || !strings.Contains(out, "failure: rolled-back") {
 		t.Errorf("vouch log verify of the old state exits %d: %s", code, out)
 	}
@@ -81,7 +84,7 @@ func TestWitnessTellsThatTheLogWasSetBack(t *testing.T) {
 	}
 	h.Stop()
 	out, _, code = h.Vouch("log", "verify", "--checkpoint", h.Path("checkpoint"))
-	for _, want := range []string{"failure: fork", "failure: counter-gap", "warning: witness-refused"} {
+	for _, want := range []string{"failure: fork", "warning: witness-refused"} {
 		if code != 1 || !strings.Contains(out, want) {
 			t.Errorf("vouch log verify exits %d without %q: %s", code, want, out)
 		}
