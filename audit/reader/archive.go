@@ -97,8 +97,8 @@ func (a *archiver) segments(segs *format.OpenedSegments) error {
 		if err != nil {
 			return err
 		}
-		size := s.Size()
-		if i == len(segs.Firsts)-1 {
+		size, last := s.Size(), i == len(segs.Firsts)-1
+		if last || size%format.Preallocated == 0 { // it may have zeros at its end
 			end, err := format.ScanSegment(s, format.ScanVisitor{})
 			if err != nil {
 				return fmt.Errorf("%s: %w", format.SegmentName(first), err)
@@ -106,7 +106,10 @@ func (a *archiver) segments(segs *format.OpenedSegments) error {
 			if _, err := s.Seek(0, io.SeekStart); err != nil {
 				return err
 			}
-			size, a.size = end.End, uint64(end.Tree.Size)
+			size = end.End
+			if last {
+				a.size = uint64(end.Tree.Size)
+			}
 		}
 		if err := a.put(format.SegmentName(first), size, s); err != nil {
 			return err

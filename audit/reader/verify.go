@@ -135,6 +135,9 @@ func (v *verifier) run(ctx context.Context) error {
 	return v.tiles.end(ctx)
 }
 
+// rereads is how often a frame that is not whole is read again while a daemon writes.
+const rereads = 3
+
 func (v *verifier) segment(ctx context.Context, f *format.Still, first uint64, last bool) error {
 	v.name = format.SegmentName(first)
 	v.rep.Segments++
@@ -146,17 +149,32 @@ func (v *verifier) segment(ctx context.Context, f *format.Still, first uint64, l
 	if err == nil {
 		err = v.header(data, first)
 	}
-	for err == nil {
+	var tail []byte
+	var damage error // why a crash can't have left the end
+	for again := rereads; err == nil; {
 		if err = ctx.Err(); err != nil {
 			return err
 		}
-		err = v.frame(frames)
+		if err = v.frame(frames); err == nil {
+			again = rereads
+			continue
+		}
+		if errors.Is(err, state.ErrNoFrame) {
+			tail, damage = f.Tail(frames.Offset())
+			if damage != nil && v.o.Live && last && again > 0 {
+				again-- // what was read may have been half written, and be whole by now
+				frames, err = f.Frames(frames.Offset()), nil
+			}
+		}
 	}
-	switch {
-	case err == io.EOF && v.waiting == 0:
+	switch unfinished := v.waiting > 0 || len(tail) > 0; {
+	case err == io.EOF && !unfinished:
 		return nil
+	case errors.Is(err, state.ErrNoFrame) && v.begun && damage == nil && !unfinished:
+		return nil // zeros for what was to come
 	case err == io.EOF, errors.Is(err, state.ErrNoFrame):
-		return v.broken(err, f, frames.Offset(), last)
+		v.broken(err, frames.Offset(), last && v.begun && damage == nil)
+		return nil
 	default:
 		return fmt.Errorf("%s: %w", v.name, err)
 	}
@@ -316,18 +334,12 @@ func (v *verifier) checkpoint(signed []byte) {
 	v.checkpoints.add(signed, v.size(), v.root())
 }
 
-// broken deals with bytes that are no frame, or leaves without a checkpoint.
-// The next segment's header brings a tree to go on with.
-func (v *verifier) broken(cause error, f *format.Still, off int64, last bool) error {
+// broken deals with bytes that are no frame, or leaves without a checkpoint; torn is
+// whether a crash can have left them. The next segment's header brings a tree to go
+// on with.
+func (v *verifier) broken(cause error, off int64, torn bool) {
 	v.drop()
 	place := fmt.Sprintf("%s at offset %d", v.name, off)
-	torn := last && v.begun && cause == io.EOF
-	if last && v.begun && !torn {
-		var err error
-		if torn, err = f.TornAt(off); err != nil {
-			return err
-		}
-	}
 	switch {
 	case torn && v.o.Live:
 		v.rep.add(Finding{Severity: Note, Name: "torn-end", Place: place, Message: "the log ends in an unfinished batch",
@@ -342,7 +354,6 @@ func (v *verifier) broken(cause error, f *format.Still, off int64, last bool) er
 		v.rep.add(Finding{Severity: Failure, Name: "damage", Place: v.name, Message: cause.Error(),
 			Meaning: "the file was changed, or the disk damaged it; what follows in the file can't be read"})
 	}
-	return nil
 }
 
 func (v *verifier) end() {

@@ -258,6 +258,8 @@ func (c *tileChecker) end(ctx context.Context) error {
 	}
 	return fs.WalkDir(v.fsys, ".", func(name string, d fs.DirEntry, err error) error {
 		switch {
+		case errors.Is(err, fs.ErrNotExist) && v.o.Live:
+			return nil // removed since it was listed
 		case err != nil:
 			return err
 		case ctx.Err() != nil:

@@ -228,14 +228,7 @@ func (l *Log) write(b *batch) (format.Tree, error) {
 		return format.Tree{}, fmt.Errorf("signing checkpoint: %w", err)
 	}
 	b.buf = state.AppendFrame(b.buf, format.KindCheckpoint, signed)
-	if _, err := l.seg.file.WriteAt(b.buf, l.seg.off); err != nil {
-		return format.Tree{}, err
-	}
-	if err := l.seg.file.sync(); err != nil {
-		return format.Tree{}, err
-	}
-	l.seg.off += int64(len(b.buf))
-	return t, nil
+	return t, l.seg.write(b.buf)
 }
 
 // committed takes note of a durable batch. The caller holds commit and mu.
@@ -248,6 +241,8 @@ func (l *Log) committed(b *batch) {
 	}
 	full := l.seg.off >= l.opt.SegmentBytes || now.Sub(l.segFrom) >= l.opt.SegmentAge
 	l.segDue = full && !l.pending.rotate // a batch that began meanwhile may see to it already
+	l.room.since += l.seg.grown
+	l.seg.grown = 0
 	if b.lastNews >= 0 {
 		l.carry.news = b.first + uint64(b.lastNews) + 1
 	}
@@ -308,7 +303,7 @@ func (l *Log) rotate() error {
 		return err
 	}
 	if l.seg != nil {
-		l.seg.file.Close()
+		l.seg.close()
 	}
 	l.seg = seg
 	return nil

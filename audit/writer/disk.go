@@ -28,6 +28,7 @@ type file interface {
 	io.ReaderAt
 	io.WriterAt
 	size() (int64, error)
+	truncate(size int64) error
 	// sync returns when the contents, and what is needed to read them again,
 	// are durable. After an error nothing is known about what was written
 	// before, and it must not be tried again on this file.
@@ -116,6 +117,8 @@ func (d *directory) syncDir(dir string) (err error) {
 }
 
 type osFile struct{ *os.File }
+
+func (f osFile) truncate(size int64) error { return f.Truncate(size) }
 
 func (f osFile) size() (int64, error) {
 	fi, err := f.Stat()

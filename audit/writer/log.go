@@ -256,7 +256,7 @@ func (l *Log) Close(ctx context.Context) error {
 	l.mu.Lock()
 	l.fail(ErrClosed)
 	l.mu.Unlock()
-	return errors.Join(err, l.seg.file.Close(), l.close())
+	return errors.Join(err, l.seg.close(), l.close())
 }
 
 // Status returns the log's state.

@@ -51,7 +51,12 @@ func (l *Log) recover() (cut *audit.LogEvent, err error) {
 		f.Close()
 		return nil, err
 	}
-	l.seg = &segment{file: f, name: name, first: first, off: s.End}
+	room, err := f.size()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	l.seg = &segment{file: f, name: name, first: first, off: s.End, room: room}
 	l.adopt(s, carry)
 	l.segDue = s.Tree.Size == int64(first) // the crash came before its first record
 	return cut, nil
@@ -219,19 +224,15 @@ func (l *Log) scan(f file, name string, first uint64, kept audit.Checkpoint) (fo
 	return s, carry, cut, nil
 }
 
-// cuttable tells what would be cut off behind the last checkpoint, or why it
-// may not be: a whole checkpoint in there means that callers were told of those
-// records, or may have been.
+// cuttable tells what would be cut off behind the last checkpoint, nil where nothing
+// was written there, or why it may not be.
 func cuttable(f file, end, size int64) (*audit.LogEvent, error) {
-	if size-end > format.MaxBatchTail {
-		return nil, fmt.Errorf("%d bytes behind the last checkpoint are more than a crash can leave", size-end)
-	}
-	tail := make([]byte, size-end)
-	if _, err := f.ReadAt(tail, end); err != nil {
+	tail, err := format.ReadTail(f, end, size)
+	if err != nil {
 		return nil, err
 	}
-	if at := format.FindCheckpoint(tail); at >= 0 {
-		return nil, fmt.Errorf("there is a checkpoint behind it, at offset %d", end+int64(at))
+	if len(tail) == 0 {
+		return nil, nil
 	}
 	return &audit.LogEvent{Cut: uint64(len(tail)), CutSHA256: fmt.Sprintf("%x", sha256.Sum256(tail))}, nil
 }
@@ -274,7 +275,7 @@ func (l *Log) remake() (refused uint64, err error) {
 		if err != nil {
 			return 0, err
 		}
-		l.seg.file = f
+		l.seg.file, l.seg.room = f, l.seg.off
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

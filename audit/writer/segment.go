@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"path"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vouchd/vouchd/audit/internal/format"
 	"github.com/vouchd/vouchd/state"
 )
@@ -17,6 +19,51 @@ type segment struct {
 	name  string
 	first uint64
 	off   int64 // where the next batch goes; all before is durable
+	room  int64 // up to where the file is filled with zeros
+	grown int64 // bytes of zeros that are not accounted for yet
+	bad   bool  // writing to it failed: what stands behind off shows the next start that
+}
+
+// write makes a batch durable. It goes where zeros are already, so that the sync has
+// no size to make durable.
+func (s *segment) write(batch []byte) (err error) {
+	defer func() { s.bad = err != nil }()
+	if err := s.makeRoom(s.off + int64(len(batch))); err != nil {
+		return err
+	}
+	if _, err := s.file.WriteAt(batch, s.off); err != nil {
+		return err
+	}
+	if err := s.file.sync(); err != nil {
+		return err
+	}
+	s.off += int64(len(batch))
+	return nil
+}
+
+// makeRoom fills the file with zeros from an end on, unless it is already. On a disk
+// that is full, the batch alone may still fit.
+func (s *segment) makeRoom(end int64) error {
+	if end <= s.room {
+		return nil
+	}
+	room := (end/format.Preallocated + 1) * format.Preallocated
+	_, err := s.file.WriteAt(make([]byte, room-end), end)
+	if errors.Is(err, unix.ENOSPC) {
+		s.room = end
+		return s.file.truncate(s.off)
+	}
+	s.grown += room - max(s.room, end)
+	s.room = room
+	return err
+}
+
+// close takes away the zeros behind the last batch. They do no harm where they stay.
+func (s *segment) close() error {
+	if s.room > s.off && !s.bad {
+		s.file.truncate(s.off)
+	}
+	return s.file.Close()
 }
 
 // createSegment makes a segment durable under its name, with only a header, or

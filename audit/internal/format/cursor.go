@@ -131,6 +131,9 @@ func after(firsts []uint64, first uint64) (uint64, bool) {
 	return 0, false
 }
 
+// rereads is how often a frame that is not whole is read again.
+const rereads = 3
+
 // segment reads on in the segment, batch by batch, to its end.
 func (c *Cursor) segment(ctx context.Context, take func(uint64, []byte) error) error {
 	f, err := OpenStill(c.FS, SegmentName(c.First))
@@ -141,22 +144,27 @@ func (c *Cursor) segment(ctx context.Context, take func(uint64, []byte) error) e
 		return err
 	}
 	defer f.Close()
-	if _, err := f.Seek(c.off, io.SeekStart); err != nil {
-		return err
-	}
-	frames := Frames(f, c.off)
+	frames := f.Frames(c.off)
 	c.batch = c.batch[:0]
-	for {
+	for again := rereads; ; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		kind, data, err := frames.Next()
 		switch {
-		case err == io.EOF, errors.Is(err, state.ErrNoFrame):
-			return c.atEnd(f, frames.Offset(), err)
+		case err == io.EOF:
+			return nil
+		case errors.Is(err, state.ErrNoFrame):
+			if err = c.atEnd(f, frames.Offset(), err); err == nil || again == 0 {
+				return err
+			}
+			again-- // what was read may have been half written, and be whole by now
+			frames = f.Frames(frames.Offset())
+			continue
 		case err != nil:
 			return err
 		}
+		again = rereads
 		switch kind {
 		case KindSegment:
 			c.off = frames.Offset()
@@ -193,15 +201,8 @@ func (c *Cursor) deliver(take func(uint64, []byte) error) error {
 
 // atEnd tells an unfinished end, which may grow, from damage.
 func (c *Cursor) atEnd(f *Still, off int64, cause error) error {
-	if cause == io.EOF {
-		return nil
-	}
-	torn, err := f.TornAt(off)
-	if err != nil {
-		return err
-	}
-	if !torn {
-		return fmt.Errorf("%s: %w", SegmentName(c.First), cause)
+	if _, err := f.Tail(off); err != nil {
+		return fmt.Errorf("%s: %w: %w", SegmentName(c.First), cause, err)
 	}
 	return nil
 }

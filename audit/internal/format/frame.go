@@ -21,10 +21,3 @@ const (
 func Frames(r io.Reader, offset int64) *state.FrameReader {
 	return state.NewFrameReader(r, offset, MaxFrame)
 }
-
-// FindCheckpoint looks for a whole checkpoint frame anywhere in b and returns
-// where it starts, or -1.
-func FindCheckpoint(b []byte) int {
-	at, _ := state.FindFrame(b, KindCheckpoint, MaxFrame)
-	return at
-}

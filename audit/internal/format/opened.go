@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+
+	"github.com/vouchd/vouchd/state"
 )
 
 // A Still is a file as long as it was when it was opened. A daemon may append
@@ -33,18 +35,13 @@ func OpenStill(fsys fs.FS, name string) (*Still, error) {
 	return &Still{io.NewSectionReader(at, 0, fi.Size()), f}, nil
 }
 
-// TornAt tells whether the rest of the file is what a crash can leave.
-func (s *Still) TornAt(off int64) (bool, error) {
-	n := s.Size() - off
-	if n > MaxBatchTail {
-		return false, nil
-	}
-	tail := make([]byte, max(0, n))
-	if _, err := s.ReadAt(tail, off); err != nil && err != io.EOF {
-		return false, err
-	}
-	return FindCheckpoint(tail) < 0, nil
+// Frames returns a reader of the frames from an offset on.
+func (s *Still) Frames(offset int64) *state.FrameReader {
+	return Frames(io.NewSectionReader(s, offset, s.Size()-offset), offset)
 }
+
+// Tail reads what stands at an offset, behind the last checkpoint, as [ReadTail] does.
+func (s *Still) Tail(off int64) ([]byte, error) { return ReadTail(s, off, s.Size()) }
 
 // OpenedSegments are a log's segments as they were at one moment.
 type OpenedSegments struct {
