@@ -246,6 +246,7 @@ func (v *verifier) startAt(t format.Tree) {
 
 // goOn takes up another tree than the one grown so far.
 func (v *verifier) goOn(t format.Tree) {
+	v.checkpoints.start()     // those so far are not of a prefix of this tree
 	v.signed = uint64(t.Size) // a segment's header has a checkpoint
 	v.tiles.off = t.Size > 0  // the hashes before are not known
 	v.set = &format.TileSet{Tree: t}
