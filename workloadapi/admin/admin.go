@@ -52,13 +52,28 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 	s.Entries.routes(mux)
 	s.Secrets.routes(mux)
 	s.Bundles.routes(mux)
+	return serve(ctx, l, mux, s.Logger)
+}
+
+// ServeStatus answers on l until the context ends, and only how the daemon is: for one
+// that waits for something before it can serve.
+func ServeStatus(ctx context.Context, l *net.UnixListener, status func() view.Status, logger *slog.Logger) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { reply(w, status()) })
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "the daemon does not serve yet; vouch status says why", http.StatusServiceUnavailable)
+	})
+	return serve(ctx, l, mux, logger)
+}
+
+func serve(ctx context.Context, l *net.UnixListener, mux *http.ServeMux, logger *slog.Logger) error {
 	h := &http.Server{
 		Handler:           ofAskers(mux),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      30 * time.Second,
 		MaxHeaderBytes:    maxHeaderLen,
-		ErrorLog:          slog.NewLogLogger(s.Logger.Handler(), slog.LevelDebug),
+		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
 	}
 	stop := context.AfterFunc(ctx, func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)

@@ -61,6 +61,9 @@ type held struct {
 // own.
 func AnswerAgain[T any](ctx context.Context, c *Caller, same Repeat, build func(context.Context, *Caller) (T, []audit.Record, error)) (answer T, err error) {
 	w, key := &c.gate.windows, keyOf(c)
+	if c.gate.recorder.log.Status().Err != nil {
+		return Answer(ctx, c, build) // which says so: how often it was given again could not be recorded
+	}
 	if old, ok := w.again(key, same.Of); ok {
 		if again, ok := old.(T); ok {
 			if err := c.prove(ctx); err != nil {

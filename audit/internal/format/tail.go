@@ -12,8 +12,8 @@ import (
 // written: making a batch durable then changes no size. A crash leaves zeros behind
 // the last batch, and of the batch in flight any of its sectors.
 const (
-	Preallocated = 256 << 10 // bytes, of which a segment's file is a multiple meanwhile
-	sector       = 512       // bytes that a disk writes whole, or not at all
+	Preallocated = 64 << 10 // bytes, of which a segment's file is a multiple meanwhile
+	sector       = 512      // bytes that a disk writes whole, or not at all
 	maxTail      = MaxBatchTail + Preallocated
 )
 

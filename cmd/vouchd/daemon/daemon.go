@@ -68,7 +68,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.machine.close()) }()
-	if d.log, err = openRecords(ctx, d.config.Log, d.machine, d.slog); err != nil {
+	if err := d.openLog(ctx, agent, admins); err != nil || d.log == nil {
 		return err
 	}
 	defer d.log.lastWords(ctx)

@@ -82,7 +82,11 @@ func openRecords(ctx context.Context, c config.Log, m *machine, logger *slog.Log
 		Config: &audit.Config{Version: version.String()},
 	})
 	if err == nil {
-		err = r.Anchor(ctx)
+		// A full disk may still have room in the log itself, and none beside it.
+		if err = r.Anchor(ctx); takesNoRecord(err) && r.Status().Err == nil {
+			logger.Error("the log is not anchored as the daemon starts", "err", err)
+			err = nil
+		}
 	}
 	if err != nil {
 		return nil, errors.Join(err, r.Close(ctx))
