@@ -7,18 +7,14 @@ import (
 	"net"
 	"time"
 
-	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/status"
 
 	"github.com/vouchd/vouchd/packaging/version"
 	"github.com/vouchd/vouchd/systemd"
 	"github.com/vouchd/vouchd/workloadapi/admin"
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
+	"github.com/vouchd/vouchd/workloadapi/gate"
 )
 
 // spaceEvery is how often a daemon looks whether there is space for its log.
@@ -37,7 +33,7 @@ func (d *daemon) openLog(ctx context.Context, agent, admins *net.UnixListener) (
 	problem := err
 	group, waiting := errgroup.WithContext(ctx)
 	waiting, enough := context.WithCancel(waiting)
-	group.Go(func() error { return d.refuse(waiting, agent, problem) })
+	group.Go(func() error { return d.refuse(waiting, agent) })
 	group.Go(func() error { return d.tellStatus(waiting, admins, problem) })
 	group.Go(func() error { return systemd.Watchdog(waiting, func(context.Context) error { return nil }) })
 	group.Go(func() error {
@@ -78,23 +74,12 @@ func takesNoRecord(err error) bool {
 }
 
 // refuse answers every call of the agent socket with an error that says why.
-func (d *daemon) refuse(ctx context.Context, l *net.UnixListener, problem error) error {
-	const connections = 64
+func (d *daemon) refuse(ctx context.Context, l *net.UnixListener) error {
 	ours, err := twin(l)
 	if err != nil {
 		return err
 	}
-	s := grpc.NewServer(
-		grpc.MaxConcurrentStreams(1), grpc.ConnectionTimeout(5*time.Second), grpc.MaxRecvMsgSize(16<<10), grpc.MaxHeaderListSize(16<<10),
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: time.Second, MaxConnectionAge: 5 * time.Second, MaxConnectionAgeGrace: time.Second}),
-		grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error {
-			return status.Error(codes.Unavailable, "the host's attestation log can't be written, so nothing is issued; try again later")
-		}))
-	defer context.AfterFunc(ctx, s.Stop)()
-	if err := s.Serve(netutil.LimitListener(ours, connections)); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("refusing calls while the log can't be written: %w", err)
-	}
-	return nil
+	return gate.ServeUnavailable(ctx, ours, "the host's attestation log can't be written, so nothing is issued; try again later")
 }
 
 // tellStatus answers administrators how the daemon is.
