@@ -40,7 +40,7 @@ type chain struct {
 	whole     bool     // this copy has brought everything that its records rest on
 
 	keys    map[string]keySpan
-	intents map[string]uint64 // leases: intents without a result, by kind and request
+	intents intents
 
 	announced *leafAt // an anchor that is about to come
 	lost      uint64  // announcements without an anchor since the last one
@@ -54,14 +54,11 @@ type keySpan struct {
 	from, to time.Time
 }
 
-// Bounds of what is remembered.
-const (
-	maxKeys    = 4096
-	maxIntents = 65536
-)
+// maxKeys bounds how many authority keys are remembered.
+const maxKeys = 4096
 
 func newChain(o VerifyOptions, r *Report) *chain {
-	return &chain{o: o, rep: r, keys: map[string]keySpan{}, intents: map[string]uint64{}}
+	return &chain{o: o, rep: r, keys: map[string]keySpan{}, intents: intents{}}
 }
 
 func (c *chain) record(l *leafAt) {
@@ -95,8 +92,8 @@ func (c *chain) record(l *leafAt) {
 		c.key(&l.Leaf)
 	case audit.EventX509SVID, audit.EventJWTSVID:
 		c.svid(&l.Leaf)
-	case audit.EventLeaseIntent, audit.EventLeaseGrant, audit.EventLeaseRevokeIntent, audit.EventLeaseRevoke:
-		c.lease(&l.Leaf)
+	case audit.EventLeaseIntent, audit.EventLeaseGrant, audit.EventLeaseRevokeIntent, audit.EventLeaseRevoke, audit.EventLeaseEnd:
+		c.intents.take(&l.Leaf)
 	}
 	if l.Node != nil && len(l.Node.Statement) > 0 {
 		c.state(l.Node)
@@ -264,24 +261,6 @@ func (c *chain) svid(l *audit.Leaf) {
 	}
 }
 
-// lease ties intents to results.
-func (c *chain) lease(l *audit.Leaf) {
-	id := "grant " + l.RequestID
-	if l.Event == audit.EventLeaseRevokeIntent || l.Event == audit.EventLeaseRevoke {
-		id = "revoke " + l.RequestID
-	}
-	if l.Credential != nil {
-		id += " " + l.Credential.Name
-	}
-	if l.Event == audit.EventLeaseGrant || l.Event == audit.EventLeaseRevoke {
-		delete(c.intents, id)
-		return
-	}
-	if len(c.intents) < maxIntents {
-		c.intents[id] = l.Index
-	}
-}
-
 // announce remembers where the next anchor must hold.
 func (c *chain) announce(l *leafAt) {
 	if c.announced != nil {
@@ -393,14 +372,10 @@ func (c *chain) end(size uint64) {
 		c.fail("rolled-back", fmt.Sprintf("the TPM's counter was seen at %d, and the last anchor has %d", c.o.Counter, c.rep.Counter),
 			"records at the end were removed, or this is an older copy")
 	}
-	for id, index := range c.intents {
-		if c.o.Live && index >= c.rep.Anchored {
-			continue
+	for _, i := range c.intents.orphans(c.time) {
+		if !c.o.Live || i.index < c.rep.Anchored {
+			c.rep.add(i.finding(c.time))
 		}
-		at := index
-		kind, _, _ := strings.Cut(id, " ")
-		c.rep.add(Finding{Severity: Warning, Name: "orphaned-intent", Index: &at, Message: "the " + kind + " announced here has no result",
-			Meaning: "the daemon was interrupted; the credential may exist at its source, see that it was revoked"})
 	}
 }
 

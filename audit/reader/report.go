@@ -22,6 +22,9 @@ const (
 	Note    Severity = "note"    // what this verification could not, or need not, check
 )
 
+// rank orders severities, the worst first.
+func (s Severity) rank() int { return slices.Index([]Severity{Failure, Warning, Note}, s) }
+
 // A Finding is one thing that verifying found, with what it means.
 type Finding struct {
 	Severity Severity `json:"severity"`
@@ -34,8 +37,13 @@ type Finding struct {
 	order uint64 // how many checkpoints were met before it
 }
 
-// maxFindings bounds how many findings of one name a report lists.
-const maxFindings = 20
+// Bounds of what a report lists. The text shows the first findings of each name;
+// the report itself leaves none out but for a log made to have more than a reader
+// could hold.
+const (
+	maxShown    = 20      // of one name
+	maxFindings = 100_000 // in all, beside the first of each name
+)
 
 // A Report is the result of [Verify].
 type Report struct {
@@ -78,7 +86,7 @@ func (r *Report) add(f Finding) {
 		f.order = r.order
 	}
 	f.Message, f.Place = printed(f.Message), printed(f.Place)
-	if r.counts[f.Name]++; r.counts[f.Name] > maxFindings {
+	if r.counts[f.Name]++; r.counts[f.Name] > maxShown && len(r.Findings) >= maxFindings {
 		r.Left[f.Name]++
 		return
 	}
@@ -97,7 +105,10 @@ func printed(s string) string {
 // conclude sets the verdict.
 func (r *Report) conclude() {
 	r.OK = !r.failed
-	slices.SortStableFunc(r.Findings, func(a, b Finding) int { return cmp.Compare(a.order, b.order) })
+	// The order of findings of one severity is that of the log, as it was read.
+	slices.SortStableFunc(r.Findings, func(a, b Finding) int {
+		return cmp.Or(cmp.Compare(a.Severity.rank(), b.Severity.rank()), cmp.Compare(a.order, b.order))
+	})
 	count := func(s Severity) (n int) {
 		for _, f := range r.Findings {
 			if f.Severity == s {
@@ -108,8 +119,7 @@ func (r *Report) conclude() {
 	}
 	switch {
 	case r.failed:
-		first := r.Findings[slices.IndexFunc(r.Findings, func(f Finding) bool { return f.Severity == Failure })]
-		r.Verdict = "the log does not hold: " + first.Message
+		r.Verdict = "the log does not hold: " + r.Findings[0].Message
 	case r.AnchorsByTPM:
 		r.Verdict = fmt.Sprintf("the log holds: %d records, the first %d anchored in the TPM", r.Signed-r.First, r.Anchored)
 	default:
@@ -160,15 +170,16 @@ func (r *Report) WriteText(w io.Writer) error {
 		}
 		row(head, "%7d %s", r.Events[audit.Event(e)], e)
 	}
-	for _, s := range []Severity{Failure, Warning, Note} {
-		for _, f := range r.Findings {
-			if f.Severity == s {
-				fmt.Fprintf(&b, "\n%s: %s%s: %s\n    %s\n", s, f.Name, f.at(), f.Message, sentence(f.Meaning))
-			}
+	shown := map[string]uint64{}
+	for _, f := range r.Findings {
+		if shown[f.Name]++; shown[f.Name] <= maxShown {
+			fmt.Fprintf(&b, "\n%s: %s%s: %s\n    %s\n", f.Severity, f.Name, f.at(), f.Message, sentence(f.Meaning))
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(r.Left)) {
-		fmt.Fprintf(&b, "\n%d more findings of %s are left out\n", r.Left[name], name)
+	for _, name := range slices.Sorted(maps.Keys(shown)) {
+		if more := shown[name] + r.Left[name]; more > maxShown {
+			fmt.Fprintf(&b, "\n%d more findings of %s are left out; --output json has them\n", more-maxShown, name)
+		}
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

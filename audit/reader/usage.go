@@ -185,9 +185,18 @@ func (id *IdentityUsage) conclude() {
 	if len(id.Programs) > 1 {
 		note("%d different programs had this identity", len(id.Programs))
 	}
-	if got := id.X509SVIDs + id.JWTSVIDs; id.Denied > got {
+	if got := id.served(); id.Denied > got {
 		note("denied %d times, served %d times", id.Denied, got)
 	}
+}
+
+// served counts what the identity was given.
+func (id *IdentityUsage) served() uint64 {
+	n := id.X509SVIDs + id.JWTSVIDs
+	for _, c := range id.Credentials {
+		n += c.Grants
+	}
+	return n
 }
 
 // listed adds a text to a short list without doubles.

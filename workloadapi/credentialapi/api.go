@@ -209,7 +209,11 @@ func (a *API) RevokeLease(ctx context.Context, req *credentialv1.RevokeLeaseRequ
 	}
 	r := c.Describe(audit.EventLeaseRevokeIntent)
 	r.SPIFFEID = holder.ID.String()
-	r.Credential = &audit.Credential{Lease: a.leases.LeaseHash(lease.ID), Name: lease.Credential, Kind: lease.Broker, Upstream: lease.Upstream, Handle: lease.Handle}
+	// When it ends anyway tells a reader that does not see the end yet whether it is overdue.
+	r.Credential = &audit.Credential{
+		Lease: a.leases.LeaseHash(lease.ID), Name: lease.Credential, Kind: lease.Broker, Upstream: lease.Upstream, Handle: lease.Handle,
+		NotAfter: lease.Expires, Revocation: string(lease.Revocation),
+	}
 	if err := c.Record(ctx, r); err != nil {
 		return nil, a.status(err)
 	}
