@@ -17,7 +17,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -187,95 +186,6 @@ func TestSinkTooFarBehindLosesTheOldestAndItIsCounted(t *testing.T) {
 	if s.Sent+s.Dropped != size || uint64(len(sink.seen())) != s.Sent {
 		t.Errorf("%d sent and %d dropped of %d", s.Sent, s.Dropped, size)
 	}
-}
-
-func TestOCSFHasEveryRequiredField(t *testing.T) {
-	t.Parallel()
-	var schema struct {
-		Every   []string
-		Classes map[string]struct {
-			Required   []string
-			AtLeastOne []string `json:"at_least_one"`
-			Activities []int
-		}
-		Objects map[string]struct {
-			Required   []string
-			AtLeastOne []string `json:"at_least_one"`
-		}
-	}
-	b, err := os.ReadFile(filepath.Join("testdata", "ocsf-1.2.0-required.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(b, &schema); err != nil {
-		t.Fatal(err)
-	}
-	needs := func(what string, o map[string]any, required, oneOf []string) {
-		t.Helper()
-		for _, name := range required {
-			if _, ok := o[name]; !ok {
-				t.Errorf("%s has no %s: %v", what, name, o)
-			}
-		}
-		if len(oneOf) > 0 && !slices.ContainsFunc(oneOf, func(name string) bool { _, ok := o[name]; return ok }) {
-			t.Errorf("%s has none of %v: %v", what, oneOf, o)
-		}
-	}
-	var walk func(name string, v any)
-	walk = func(name string, v any) {
-		o, ok := v.(map[string]any)
-		if !ok {
-			return
-		}
-		rules := schema.Objects[name]
-		needs(name, o, rules.Required, rules.AtLeastOne)
-		for inner, v := range o {
-			if inner != "unmapped" {
-				walk(inner, v)
-			}
-		}
-	}
-	classes := map[string]bool{}
-	for _, event := range allEvents(t) {
-		for _, outcome := range []audit.Outcome{audit.Success, audit.Denied, audit.Failed, audit.Expired} {
-			for _, leaf := range []audit.Leaf{
-				{Record: audit.Record{Event: event, Outcome: outcome}, Time: time.Now()},
-				{Record: record(event, outcome), Time: time.Now()},
-			} {
-				line, err := OCSF(&Event{LogID: "id", Host: "h", Entry: reader.Entry{Index: 4, Leaf: leaf, Raw: []byte("{}")}})
-				if err != nil {
-					t.Fatal(err)
-				}
-				var o map[string]any
-				if err := json.Unmarshal(line, &o); err != nil {
-					t.Fatal(err)
-				}
-				class := strconv.Itoa(int(o["class_uid"].(float64)))
-				classes[class] = true
-				rules, ok := schema.Classes[class]
-				activity := int(o["activity_id"].(float64))
-				if !ok || !slices.Contains(rules.Activities, activity) || o["type_uid"] != o["class_uid"].(float64)*100+o["activity_id"].(float64) {
-					t.Errorf("%s: class %s, activity %d", event, class, activity)
-				}
-				needs(string(event), o, append(slices.Clone(schema.Every), rules.Required...), rules.AtLeastOne)
-				walk("event", o)
-			}
-		}
-	}
-	if len(classes) != len(schema.Classes) {
-		t.Errorf("classes %v are used", classes)
-	}
-}
-
-// allEvents lists the events of the record's schema.
-func allEvents(t *testing.T) []audit.Event {
-	var s struct {
-		Properties struct{ Event struct{ Enum []audit.Event } }
-	}
-	if err := json.Unmarshal(audit.Schema, &s); err != nil || len(s.Properties.Event.Enum) == 0 {
-		t.Fatalf("no events in the schema: %v", err)
-	}
-	return s.Properties.Event.Enum
 }
 
 func TestLinesLeadBackToTheProof(t *testing.T) {

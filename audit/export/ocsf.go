@@ -2,6 +2,7 @@ package export
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -40,24 +41,29 @@ const (
 // ocsfEvent has what the three classes need, and what they recommend that a
 // record can tell.
 type ocsfEvent struct {
-	ActivityID   int           `json:"activity_id"`
-	CategoryUID  int           `json:"category_uid"`
-	ClassUID     int           `json:"class_uid"`
-	TypeUID      int           `json:"type_uid"`
-	SeverityID   int           `json:"severity_id"`
-	StatusID     int           `json:"status_id"`
-	StatusDetail string        `json:"status_detail,omitempty"`
-	Time         int64         `json:"time"` // ms since 1970
-	Duration     int64         `json:"duration,omitempty"`
-	Message      string        `json:"message"`
-	Metadata     ocsfMetadata  `json:"metadata"`
-	User         *ocsfUser     `json:"user,omitempty"`
-	Service      *ocsfEntity   `json:"service,omitempty"`
-	Actor        *ocsfActor    `json:"actor,omitempty"`
-	API          *ocsfAPI      `json:"api,omitempty"`
-	SrcEndpoint  *ocsfEndpoint `json:"src_endpoint,omitempty"`
-	FindingInfo  *ocsfFinding  `json:"finding_info,omitempty"`
-	Unmapped     ocsfUnmapped  `json:"unmapped"`
+	ActivityID   int            `json:"activity_id"`
+	ActivityName string         `json:"activity_name,omitempty"`
+	CategoryUID  int            `json:"category_uid"`
+	ClassUID     int            `json:"class_uid"`
+	TypeUID      int            `json:"type_uid"`
+	SeverityID   int            `json:"severity_id"`
+	StatusID     int            `json:"status_id"`
+	StatusDetail string         `json:"status_detail,omitempty"`
+	Time         int64          `json:"time"` // ms since 1970
+	Duration     int64          `json:"duration,omitempty"`
+	Count        uint64         `json:"count,omitempty"`
+	StartTime    int64          `json:"start_time,omitempty"`
+	EndTime      int64          `json:"end_time,omitempty"`
+	Message      string         `json:"message"`
+	Metadata     ocsfMetadata   `json:"metadata"`
+	User         *ocsfUser      `json:"user,omitempty"`
+	Service      *ocsfEntity    `json:"service,omitempty"`
+	Actor        *ocsfActor     `json:"actor,omitempty"`
+	API          *ocsfAPI       `json:"api,omitempty"`
+	SrcEndpoint  *ocsfEndpoint  `json:"src_endpoint,omitempty"`
+	Resources    []ocsfResource `json:"resources,omitempty"`
+	FindingInfo  *ocsfFinding   `json:"finding_info,omitempty"`
+	Unmapped     ocsfUnmapped   `json:"unmapped"`
 }
 
 type ocsfMetadata struct {
@@ -118,6 +124,13 @@ type ocsfEndpoint struct {
 	Hostname string `json:"hostname,omitempty"`
 }
 
+type ocsfResource struct {
+	Name  string    `json:"name,omitempty"`
+	Type  string    `json:"type,omitempty"`
+	UID   string    `json:"uid,omitempty"`
+	Owner *ocsfUser `json:"owner,omitempty"`
+}
+
 type ocsfFinding struct {
 	UID   string `json:"uid"`
 	Title string `json:"title"`
@@ -141,7 +154,7 @@ func OCSF(e *Event) ([]byte, error) {
 	uid := fmt.Sprintf("%s/%d", e.LogID, e.Index)
 	o := ocsfEvent{
 		ActivityID: activity, CategoryUID: class / 1000, ClassUID: class, TypeUID: class*100 + activity,
-		SeverityID: ocsfSeverity(l, class), StatusID: ocsfStatus(l), StatusDetail: l.Reason,
+		SeverityID: ocsfSeverity(l), StatusID: ocsfStatus(l, class), StatusDetail: l.Reason,
 		Time: l.Time.UnixMilli(), Duration: l.Duration.Milliseconds(), Message: message(l),
 		Metadata: ocsfMetadata{
 			Version: OCSFVersion, UID: uid, Sequence: e.Index, EventCode: l.Event, LogName: "attestation",
@@ -150,12 +163,17 @@ func OCSF(e *Event) ([]byte, error) {
 		Actor:    actor(l),
 		Unmapped: ocsfUnmapped{LogID: e.LogID, Index: e.Index, LeafHash: leafHash(e), Record: e.Raw},
 	}
+	if activity == activityOther {
+		o.ActivityName = activityName(l.Event)
+	}
+	o.use(l.Use)
 	switch class {
 	case classAuthentication:
 		o.User, o.Service = user(l), &ocsfEntity{"vouchd"}
 	case classAPI:
 		o.API = &ocsfAPI{Operation: string(l.Event), Service: &ocsfEntity{"vouchd"}}
 		o.SrcEndpoint = &ocsfEndpoint{Name: "localhost", Hostname: e.Host}
+		o.Resources = resources(l)
 	case classDetection:
 		o.FindingInfo = &ocsfFinding{UID: uid, Title: message(l)}
 	}
@@ -191,23 +209,68 @@ func ocsfClass(l *audit.Leaf) (class, activity int) {
 	return classAPI, activityOther
 }
 
-// ocsfSeverity is informational (1) for what went well, low (2) for what was
-// refused, medium (3) for what failed and what somebody should look at.
-func ocsfSeverity(l *audit.Leaf, class int) int {
+// activityName names what the class's own activities do not have.
+func activityName(e audit.Event) string {
+	switch e {
+	case audit.EventUse:
+		return "Use"
+	case audit.EventJWTValidated:
+		return "Validate"
+	}
+	return string(e)
+}
+
+// ocsfSeverity goes by the outcome: informational (1) for what went as it was to,
+// an expiry among it, low (2) for what was refused, medium (3) for what failed.
+// What somebody should look at although it went well stands out, and so does what
+// puts the machine or the log in doubt: high (4).
+func ocsfSeverity(l *audit.Leaf) int {
 	switch {
-	case class == classDetection, l.Outcome == audit.Failed:
+	case l.Event == audit.EventWitness, l.Event == audit.EventNode && l.Outcome != audit.Success:
+		return 4
+	case l.Event == audit.EventRecover, l.Outcome == audit.Failed:
 		return 3
-	case l.Outcome == audit.Denied:
+	case l.Event == audit.EventStreamEnd, l.Outcome == audit.Denied:
 		return 2
 	}
 	return 1
 }
 
-func ocsfStatus(l *audit.Leaf) int {
-	if l.Outcome == audit.Success {
+// ocsfStatus is success (1) or failure (2). Of a finding it is where its handling
+// stands, and a record's is always new (1).
+func ocsfStatus(l *audit.Leaf, class int) int {
+	if class == classDetection || l.Outcome == audit.Success || l.Outcome == audit.Expired {
 		return 1
 	}
 	return 2
+}
+
+// use adds how a lease was used, as far as somebody saw it.
+func (o *ocsfEvent) use(u *audit.Use) {
+	switch {
+	case u == nil:
+	case u.Source == "unknown":
+		o.StatusDetail = cmp.Or(o.StatusDetail, "use unknown")
+	default:
+		o.Count = u.Count
+		if !u.First.IsZero() {
+			o.StartTime, o.EndTime = u.First.UnixMilli(), u.Last.UnixMilli()
+		}
+	}
+}
+
+// resources is the credential that a record is about, by its name in the
+// configuration and at its source, and whose lease it is.
+func resources(l *audit.Leaf) []ocsfResource {
+	c := l.Credential
+	if c == nil || c.Name == "" && c.Handle == "" {
+		return nil
+	}
+	r := ocsfResource{Name: c.Name, Type: c.Kind, UID: cmp.Or(c.Handle, c.Lease)}
+	if l.SPIFFEID != "" {
+		r.Owner = &ocsfUser{Name: l.SPIFFEID}
+	}
+	return []ocsfResource{r}
 }
 
 func user(l *audit.Leaf) *ocsfUser {
@@ -224,7 +287,7 @@ func user(l *audit.Leaf) *ocsfUser {
 func actor(l *audit.Leaf) *ocsfActor {
 	w := l.Workload
 	if w == nil {
-		return &ocsfActor{AppName: "vouchd"}
+		return &ocsfActor{AppName: "vouchd"} // by itself
 	}
 	p := &ocsfProcess{PID: w.PID, User: &ocsfUser{UID: strconv.FormatUint(uint64(w.UID), 10)}}
 	if w.Path != "" {
@@ -233,7 +296,11 @@ func actor(l *audit.Leaf) *ocsfActor {
 			p.File.Hashes = []ocsfHash{{AlgorithmID: 3, Value: w.SHA256}} // SHA-256
 		}
 	}
-	return &ocsfActor{Process: p}
+	a := &ocsfActor{Process: p}
+	if l.SPIFFEID != "" {
+		a.User = user(l)
+	}
+	return a
 }
 
 // message is the record in a few words. Its texts are escaped already.

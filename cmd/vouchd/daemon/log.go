@@ -26,6 +26,7 @@ type records struct {
 	config    config.Log
 	machine   *machine
 	slog      *slog.Logger
+	began     uint64 // index of this run's first record
 	exports   []*exported
 	witnesses []*witnessed
 }
@@ -69,6 +70,7 @@ func openRecords(ctx context.Context, c config.Log, m *machine, logger *slog.Log
 	if err != nil {
 		return nil, err
 	}
+	r.began = r.Status().Size
 	err = r.Append(ctx, audit.Record{
 		Event:   audit.EventStart,
 		Outcome: audit.Success,

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,9 +21,10 @@ import (
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
-// serveMetrics serves what status says as Prometheus metrics, where the
-// configuration asks for it: on a Unix socket or a loopback address. There are
-// no SPIFFE IDs among the labels: they are many, and nobody's business.
+// serveMetrics serves what status says, and how often what was recorded, as
+// Prometheus metrics, where the configuration asks for it: on a Unix socket or a
+// loopback address. There are no SPIFFE IDs among the labels: they are many, and
+// nobody's business.
 func (d *daemon) serveMetrics(ctx context.Context) error {
 	if d.config.Metrics == "none" {
 		return nil
@@ -31,8 +33,17 @@ func (d *daemon) serveMetrics(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("serving metrics: %w", err)
 	}
+	events := newEventCounts(func(name string) bool {
+		_, ok := d.leases.engine.Definitions().Get(name)
+		return ok
+	})
+	ctx, cancel := context.WithCancel(ctx)
+	var counting sync.WaitGroup
+	counting.Go(func() { events.run(ctx, d.log, d.log.began) })
+	defer counting.Wait()
+	defer cancel()
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(statusCollector{secrets: d.leases.secrets.List, status: func() view.Status {
+	registry.MustRegister(statusCollector{events: events, secrets: d.leases.secrets.List, status: func() view.Status {
 		st := d.status()
 		admin.FillStatus(&st, d.identities.gate, d.identities.attester)
 		return st
@@ -72,6 +83,7 @@ func listenMetrics(address string) (net.Listener, error) {
 
 // A statusCollector makes metrics of the daemon's status, as it is asked for.
 type statusCollector struct {
+	events  *eventCounts
 	status  func() view.Status
 	secrets func() []sealed.Secret
 }
@@ -155,6 +167,7 @@ func (c statusCollector) Describe(descs chan<- *prometheus.Desc) {
 		descs <- m.desc
 	}
 	descs <- limited
+	descs <- eventsTotal
 	descs <- witnessUp
 	descs <- witnessRecords
 	descs <- witnessTime
@@ -174,6 +187,7 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 	for by, n := range limits(st.Limited) {
 		out <- prometheus.MustNewConstMetric(limited, prometheus.CounterValue, float64(n), by)
 	}
+	c.events.collect(out)
 	for _, w := range st.Log.Witnesses {
 		up := 1.0
 		if w.Error != "" {

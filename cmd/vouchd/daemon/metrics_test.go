@@ -28,3 +28,24 @@ func TestMetricsSayWhatStatusSays(t *testing.T) {
 		}
 	}
 }
+
+func TestMetricsCountWhatIsRecorded(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.Write("entries.d/a.yaml", daemontest.EntriesForVouch())
+	h.Start("metrics=unix:" + h.Path("metrics.sock"))
+	h.OK("fetch", "jwt", "--audience", "api")
+	if _, _, code := h.Vouch("get", "made-up"); code == 0 {
+		t.Fatal("got a credential that is not defined")
+	}
+	for _, want := range []string{
+		`(?m)^vouchd_events_total{credential="",event="daemon.start",outcome="success"} 1$`,
+		`(?m)^vouchd_events_total{credential="",event="jwt_svid.issue",outcome="success"} 1$`,
+		`(?m)^vouchd_events_total{credential="",event="lease.grant_intent",outcome="denied"} 1$`,
+	} {
+		eventually(t, want, func() bool { return regexp.MustCompile(want).MatchString(h.Metrics("metrics.sock")) })
+	}
+	if text := h.Metrics("metrics.sock"); strings.Contains(text, "spiffe://") || strings.Contains(text, "made-up") {
+		t.Errorf("an identity, or what a caller chose, is among the metrics:\n%s", text)
+	}
+}
