@@ -143,7 +143,7 @@ func TestNormalDayIsSilent(t *testing.T) {
 	if !r.OK || r.Segments < 2 && r.Events[audit.EventSegment] < 2 {
 		t.Errorf("%s; %d segments", r.Verdict, r.Events[audit.EventSegment])
 	}
-	u, err := Summarise(context.Background(), os.DirFS(h.dir), time.Time{})
+	u, err := Summarise(context.Background(), os.DirFS(h.dir), Query{})
 	if err != nil {
 		t.Fatal(err)
 	}

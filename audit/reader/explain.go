@@ -16,9 +16,10 @@ import (
 // An Explanation is the whole chain of one record: which machine, in which boot
 // state, gave which process what, and what became of it.
 type Explanation struct {
-	Index uint64 `json:"record"`
-	Steps []Step `json:"steps"`
-	Left  int    `json:"steps_left_out,omitempty"`
+	Index uint64    `json:"record"`
+	Time  time.Time `json:"time"`
+	Steps []Step    `json:"steps"`
+	Left  int       `json:"steps_left_out,omitempty"`
 }
 
 // A Step is one record of the chain and what it contributes.
@@ -32,9 +33,9 @@ type Step struct {
 // maxSteps bounds an explanation: a lease may have been used a million times.
 const maxSteps = 200
 
-// Explain puts the chain of one record together. It reads the whole log, without
-// checking proofs: that is for [Verify].
-func Explain(ctx context.Context, fsys fs.FS, index uint64) (*Explanation, error) {
+// Explain puts the chain of one record together, with times in a zone. It reads the
+// whole log, without checking proofs: that is for [Verify].
+func Explain(ctx context.Context, fsys fs.FS, index uint64, zone *time.Location) (*Explanation, error) {
 	var target *Entry
 	for e, err := range Records(ctx, fsys, index) {
 		if err != nil {
@@ -46,7 +47,7 @@ func Explain(ctx context.Context, fsys fs.FS, index uint64) (*Explanation, error
 	if target == nil || target.Index != index {
 		return nil, fmt.Errorf("explaining record %d: it is not in this copy of the log", index)
 	}
-	x := explainer{target: target, e: &Explanation{Index: index}}
+	x := explainer{target: target, zone: zone, e: &Explanation{Index: index, Time: target.Leaf.Time}}
 	for e, err := range Records(ctx, fsys, 0) {
 		if err != nil {
 			return nil, err
@@ -60,6 +61,7 @@ func Explain(ctx context.Context, fsys fs.FS, index uint64) (*Explanation, error
 
 type explainer struct {
 	target *Entry
+	zone   *time.Location
 	e      *Explanation
 
 	machine, boot *Entry            // last before the target
@@ -77,9 +79,9 @@ func (x *explainer) take(e *Entry) (done bool) {
 	case e.Index == x.target.Index:
 		x.here(e)
 	case x.related(l) && e.Index < x.target.Index:
-		x.step("before", e, "the same request: "+saying(l))
+		x.step("before", e, "the same request: "+x.saying(l))
 	case x.related(l):
-		x.step("after", e, saying(l))
+		x.step("after", e, x.saying(l))
 	case l.Event == audit.EventAnchor && l.Outcome == audit.Success && l.Log != nil && l.Log.Size > x.target.Index && !x.anchored:
 		x.anchored = true
 		x.step("anchor", e, fmt.Sprintf("the TPM binds the first %d records, this one among them", l.Log.Size))
@@ -120,14 +122,14 @@ func (x *explainer) here(e *Entry) {
 	}
 	if s := e.Leaf.SVID; s != nil {
 		if k := x.keys[strings.ToLower(s.KeyID)]; k != nil {
-			add("authority", k, fmt.Sprintf("key %s, which signed it, in force until %s", k.Leaf.Key.KeyID, k.Leaf.Key.NotAfter.Format(time.RFC3339)))
+			add("authority", k, fmt.Sprintf("key %s, which signed it, in force until %s", k.Leaf.Key.KeyID, stamp(k.Leaf.Key.NotAfter, x.zone)))
 		}
 	}
 	if w := e.Leaf.Workload; w != nil {
 		add("process", e, processSaying(w))
 	}
 	x.e.Steps = append(first, x.e.Steps...)
-	x.step("decision", e, saying(&e.Leaf))
+	x.step("decision", e, x.saying(&e.Leaf))
 }
 
 // related tells whether the record is about the same request or lease.
@@ -159,8 +161,8 @@ func processSaying(w *audit.Workload) string {
 }
 
 // saying puts a decision into a sentence.
-func saying(l *audit.Leaf) string {
-	s := string(l.Event) + ": " + string(l.Outcome)
+func (x *explainer) saying(l *audit.Leaf) string {
+	s := stamp(l.Time, x.zone) + "  " + string(l.Event) + ": " + Word(l)
 	if l.SPIFFEID != "" {
 		s += " for " + l.SPIFFEID
 	}
@@ -169,7 +171,7 @@ func saying(l *audit.Leaf) string {
 		if len(v.Audience) > 0 {
 			s += " for audience " + strings.Join(v.Audience, ", ")
 		}
-		s += fmt.Sprintf(", valid %s to %s", v.NotBefore.Format(time.RFC3339), v.NotAfter.Format(time.RFC3339))
+		s += fmt.Sprintf(", valid %s to %s", stamp(v.NotBefore, x.zone), stamp(v.NotAfter, x.zone))
 	}
 	if c := l.Credential; c != nil {
 		s += ", credential " + c.Name
@@ -180,13 +182,26 @@ func saying(l *audit.Leaf) string {
 			s += fmt.Sprintf(" for %v", c.TTL)
 		}
 	}
-	if u := l.Use; u != nil {
-		s += fmt.Sprintf(", used %d times between %s and %s (seen by %s)", u.Count, u.First.Format(time.RFC3339), u.Last.Format(time.RFC3339), u.Source)
+	if l.Use != nil {
+		s += ", " + x.use(l.Use)
 	}
-	if l.Reason != "" {
-		s += " (" + l.Reason + ")"
+	if reason := Reason(l); reason != "" {
+		s += " (" + reason + ")"
 	}
 	return s
+}
+
+// use says how a lease was used, as far as somebody saw it.
+func (x *explainer) use(u *audit.Use) string {
+	switch {
+	case u.Source == "unknown":
+		return "use unknown: nobody could see it"
+	case u.Count == 0:
+		return "not used (seen by " + u.Source + ")"
+	case u.First.IsZero():
+		return fmt.Sprintf("used %s (seen by %s)", times(u.Count), u.Source)
+	}
+	return fmt.Sprintf("used %s between %s and %s (seen by %s)", times(u.Count), stamp(u.First, x.zone), stamp(u.Last, x.zone), u.Source)
 }
 
 // WriteText writes the explanation for people.

@@ -31,10 +31,10 @@ func servedLog(t *testing.T) (*host, *writer.Log) {
 	h.append(l, jwt)
 	lease := audittest.Attested(8)
 	lease.Event = audit.EventLeaseIntent
-	lease.Credential = &audit.Credential{Name: "warehouse", Kind: "vault", ScopeAsked: "read"}
+	lease.Credential = &audit.Credential{Name: "warehouse", Kind: "vault", Lease: "ab12", ScopeAsked: "read"}
 	h.append(l, lease)
 	lease.Event = audit.EventLeaseGrant
-	lease.Credential = &audit.Credential{Name: "warehouse", Kind: "vault", Lease: "ab12", ScopeAsked: "read", ScopeGranted: "read write", TTL: 5 * time.Minute}
+	lease.Credential = &audit.Credential{Name: "warehouse", Kind: "vault", Lease: "ab12", ScopeGranted: "read write", TTL: 5 * time.Minute}
 	h.append(l, lease)
 	return h, l
 }
@@ -62,7 +62,7 @@ func TestExplainFollowsTheWholeChain(t *testing.T) {
 				index = e.Index
 			}
 		}
-		x, err := Explain(context.Background(), os.DirFS(h.dir), index)
+		x, err := Explain(context.Background(), os.DirFS(h.dir), index, time.UTC)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -91,7 +91,7 @@ func TestExplainFollowsTheWholeChain(t *testing.T) {
 func TestExplainOfARecordThatIsNotThereSaysSo(t *testing.T) {
 	t.Parallel()
 	h := tinyLog(t, 1)
-	if _, err := Explain(context.Background(), os.DirFS(h.dir), 999); err == nil {
+	if _, err := Explain(context.Background(), os.DirFS(h.dir), 999, time.UTC); err == nil {
 		t.Error("explained record 999 of a log of a few")
 	}
 }
@@ -122,7 +122,7 @@ func TestReportTellsOfSecretsThatAreDueOrWerePutBack(t *testing.T) {
 	use("removed", "removed@4")
 	use("before", "before@1")
 	h.stop(l)
-	u, err := Summarise(context.Background(), os.DirFS(h.dir), time.Time{})
+	u, err := Summarise(context.Background(), os.DirFS(h.dir), Query{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,13 +141,21 @@ func TestReportTellsOfSecretsThatAreDueOrWerePutBack(t *testing.T) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 	var text bytes.Buffer
-	if err := u.WriteText(&text); err != nil {
+	if err := u.WriteText(&text, time.UTC); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"secret old: 100 days old", "should have been rotated by", "handed out 1 times: an older copy of it was put back", "secret before: sealed before this log begins"} {
+	for _, want := range []string{"secret old: 100 days old", "should have been rotated by", "handed out once: an older copy of it was put back", "secret before: sealed before this log begins"} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("the report does not say %q:\n%s", want, text.String())
 		}
+	}
+}
+
+// lease is the record of a lease's end.
+func lease(name, id string) audit.Record {
+	return audit.Record{
+		Event: audit.EventLeaseRevoke, Outcome: audit.Success, Reason: "process ended", SPIFFEID: "spiffe://example.org/agent/research",
+		Credential: &audit.Credential{Name: name, Kind: "vault", Lease: id},
 	}
 }
 
@@ -158,8 +166,12 @@ func TestUsageNamesWhatShouldBeLookedAt(t *testing.T) {
 	other.Workload.SHA256 = strings.Repeat("0", 64)
 	h.append(l, other)
 	h.append(l, audit.Record{Event: audit.EventWorkload, Outcome: audit.Denied, Reason: "no entry matches", Workload: other.Workload})
+	end := lease("warehouse", "ab12")
+	unused := end
+	unused.Event, unused.Use = audit.EventUse, &audit.Use{Source: "upstream"}
+	h.append(l, unused, end)
 	h.stop(l)
-	u, err := Summarise(context.Background(), os.DirFS(h.dir), time.Time{})
+	u, err := Summarise(context.Background(), os.DirFS(h.dir), Query{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,15 +183,15 @@ func TestUsageNamesWhatShouldBeLookedAt(t *testing.T) {
 		t.Errorf("%+v", id)
 	}
 	all := strings.Join(id.Anomalies, "\n")
-	for _, want := range []string{"never used", "another scope than asked", "2 different programs"} {
+	for _, want := range []string{"never used", "with more than was asked for", "2 different programs"} {
 		if !strings.Contains(all, want) {
 			t.Errorf("anomalies do not tell of %q:\n%s", want, all)
 		}
 	}
-	if err := u.WriteText(&bytes.Buffer{}); err != nil {
+	if err := u.WriteText(&bytes.Buffer{}, time.UTC); err != nil {
 		t.Error(err)
 	}
-	later, err := Summarise(context.Background(), os.DirFS(h.dir), time.Now().Add(time.Hour))
+	later, err := Summarise(context.Background(), os.DirFS(h.dir), Query{From: time.Now().Add(time.Hour)})
 	if err != nil || later.Records != 0 {
 		t.Errorf("since later: %+v, %v", later, err)
 	}

@@ -57,8 +57,8 @@ type Report struct {
 	Signed uint64 `json:"signed"` // how many of them a signed checkpoint covers
 	Root   string `json:"root"`   // of the tree with Size records, in base64
 
-	From         time.Time              `json:"from"` // wall time of the first and the last record
-	To           time.Time              `json:"to"`
+	From         time.Time              `json:"from,omitzero"` // wall time of the first and the last record
+	To           time.Time              `json:"to,omitzero"`
 	Events       map[audit.Event]uint64 `json:"events"` // records of each kind
 	Segments     int                    `json:"segments"`
 	Checkpoints  uint64                 `json:"checkpoints"`
@@ -143,7 +143,11 @@ func (r *Report) WriteText(w io.Writer) error {
 		row("machine", "EK sha256:%s", r.EKSHA256)
 		row("", "AK %s", r.AKName)
 	}
-	row("records", "%d to %d, %s to %s", r.First, max(r.Size, 1)-1, r.From.Format(time.RFC3339), r.To.Format(time.RFC3339))
+	if r.From.IsZero() {
+		row("records", "none")
+	} else {
+		row("records", "%d to %d, %s to %s", r.First, max(r.Size, 1)-1, r.From.Format(time.RFC3339), r.To.Format(time.RFC3339))
+	}
 	row("root", "%s", r.Root)
 	row("checkpoints", "%d in %d segments", r.Checkpoints, r.Segments)
 	if r.AnchorsByTPM {

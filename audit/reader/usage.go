@@ -2,25 +2,26 @@ package reader
 
 import (
 	"context"
-	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/vouchd/vouchd/audit"
 )
 
-// A Usage is what each identity got and used over a time.
+// A Usage is what each identity got and used over a time, and what the machine was
+// meanwhile.
 type Usage struct {
-	Since      time.Time        `json:"since,omitzero"`
+	From       time.Time        `json:"from,omitzero"`  // as asked for
+	Until      time.Time        `json:"until,omitzero"` //
 	Records    uint64           `json:"records"`
+	Boot       []BootState      `json:"boot"`              // the state as the time begins, and each change
 	Identities []*IdentityUsage `json:"identities"`        // by SPIFFE ID
 	Secrets    []*SecretUsage   `json:"secrets,omitempty"` // by name
 	Unmatched  uint64           `json:"denied_without_identity"`
-	Left       uint64           `json:"records_left_out,omitempty"` // of identities beyond the first so many
+	Left       uint64           `json:"records_left_out,omitempty"`     // of identities and leases beyond the first so many
+	BootLeft   uint64           `json:"boot_states_left_out,omitempty"` // beyond the first so many
 
 	end time.Time // of the last record
 }
@@ -32,6 +33,7 @@ type IdentityUsage struct {
 	Last        time.Time          `json:"last"`
 	X509SVIDs   uint64             `json:"x509_svids"`
 	JWTSVIDs    uint64             `json:"jwt_svids"`
+	Granted     uint64             `json:"credentials_granted"`
 	Denied      uint64             `json:"denied"`
 	Errors      uint64             `json:"errors"`
 	Programs    []string           `json:"programs"`  // SHA-256 of every program that had it
@@ -42,75 +44,287 @@ type IdentityUsage struct {
 	credentials map[string]*CredentialUsage
 }
 
-// A CredentialUsage is how one identity used one credential.
+// A CredentialUsage is how one identity used one credential. What became of the
+// grants of the time is counted also where it was recorded after it.
 type CredentialUsage struct {
-	Name      string    `json:"name"`
-	Grants    uint64    `json:"grants"`
-	Uses      uint64    `json:"uses"`
-	Unseen    uint64    `json:"uses_nobody_saw"` // leases whose use nobody could see
-	LastUse   time.Time `json:"last_use,omitzero"`
-	Scopes    []string  `json:"scopes_granted,omitempty"`
-	AfterTTL  uint64    `json:"uses_after_ttl,omitempty"`
-	BroaderBy uint64    `json:"grants_broader_than_asked,omitempty"`
+	Name    string         `json:"name"`
+	Grants  uint64         `json:"grants"`
+	Earlier uint64         `json:"leases_from_before,omitempty"` // held as the time began
+	Denied  uint64         `json:"denied,omitempty"`
+	Errors  uint64         `json:"errors,omitempty"`
+	Ended   map[End]uint64 `json:"ended,omitempty"` // of the grants
+	Held    uint64         `json:"held,omitempty"`  // of the grants, those not ended yet
+
+	Uses       uint64    `json:"uses"`                     // by leases that were used within the time
+	UsesInPart bool      `json:"uses_in_part,omitempty"`   // some of the uses may have been before or after it
+	Unseen     uint64    `json:"uses_nobody_saw"`          // leases whose use nobody could see
+	NeverUsed  uint64    `json:"grants_never_used"`        // seen not to have been
+	Unused     []Granted `json:"never_used,omitempty"`     // the first of them
+	FirstUse   time.Time `json:"first_use,omitzero"`       //
+	LastUse    time.Time `json:"last_use,omitzero"`        //
+	Scopes     []string  `json:"scopes_granted,omitempty"` // with {handle} in the place of the lease's own name
+	AfterTTL   uint64    `json:"uses_after_ttl,omitempty"`
+	BroaderBy  uint64    `json:"grants_broader_than_asked,omitempty"`
+
+	lifetimes lifetimes
+	peak      peak
+}
+
+// A Granted is one grant.
+type Granted struct {
+	Index  uint64    `json:"record"`
+	Time   time.Time `json:"time"`
+	Handle string    `json:"handle,omitempty"`
 }
 
 // Bounds of what is remembered.
 const (
 	maxIdentities = 100_000
+	maxOpenLeases = 200_000
 	maxListed     = 32 // programs, audiences, scopes, credentials of an identity
 )
 
-// Summarise reads the log from a time on, without checking proofs, and tells per
-// identity what it got and used: the feed of a secrets audit.
-func Summarise(ctx context.Context, fsys fs.FS, since time.Time) (*Usage, error) {
-	u := &Usage{Since: since}
-	byID := map[string]*IdentityUsage{}
-	secrets := secretUsages{}
+// Summarise reads the whole log, without checking proofs, and tells what a query
+// asks for per identity: who got and used what, how it went, and what the machine
+// was. A query by event or request makes no sense here.
+func Summarise(ctx context.Context, fsys fs.FS, q Query) (*Usage, error) {
+	s := summary{
+		q: q, u: &Usage{From: q.From, Until: q.Until, Identities: []*IdentityUsage{}, Boot: []BootState{}},
+		byID: map[string]*IdentityUsage{}, secrets: secretUsages{}, open: map[string]*openLease{}, boot: bootStates{q: &q},
+	}
 	for e, err := range Records(ctx, fsys, 0) {
 		if err != nil {
 			return nil, err
 		}
-		l := &e.Leaf
-		secrets.take(l, since)
-		u.end = l.Time
-		if l.Time.Before(since) {
-			continue
-		}
-		u.Records++
-		if l.SPIFFEID == "" {
-			if l.Outcome == audit.Denied {
-				u.Unmatched++
-			}
-			continue
-		}
-		id := byID[l.SPIFFEID]
-		if id == nil {
-			if len(byID) == maxIdentities {
-				u.Left++
-				continue
-			}
-			id = &IdentityUsage{SPIFFEID: l.SPIFFEID, First: l.Time, credentials: map[string]*CredentialUsage{}}
-			byID[l.SPIFFEID] = id
-		}
-		id.take(l)
+		s.take(&e.Leaf)
 	}
-	for _, name := range slices.Sorted(maps.Keys(byID)) {
-		id := byID[name]
-		id.conclude()
-		u.Identities = append(u.Identities, id)
-	}
-	u.Secrets = secrets.conclude(u.end)
-	return u, nil
+	return s.conclude(), nil
 }
 
+// A summary goes through the records.
+type summary struct {
+	q       Query
+	u       *Usage
+	byID    map[string]*IdentityUsage
+	secrets secretUsages
+	boot    bootStates
+	open    map[string]*openLease // by the lease's name in the log
+}
+
+// An openLease is one that has not ended yet.
+type openLease struct {
+	spiffeID, credential string
+	asked                []string
+	announced            bool    // in this copy
+	granted              Granted // zero where it was not, or not in this copy
+	within               bool    // granted within the time
+	use                  *CredentialUsage
+}
+
+func (s *summary) take(l *audit.Leaf) {
+	s.boot.take(l)
+	s.secrets.take(l, s.q.From)
+	s.u.end = l.Time
+	if !s.q.about(l) {
+		return
+	}
+	within := s.q.within(l.Time)
+	if within && s.q.outcome(l) {
+		s.u.Records++
+		if l.SPIFFEID == "" && l.Outcome == audit.Denied {
+			s.u.Unmatched++
+		}
+	}
+	if l.SPIFFEID == "" {
+		return
+	}
+	if within && s.q.outcome(l) {
+		if id := s.identity(l.SPIFFEID, l.Time); id != nil {
+			id.take(l)
+		}
+	}
+	if l.Credential != nil && l.Credential.Lease != "" {
+		s.lease(l, within)
+	}
+}
+
+// identity returns the usage of an identity, nil if there are too many.
+func (s *summary) identity(spiffeID string, at time.Time) *IdentityUsage {
+	id := s.byID[spiffeID]
+	if id == nil {
+		if len(s.byID) == maxIdentities {
+			s.u.Left++
+			return nil
+		}
+		id = &IdentityUsage{SPIFFEID: spiffeID, First: at, Last: at, credentials: map[string]*CredentialUsage{}}
+		s.byID[spiffeID] = id
+	}
+	return id
+}
+
+// lease follows a lease from its announcement to its end. The whole log is looked
+// at: a lease that was used within the time may have been granted before, and its
+// use is recorded as it ends.
+func (s *summary) lease(l *audit.Leaf, within bool) {
+	o := s.open[l.Credential.Lease]
+	if o == nil {
+		o = &openLease{spiffeID: l.SPIFFEID, credential: l.Credential.Name}
+	}
+	switch l.Event {
+	case audit.EventLeaseIntent, audit.EventLeaseGrant:
+		if l.Outcome != audit.Success {
+			delete(s.open, l.Credential.Lease)
+			return
+		}
+		if !s.keep(l.Credential.Lease, o) {
+			return
+		}
+		o.announced = true
+		if l.Credential.ScopeAsked != "" {
+			o.asked = scopes(l.Credential.ScopeAsked)
+		}
+		if l.Event == audit.EventLeaseGrant {
+			s.granted(o, l, within)
+		}
+	case audit.EventUse:
+		s.used(o, l)
+		s.keep(l.Credential.Lease, o) // its end is the next record
+	case audit.EventLeaseRevoke, audit.EventLeaseEnd:
+		if how := Ending(l); how != EndUnconfirmed {
+			s.ended(o, l, how)
+			delete(s.open, l.Credential.Lease)
+		}
+	}
+}
+
+// keep remembers a lease, unless there are too many.
+func (s *summary) keep(lease string, o *openLease) bool {
+	if s.open[lease] == nil && len(s.open) == maxOpenLeases {
+		s.u.Left++
+		return false
+	}
+	s.open[lease] = o
+	return true
+}
+
+func (s *summary) granted(o *openLease, l *audit.Leaf, within bool) {
+	o.granted = Granted{l.Index, l.Time, l.Credential.Handle}
+	if o.within = within && s.q.outcome(l); !o.within {
+		return
+	}
+	o.use = s.usage(o)
+	if o.use != nil && broader(o.asked, scopes(l.Credential.ScopeGranted)) {
+		o.use.BroaderBy++
+	}
+}
+
+// usage is what a lease counts for.
+func (s *summary) usage(o *openLease) *CredentialUsage {
+	at := o.granted.Time
+	if at.Before(s.q.From) {
+		at = s.q.From
+	}
+	id := s.identity(o.spiffeID, at)
+	if id == nil {
+		return nil
+	}
+	return id.credential(o.credential)
+}
+
+// earlier has a lease count that was held as the time began.
+func (s *summary) earlier(o *openLease) {
+	before := o.granted.Time.Before(s.q.From)
+	if o.granted.Time.IsZero() {
+		before = !o.announced
+	}
+	if o.use != nil || s.q.Outcome != "" || !before {
+		return
+	}
+	if o.use = s.usage(o); o.use != nil {
+		o.use.Earlier++
+	}
+}
+
+// used takes the sum of a lease's use, which is recorded as it ends.
+func (s *summary) used(o *openLease, l *audit.Leaf) {
+	u := l.Use
+	if u == nil {
+		return
+	}
+	seen := u.Source != "unknown"
+	if seen && u.Count > 0 && s.overlaps(u) || !l.Time.Before(s.q.From) {
+		s.earlier(o)
+	}
+	switch c := o.use; {
+	case c == nil:
+	case !seen:
+		c.Unseen++
+	case u.Count == 0:
+		if o.within {
+			c.never(o.granted)
+		}
+	case s.overlaps(u):
+		c.used(u, s.q.within(u.First) && s.q.within(u.Last))
+		if o.within {
+			c.lifetimes.used(l.Credential.Lease, u.Last.Sub(o.granted.Time))
+		}
+	}
+}
+
+// used adds the use of one lease, all of it within the time or not.
+func (c *CredentialUsage) used(u *audit.Use, within bool) {
+	c.Uses += u.Count
+	c.UsesInPart = c.UsesInPart || !within
+	if c.FirstUse.IsZero() || u.First.Before(c.FirstUse) {
+		c.FirstUse = u.First
+	}
+	if u.Last.After(c.LastUse) {
+		c.LastUse = u.Last
+	}
+	if !u.WithinTTL {
+		c.AfterTTL += u.Count
+	}
+}
+
+// overlaps tells whether some of a use may have been within the time.
+func (s *summary) overlaps(u *audit.Use) bool {
+	return !u.Last.Before(s.q.From) && (s.q.Until.IsZero() || u.First.Before(s.q.Until))
+}
+
+func (s *summary) ended(o *openLease, l *audit.Leaf, how End) {
+	if !l.Time.Before(s.q.From) {
+		s.earlier(o)
+	}
+	if o.within && o.use != nil {
+		o.use.Ended[how]++
+		o.use.lifetimes.ended(l.Credential, how, l.Time.Sub(o.granted.Time))
+	}
+}
+
+func (s *summary) conclude() *Usage {
+	for _, o := range s.open {
+		s.earlier(o)
+		if o.within && o.use != nil {
+			o.use.Held++
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.byID)) {
+		id := s.byID[name]
+		id.conclude()
+		s.u.Identities = append(s.u.Identities, id)
+	}
+	if s.q.SPIFFEID == "" && s.q.Credential == "" {
+		s.u.Secrets = s.secrets.conclude(s.u.end)
+	}
+	s.u.Boot, s.u.BootLeft = append(s.u.Boot, s.boot.list...), s.boot.left
+	return s.u
+}
+
+// take counts a record of the time.
 func (id *IdentityUsage) take(l *audit.Leaf) {
 	id.Last = l.Time
-	switch l.Outcome {
-	case audit.Denied:
-		id.Denied++
-		return
-	case audit.Failed:
-		id.Errors++
+	if l.Outcome == audit.Denied || l.Outcome == audit.Failed {
+		id.refused(l)
 		return
 	}
 	if w := l.Workload; w != nil && w.SHA256 != "" {
@@ -126,77 +340,53 @@ func (id *IdentityUsage) take(l *audit.Leaf) {
 				id.Audiences = listed(id.Audiences, a)
 			}
 		}
-	case audit.EventLeaseGrant, audit.EventUse:
-		id.credential(l)
-	}
-}
-
-func (id *IdentityUsage) credential(l *audit.Leaf) {
-	if l.Credential == nil {
-		return
-	}
-	c := id.credentials[l.Credential.Name]
-	if c == nil {
-		if len(id.credentials) == maxListed {
+	case audit.EventLeaseGrant:
+		id.Granted++
+		if l.Credential == nil {
 			return
 		}
-		c = &CredentialUsage{Name: l.Credential.Name}
-		id.credentials[c.Name] = c
-	}
-	if l.Event == audit.EventLeaseGrant {
-		c.Grants++
-		if s := l.Credential.ScopeGranted; s != "" {
-			c.Scopes = listed(c.Scopes, s)
-			if asked := l.Credential.ScopeAsked; asked != "" && asked != s {
-				c.BroaderBy++
+		if c := id.credential(l.Credential.Name); c != nil {
+			c.Grants++
+			c.peak.add(l.Time)
+			for _, s := range scopesOf(l.Credential) {
+				c.Scopes = listed(c.Scopes, s)
 			}
 		}
-		return
-	}
-	if l.Use == nil || l.Use.Source == "unknown" {
-		c.Unseen++
-		return
-	}
-	c.Uses += l.Use.Count
-	if l.Use.Last.After(c.LastUse) {
-		c.LastUse = l.Use.Last
-	}
-	if l.Use.Count > 0 && !l.Use.WithinTTL {
-		c.AfterTTL += l.Use.Count
 	}
 }
 
-// conclude says what somebody should look at.
-func (id *IdentityUsage) conclude() {
-	note := func(format string, args ...any) { id.Anomalies = append(id.Anomalies, fmt.Sprintf(format, args...)) }
-	for _, name := range slices.Sorted(maps.Keys(id.credentials)) {
-		c := id.credentials[name]
-		id.Credentials = append(id.Credentials, c)
-		if c.Grants > 0 && c.Uses == 0 && c.Unseen == 0 {
-			note("credential %s was granted %d times and never used: does it need it?", c.Name, c.Grants)
-		}
-		if c.AfterTTL > 0 {
-			note("credential %s was used %d times after its lifetime", c.Name, c.AfterTTL)
-		}
-		if c.BroaderBy > 0 {
-			note("credential %s was granted %d times with another scope than asked for", c.Name, c.BroaderBy)
-		}
+func (id *IdentityUsage) refused(l *audit.Leaf) {
+	var c *CredentialUsage
+	if l.Credential != nil && l.Credential.Name != "" {
+		c = id.credential(l.Credential.Name)
 	}
-	if len(id.Programs) > 1 {
-		note("%d different programs had this identity", len(id.Programs))
+	if c == nil {
+		c = new(CredentialUsage)
 	}
-	if got := id.served(); id.Denied > got {
-		note("denied %d times, served %d times", id.Denied, got)
+	if l.Outcome == audit.Denied {
+		id.Denied++
+		c.Denied++
+	} else {
+		id.Errors++
+		c.Errors++
 	}
 }
 
-// served counts what the identity was given.
-func (id *IdentityUsage) served() uint64 {
-	n := id.X509SVIDs + id.JWTSVIDs
-	for _, c := range id.Credentials {
-		n += c.Grants
+// credential returns the usage of a credential, nil if there are too many: a
+// caller may ask for any name.
+func (id *IdentityUsage) credential(name string) *CredentialUsage {
+	c := id.credentials[name]
+	if c == nil && len(id.credentials) < maxListed {
+		c = &CredentialUsage{Name: name, Ended: map[End]uint64{}}
+		id.credentials[name] = c
 	}
-	return n
+	return c
+}
+
+func (c *CredentialUsage) never(g Granted) {
+	if c.NeverUsed++; len(c.Unused) < maxListed {
+		c.Unused = append(c.Unused, g)
+	}
 }
 
 // listed adds a text to a short list without doubles.
@@ -205,35 +395,4 @@ func listed(list []string, s string) []string {
 		return list
 	}
 	return append(list, s)
-}
-
-// WriteText writes the usage for people.
-func (u *Usage) WriteText(w io.Writer) error {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%d records, %d identities; %d requests of processes that matched no entry\n", u.Records, len(u.Identities), u.Unmatched)
-	for _, id := range u.Identities {
-		fmt.Fprintf(&b, "\n%s\n  %s to %s: %d X509-SVIDs, %d JWT-SVIDs, %d denied, %d errors; %d programs\n",
-			id.SPIFFEID, id.First.Format(time.RFC3339), id.Last.Format(time.RFC3339), id.X509SVIDs, id.JWTSVIDs, id.Denied, id.Errors, len(id.Programs))
-		if len(id.Audiences) > 0 {
-			fmt.Fprintf(&b, "  audiences: %s\n", strings.Join(id.Audiences, ", "))
-		}
-		for _, c := range id.Credentials {
-			fmt.Fprintf(&b, "  credential %s: granted %d times, used %d times", c.Name, c.Grants, c.Uses)
-			if c.Unseen > 0 {
-				fmt.Fprintf(&b, ", %d times nobody could see whether", c.Unseen)
-			}
-			if len(c.Scopes) > 0 {
-				fmt.Fprintf(&b, "; scopes: %s", strings.Join(c.Scopes, ", "))
-			}
-			b.WriteString("\n")
-		}
-		for _, a := range id.Anomalies {
-			fmt.Fprintf(&b, "  ! %s\n", a)
-		}
-	}
-	for _, s := range u.Secrets {
-		fmt.Fprintf(&b, "\n%s\n", s.text(u.end))
-	}
-	_, err := io.WriteString(w, b.String())
-	return err
 }

@@ -101,7 +101,7 @@ func (u secretUsages) conclude(end time.Time) (all []*SecretUsage) {
 }
 
 // text is one secret for people.
-func (s *SecretUsage) text(end time.Time) string {
+func (s *SecretUsage) text(end time.Time, zone *time.Location) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "secret %s:", s.Name)
 	switch {
@@ -115,13 +115,13 @@ func (s *SecretUsage) text(end time.Time) string {
 	if s.Uses == 0 {
 		b.WriteString(", not used")
 	} else {
-		fmt.Fprintf(&b, ", used %d times, last %s by %s", s.Uses, s.LastUse.Format(time.RFC3339), strings.Join(s.UsedBy, ", "))
+		fmt.Fprintf(&b, ", used %s, last %s by %s", times(s.Uses), stamp(s.LastUse, zone), strings.Join(s.UsedBy, ", "))
 	}
 	if s.Due {
 		fmt.Fprintf(&b, "\n  ! should have been rotated by %s", s.RotateBy.Format(secretsLayout))
 	}
 	if s.Former > 0 {
-		fmt.Fprintf(&b, "\n  ! a value that had been replaced or removed was handed out %d times: an older copy of it was put back", s.Former)
+		fmt.Fprintf(&b, "\n  ! a value that had been replaced or removed was handed out %s: an older copy of it was put back", times(s.Former))
 	}
 	return b.String()
 }

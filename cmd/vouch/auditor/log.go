@@ -2,7 +2,6 @@ package auditor
 
 import (
 	"bytes"
-	"context"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
@@ -10,8 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -55,161 +52,50 @@ func logFS(o *cli.Options, args []string) (fsys fs.FS, name string, done func() 
 		}
 		name = filepath.Join(c.StateDir, "log")
 	}
+	fsys, done, err = openLog(name)
+	return fsys, name, done, err
+}
+
+// openLog opens a log's directory, or an archive of one, also where the log is
+// somewhere below: a copy of the state directory, or what tar makes of it.
+func openLog(name string) (fsys fs.FS, done func() error, err error) {
+	fsys, done, err = openCopy(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	if fsys, err = reader.FindLog(fsys); err != nil {
+		done()
+		return nil, nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return fsys, done, nil
+}
+
+// openCopy opens a directory or an archive.
+func openCopy(name string) (fsys fs.FS, done func() error, err error) {
 	info, err := os.Stat(name)
 	if err != nil {
-		return nil, "", nil, err
+		return nil, nil, err
 	}
 	if info.IsDir() {
 		dir, err := reader.OpenDir(name)
 		if err != nil {
-			return nil, "", nil, err
+			return nil, nil, err
 		}
-		return dir, name, dir.Close, nil
+		return dir, dir.Close, nil
+	}
+	if !info.Mode().IsRegular() {
+		return nil, nil, fmt.Errorf("%s is neither a log's directory nor an archive", name)
 	}
 	f, err := os.Open(name)
 	if err != nil {
-		return nil, "", nil, err
+		return nil, nil, err
 	}
 	fsys, err = reader.ReadArchive(f, info.Size())
 	if err != nil {
 		f.Close()
-		return nil, "", nil, fmt.Errorf("%s: %w", name, err)
+		return nil, nil, fmt.Errorf("%s: %w", name, err)
 	}
-	return fsys, name, f.Close, nil
-}
-
-// A recordFilter says which records to show.
-type recordFilter struct {
-	since      time.Duration
-	spiffeID   string
-	event      string
-	request    string
-	credential string
-}
-
-func (f recordFilter) wants(l *audit.Leaf) bool {
-	return (f.since == 0 || time.Since(l.Time) <= f.since) &&
-		(f.spiffeID == "" || l.SPIFFEID == f.spiffeID) &&
-		(f.event == "" || strings.HasPrefix(string(l.Event), f.event)) &&
-		(f.request == "" || l.RequestID == f.request) &&
-		(f.credential == "" || l.Credential != nil && l.Credential.Name == f.credential)
-}
-
-func newLogShow(o *cli.Options) *cobra.Command {
-	var filter recordFilter
-	var follow bool
-	cmd := &cobra.Command{
-		Use:   "show [DIR]",
-		Short: "Print records",
-		Long: `Show prints the log's records, one per line, or exactly as logged with --output json.
-It checks their form only; vouch log verify checks the proofs.`,
-		Example: `  vouch log show --since 1h
-  vouch log show --event x509_svid --spiffe-id spiffe://example.org/agent
-  vouch log show --follow --output json | jq .`,
-		Args: cobra.MaximumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			fsys, _, done, err := logFS(o, args)
-			if err != nil {
-				return err
-			}
-			defer done()
-			var from uint64
-			if filter.since > 0 {
-				if from, err = reader.Since(fsys, time.Now().Add(-filter.since)); err != nil {
-					return err
-				}
-			}
-			records := reader.Records(cmd.Context(), fsys, from)
-			if follow {
-				records = reader.Follow(cmd.Context(), fsys, from, time.Second/4)
-			}
-			w := cmd.OutOrStdout()
-			for e, err := range records {
-				if err != nil {
-					return stopped(cmd.Context(), err)
-				}
-				if !filter.wants(&e.Leaf) {
-					continue
-				}
-				if o.Output == "json" {
-					_, err = fmt.Fprintf(w, "%s\n", e.Raw)
-				} else {
-					_, err = fmt.Fprintln(w, line(&e.Leaf))
-				}
-				if err != nil {
-					return err
-				}
-			}
-			return nil
-		},
-	}
-	cmd.Flags().DurationVar(&filter.since, "since", 0, "only records from the last `duration`, such as 1h")
-	cmd.Flags().StringVar(&filter.spiffeID, "spiffe-id", "", "only records about this `identity`")
-	cmd.Flags().StringVar(&filter.event, "event", "", "only events that begin with this `prefix`, such as jwt_svid")
-	cmd.Flags().StringVar(&filter.credential, "credential", "", "only records about this `credential`")
-	cmd.Flags().StringVar(&filter.request, "request", "", "only records of this request `ID`, which the error of a refused call gives")
-	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "keep printing new records until interrupted")
-	return cmd
-}
-
-// stopped is nil if it was the user who ended the command.
-func stopped(ctx context.Context, err error) error {
-	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
-		return nil
-	}
-	return err
-}
-
-// line is one record for people: when, what, how it went, about whom, and who
-// asked. The leaf's texts are escaped already.
-func line(l *audit.Leaf) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%d  %s  %-7s  %s", l.Index, l.Time.Local().Format("2006-01-02 15:04:05.000"), l.Outcome, l.Event)
-	if l.SPIFFEID != "" {
-		fmt.Fprintf(&b, "  %s", l.SPIFFEID)
-	}
-	if s := l.SVID; s != nil && s.ID != "" {
-		fmt.Fprintf(&b, "  %s until %s", s.ID, s.NotAfter.Local().Format("15:04:05"))
-	}
-	if c := l.Credential; c != nil {
-		b.WriteString(credentialText(c, l.Use))
-	}
-	if k := l.Key; k != nil {
-		fmt.Fprintf(&b, "  key %s", k.KeyID)
-	}
-	if w := l.Workload; w != nil {
-		fmt.Fprintf(&b, "  pid %d uid %d %s", w.PID, w.UID, w.Path)
-	}
-	if l.Log != nil && l.Event == audit.EventAnchor {
-		fmt.Fprintf(&b, "  covers %d records", l.Log.Size)
-	}
-	if l.Reason != "" {
-		fmt.Fprintf(&b, "  (%s)", l.Reason)
-	}
-	return b.String()
-}
-
-// credentialText says which lease a record is about, and what of it.
-func credentialText(c *audit.Credential, u *audit.Use) string {
-	var b strings.Builder
-	for _, of := range []struct{ name, value string }{
-		{"", c.Name}, {"as ", c.Handle}, {"at ", c.Upstream}, {"asked for ", c.ScopeAsked}, {"scope ", c.ScopeGranted}, {"in ", c.Exposure},
-	} {
-		if of.value != "" {
-			fmt.Fprintf(&b, "  %s%s", of.name, of.value)
-		}
-	}
-	if !c.NotAfter.IsZero() {
-		fmt.Fprintf(&b, "  until %s", c.NotAfter.Local().Format("15:04:05"))
-	}
-	switch {
-	case u == nil:
-	case u.Source == "unknown":
-		b.WriteString("  use unknown")
-	default:
-		fmt.Fprintf(&b, "  used %d times, as seen by %s", u.Count, u.Source)
-	}
-	return b.String()
+	return fsys, f.Close, nil
 }
 
 func newLogVerify(o *cli.Options) *cobra.Command {

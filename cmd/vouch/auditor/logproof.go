@@ -1,12 +1,15 @@
 package auditor
 
 import (
+	"bytes"
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -25,7 +28,7 @@ const (
 func newLogProve(o *cli.Options) *cobra.Command {
 	var key string
 	cmd := &cobra.Command{
-		Use:   "prove RECORD [DIR]",
+		Use:   "prove RECORD [LOG]",
 		Short: "Make a proof that a record is in the log",
 		Long: `Prove writes a text that holds one record and proves that it is in the log. Anyone
 who has the log's key can verify it with vouch log verify-proof, and needs nothing
@@ -47,12 +50,41 @@ else.`,
 			if err != nil {
 				return err
 			}
-			_, err = cmd.OutOrStdout().Write(proof)
-			return err
+			return printProof(o, cmd, proofView{Record: &index, Key: key, Proof: string(proof)})
 		},
 	}
 	cmd.Flags().StringVar(&key, "key", "", keyToProve)
 	return cmd
+}
+
+// A proofView is a proof in JSON, with what it is of. The key is for finding it
+// among others, and proves nothing.
+type proofView struct {
+	Record *uint64 `json:"record,omitempty"`
+	Older  *uint64 `json:"older,omitempty"`
+	Newer  *uint64 `json:"newer,omitempty"`
+	Key    string  `json:"key"`
+	Proof  string  `json:"proof"` // the text, as a file
+}
+
+func printProof(o *cli.Options, cmd *cobra.Command, v proofView) error {
+	return o.Print(cmd, v, func(w io.Writer) { io.WriteString(w, v.Proof) })
+}
+
+// readProof reads a proof, in either form.
+func readProof(cmd *cobra.Command, file string) ([]byte, error) {
+	b, err := cli.ReadDocument(cmd, file, cli.MaxSmallDocument)
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.HasPrefix(b, []byte("{")) {
+		return append(b, '\n'), nil
+	}
+	var v proofView
+	if err := json.Unmarshal(b, &v); err != nil || v.Proof == "" {
+		return nil, fmt.Errorf("%s is not a proof", file)
+	}
+	return []byte(v.Proof), nil
 }
 
 // logAndKey opens the log as logFS does, and returns the key, or the one that the
@@ -88,7 +120,7 @@ vouch log verify.`,
 			if key == "" {
 				return cli.Usagef("--key is required; vouch log verify prints it")
 			}
-			proof, err := os.ReadFile(args[0])
+			proof, err := readProof(cmd, args[0])
 			if err != nil {
 				return err
 			}
@@ -100,7 +132,7 @@ vouch log verify.`,
 				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s\n", e.Raw)
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "record %d is in the log %s of %d records:\n%s\n", e.Index, c.Origin, c.Size, line(&e.Leaf))
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "record %d is in the log %s of %d records:\n%s\n", e.Index, c.Origin, c.Size, (&query{zone: time.Local}).line(&e.Leaf))
 			return err
 		},
 	}
@@ -111,7 +143,7 @@ vouch log verify.`,
 func newLogConsistency(o *cli.Options) *cobra.Command {
 	var key string
 	cmd := &cobra.Command{
-		Use:   "consistency OLDER NEWER [DIR]",
+		Use:   "consistency OLDER NEWER [LOG]",
 		Short: "Prove that one state of the log continues another",
 		Long: `Consistency proves that the log at NEWER records continues the log at OLDER records:
 nothing was changed or removed between two checkpoints that you hold.`,
@@ -135,8 +167,7 @@ nothing was changed or removed between two checkpoints that you hold.`,
 			if err != nil {
 				return err
 			}
-			_, err = cmd.OutOrStdout().Write(proof)
-			return err
+			return printProof(o, cmd, proofView{Older: &older, Newer: &newer, Key: key, Proof: string(proof)})
 		},
 	}
 	cmd.Flags().StringVar(&key, "key", "", keyToProve)
@@ -158,7 +189,11 @@ checkpoints of the log, each in a file: that the newer continues the older.`,
 			}
 			var files [3][]byte
 			for i, name := range args {
-				data, err := os.ReadFile(name)
+				read := os.ReadFile
+				if i == 0 {
+					read = func(name string) ([]byte, error) { return readProof(cmd, name) }
+				}
+				data, err := read(name)
 				if err != nil {
 					return err
 				}

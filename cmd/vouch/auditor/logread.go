@@ -18,17 +18,32 @@ import (
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
 )
 
+// maxExplained bounds how many records are explained at once.
+const maxExplained = 20
+
 func newLogExplain(o *cli.Options) *cobra.Command {
-	return &cobra.Command{
-		Use:   "explain RECORD [DIR]",
+	var q query
+	cmd := &cobra.Command{
+		Use:   "explain [RECORD] [LOG]",
 		Short: "Explain one record, from the machine to the anchor",
 		Long: `Explain shows the chain behind one record: the machine and how it booted, the process,
 the entry, the authority key, the decision, its outcome, and the anchor that covers
-it.`,
+it. Without RECORD it explains what was handed out or refused, by the flags that say
+which, up to 20 records.`,
 		Example: `  vouch log explain 4211
-  vouch log explain 4211 ./copy-of-log --output json`,
-		Args: cobra.RangeArgs(1, 2),
+  vouch log explain 4211 ./copy-of-log --output json
+  vouch log explain --credential warehouse --from "2026-11-26 10:00" --until "2026-11-26 11:00" log.tar`,
+		Args: cobra.MaximumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := q.resolve(time.Now(), o.Output); err != nil {
+				return err
+			}
+			if !q.empty() {
+				return q.explainAll(o, cmd, args)
+			}
+			if len(args) == 0 {
+				return cli.Usagef("name a record, or say which by --credential, --spiffe-id, --outcome, --from or --since")
+			}
 			index, err := recordNumber(args[0])
 			if err != nil {
 				return err
@@ -38,13 +53,69 @@ it.`,
 				return err
 			}
 			defer done()
-			x, err := reader.Explain(cmd.Context(), fsys, index)
+			x, err := reader.Explain(cmd.Context(), fsys, index, q.zone)
 			if err != nil {
 				return err
 			}
 			return o.Print(cmd, x, func(w io.Writer) { x.WriteText(w) })
 		},
 	}
+	q.flags(cmd)
+	return cmd
+}
+
+// explainAll explains the decisions that the query is about.
+func (q *query) explainAll(o *cli.Options, cmd *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return cli.Usagef("give a record, or flags that say which, not both")
+	}
+	fsys, _, done, err := logFS(o, args)
+	if err != nil {
+		return err
+	}
+	defer done()
+	var indexes []uint64
+	var left int
+	for e, err := range reader.Records(cmd.Context(), fsys, 0) {
+		switch {
+		case err != nil:
+			return err
+		case !q.Wants(&e.Leaf) || !decides(&e.Leaf):
+		case len(indexes) == maxExplained:
+			left++
+		default:
+			indexes = append(indexes, e.Index)
+		}
+	}
+	all := []*reader.Explanation{}
+	for _, index := range indexes {
+		x, err := reader.Explain(cmd.Context(), fsys, index, q.zone)
+		if err != nil {
+			return err
+		}
+		all = append(all, x)
+	}
+	if left > 0 {
+		fmt.Fprintf(cmd.ErrOrStderr(), "vouch: %d more records are not explained; narrow down the time, or name a record\n", left)
+	}
+	return o.Print(cmd, all, func(w io.Writer) {
+		for i, x := range all {
+			if i > 0 {
+				fmt.Fprintln(w)
+			}
+			x.WriteText(w)
+		}
+	})
+}
+
+// decides tells whether a record is that of something handed out or refused, and
+// not of what led to it or came of it.
+func decides(l *audit.Leaf) bool {
+	switch l.Event {
+	case audit.EventX509SVID, audit.EventJWTSVID, audit.EventLeaseGrant:
+		return true
+	}
+	return l.Outcome == audit.Denied
 }
 
 func recordNumber(s string) (uint64, error) {
@@ -56,33 +127,39 @@ func recordNumber(s string) (uint64, error) {
 }
 
 func newLogReport(o *cli.Options) *cobra.Command {
-	var since time.Duration
+	var q query
 	cmd := &cobra.Command{
-		Use:   "report [DIR]",
+		Use:   "report [LOG]",
 		Short: "Summarise what each identity received and used",
-		Long: `Report shows what each identity was given, by which programs, for whom and how often,
-and what looks unusual. Use it for a secrets audit. It does not verify proofs.`,
+		Long: `Report shows, for a time, what each identity was given, by which programs, for whom and
+how often, how it went, what was used of it and what never was, what changed in the
+machine's boot state, and what looks unusual. What became of a grant of that time is
+told also if it was recorded later. It does not verify proofs.`,
 		Example: `  vouch log report --since 720h
-  vouch log report --output json ./copy-of-log`,
+  vouch log report --from "2026-11-26 10:00" --until "2026-11-26 11:00" log.tar
+  vouch log report --credential warehouse --output csv ./copy-of-log`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := q.resolve(time.Now(), o.Output); err != nil {
+				return err
+			}
 			fsys, _, done, err := logFS(o, args)
 			if err != nil {
 				return err
 			}
 			defer done()
-			var from time.Time
-			if since > 0 {
-				from = time.Now().Add(-since)
-			}
-			u, err := reader.Summarise(cmd.Context(), fsys, from)
+			u, err := reader.Summarise(cmd.Context(), fsys, q.Query)
 			if err != nil {
 				return err
 			}
-			return o.Print(cmd, u, func(w io.Writer) { u.WriteText(w) })
+			if o.Output == "csv" {
+				return u.WriteCSV(cmd.OutOrStdout())
+			}
+			return o.Print(cmd, u, func(w io.Writer) { u.WriteText(w, q.zone) })
 		},
 	}
-	cmd.Flags().DurationVar(&since, "since", 0, "only records from the last `duration`, such as 720h")
+	q.flags(cmd)
+	outputs(o, cmd)
 	return cmd
 }
 
