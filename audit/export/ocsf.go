@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/audit/analyst"
 )
 
 // OCSFVersion is the version of the Open Cybersecurity Schema Framework that
@@ -305,12 +306,12 @@ func actor(l *audit.Leaf) *ocsfActor {
 
 // message is the record in a few words. Its texts are escaped already.
 func message(l *audit.Leaf) string {
-	s := string(l.Event) + ": " + string(l.Outcome)
+	s := string(l.Event) + ": " + analyst.Word(l)
 	if l.SPIFFEID != "" {
 		s += " for " + l.SPIFFEID
 	}
-	if l.Reason != "" {
-		s += " (" + l.Reason + ")"
+	if reason := analyst.Reason(l); reason != "" {
+		s += " (" + reason + ")"
 	}
 	return s
 }

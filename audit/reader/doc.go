@@ -3,8 +3,8 @@
 // [Verify] checks a copy: that every record is under a checkpoint that the log's
 // key signed, that tiles and segments agree, that the anchors are the TPM's and
 // none is missing, and that the records tell a history that can have happened.
-// [Records] and [Follow] read without checking proofs. [Explain] and [Summarise]
-// answer an auditor's questions; [Prove] and [Archive] hand parts of the log on.
+// [Records] and [Follow] read without checking proofs; [Prove] and [Archive] hand
+// parts of the log on. Package analyst answers an auditor's questions.
 //
 // It relies on the copy and on the keys that the caller names, and on nothing
 // else. It never imports the writer, anything that opens a TPM, or net/http:

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/audit/analyst"
 	"github.com/vouchd/vouchd/audit/reader"
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
 )
@@ -53,7 +54,7 @@ which, up to 20 records.`,
 				return err
 			}
 			defer done()
-			x, err := reader.Explain(cmd.Context(), fsys, index, q.zone)
+			x, err := analyst.Explain(cmd.Context(), fsys, index, q.zone)
 			if err != nil {
 				return err
 			}
@@ -87,9 +88,9 @@ func (q *query) explainAll(o *cli.Options, cmd *cobra.Command, args []string) er
 			indexes = append(indexes, e.Index)
 		}
 	}
-	all := []*reader.Explanation{}
+	all := []*analyst.Explanation{}
 	for _, index := range indexes {
-		x, err := reader.Explain(cmd.Context(), fsys, index, q.zone)
+		x, err := analyst.Explain(cmd.Context(), fsys, index, q.zone)
 		if err != nil {
 			return err
 		}
@@ -148,7 +149,7 @@ told also if it was recorded later. It does not verify proofs.`,
 				return err
 			}
 			defer done()
-			u, err := reader.Summarise(cmd.Context(), fsys, q.Query)
+			u, err := analyst.Summarise(cmd.Context(), fsys, q.Query)
 			if err != nil {
 				return err
 			}

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/audit/analyst"
 	"github.com/vouchd/vouchd/audit/reader"
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
 )
@@ -112,7 +113,7 @@ func (q *query) printer(w io.Writer, format string) func(*reader.Entry) error {
 // asked. The leaf's texts are escaped already.
 func (q *query) line(l *audit.Leaf) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d  %s  %-7s  %s", l.Index, l.Time.In(q.zone).Format("2006-01-02 15:04:05.000Z07:00"), reader.Word(l), l.Event)
+	fmt.Fprintf(&b, "%d  %s  %-7s  %s", l.Index, l.Time.In(q.zone).Format("2006-01-02 15:04:05.000Z07:00"), analyst.Word(l), l.Event)
 	if l.SPIFFEID != "" {
 		fmt.Fprintf(&b, "  %s", l.SPIFFEID)
 	}
@@ -134,7 +135,7 @@ func (q *query) line(l *audit.Leaf) string {
 	if l.Log != nil && l.Event == audit.EventAnchor {
 		fmt.Fprintf(&b, "  covers %d records", l.Log.Size)
 	}
-	if reason := reader.Reason(l); reason != "" {
+	if reason := analyst.Reason(l); reason != "" {
 		fmt.Fprintf(&b, "  (%s)", reason)
 	}
 	return b.String()
@@ -151,7 +152,7 @@ func (q *query) credential(l *audit.Leaf) string {
 			fmt.Fprintf(&b, "  %s%s", of.name, of.value)
 		}
 	}
-	if !c.NotAfter.IsZero() && reader.Ending(l) == "" {
+	if !c.NotAfter.IsZero() && analyst.Ending(l) == "" {
 		fmt.Fprintf(&b, "  until %s", q.near(c.NotAfter, l.Time))
 	}
 	switch {
@@ -161,7 +162,7 @@ func (q *query) credential(l *audit.Leaf) string {
 	case u.Count == 0:
 		fmt.Fprintf(&b, "  not used, as seen by %s", u.Source)
 	default:
-		fmt.Fprintf(&b, "  used %s, as seen by %s", cli.Count(u.Count, "time", "times"), u.Source)
+		fmt.Fprintf(&b, "  used %s, as seen by %s", analyst.Times(u.Count), u.Source)
 	}
 	return b.String()
 }
@@ -181,7 +182,7 @@ func row(l *audit.Leaf) []string {
 	}
 	cells := make([]string, 0, len(columns))
 	add := func(s ...string) { cells = append(cells, s...) }
-	add(strconv.FormatUint(l.Index, 10), at(l.Time), string(l.Event), reader.Word(l), l.SPIFFEID)
+	add(strconv.FormatUint(l.Index, 10), at(l.Time), string(l.Event), analyst.Word(l), l.SPIFFEID)
 	c, u, s, w := l.Credential, l.Use, l.SVID, l.Workload
 	if c == nil {
 		c = new(audit.Credential)
@@ -204,6 +205,6 @@ func row(l *audit.Leaf) []string {
 	} else {
 		add(strconv.Itoa(w.PID), strconv.FormatUint(uint64(w.UID), 10), w.Path, w.Unit)
 	}
-	add(l.RequestID, reader.Reason(l))
-	return reader.Cells(cells)
+	add(l.RequestID, analyst.Reason(l))
+	return analyst.Cells(cells)
 }

@@ -7,14 +7,14 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/vouchd/vouchd/audit/reader"
+	"github.com/vouchd/vouchd/audit/analyst"
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
 )
 
 // A query is the flags that say which records a command is about, and in which
 // zone it tells times.
 type query struct {
-	reader.Query
+	analyst.Query
 	from, until, since string
 	utc                bool
 	zone               *time.Location
@@ -27,13 +27,13 @@ func (q *query) flags(cmd *cobra.Command) {
 	f.StringVar(&q.since, "since", "", "only the last `duration`, such as 1h")
 	f.StringVar(&q.SPIFFEID, "spiffe-id", "", "only records about this `identity`")
 	f.StringVar(&q.Credential, "credential", "", "only records about this `credential`")
-	f.StringVar(&q.Outcome, "outcome", "", "only records that went so: `one` of "+strings.Join(reader.Outcomes(), ", "))
+	f.StringVar(&q.Outcome, "outcome", "", "only records that went so: `one` of "+strings.Join(analyst.Outcomes(), ", "))
 	f.BoolVar(&q.utc, "utc", false, "read and print times in UTC instead of the local zone")
-	cmd.RegisterFlagCompletionFunc("outcome", cobra.FixedCompletions(reader.Outcomes(), cobra.ShellCompDirectiveNoFileComp))
+	cmd.RegisterFlagCompletionFunc("outcome", cobra.FixedCompletions(analyst.Outcomes(), cobra.ShellCompDirectiveNoFileComp))
 }
 
 // empty tells whether nothing was asked for.
-func (q *query) empty() bool { return q.Query == reader.Query{} }
+func (q *query) empty() bool { return q.Query == analyst.Query{} }
 
 // resolve reads the flags. Times without a zone are in the one that times are
 // printed in. JSON and CSV are for programs, and always in UTC.
@@ -42,8 +42,8 @@ func (q *query) resolve(now time.Time, output string) error {
 	if q.utc {
 		q.zone = time.UTC
 	}
-	if q.Outcome != "" && !slices.Contains(reader.Outcomes(), q.Outcome) {
-		return cli.Usagef("--outcome %q: want one of %s", q.Outcome, strings.Join(reader.Outcomes(), ", "))
+	if q.Outcome != "" && !slices.Contains(analyst.Outcomes(), q.Outcome) {
+		return cli.Usagef("--outcome %q: want one of %s", q.Outcome, strings.Join(analyst.Outcomes(), ", "))
 	}
 	if q.since != "" && q.from != "" {
 		return cli.Usagef("--since and --from both say where to begin; give one")

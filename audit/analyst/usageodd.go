@@ -1,4 +1,4 @@
-package reader
+package analyst
 
 import (
 	"fmt"
@@ -25,30 +25,31 @@ func (id *IdentityUsage) conclude() {
 		c := id.credentials[name]
 		id.Credentials = append(id.Credentials, c)
 		if c.NeverUsed > 0 && c.Uses == 0 && c.Unseen == 0 {
-			note("credential %s was granted %s and never used: does it need it?", c.Name, times(c.Grants))
+			note("credential %s was granted %s and never used: does it need it?", c.Name, Times(c.Grants))
 		}
 		if c.AfterTTL > 0 {
-			note("credential %s was used %s after its lifetime", c.Name, times(c.AfterTTL))
+			note("credential %s was used %s after its lifetime", c.Name, Times(c.AfterTTL))
 		}
 		if c.BroaderBy > 0 {
-			note("credential %s was granted %s with more than was asked for", c.Name, times(c.BroaderBy))
+			note("credential %s was granted %s with more than was asked for", c.Name, Times(c.BroaderBy))
 		}
 		if granted, used, long := c.lifetimes.long(); long {
 			note("credential %s is leased for %v and is last used %v after the grant: a shorter lifetime would do", c.Name, granted, used)
 		}
 		if c.peak.most >= manyInAMinute {
-			note("credential %s was granted %s within a minute, at %s", c.Name, times(c.peak.most), c.peak.at.UTC().Format(time.RFC3339))
+			note("credential %s was granted %s within a minute, at %s", c.Name, Times(c.peak.most), c.peak.at.UTC().Format(time.RFC3339))
 		}
 	}
 	if len(id.Programs) > 1 {
 		note("%d different programs had this identity", len(id.Programs))
 	}
 	if got := id.X509SVIDs + id.JWTSVIDs + id.Granted; id.Denied > got {
-		note("denied %s, served %s", times(id.Denied), times(got))
+		note("denied %s, served %s", Times(id.Denied), Times(got))
 	}
 }
 
-func times(n uint64) string {
+// Times is how often something was.
+func Times(n uint64) string {
 	if n == 1 {
 		return "once"
 	}

@@ -1,4 +1,4 @@
-package reader
+package analyst
 
 import (
 	"encoding/csv"
@@ -13,7 +13,7 @@ import (
 // WriteText writes the usage for people, with times in a zone.
 func (u *Usage) WriteText(w io.Writer, zone *time.Location) error {
 	t := usageText{zone: zone}
-	t.printf("%s: %d records, %d identities; %d requests of processes that matched no entry\n",
+	t.printf("%s\nrecords: %d, identities: %d, requests of processes that matched no entry: %d\n",
 		u.period(zone), u.Records, len(u.Identities), u.Unmatched)
 	t.boot(u)
 	for _, id := range u.Identities {
@@ -89,7 +89,7 @@ func or(s, other string) string {
 }
 
 func (t *usageText) identity(id *IdentityUsage) {
-	t.printf("\n%s\n  %s to %s: %d X509-SVIDs, %d JWT-SVIDs, %d credentials, %d denied, %d errors; %d programs\n",
+	t.printf("\n%s\n  %s to %s; X509-SVIDs: %d, JWT-SVIDs: %d, credentials: %d, denied: %d, errors: %d, programs: %d\n",
 		id.SPIFFEID, t.time(id.First), t.time(id.Last), id.X509SVIDs, id.JWTSVIDs, id.Granted, id.Denied, id.Errors, len(id.Programs))
 	if len(id.Audiences) > 0 {
 		t.printf("  audiences: %s\n", strings.Join(id.Audiences, ", "))
@@ -104,7 +104,7 @@ func (t *usageText) identity(id *IdentityUsage) {
 
 // credential is what was granted, what became of it, and how it was used.
 func (t *usageText) credential(c *CredentialUsage) {
-	granted := []string{"granted " + times(c.Grants)}
+	granted := []string{"granted " + Times(c.Grants)}
 	if c.Grants == 0 {
 		granted[0] = "not granted"
 	}
@@ -129,7 +129,7 @@ func (t *usageText) credential(c *CredentialUsage) {
 }
 
 func (t *usageText) use(c *CredentialUsage) string {
-	s := "used " + times(c.Uses)
+	s := "used " + Times(c.Uses)
 	switch {
 	case c.Uses == 0 && c.Unseen > 0:
 		return "use unknown: nobody could see it; cost not recorded"

@@ -1,4 +1,4 @@
-package reader
+package analyst
 
 import (
 	"fmt"
@@ -115,13 +115,13 @@ func (s *SecretUsage) text(end time.Time, zone *time.Location) string {
 	if s.Uses == 0 {
 		b.WriteString(", not used")
 	} else {
-		fmt.Fprintf(&b, ", used %s, last %s by %s", times(s.Uses), stamp(s.LastUse, zone), strings.Join(s.UsedBy, ", "))
+		fmt.Fprintf(&b, ", used %s, last %s by %s", Times(s.Uses), stamp(s.LastUse, zone), strings.Join(s.UsedBy, ", "))
 	}
 	if s.Due {
 		fmt.Fprintf(&b, "\n  ! should have been rotated by %s", s.RotateBy.Format(secretsLayout))
 	}
 	if s.Former > 0 {
-		fmt.Fprintf(&b, "\n  ! a value that had been replaced or removed was handed out %s: an older copy of it was put back", times(s.Former))
+		fmt.Fprintf(&b, "\n  ! a value that had been replaced or removed was handed out %s: an older copy of it was put back", Times(s.Former))
 	}
 	return b.String()
 }

@@ -1,4 +1,4 @@
-package reader
+package analyst
 
 import (
 	"bytes"
@@ -14,6 +14,7 @@ import (
 
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/audit/audittest"
+	"github.com/vouchd/vouchd/audit/reader"
 	"github.com/vouchd/vouchd/audit/writer"
 )
 
@@ -54,7 +55,7 @@ func TestExplainFollowsTheWholeChain(t *testing.T) {
 		{audit.EventLeaseGrant, []string{"machine", "boot", "process", "before", "decision", "after", "after", "anchor"}},
 	} {
 		var index uint64
-		for e, err := range Records(context.Background(), os.DirFS(h.dir), 0) {
+		for e, err := range reader.Records(context.Background(), os.DirFS(h.dir), 0) {
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -90,7 +91,8 @@ func TestExplainFollowsTheWholeChain(t *testing.T) {
 
 func TestExplainOfARecordThatIsNotThereSaysSo(t *testing.T) {
 	t.Parallel()
-	h := tinyLog(t, 1)
+	h := newHost(t)
+	h.stop(h.start())
 	if _, err := Explain(context.Background(), os.DirFS(h.dir), 999, time.UTC); err == nil {
 		t.Error("explained record 999 of a log of a few")
 	}

@@ -1,4 +1,4 @@
-package reader
+package analyst
 
 import (
 	"context"
@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/audit/reader"
 )
 
 // A Usage is what each identity got and used over a time, and what the machine was
@@ -92,7 +93,7 @@ func Summarise(ctx context.Context, fsys fs.FS, q Query) (*Usage, error) {
 		q: q, u: &Usage{From: q.From, Until: q.Until, Identities: []*IdentityUsage{}, Boot: []BootState{}},
 		byID: map[string]*IdentityUsage{}, secrets: secretUsages{}, open: map[string]*openLease{}, boot: bootStates{q: &q},
 	}
-	for e, err := range Records(ctx, fsys, 0) {
+	for e, err := range reader.Records(ctx, fsys, 0) {
 		if err != nil {
 			return nil, err
 		}

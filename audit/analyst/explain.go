@@ -1,4 +1,4 @@
-package reader
+package analyst
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/audit/reader"
 )
 
 // An Explanation is the whole chain of one record: which machine, in which boot
@@ -34,10 +35,10 @@ type Step struct {
 const maxSteps = 200
 
 // Explain puts the chain of one record together, with times in a zone. It reads the
-// whole log, without checking proofs: that is for [Verify].
+// whole log, without checking proofs: that is for [reader.Verify].
 func Explain(ctx context.Context, fsys fs.FS, index uint64, zone *time.Location) (*Explanation, error) {
 	var target *Entry
-	for e, err := range Records(ctx, fsys, index) {
+	for e, err := range reader.Records(ctx, fsys, index) {
 		if err != nil {
 			return nil, err
 		}
@@ -48,7 +49,7 @@ func Explain(ctx context.Context, fsys fs.FS, index uint64, zone *time.Location)
 		return nil, fmt.Errorf("explaining record %d: it is not in this copy of the log", index)
 	}
 	x := explainer{target: target, zone: zone, e: &Explanation{Index: index, Time: target.Leaf.Time}}
-	for e, err := range Records(ctx, fsys, 0) {
+	for e, err := range reader.Records(ctx, fsys, 0) {
 		if err != nil {
 			return nil, err
 		}
@@ -199,9 +200,9 @@ func (x *explainer) use(u *audit.Use) string {
 	case u.Count == 0:
 		return "not used (seen by " + u.Source + ")"
 	case u.First.IsZero():
-		return fmt.Sprintf("used %s (seen by %s)", times(u.Count), u.Source)
+		return fmt.Sprintf("used %s (seen by %s)", Times(u.Count), u.Source)
 	}
-	return fmt.Sprintf("used %s between %s and %s (seen by %s)", times(u.Count), stamp(u.First, x.zone), stamp(u.Last, x.zone), u.Source)
+	return fmt.Sprintf("used %s between %s and %s (seen by %s)", Times(u.Count), stamp(u.First, x.zone), stamp(u.Last, x.zone), u.Source)
 }
 
 // WriteText writes the explanation for people.

@@ -1,4 +1,4 @@
-package reader
+package analyst
 
 import (
 	"bytes"
@@ -10,15 +10,33 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/audit/audittest"
+	"github.com/vouchd/vouchd/audit/reader"
 	"github.com/vouchd/vouchd/audit/writer"
 )
 
 // ten is when the analyst's hour begins.
 var ten = time.Date(2026, 11, 26, 10, 0, 0, 0, time.UTC)
+
+// A leased credential's records go to a log.
+type leased struct {
+	h *host
+	l *writer.Log
+	audittest.Lease
+}
+
+func (h *host) lease(l *writer.Log, id, name, revocation string, ttl time.Duration) leased {
+	return leased{h, l, audittest.NewLease(h.opt.Now(), id, name, revocation, ttl)}
+}
+
+func (x leased) grant() leased {
+	x.h.append(x.l, x.Grant()...)
+	return x
+}
 
 // hourLog is a log whose clock the test sets.
 func hourLog(t *testing.T) (h *host, l *writer.Log, now *time.Time) {
@@ -29,11 +47,9 @@ func hourLog(t *testing.T) (h *host, l *writer.Log, now *time.Time) {
 	return h, h.start(), now
 }
 
-// endUsed ends the lease after it was used so.
-func (x leased) endUsed(u audit.Use, e audit.Event, o audit.Outcome, reason string) {
-	use := x.record(audit.EventUse, audit.Success, "")
-	use.Use = &u
-	x.h.append(x.l, use, x.record(e, o, reason))
+// end ends the lease after it was used so.
+func (x leased) end(u audit.Use, e audit.Event, o audit.Outcome, reason string) {
+	x.h.append(x.l, x.End(u, e, o, reason)...)
 }
 
 func seen(n uint64, first, last time.Time) audit.Use {
@@ -67,7 +83,7 @@ func TestReportTellsOfAnHourWhatWasUsedInIt(t *testing.T) {
 	h, l, now := hourLog(t)
 	*now = ten.Add(-50 * time.Minute)
 	over := h.lease(l, "over", "over-before", "hard", time.Hour).grant()
-	over.endUsed(seen(1, *now, *now), audit.EventLeaseRevoke, audit.Success, "process ended")
+	over.end(seen(1, *now, *now), audit.EventLeaseRevoke, audit.Success, "process ended")
 	*now = ten.Add(-10 * time.Minute)
 	before := h.lease(l, "before", "granted-before", "hard", 2*time.Hour).grant()
 	idle := h.lease(l, "idle", "idle-before", "hard", 2*time.Hour).grant()
@@ -76,13 +92,13 @@ func TestReportTellsOfAnHourWhatWasUsedInIt(t *testing.T) {
 	inside := h.lease(l, "inside", "inside", "expiry-only", time.Hour).grant()
 	unseen := h.lease(l, "unseen", "unseen", "none", time.Hour).grant()
 	h.lease(l, "held", "held", "hard", 3*time.Hour).grant()
-	h.append(l, h.lease(l, "", "refused", "", 0).record(audit.EventLeaseIntent, audit.Denied, "not granted"))
+	h.append(l, h.lease(l, "", "refused", "", 0).Record(audit.EventLeaseIntent, audit.Denied, "not granted"))
 	*now = ten.Add(90 * time.Minute) // what became of them is recorded later
-	before.endUsed(seen(7, ten.Add(10*time.Minute), ten.Add(80*time.Minute)), audit.EventLeaseRevoke, audit.Success, "process ended")
-	idle.endUsed(seen(2, ten.Add(61*time.Minute), ten.Add(62*time.Minute)), audit.EventLeaseRevoke, audit.Success, "process ended")
-	never.endUsed(audit.Use{Source: "upstream"}, audit.EventLeaseRevoke, audit.Success, "expired")
-	inside.endUsed(seen(3, ten.Add(6*time.Minute), ten.Add(9*time.Minute)), audit.EventLeaseEnd, audit.Expired, "ended by its holder")
-	unseen.end(audit.EventLeaseEnd, audit.Expired, "expired")
+	before.end(seen(7, ten.Add(10*time.Minute), ten.Add(80*time.Minute)), audit.EventLeaseRevoke, audit.Success, "process ended")
+	idle.end(seen(2, ten.Add(61*time.Minute), ten.Add(62*time.Minute)), audit.EventLeaseRevoke, audit.Success, "process ended")
+	never.end(audit.Use{Source: "upstream"}, audit.EventLeaseRevoke, audit.Success, "expired")
+	inside.end(seen(3, ten.Add(6*time.Minute), ten.Add(9*time.Minute)), audit.EventLeaseEnd, audit.Expired, "ended by its holder")
+	unseen.end(audittest.Unseen, audit.EventLeaseEnd, audit.Expired, "expired")
 	h.lease(l, "later", "granted-later", "hard", time.Hour).grant()
 	h.stop(l)
 
@@ -127,7 +143,7 @@ func TestGrantsCountAsServed(t *testing.T) {
 	for i := range 13 {
 		h.lease(l, fmt.Sprint(i), "warehouse", "hard", time.Hour).grant()
 	}
-	h.append(l, h.lease(l, "", "warehouse", "", 0).record(audit.EventLeaseIntent, audit.Denied, "not granted"))
+	h.append(l, h.lease(l, "", "warehouse", "", 0).Record(audit.EventLeaseIntent, audit.Denied, "not granted"))
 	h.stop(l)
 	id := h.summarise(Query{}).Identities[0]
 	if id.Granted != 13 || id.Denied != 1 || len(id.Anomalies) > 0 {
@@ -146,7 +162,7 @@ func TestReportNamesWhatStandsOut(t *testing.T) {
 		x := h.lease(l, fmt.Sprintf("long-%d", i), "long", "hard", time.Hour).grant()
 		used := *now
 		*now = now.Add(time.Hour)
-		x.endUsed(seen(1, used, used.Add(time.Minute)), audit.EventLeaseRevoke, audit.Success, "expired")
+		x.end(seen(1, used, used.Add(time.Minute)), audit.EventLeaseRevoke, audit.Success, "expired")
 	}
 	h.stop(l)
 	all := strings.Join(h.summarise(Query{}).Identities[0].Anomalies, "\n")
@@ -162,7 +178,7 @@ func TestLeasesOfOneScopeAreOneScope(t *testing.T) {
 	h, l, _ := hourLog(t)
 	for i := range 5 {
 		x := h.lease(l, fmt.Sprint(i), "warehouse", "hard", time.Hour)
-		x.credential.ScopeGranted = "GRANT SELECT ON tides TO " + x.credential.Handle
+		x.Credential.ScopeGranted = "GRANT SELECT ON tides TO " + x.Credential.Handle
 		x.grant()
 	}
 	h.stop(l)
@@ -249,7 +265,11 @@ func TestNothingSaysTheYearOne(t *testing.T) {
 	if err := json.NewEncoder(&text).Encode(u); err != nil {
 		t.Fatal(err)
 	}
-	if err := verifyImage(t, oneSegment(nil), VerifyOptions{}).WriteText(&text); err != nil {
+	empty, err := reader.Verify(context.Background(), fstest.MapFS{"wal/00000000000000000000.wal": {}}, reader.VerifyOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := empty.WriteText(&text); err != nil {
 		t.Fatal(err)
 	}
 	if strings.Contains(text.String(), "0001-01-01") {
@@ -261,7 +281,7 @@ func TestReportIsATableForSpreadsheets(t *testing.T) {
 	t.Parallel()
 	h, l, _ := hourLog(t)
 	x := h.lease(l, "1", "warehouse", "hard", time.Hour)
-	x.credential.ScopeGranted = "=cmd|' /C calc'!A0"
+	x.Credential.ScopeGranted = "=cmd|' /C calc'!A0"
 	x.grant()
 	jwt := audittest.Attested(9)
 	jwt.Event = audit.EventJWTSVID
@@ -277,5 +297,21 @@ func TestReportIsATableForSpreadsheets(t *testing.T) {
 	}
 	if scope := rows[2][len(rows[2])-1]; !strings.HasPrefix(scope, "'=") {
 		t.Errorf("a spreadsheet would run %q", scope)
+	}
+}
+
+func TestNothingStandsOutOnANormalDay(t *testing.T) {
+	t.Parallel()
+	h, l, _ := hourLog(t)
+	for run, version := range []string{"0.1.0", "0.1.1"} {
+		for _, r := range audittest.Day(h.opt.Now(), run, version) {
+			h.append(l, r)
+		}
+	}
+	h.stop(l)
+	for _, id := range h.summarise(Query{}).Identities {
+		if len(id.Anomalies) > 0 {
+			t.Errorf("%s: %q", id.SPIFFEID, id.Anomalies)
+		}
 	}
 }
