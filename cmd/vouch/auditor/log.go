@@ -100,10 +100,11 @@ func openCopy(name string) (fsys fs.FS, done func() error, err error) {
 
 func newLogVerify(o *cli.Options) *cobra.Command {
 	var traced bool
-	var machine, checkpoint string
+	var checkpoint string
+	var machines []string
 	var ask reader.VerifyOptions
 	cmd := &cobra.Command{
-		Use:   "verify [DIR|ARCHIVE]",
+		Use:   "verify [LOG...]",
 		Short: "Verify a log back to the TPM",
 		Long: `Verify checks a whole log or a copy of one: every record, the tree over them, each
 signature, each anchor's counter, that each issued SVID was signed by a key certified
@@ -118,42 +119,60 @@ keys.
 
 An older copy of a log looks complete. To detect one, give something you know from
 elsewhere: a checkpoint (--checkpoint), a value the TPM's counter has had (--counter),
-or a witness that must have signed (--witness).`,
+or a witness that must have signed (--witness).
+
+Several logs, or a folder of them, are verified at once, with one line for each, the
+worst first. With --node for several files, or a folder of them, each log must be of
+one of these machines, which is found by its endorsement key.`,
 		Example: `  vouch log verify
   vouch log verify --trace ./copy-of/var/lib/vouchd/log
   vouch log verify ./copy-of/var/lib/vouchd/log --node machine.json
   vouch log verify log-2026-11.tar --from 120064
   vouch log verify --checkpoint seen-in-october --witness "$WITNESS_KEY" ./copy
-  vouch log verify --live --output json`,
-		Args: cobra.MaximumNArgs(1),
+  vouch log verify --live --output json
+  vouch log verify --node machines/ logs/`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			fsys, name, done, err := logFS(o, args)
+			known, err := readKnownMachines(cmd, machines)
 			if err != nil {
 				return err
-			}
-			defer done()
-			known, err := readKnownMachine(cmd, machine)
-			if err != nil {
-				return err
-			}
-			tpm := &tpmVerifier{known: known}
-			ask.TPM = tpm
-			if checkpoint != "" {
-				if ask.Checkpoint, err = readCheckpoint(cmd, checkpoint); err != nil {
-					return err
-				}
 			}
 			for _, key := range ask.Witnesses {
 				if _, err := reader.ParseWitness(key); err != nil {
 					return cli.Usage(err)
 				}
 			}
-			report, err := reader.Verify(cmd.Context(), fsys, ask)
+			logs, err := logsIn(args)
+			if err != nil {
+				return err
+			}
+			if len(logs) > 1 {
+				for _, flag := range []string{"trace", "key", "checkpoint", "counter", "from"} {
+					if cmd.Flags().Changed(flag) {
+						return cli.Usagef("--%s is about one log, and these are %d", flag, len(logs))
+					}
+				}
+				return verifyFleet(cmd, o, logs, ask, known)
+			}
+			fsys, name, done, err := logFS(o, logs)
+			if err != nil {
+				return err
+			}
+			defer done()
+			tpm := &tpmVerifier{known: known, any: len(known) > 1}
+			ask.TPM = tpm
+			if checkpoint != "" {
+				if ask.Checkpoint, err = readCheckpoint(cmd, checkpoint); err != nil {
+					return err
+				}
+			}
+			p, stop := startProgress(cmd)
+			report, err := reader.Verify(cmd.Context(), p.of(fsys), ask)
+			stop()
 			if err != nil {
 				return fmt.Errorf("reading the log in %s: %w", name, err)
 			}
-			view := verifyView{Report: report, MachineKnown: known != nil && tpm.machine != nil && report.OK}
-			if err := o.Print(cmd, view, func(w io.Writer) { view.writeText(w, machine) }); err != nil {
+			view := verifyView{Report: report, MachineKnown: tpm.is != nil && report.OK}
+			if err := o.Print(cmd, view, func(w io.Writer) { view.writeText(w, tpm) }); err != nil {
 				return err
 			}
 			if !report.OK {
@@ -172,7 +191,7 @@ or a witness that must have signed (--witness).`,
 	cmd.Flags().StringArrayVar(&ask.Witnesses, "witness", nil, "the `key` of a witness that must have signed the log; may be repeated")
 	cmd.Flags().Uint64Var(&ask.Counter, "counter", 0, "a `value` the TPM's counter is known to have had in this log")
 	cmd.Flags().Uint64Var(&ask.From, "from", 0, "first `record` of a partial copy, such as an archive")
-	cmd.Flags().StringVar(&machine, "node", "", "a `file` with the JSON result of vouch node appraise or verify for the machine whose log it must be")
+	cmd.Flags().StringArrayVar(&machines, "node", nil, "a `file` with the JSON result of vouch node appraise or verify for the machine whose log it must be, or a folder of such files; may be repeated")
 	return cmd
 }
 
@@ -192,7 +211,9 @@ func readCheckpoint(cmd *cobra.Command, file string) ([]byte, error) {
 // A tpmVerifier gives the log's verification what attest/node can tell of a
 // statement and its anchors.
 type tpmVerifier struct {
-	known   *knownMachine // whose log it must be; nil: anybody's
+	known   []*knownMachine // of one of which the log must be; none: anybody's
+	any     bool            // which of them, its endorsement key tells
+	is      *knownMachine   // it is of this one
 	machine *appraisal.Verified
 }
 
@@ -202,13 +223,28 @@ func (v *tpmVerifier) Statement(statement []byte, logKey ed25519.PublicKey) (aud
 	if err != nil {
 		return audit.NodeFacts{}, err
 	}
-	if v.known != nil {
-		if err := v.known.is(machine); err != nil {
+	if v.is = nil; len(v.known) > 0 {
+		if v.is, err = v.find(machine); err != nil {
 			return audit.NodeFacts{}, err
 		}
 	}
 	v.machine = machine
 	return audit.NodeFacts{EKSHA256: machine.EKSHA256, AKName: machine.AKName, NodeKey: machine.NodeKey, Born: machine.Born}, nil
+}
+
+// find returns the known machine that a statement is by the keys of. If only one is
+// known, it must be that.
+func (v *tpmVerifier) find(machine *appraisal.Verified) (*knownMachine, error) {
+	err := fmt.Errorf("the log is of a machine that is not among those of --node: none has its endorsement key %s", machine.EKSHA256)
+	for _, m := range v.known {
+		if v.any && m.EKSHA256 != machine.EKSHA256 {
+			continue
+		}
+		if err = m.is(machine); err == nil {
+			return m, nil
+		}
+	}
+	return nil, err
 }
 
 // Anchor checks an anchor of the machine whose statement was checked last.

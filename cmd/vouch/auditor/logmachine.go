@@ -4,6 +4,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
+	"regexp"
 
 	"github.com/spf13/cobra"
 
@@ -19,21 +22,48 @@ type knownMachine struct {
 	EKSHA256 string `json:"ek_sha256"`
 	AKName   string `json:"ak_name"`
 	Passed   *bool  `json:"passed,omitempty"` // of an attestation result only
+
+	file string // it was read from
 }
 
 const knownMachineVersion = 1
 
-// readKnownMachine reads what an auditor found of a machine; without a file
-// the machine is not known.
-func readKnownMachine(cmd *cobra.Command, file string) (*knownMachine, error) {
-	if file == "" {
-		return nil, nil
+// readKnownMachines reads what an auditor found of machines: files, or folders of
+// files that end in .json.
+func readKnownMachines(cmd *cobra.Command, names []string) (all []*knownMachine, err error) {
+	for _, name := range names {
+		files := []string{name}
+		if info, err := os.Stat(name); err == nil && info.IsDir() {
+			if files, err = filepath.Glob(filepath.Join(globbed(name), "*.json")); err != nil {
+				return nil, err
+			}
+			if len(files) == 0 {
+				return nil, fmt.Errorf("%s has no file that ends in .json", name)
+			}
+		}
+		for _, file := range files {
+			m, err := readKnownMachine(cmd, file)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, m)
+		}
 	}
+	return all, nil
+}
+
+// globbed is a name in which nothing is a pattern.
+func globbed(name string) string {
+	return regexp.MustCompile(`[*?\[\\]`).ReplaceAllString(name, `\$0`)
+}
+
+// readKnownMachine reads what an auditor found of a machine.
+func readKnownMachine(cmd *cobra.Command, file string) (*knownMachine, error) {
 	data, err := cli.ReadDocument(cmd, file, cli.MaxSmallDocument)
 	if err != nil {
 		return nil, err
 	}
-	var m knownMachine
+	m := knownMachine{file: file}
 	err = json.Unmarshal(data, &m)
 	switch {
 	case err != nil || m.AKName == "" && m.Passed == nil:
@@ -66,12 +96,12 @@ type verifyView struct {
 	MachineKnown bool `json:"machine_known"` // --node says whose log it is, and it is
 }
 
-func (v verifyView) writeText(w io.Writer, machine string) {
+func (v verifyView) writeText(w io.Writer, tpm *tpmVerifier) {
 	v.WriteText(w)
 	switch {
 	case v.MachineKnown:
-		fmt.Fprintf(w, "\nThe machine is known to you: %s has the same endorsement key and attestation key.\n", machine)
-	case machine == "":
+		fmt.Fprintf(w, "\nThe machine is known to you: %s has the same endorsement key and attestation key.\n", tpm.is.file)
+	case len(tpm.known) == 0:
 		fmt.Fprintf(w, "\nThe machine is not known to you: that its attestation key is in the TPM of EK sha256:%s is the log's own word.\n"+
 			"Challenge the machine (vouch node challenge) and give the result with --node.\n", v.EKSHA256)
 	}
