@@ -13,6 +13,8 @@ import (
 
 	"github.com/vouchd/vouchd/audit/reader"
 	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
+	"github.com/vouchd/vouchd/workloadapi/credentialapi/client"
+	"github.com/vouchd/vouchd/workloadapi/credentialv1"
 )
 
 // documented returns the commands in a block of a page that begins with a line,
@@ -209,6 +211,72 @@ func TestLogAnswersForPrograms(t *testing.T) {
 	for _, file := range []string{"proof.json", "proof.txt"} {
 		if out := h.OK("log", "verify-proof", "--key", proof.Key, h.Path(file), "--output", "json"); !json.Valid([]byte(out)) {
 			t.Errorf("%s: verify-proof prints\n%s", file, out)
+		}
+	}
+}
+
+// TestNormalDayOfADaemonVerifiesWithoutAWarning makes the daemon record what a day
+// has: starts and stops, grants that end in each way, renewals, refusals, reloads.
+func TestNormalDayOfADaemonVerifiesWithoutAWarning(t *testing.T) {
+	t.Parallel()
+	h, _ := newLeasingHost(t)
+	h.Write("credentials.d/b.yaml", "credentials:\n  - {name: app, broker: static, bind: lease, max_ttl: 1h, static: {secret: app-key, disclosable: true}}\n")
+	h.Write("entries.d/a.yaml", strings.Replace(h.Read("entries.d/a.yaml"), "tides,", "tides, app,", 1))
+	h.Start()
+	if _, stderr, code := h.VouchReads([]byte("a-value"), "secret", "seal", "app-key"); code != 0 {
+		t.Fatal(stderr)
+	}
+	h.OK("fetch", "x509")
+	h.OK("fetch", "jwt", "--audience", "api")
+	a := startAgent(t, h)
+	a.exit(t) // a lease ends with its process
+	h.OK("get", "tides-for-all", "--field", "username")
+	h.OK("lease", "revoke", "--credential", "tides-for-all")
+	for _, name := range []string{"tides-for-all", "app"} { // renewed, and given up by its holder
+		c, err := client.New("unix://" + h.Path("agent.sock"))
+		must(t, err)
+		lease, _, err := c.Grant(t.Context(), &credentialv1.GrantCredentialRequest{Name: name})
+		must(t, err)
+		if name == "tides-for-all" {
+			_, err := c.Renew(t.Context(), lease.Id, 10*time.Minute)
+			must(t, err)
+		}
+		must(t, c.Revoke(t.Context(), lease.Id))
+		must(t, c.Close())
+	}
+	if _, _, code := h.Vouch("get", "ungranted"); code == 0 {
+		t.Fatal("got what is not granted")
+	}
+	h.OK("get", "app", "--field", "value", "--ttl", "1s")
+	eventually(t, "each lease has ended", func() bool {
+		out, _, _ := h.Vouch("lease", "list")
+		return out == ""
+	})
+	h.Write("entries.d/b.yaml", "entries: [oops\n")
+	eventually(t, "a reload is refused", func() bool {
+		out, _, _ := h.Vouch("log", "show", "--event", "config.reload", "--outcome", "error")
+		return out != ""
+	})
+	must(t, os.Remove(h.Path("entries.d/b.yaml")))
+	h.Stop()
+	h.Start()
+	h.OK("fetch", "x509")
+	h.Stop()
+
+	var r reader.Report
+	must(t, json.Unmarshal([]byte(h.OK("log", "verify", "--output", "json")), &r))
+	for _, f := range r.Findings {
+		if f.Severity != reader.Note {
+			t.Errorf("%s at record %d: %s", f.Name, *f.Index, f.Message)
+		}
+	}
+	if r.Events["lease.renew"] != 1 || r.Events["lease.revoke_intent"] != 2 || r.Events["lease.end"] != 2 || r.Events["lease.revoke"] != 3 {
+		t.Errorf("the day had %v", r.Events)
+	}
+	// That any program of this user may have the identity, is by the test's entry.
+	for line := range strings.Lines(h.OK("log", "report")) {
+		if strings.HasPrefix(line, "  ! ") && !strings.Contains(line, "different programs had this identity") {
+			t.Errorf("on a normal day the report says %s", line)
 		}
 	}
 }
