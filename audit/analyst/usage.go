@@ -30,8 +30,8 @@ type Usage struct {
 // An IdentityUsage is what one identity got and used.
 type IdentityUsage struct {
 	SPIFFEID    string             `json:"spiffe_id"`
-	First       time.Time          `json:"first"`
-	Last        time.Time          `json:"last"`
+	First       time.Time          `json:"first,omitzero"` // record within the time
+	Last        time.Time          `json:"last,omitzero"`
 	X509SVIDs   uint64             `json:"x509_svids"`
 	JWTSVIDs    uint64             `json:"jwt_svids"`
 	Granted     uint64             `json:"credentials_granted"`
@@ -140,7 +140,7 @@ func (s *summary) take(l *audit.Leaf) {
 		return
 	}
 	if within && s.q.outcome(l) {
-		if id := s.identity(l.SPIFFEID, l.Time); id != nil {
+		if id := s.identity(l.SPIFFEID); id != nil {
 			id.take(l)
 		}
 	}
@@ -150,14 +150,14 @@ func (s *summary) take(l *audit.Leaf) {
 }
 
 // identity returns the usage of an identity, nil if there are too many.
-func (s *summary) identity(spiffeID string, at time.Time) *IdentityUsage {
+func (s *summary) identity(spiffeID string) *IdentityUsage {
 	id := s.byID[spiffeID]
 	if id == nil {
 		if len(s.byID) == maxIdentities {
 			s.u.Left++
 			return nil
 		}
-		id = &IdentityUsage{SPIFFEID: spiffeID, First: at, Last: at, credentials: map[string]*CredentialUsage{}}
+		id = &IdentityUsage{SPIFFEID: spiffeID, credentials: map[string]*CredentialUsage{}}
 		s.byID[spiffeID] = id
 	}
 	return id
@@ -221,11 +221,7 @@ func (s *summary) granted(o *openLease, l *audit.Leaf, within bool) {
 
 // usage is what a lease counts for.
 func (s *summary) usage(o *openLease) *CredentialUsage {
-	at := o.granted.Time
-	if at.Before(s.q.From) {
-		at = s.q.From
-	}
-	id := s.identity(o.spiffeID, at)
+	id := s.identity(o.spiffeID)
 	if id == nil {
 		return nil
 	}
@@ -323,6 +319,9 @@ func (s *summary) conclude() *Usage {
 
 // take counts a record of the time.
 func (id *IdentityUsage) take(l *audit.Leaf) {
+	if id.First.IsZero() {
+		id.First = l.Time
+	}
 	id.Last = l.Time
 	if l.Outcome == audit.Denied || l.Outcome == audit.Failed {
 		id.refused(l)

@@ -89,8 +89,12 @@ func or(s, other string) string {
 }
 
 func (t *usageText) identity(id *IdentityUsage) {
-	t.printf("\n%s\n  %s to %s; X509-SVIDs: %d, JWT-SVIDs: %d, credentials: %d, denied: %d, errors: %d, programs: %d\n",
-		id.SPIFFEID, t.time(id.First), t.time(id.Last), id.X509SVIDs, id.JWTSVIDs, id.Granted, id.Denied, id.Errors, len(id.Programs))
+	span := "no record of its own"
+	if !id.First.IsZero() {
+		span = t.time(id.First) + " to " + t.time(id.Last)
+	}
+	t.printf("\n%s\n  %s; X509-SVIDs: %d, JWT-SVIDs: %d, credentials: %d, denied: %d, errors: %d, programs: %d\n",
+		id.SPIFFEID, span, id.X509SVIDs, id.JWTSVIDs, id.Granted, id.Denied, id.Errors, len(id.Programs))
 	if len(id.Audiences) > 0 {
 		t.printf("  audiences: %s\n", strings.Join(id.Audiences, ", "))
 	}

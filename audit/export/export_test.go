@@ -267,6 +267,18 @@ func TestJournalGetsFieldsOfItsOwn(t *testing.T) {
 	}
 }
 
+func TestJournalTellsOfUsesThatWereSeen(t *testing.T) {
+	t.Parallel()
+	for source, want := range map[string]bool{"upstream": true, "unknown": false} {
+		r := used(7)
+		r.Use.Source = source
+		got := string(journalEntry(&Event{LogID: "id", Entry: reader.Entry{Leaf: audit.Leaf{Record: r, Time: time.Now()}}}))
+		if strings.Contains(got, "VOUCHD_USES=7\n") != want || !strings.Contains(got, "VOUCHD_CREDENTIAL=warehouse\n") {
+			t.Errorf("seen by %s:\n%s", source, got)
+		}
+	}
+}
+
 func TestOTLPSendsLogRecords(t *testing.T) {
 	var mu sync.Mutex
 	var got []*collector.ExportLogsServiceRequest

@@ -75,6 +75,9 @@ func journalEntry(e *Event) []byte {
 	if c := l.Credential; c != nil {
 		field("VOUCHD_CREDENTIAL", c.Name)
 	}
+	if u := l.Use; u != nil && u.Source != "unknown" {
+		field("VOUCHD_USES", strconv.FormatUint(u.Count, 10))
+	}
 	return b.Bytes()
 }
 

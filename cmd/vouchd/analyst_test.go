@@ -124,6 +124,7 @@ func TestLogQuestionsThatMakeNoSenseAreRefused(t *testing.T) {
 		{[]string{"report", "--from", "2026-11-26 11:00", "--until", "2026-11-26 10:00"}, `is not after`},
 		{[]string{"report", "--outcome", "good"}, `want one of success, denied, error, expired, revoked, released, unconfirmed`},
 		{[]string{"explain"}, `name a record, or say which`},
+		{[]string{"explain", "7", "--credential", "tides"}, `not both`},
 		{[]string{"verify", "--output", "csv"}, `want text or json`},
 	} {
 		if _, stderr, code := h.Vouch(append([]string{"log"}, tt.args...)...); code != 2 || !strings.Contains(stderr, tt.says) {

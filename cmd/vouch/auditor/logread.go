@@ -67,8 +67,10 @@ which, up to 20 records.`,
 
 // explainAll explains the decisions that the query is about.
 func (q *query) explainAll(o *cli.Options, cmd *cobra.Command, args []string) error {
-	if len(args) > 1 {
-		return cli.Usagef("give a record, or flags that say which, not both")
+	if len(args) > 0 {
+		if _, err := recordNumber(args[0]); err == nil || len(args) > 1 {
+			return cli.Usagef("give a record, or flags that say which, not both")
+		}
 	}
 	fsys, _, done, err := logFS(o, args)
 	if err != nil {
