@@ -30,25 +30,33 @@ func FindLog(copied fs.FS) (fs.FS, error) {
 }
 
 // FindLogs returns the directories of a copy that are logs, at most so many, in
-// the order of their names.
+// the order of their names. A directory that can't be looked into counts as one:
+// whoever opens it is told, and none is passed over.
 func FindLogs(copied fs.FS, most int) (dirs []string, err error) {
 	level := []string{"."}
 	for range maxLogDepth + 1 {
 		var next []string
 		for _, dir := range level {
-			if isLog(copied, dir) {
+			var below []string
+			found := isLog(copied, dir)
+			if !found {
+				below, err = subdirectories(copied, dir)
+				found = errors.Is(err, fs.ErrPermission) && dir != "."
+			}
+			switch {
+			case found:
 				if dirs = append(dirs, dir); len(dirs) == most {
 					return dirs, nil
 				}
 				continue
-			}
-			below, err := subdirectories(copied, dir)
-			if err != nil {
+			case err != nil:
 				return nil, err
+			case len(next)+len(below) > maxBelow:
+				return nil, fmt.Errorf("there are more than %d directories in which a log could be; name it", maxBelow)
 			}
 			next = append(next, below...)
 		}
-		level = next[:min(len(next), maxBelow)]
+		level = next
 	}
 	return dirs, nil
 }
@@ -67,11 +75,8 @@ const maxBelow = 10_000
 
 func subdirectories(copied fs.FS, dir string) (names []string, err error) {
 	entries, err := fs.ReadDir(copied, dir)
-	if errors.Is(err, fs.ErrPermission) && dir != "." {
-		return nil, nil
-	}
 	for _, e := range entries {
-		if e.IsDir() && len(names) < maxBelow {
+		if e.IsDir() {
 			names = append(names, path.Join(dir, e.Name()))
 		}
 	}

@@ -122,7 +122,39 @@ func TestLookingForALogIsBounded(t *testing.T) {
 		t.Errorf("far below: found %q, %v", logs, err)
 	}
 	var opened int
-	if logs, err := FindLogs(wideFS{&opened}, 10); err != nil || len(logs) != 0 || opened > maxBelow+1 {
+	if logs, err := FindLogs(wideFS{&opened}, 10); err == nil || opened > maxBelow+1 {
 		t.Errorf("among many: found %q, %v, after opening %d directories", logs, err, opened)
+	}
+}
+
+// A closedFS has a directory that may not be looked into.
+type closedFS struct{ fstest.MapFS }
+
+func (c closedFS) Open(name string) (fs.File, error) {
+	if strings.HasPrefix(name, "closed") {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrPermission}
+	}
+	return c.MapFS.Open(name)
+}
+
+func (c closedFS) Stat(name string) (fs.FileInfo, error) {
+	if _, err := c.Open(name); err != nil {
+		return nil, err
+	}
+	return c.MapFS.Stat(name)
+}
+
+func (c closedFS) ReadDir(name string) ([]fs.DirEntry, error) {
+	if _, err := c.Open(name); err != nil {
+		return nil, err
+	}
+	return c.MapFS.ReadDir(name)
+}
+
+func TestDirectoryThatIsClosedIsNotPassedOver(t *testing.T) {
+	t.Parallel()
+	logs, err := FindLogs(closedFS{fstest.MapFS{"closed/wal/x": {}, "open/wal/x": {}}}, 10)
+	if err != nil || !slices.Equal(logs, []string{"closed", "open"}) {
+		t.Errorf("found %q, %v", logs, err)
 	}
 }

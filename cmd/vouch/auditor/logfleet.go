@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -44,6 +45,9 @@ func logsBelow(name string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("looking for logs in %s: %w", name, err)
 	}
+	if slices.Equal(dirs, []string{"."}) {
+		return []string{name}, nil
+	}
 	files, err := os.ReadDir(name)
 	if err != nil {
 		return nil, err
@@ -53,8 +57,9 @@ func logsBelow(name string) ([]string, error) {
 		all = append(all, filepath.Join(name, filepath.FromSlash(dir)))
 	}
 	for _, f := range files {
-		if !f.IsDir() && isArchive(f.Name()) {
-			all = append(all, filepath.Join(name, f.Name()))
+		path := filepath.Join(name, f.Name())
+		if !f.IsDir() && (isArchive(f.Name()) || isLinkedDir(f, path)) {
+			all = append(all, path)
 		}
 	}
 	if len(all) == 0 {
@@ -62,6 +67,16 @@ func logsBelow(name string) ([]string, error) {
 	}
 	slices.Sort(all)
 	return all, nil
+}
+
+// isLinkedDir tells whether a name in a folder of logs links to a directory, which is
+// then meant to be one.
+func isLinkedDir(f fs.DirEntry, path string) bool {
+	if f.Type() != fs.ModeSymlink {
+		return false
+	}
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }
 
 // isArchive tells whether a file in a folder of logs is meant to be one. A compressed

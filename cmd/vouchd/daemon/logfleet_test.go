@@ -41,6 +41,12 @@ func TestLogsOfAFleetAreVerifiedAtOnce(t *testing.T) {
 			t.Errorf("no %s in\n%s", want, out)
 		}
 	}
+	must(t, os.Mkdir(path("links"), 0o700))
+	must(t, os.Symlink(path("logs/two"), path("links/two")))
+	must(t, os.Symlink(path("logs/one.tar"), path("links/one.tar")))
+	if out := d.OK("log", "verify", "links"); !strings.Contains(out, "2 logs: 0 failed") {
+		t.Errorf("by links:\n%s", out)
+	}
 	if out := d.OK("log", "verify", "logs/two/log", "logs/one.tar"); strings.Count(out, "machine not known to you") != 2 {
 		t.Errorf("without evidence:\n%s", out)
 	}
