@@ -214,7 +214,7 @@ func TestGitHelperSpeaksTheProtocol(t *testing.T) {
 	}
 	other := strings.Replace(request, "acme", "acme-evil", 1)
 	if out, stderr, code := h.ask(other, nil, "vouch", "git-credential", "get", "--verbose"); code != 0 || out != "" ||
-		!strings.Contains(stderr, "git asks for "+f.git.URL+"/acme-evil/site.git") || !strings.Contains(stderr, "credential acme is not for it but for "+f.git.URL+"/acme\n") {
+		!strings.Contains(stderr, "git asks for "+f.git.URL+"/acme-evil/site.git") || !strings.Contains(stderr, "credential acme for "+f.git.URL+"/acme: does not match\n") {
 		t.Errorf("asked why, it exits %d: %s%s", code, out, stderr)
 	}
 	if out, stderr, code := h.ask(request+"username=alice\n", nil, "vouch", "git-credential", "get", "--verbose"); code != 1 || out != "" || !strings.Contains(stderr, "names another user") || f.Living() != 0 {
@@ -306,7 +306,7 @@ func TestKubectlPluginSpeaksTheProtocol(t *testing.T) {
 		t.Errorf("claims %s, %v", payload, err)
 	}
 	for want, env := range map[string][]string{
-		"this process is granted no credential for cluster https://10.0.0.3:6443": info("https://10.0.0.3:6443"),
+		"no credential for cluster https://10.0.0.3:6443 is granted to this process": info("https://10.0.0.3:6443"),
 		"no credential for cluster https://10.0.0.2:6443":                         info("https://10.0.0.2:6443"), // another's
 		"provideClusterInfo: true":                                                info(""),
 		"this is for kubectl to run":                                              {"KUBERNETES_EXEC_INFO="},

@@ -2,8 +2,8 @@
 // fetch identities, lease credentials, run programs with them, and answer the
 // tools that ask a helper for a login.
 //
-// They ask the daemon on its agent socket, which knows the caller from the kernel
-// alone: each gets what the process vouch is entitled to.
+// They ask the daemon on its agent socket, which identifies the caller through the
+// kernel alone: each gets what the process vouch is entitled to.
 package agent
 
 import (

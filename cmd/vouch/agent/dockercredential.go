@@ -19,12 +19,11 @@ func newDockerCredential(*cli.Options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "docker-credential {get | list | store | erase | version}",
 		Short: "Serve as Docker's credential helper",
-		Long: `Docker-credential speaks the protocol of Docker's credential helpers. For get it
-leases the credential whose definition names the registry that Docker asks for,
-among those that this process is granted. Docker runs it by the name
-docker-credential-vouch, which is a link to vouch.
+		Long: `Docker-credential implements Docker's credential helper protocol. On get, it leases
+the credential whose definition names the requested registry, from those granted to
+this process. Docker runs it as docker-credential-vouch, which is a link to vouch.
 
-Nothing is ever stored: docker login is refused, and docker logout has nothing to do.`,
+Nothing is ever stored: docker login is refused, and docker logout does nothing.`,
 		Example: `  # ~/.docker/config.json
   {"credHelpers": {"registry.example.com": "vouch"}}
   echo registry.example.com | vouch docker-credential get | jq .Username`,

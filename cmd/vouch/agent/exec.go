@@ -54,8 +54,8 @@ socket itself.`,
 			if err != nil {
 				return err
 			}
-			// Signals are the command's from here on, and not a reason to leave
-			// it and its leases behind.
+			// From here on signals are for the command: vouch must not exit and
+			// leave it and its leases behind.
 			signals := make(chan os.Signal, 16)
 			signal.Notify(signals, passedOn...)
 			defer signal.Stop(signals)
@@ -100,8 +100,8 @@ func parseVariables(wanted []string, fromFile bool) (vars []variable, err error)
 	return vars, nil
 }
 
-// exec leases, which ctx ends, runs and revokes, which it does not. The error of
-// a revocation does not hide the command's exit code.
+// exec leases, runs and revokes. Ctx ends the leasing only. An error in revoking
+// does not hide the command's exit code.
 func (l *leaser) exec(ctx context.Context, vars []variable, plain, args []string, signals <-chan os.Signal) error {
 	client, err := l.client()
 	if err != nil {
@@ -125,8 +125,8 @@ func (l *leaser) exec(ctx context.Context, vars []variable, plain, args []string
 	return runCommand(args, append(plain, env...), signals)
 }
 
-// leaseAll leases each credential once. It returns what was leased so far with
-// an error too.
+// leaseAll leases each credential once. With an error, it returns what was leased
+// until then.
 func (l *leaser) leaseAll(ctx context.Context, client *cli.Credentials, vars []variable) (leases []*credentialv1.Lease, env []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
@@ -180,8 +180,8 @@ func (v variable) add(env []string, fields []secret.Field) ([]string, error) {
 	return env, nil
 }
 
-// keepRenewed renews a lease at half of what is left of it, for as long as that
-// moves its end.
+// keepRenewed renews a lease whenever half of what is left of it has passed, for as
+// long as renewing extends it.
 func keepRenewed(ctx context.Context, client *cli.Credentials, lease *credentialv1.Lease) {
 	const least = time.Second
 	for lease.Renewable && lease.ExpiresAt < lease.LatestAt {
@@ -200,8 +200,8 @@ func keepRenewed(ctx context.Context, client *cli.Credentials, lease *credential
 	}
 }
 
-// revokeTimeout bounds how long the end of leases holds up vouch's own: the
-// daemon keeps trying in any case.
+// revokeTimeout bounds how long revoking delays vouch's exit: the daemon keeps
+// trying in any case.
 const revokeTimeout = 10 * time.Second
 
 func (l *leaser) revokeAll(ctx context.Context, client *cli.Credentials, leases []*credentialv1.Lease) {

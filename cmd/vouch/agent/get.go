@@ -31,7 +31,7 @@ type leaser struct {
 func (l *leaser) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&l.socket, "socket", "", "agent socket, as `unix:///path`")
 	cmd.Flags().DurationVar(&l.timeout, "timeout", 30*time.Second, "give up after this long")
-	cmd.Flags().DurationVar(&l.ttl, "ttl", 0, "how long the lease is wanted for; without it, what its definition says")
+	cmd.Flags().DurationVar(&l.ttl, "ttl", 0, "how long to lease for (default: as the credential's definition says)")
 }
 
 // client connects to the agent socket.
@@ -60,7 +60,7 @@ func (l *leaser) request(name string, exposure credentialv1.Exposure) (*credenti
 	return req, nil
 }
 
-// The forms in which get prints.
+// The formats in which get prints.
 const (
 	formatText = "text"
 	formatJSON = "json"
@@ -78,18 +78,18 @@ func newGet(o *cli.Options) *cobra.Command {
 		Use:   "get NAME",
 		Short: "Lease a credential and print it, or keep it in a file",
 		Long: `Get leases a credential to this process (vouch, as started by you) and prints its
-fields: one a line, as JSON, or as NAME=value lines that a shell can read. With
---field the value of that one alone. Secrets are printed only where standard output
-is not a terminal, or with --show.
+fields, one per line, as JSON, or as NAME=value lines for a shell. With --field it
+prints the value of that field alone. Secrets are printed only if standard output is
+not a terminal, or with --show.
 
 With --write they go into a file, as JSON unless --output says otherwise. The file is
-replaced whole, with its mode and owner: a reader sees one value or the next. With
---follow vouch keeps running: it replaces the value before it expires, tells the
-program that reads it, and at the end removes the file and revokes what it leased. As
-a service of Type=notify it has started once the file is there.
+replaced atomically, with its mode and owner, so readers see either the old value or
+the new one. With --follow, vouch keeps running: it replaces the value before it
+expires, notifies the program that reads it, and on exit removes the file and revokes
+its leases. As a service of Type=notify, it is ready once the file exists.
 
-A lease may be bound to the process that asked for it, which is vouch itself. Such a
-credential would be revoked before it could be used, and get refuses it without
+A lease can be bound to the process that asked for it, which is vouch itself. Such a
+credential would be revoked before it could be used, so get refuses it without
 --follow: run the command that needs it under vouch exec.`,
 		Example: `  vouch get openai-research --field access_token | my-agent --token-file /dev/stdin
   vouch get warehouse-readonly --param schema=sales --ttl 10m --output json
@@ -128,7 +128,7 @@ credential would be revoked before it could be used, and get refuses it without
 	cmd.Flags().StringVar(&p.Path, "path", "", "write to this `file`")
 	warnPath = cli.DeprecatedFlag(cmd, "path", "--write")
 	cmd.Flags().StringArrayVar(&l.params, "param", nil, "choose a parameter, as `key=value`; may be repeated")
-	cmd.Flags().StringVar(&field, "field", "", "print only this `field`, as it is")
+	cmd.Flags().StringVar(&field, "field", "", "print only this `field`, unmodified")
 	cmd.Flags().StringVar(&format, "format", formatJSON, "`form` of the file: text, json or env")
 	warnFormat = cli.DeprecatedFlag(cmd, "format", "--output")
 	cmd.Flags().BoolVar(&show, "show", false, "print secrets to a terminal")
@@ -137,9 +137,9 @@ credential would be revoked before it could be used, and get refuses it without
 	return cmd
 }
 
-// fileForm returns the form of a file, and refuses flags of a file where there is
-// none. --output file, --path and --format are from before --output was a format
-// everywhere.
+// fileForm returns the format of a file, and refuses file flags if no file is
+// written. --output file, --path and --format date from before --output was a
+// format everywhere.
 func fileForm(cmd *cobra.Command, output, format string, p *deliver.Place) (string, error) {
 	given := cmd.Flags().Changed
 	if output == formatFile {
@@ -185,7 +185,8 @@ func (l *leaser) get(ctx context.Context, name string) (*credentialv1.Lease, []s
 	return l.lasting(ctx, client, req)
 }
 
-// printedTo says where what is printed will be. Who reads a pipe is not known.
+// printedTo says where printed values end up. Nothing is known about a pipe's
+// reader.
 func printedTo(f *os.File) credentialv1.Exposure {
 	if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
 		return credentialv1.Exposure_EXPOSURE_FILE

@@ -19,12 +19,13 @@ func newGitCredential(*cli.Options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "git-credential {get | store | erase}",
 		Short: "Serve as git's credential helper",
-		Long: `Git-credential speaks git's credential protocol on standard input and output. For get
-it leases the credential whose definition names the host (and, with
-credential.useHttpPath, the path) that git asks for, among those that this process
-is granted. It prints nothing if there is none, and git asks its next helper then.
-Nothing is ever stored. Erase, which git says when a server has refused a
-credential, revokes the lease where git (2.46 and later) tells which it was.`,
+		Long: `Git-credential implements git's credential helper protocol on standard input and
+output. On get, it leases the credential whose definition names the requested host
+(and, with credential.useHttpPath, the path), from those granted to this process. If
+there is none it prints nothing, and git tries its next helper. Nothing is ever stored.
+
+Git calls erase when a server has rejected a credential. This revokes the lease, if
+git says which one it was (version 2.46 and later).`,
 		Example: `  git config --global credential.helper '!vouch git-credential'
   printf 'protocol=https\nhost=github.com\n' | vouch git-credential get | sed s/password=.*/password=.../`,
 		Args: cobra.ExactArgs(1),
@@ -37,7 +38,7 @@ credential, revokes the lease where git (2.46 and later) tells which it was.`,
 			case "erase":
 				return h.gitErase(ctx, cmd.InOrStdin())
 			}
-			return nil // store, and what later versions of git may say (gitcredentials(7), CUSTOM HELPERS)
+			return nil // store, and actions of later versions of git (gitcredentials(7), CUSTOM HELPERS)
 		},
 	}
 	h.flags(cmd)
@@ -57,7 +58,7 @@ func (h *helper) gitGet(ctx context.Context, in io.Reader, out io.Writer) error 
 		if h.verbose {
 			fmt.Fprintf(os.Stderr, "vouch: no credential can serve this request: %v\n", err)
 		}
-		return nil // another protocol's, such as smtp's or cert's
+		return nil // another protocol, such as smtp or cert
 	}
 	client, err := h.client()
 	if err != nil {
@@ -86,8 +87,7 @@ func (h *helper) gitGet(ctx context.Context, in io.Reader, out io.Writer) error 
 // errOtherUser means that git asks for the login of a particular user.
 var errOtherUser = errors.New("the URL names another user")
 
-// gitHint says why nothing was found where git kept from vouch what it would
-// take.
+// gitHint says why nothing was found, if it is because git did not send the path.
 func (h *helper) gitHint(ctx context.Context, client *cli.Credentials, req tool.GitRequest, asked credential.Target) error {
 	if req.Path != "" {
 		return nil
@@ -101,7 +101,7 @@ func (h *helper) gitHint(ctx context.Context, client *cli.Credentials, req tool.
 	return err
 }
 
-// gitErase ends the lease that a server has refused, if git tells which.
+// gitErase revokes the lease that a server has rejected, if git says which.
 func (h *helper) gitErase(ctx context.Context, in io.Reader) error {
 	req, err := tool.ParseGit(in)
 	if err != nil || req.Lease == "" {

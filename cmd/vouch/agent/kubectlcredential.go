@@ -20,14 +20,13 @@ func newKubectlCredential(o *cli.Options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "kubectl-credential",
 		Short: "Serve as kubectl's credential plug-in",
-		Long: `Kubectl-credential answers kubectl (and every client of its library) with an
+		Long: `Kubectl-credential gives kubectl, and other clients built on client-go, an
 ExecCredential of client.authentication.k8s.io/v1, which they keep until it expires.
-It leases the credential whose definition names the cluster that kubectl asks for,
-among those that this process is granted; kubectl says which cluster with
-provideClusterInfo: true.
+It leases the credential whose definition names the requested cluster, from those
+granted to this process. kubectl passes the cluster only with provideClusterInfo: true.
 
-With --audience it gives this process's JWT-SVID for that audience instead, for
-clusters that trust vouchd's issuer: no secret is kept anywhere then.`,
+With --audience it returns this process's JWT-SVID for that audience instead, for
+clusters that trust vouchd as an issuer. No secret is then stored anywhere.`,
 		Example: `  # ~/.kube/config
   users:
   - name: agent
@@ -38,7 +37,7 @@ clusters that trust vouchd's issuer: no secret is kept anywhere then.`,
         args: [kubectl-credential]
         interactiveMode: Never
         provideClusterInfo: true
-  # what kubectl does
+  # what kubectl runs
   KUBERNETES_EXEC_INFO='{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential",
     "spec": {"cluster": {"server": "https://k8s.internal:6443"}}}' vouch kubectl-credential | jq .status.expirationTimestamp`,
 		Args: cobra.NoArgs,
@@ -60,7 +59,7 @@ clusters that trust vouchd's issuer: no secret is kept anywhere then.`,
 		},
 	}
 	h.flags(cmd)
-	cmd.Flags().StringVar(&audience, "audience", "", "give the JWT-SVID for this `audience`")
+	cmd.Flags().StringVar(&audience, "audience", "", "return the JWT-SVID for this `audience`")
 	return cmd
 }
 
@@ -78,7 +77,7 @@ func (h *helper) kubectl(ctx context.Context, out io.Writer, info tool.ExecInfo)
 		return tool.AnswerExec(out, got.fields, got.expires())
 	})
 	if errors.Is(err, errNoOffer) {
-		return fmt.Errorf("this process is granted no credential for cluster %s; the definition needs for: [{kubernetes: %[1]s}]", asked.Location)
+		return fmt.Errorf("no credential for cluster %s is granted to this process; its definition needs for: [{kubernetes: %[1]s}]", asked.Location)
 	}
 	return err
 }

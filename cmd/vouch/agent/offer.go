@@ -8,16 +8,16 @@ import (
 	"github.com/vouchd/vouchd/credential"
 )
 
-// An offered credential is one that this process is granted, for a place that a
-// tool asks for.
+// An offered credential is granted to this process, for a place that a tool may
+// ask for.
 type offered struct {
 	Name string
 	credential.Offer
 }
 
-// offersFor returns what this process is granted for places that a tool asks for.
-// A process without an identity is granted nothing, which is no error: a tool
-// turns to its next helper then.
+// offersFor returns what this process is granted for one tool.
+// A process without an identity is granted nothing. That is not an error: the
+// tool tries its next helper.
 func offersFor(ctx context.Context, c *cli.Credentials, tool string) (offers []offered, err error) {
 	list, err := c.List(ctx)
 	if errors.Is(err, cli.ErrDenied) {
@@ -38,8 +38,8 @@ func offersFor(ctx context.Context, c *cli.Credentials, tool string) (offers []o
 	return offers, nil
 }
 
-// nearest returns the offers for a place: of several that cover it the nearest,
-// and more than one where they are as near.
+// nearest returns the most specific of the offers that cover a place, or several
+// if they are equally specific.
 func nearest(offers []offered, asked credential.Target) (near []offered) {
 	for _, o := range offers {
 		if !o.Covers(asked) {

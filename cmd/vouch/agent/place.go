@@ -6,7 +6,7 @@ import (
 	"github.com/vouchd/vouchd/cmd/vouch/deliver"
 )
 
-// placeFlags defines the flags of a file that is kept.
+// placeFlags defines the flags of a file that is kept fresh.
 func placeFlags(p *deliver.Place, cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&p.Path, "write", "", "write to this `file`, replaced atomically")
@@ -14,9 +14,9 @@ func placeFlags(p *deliver.Place, cmd *cobra.Command) {
 	f.StringVar(&p.Owner, "owner", "", "`user` that owns the file")
 	f.StringVar(&p.Group, "group", "", "`group` of the file")
 	f.BoolVar(&p.Follow, "follow", false, "keep running: replace the value before it expires, and remove the file on exit")
-	f.StringVar(&p.Signal, "signal", "", "send this `signal`, such as HUP, when a value has been replaced; needs --pid")
+	f.StringVar(&p.Signal, "signal", "", "send this `signal`, such as HUP, after replacing a value; requires --pid")
 	f.IntVar(&p.PID, "pid", 0, "the `process` to signal; --follow ends when it exits")
-	f.StringVar(&p.Command, "exec", "", "run this `command` with sh, for at most a minute, when a value has been replaced")
+	f.StringVar(&p.Command, "exec", "", "run this `command` with sh, for at most a minute, after replacing a value")
 	cmd.MarkFlagFilename("write")
 }
 

@@ -36,10 +36,10 @@ func newProgramRun(o *cli.Options, path string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run NAME [-- ARGUMENT...]",
 		Short: "Run a program defined in programs.d",
-		Long: `Run starts a program of /etc/vouchd/programs.d as a transient systemd unit on this
-terminal, and passes on standard streams, signals and the exit code. The definition,
-not the caller, determines what runs, as which user and with which variables. It
-requires systemd as PID 1.`,
+		Long: `Run starts a program defined in /etc/vouchd/programs.d as a transient systemd unit on
+this terminal, and passes on standard streams, signals and the exit code. The
+definition, not the caller, determines what runs, as which user and with which
+variables. It requires systemd as PID 1.`,
 		Example:           "  " + path + " research\n  " + path + " research -- --topic tides",
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: completeProgram(o),
@@ -84,7 +84,7 @@ func newProgramList(o *cli.Options) *cobra.Command {
 		Use:   "list",
 		Short: "List the defined programs and who may start them",
 		Long: `List reads the definitions in programs_dir and prints each program with who may start
-it. Nothing is contacted: the definitions in force are those that were last valid.`,
+it. It does not ask vouchd, which keeps the last valid definitions if these are not.`,
 		Example: `  vouch program list
   vouch program list --output json | jq -r '.[].name'`,
 		Args: cobra.NoArgs,

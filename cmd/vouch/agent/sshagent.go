@@ -25,15 +25,15 @@ func newSSHAgent(*cli.Options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ssh-agent --credential NAME {-- COMMAND [ARGUMENT...] | --listen PATH}",
 		Short: "Serve as an ssh-agent whose key vouchd certifies",
-		Long: `Ssh-agent makes a key in memory, has vouchd certify it for minutes at a time, and
-signs with it for ssh. Behind -- it runs a command with SSH_AUTH_SOCK set, ends with
-it, and passes its exit code back as exec does. With --listen it serves on a socket
-of that path, which must not exist yet, until it is ended; as a service it is of
-Type=notify.
+		Long: `Ssh-agent creates a key in memory, has vouchd certify it for a few minutes at a time,
+and signs with it for ssh. Given a command after --, it runs that with SSH_AUTH_SOCK
+set, exits when it does, and returns its exit code as exec does. With --listen, it
+serves on a socket at that path, which must not exist yet, until it is stopped; as a
+service it supports Type=notify.
 
-The certificate is asked for when ssh wants one and the last is no longer young. The
-key never leaves memory; keys cannot be added, and the agent cannot be locked. Only
-processes of the same user may connect.`,
+A new certificate is requested when ssh needs one and the last has aged. The key never
+leaves memory; keys cannot be added, and the agent cannot be locked. Only processes of
+the same user can connect.`,
 		Example: `  vouch ssh-agent --credential web-ssh -- ssh deploy@web1
   vouch ssh-agent --credential web-ssh --param host=web1 -- rsync -a site/ deploy@web1:/srv/site
   vouch ssh-agent --credential web-ssh --listen $XDG_RUNTIME_DIR/vouch-ssh.sock`,
@@ -52,7 +52,7 @@ processes of the same user may connect.`,
 	}
 	l.flags(cmd)
 	cmd.Flags().SetInterspersed(false)
-	cmd.Flags().StringVar(&name, "credential", "", "the credential of the broker ssh, by `name`")
+	cmd.Flags().StringVar(&name, "credential", "", "`name` of a credential of the ssh broker")
 	cmd.Flags().StringArrayVar(&l.params, "param", nil, "choose a parameter, as `key=value`; may be repeated")
 	cmd.Flags().StringVar(&listen, "listen", "", "serve on a socket at this `path`")
 	return cmd
@@ -101,7 +101,7 @@ func (l *leaser) sshAgentAt(ctx context.Context, name, socket string, out io.Wri
 		listener.Close()
 		return err
 	}
-	if err := systemd.Ready("Serves at " + socket); err != nil {
+	if err := systemd.Ready("Serving on " + socket); err != nil {
 		listener.Close()
 		return err
 	}
@@ -126,8 +126,8 @@ type sshAgent struct {
 	client *cli.Credentials
 }
 
-// newSSHAgent returns an agent with its first certificate, so that who is not
-// granted one hears it from vouch and not from a server.
+// newSSHAgent returns an agent with its first certificate: a refusal is reported
+// by vouch, not by an SSH server.
 func (l *leaser) newSSHAgent(ctx context.Context, name string) (*sshAgent, error) {
 	client, err := l.client()
 	if err != nil {

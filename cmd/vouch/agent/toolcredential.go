@@ -19,7 +19,7 @@ import (
 )
 
 // errNoOffer means that this process is granted nothing for a place, and the
-// tool should go on without.
+// tool should continue without.
 var errNoOffer = errors.New("nothing is granted for it")
 
 // A found is a credential that a tool is given.
@@ -37,7 +37,7 @@ type helper struct {
 
 func (h *helper) flags(cmd *cobra.Command) {
 	h.leaser.flags(cmd)
-	cmd.Flags().BoolVarP(&h.verbose, "verbose", "v", false, "say on standard error what was asked for and what is granted")
+	cmd.Flags().BoolVarP(&h.verbose, "verbose", "v", false, "print what was asked for and what is granted to standard error")
 }
 
 // explain says what was asked for, and what there is.
@@ -47,19 +47,19 @@ func (h *helper) explain(asked credential.Target, offers, near []offered) {
 	}
 	fmt.Fprintf(os.Stderr, "vouch: %s asks for %s\n", asked.Tool, asked.Location)
 	for _, o := range offers {
-		word := "is not for it but for"
+		verdict := "does not match"
 		if slices.Contains(near, o) {
-			word = "is for it, as for"
+			verdict = "matches"
 		}
-		fmt.Fprintf(os.Stderr, "vouch: credential %s %s %s\n", o.Name, word, o.Location)
+		fmt.Fprintf(os.Stderr, "vouch: credential %s for %s: %s\n", o.Name, o.Location, verdict)
 	}
 	if len(offers) == 0 {
-		fmt.Fprintf(os.Stderr, "vouch: this process has no identity that is granted anything for %s\n", asked.Tool)
+		fmt.Fprintf(os.Stderr, "vouch: no credential for %s is granted to this process\n", asked.Tool)
 	}
 }
 
-// lend leases what this process is granted for a place, for give to hand to the
-// tool. What could not be handed over is revoked.
+// lend leases what this process is granted for a place, and has give pass it to
+// the tool. If that fails, the lease is revoked.
 func (h *helper) lend(ctx context.Context, client *cli.Credentials, asked credential.Target, give func(*found) error) error {
 	got, err := h.find(ctx, client, asked)
 	if err != nil {
