@@ -55,7 +55,7 @@ func (c *checker) id(w *written) {
 	case len(id.String()) > maxIDLen:
 		c.problems.Add(w.ID.Pos, "spiffe_id has %d bytes and may have %d; shorten it", len(id.String()), maxIDLen)
 	case id.TrustDomain() != c.td:
-		c.problems.Add(w.ID.Pos, "spiffe_id %s is of trust domain %s, and this host's is %s; begin it with %s/", id, id.TrustDomain(), c.td, c.td.IDString())
+		c.problems.Add(w.ID.Pos, "spiffe_id %s is in trust domain %s, but this host's is %s; begin it with %s/", id, id.TrustDomain(), c.td, c.td.IDString())
 	case id.Path() == "": // X509-SVID §3.1
 		c.problems.Add(w.ID.Pos, "spiffe_id %s has no path and so names the trust domain itself; add one, such as %s/agent", id, id)
 	}

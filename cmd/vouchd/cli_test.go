@@ -28,7 +28,7 @@ func TestCommandLineAgainstARunningDaemon(t *testing.T) {
 		out, err string // regular expressions
 	}{
 		{[]string{"status"}, 0, `trust domain\s+example\.org`, `^$`},
-		{[]string{"doctor"}, 0, `daemon: serves 2 entries of example\.org`, `^$`},
+		{[]string{"doctor"}, 0, `daemon: serving 2 entries of example\.org`, `^$`},
 		{[]string{"check"}, 0, `is valid: 2 entries`, `^$`},
 		{[]string{"entry", "list"}, 0, `spiffe://example\.org/cli  \(.*a\.yaml:2\)`, `^$`},
 		{[]string{"entry", "explain", pid}, 0, `(?s)kernel-enforced\s+unix:uid:\d+.*matches:\s+spiffe://example\.org/cli.*almost spiffe://example\.org/other.*unix:gid:64999`, `^$`},

@@ -24,7 +24,7 @@ func TestDoctorTellsWhetherTheTPMHasACertificate(t *testing.T) {
 	without.TPM.Do(removeCertificates)
 	without.Start()
 	with.Start()
-	const note = "endorsement key: the TPM has no maker's certificate"
+	const note = "endorsement key: the TPM has no manufacturer's certificate"
 	if out, _, _ := without.Vouch("doctor"); !strings.Contains(out, note) {
 		t.Errorf("without a certificate: %s", out)
 	}

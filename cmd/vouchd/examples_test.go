@@ -124,7 +124,7 @@ func TestFollowingFilesIsRefusedWhereItMakesNoSense(t *testing.T) {
 	for want, args := range map[string][]string{
 		"--follow requires --write":  {"--follow"},
 		"require --follow":           {"--write", h.Path("svid"), "--exec", "true"},
-		"--signal goes with --pid":   {"--write", h.Path("svid"), "--follow", "--signal", "HUP"},
+		"--signal and --pid must be given together":   {"--write", h.Path("svid"), "--follow", "--signal", "HUP"},
 		"lets others replace files":  {"--write", h.Path("open"), "--follow"},
 		"fetching X509-SVIDs: rpc e": {"--write", h.Path("svid"), "--follow"},
 	} {

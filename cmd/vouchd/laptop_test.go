@@ -99,7 +99,7 @@ func TestLogIsVerifiedWhereThereIsNothingButVouchAndTheMakersRoot(t *testing.T) 
 		return out + stderr, code
 	}
 	out, code = verify("--trace")
-	if code != 0 || !strings.Contains(out, "The machine is known to you") || strings.Count(out, "<- node key <- AK <- TPM") != 300 {
+	if code != 0 || !strings.Contains(out, "The machine is the one in ") || strings.Count(out, "<- node key <- AK <- TPM") != 300 {
 		t.Fatalf("vouch log verify exits %d: %s", code, out)
 	}
 	readTiles(t, log, daemontest.LogKey(h.Host))

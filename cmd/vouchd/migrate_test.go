@@ -51,7 +51,7 @@ func TestMigratedFileHoldsHandlesAndItsProgramTheSameValues(t *testing.T) {
 	before := environment(h, file)
 
 	out := h.OK("migrate", "env", file, "--credential-prefix", "app", "--dry-run")
-	for _, want := range []string{"app.env:2: STRIPE_KEY would be sealed as app-stripe-key", "app.env:10: DEBUG stays: a switch", "app.env:9: PORT stays: looks harmless"} {
+	for _, want := range []string{"app.env:2: STRIPE_KEY would be sealed as app-stripe-key", "app.env:10: DEBUG kept as is: a switch", "app.env:9: PORT kept as is: looks harmless"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the dry run does not say %q:\n%s", want, out)
 		}
@@ -95,7 +95,7 @@ func TestMigratedFileHoldsHandlesAndItsProgramTheSameValues(t *testing.T) {
 
 	// Again: nothing is left to do.
 	out = h.OK("migrate", "env", file, "--credential-prefix", "app")
-	if read(t, file) != want || !strings.Contains(out, "STRIPE_KEY stays: a handle already") || strings.Contains(out, "Review") {
+	if read(t, file) != want || !strings.Contains(out, "STRIPE_KEY kept as is: already a handle") || strings.Contains(out, "Review") {
 		t.Errorf("once more it says\n%s", out)
 	}
 }

@@ -48,7 +48,7 @@ func TestSecretIsAskedForAtATerminalAndNotShown(t *testing.T) {
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("%v: %s", err, shown)
 	}
-	shown.Wait(t, "13 bytes sealed")
+	shown.Wait(t, "sealed 13 bytes")
 	if strings.Contains(shown.String(), "sk_live_typed") {
 		t.Errorf("the terminal shows the secret: %s", shown)
 	}

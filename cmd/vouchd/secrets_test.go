@@ -49,7 +49,7 @@ func TestCommandLineKeepsSecrets(t *testing.T) {
 		{"", []string{"secret", "list"}, 0, `^$`, `^$`},
 		{"", []string{"secret", "seal", "stripe-key"}, 1, `^$`, `it is empty; did the command before the pipe fail`},
 		{"", []string{"get", "stripe"}, 1, `^$`, `the source of the credential refused`},
-		{value, []string{"secret", "seal", "stripe-key"}, 0, `^stripe-key: 20 bytes sealed to this machine as revision 1; rotate it by \d{4}-`, `note: the value includes a trailing newline`},
+		{value, []string{"secret", "seal", "stripe-key"}, 0, `^stripe-key: sealed 20 bytes to this machine as revision 1; rotate it by \d{4}-`, `note: the value includes a trailing newline`},
 		{value, []string{"secret", "seal", "stripe-key"}, 1, `^$`, `vouch secret rotate stripe-key`},
 		{value, []string{"secret", "seal", "../x"}, 2, `^$`, `use letters`},
 		{value, []string{"secret", "seal"}, 2, `^$`, `accepts 1 arg`},

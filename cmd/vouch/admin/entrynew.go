@@ -52,7 +52,7 @@ Review the entry before you add it to entries.d.`,
 				return err
 			}
 			if domain := spiffeID.TrustDomain().Name(); domain != st.TrustDomain {
-				return cli.Usagef("--spiffe-id %s is of trust domain %s, and this host's is %s; use spiffe://%[3]s%s", spiffeID, domain, st.TrustDomain, spiffeID.Path())
+				return cli.Usagef("--spiffe-id %s is in trust domain %s, but this host's is %s; use spiffe://%[3]s%s", spiffeID, domain, st.TrustDomain, spiffeID.Path())
 			}
 			x, err := client.Explain(cmd.Context(), pid)
 			if err != nil {
@@ -89,9 +89,9 @@ func mainPID(ctx context.Context, unit string) (int, error) {
 	return pid, nil
 }
 
-// lasting chooses from what a process is what tells it from others and stays
-// the same when it is started again: anchors first. An error says why nothing
-// tells it from what any user can start.
+// lasting chooses selectors that distinguish the process and survive a restart:
+// anchors first. An error says why nothing distinguishes it from what any user can
+// start.
 func lasting(x view.Explanation, main bool) ([]string, error) {
 	var chosen []string
 	add := func(prefix string) bool {
@@ -121,5 +121,5 @@ func lasting(x view.Explanation, main bool) ([]string, error) {
 	case root:
 		return append([]string{"unix:user:root"}, chosen...), nil
 	}
-	return nil, fmt.Errorf("process %d has no anchor, which only the kernel or systemd can set; start it as a unit, and use --unit", x.PID)
+	return nil, fmt.Errorf("process %d has no anchor, a selector that only the kernel or systemd can set; start it as a unit, and use --unit", x.PID)
 }

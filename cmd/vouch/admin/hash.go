@@ -78,8 +78,7 @@ func hashOf(cmd *cobra.Command, path string) ([]hashView, error) {
 	return []hashView{{Path: path, Selector: kind + hex.EncodeToString(h.Sum(nil))}}, nil
 }
 
-// program reports whether the kernel runs the file itself; a script is run by an
-// interpreter.
+// program reports whether the kernel runs the file itself, not an interpreter.
 func program(f *os.File) bool {
 	var magic [4]byte
 	n, _ := f.ReadAt(magic[:], 0)

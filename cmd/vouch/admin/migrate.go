@@ -37,7 +37,7 @@ func newMigrate(o *cli.Options) *cobra.Command {
 // and after a colon the field, if it is not the only one.
 const handlePrefix = "vouch:"
 
-// A migration is what is to become of one .env file.
+// A migration is what to do with one .env file.
 type migration struct {
 	path        string
 	prefix      string   // of credentials and secrets
@@ -47,7 +47,7 @@ type migration struct {
 	dryRun      bool
 }
 
-// A migrationView says what became of each variable.
+// A migrationView says what was done with each variable.
 type migrationView struct {
 	File        string           `json:"file"`
 	DryRun      bool             `json:"dry_run,omitempty"`
@@ -143,11 +143,11 @@ func (m *migration) run(ctx context.Context, o *cli.Options) (*migrationView, er
 	return view, m.replace(file, before, info, view)
 }
 
-// readEnvFile reads a file that has this one name, and is no link to another.
+// readEnvFile reads a file that is not a link and has no other hard links.
 func readEnvFile(path string) ([]byte, os.FileInfo, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, syscall.ELOOP) {
-		return nil, nil, fmt.Errorf("%s is a symbolic link; name the file it leads to", path)
+		return nil, nil, fmt.Errorf("%s is a symbolic link; name the file it points to", path)
 	}
 	if err != nil {
 		return nil, nil, err
@@ -161,13 +161,13 @@ func readEnvFile(path string) ([]byte, os.FileInfo, error) {
 		return nil, nil, fmt.Errorf("%s is not a regular file", path)
 	}
 	if n := info.Sys().(*syscall.Stat_t).Nlink; n != 1 {
-		return nil, nil, fmt.Errorf("%s has %d hard links, and the others would keep the secrets; find and remove them first: find / -xdev -samefile %[1]s", path, n)
+		return nil, nil, fmt.Errorf("%s has %d hard links, and the secrets would stay in the others; find and remove them first: find / -xdev -samefile %[1]s", path, n)
 	}
 	data, err := io.ReadAll(io.LimitReader(f, dotenv.MaxLen+1))
 	return data, info, err
 }
 
-// plan decides about each variable. Its error has all that stands in the way.
+// plan decides what to do with each variable. Its error lists every obstacle.
 func (m *migration) plan(file *dotenv.File) (*migrationView, error) {
 	view := &migrationView{File: m.path, DryRun: m.dryRun, Sealed: []migratedView{}, Kept: []migratedView{}, Credentials: []string{}, values: make(map[string]value)}
 	var problems []error
@@ -184,7 +184,7 @@ func (m *migration) plan(file *dotenv.File) (*migrationView, error) {
 			continue
 		case bytes.HasPrefix(v.Value.Reveal(), []byte(handlePrefix)):
 			credential, _, _ := strings.Cut(strings.TrimPrefix(string(v.Value.Reveal()), handlePrefix), ":")
-			view.Kept = append(view.Kept, migratedView{v.Name, v.Line, credential, "a handle already"})
+			view.Kept = append(view.Kept, migratedView{v.Name, v.Line, credential, "already a handle"})
 			view.Credentials = append(view.Credentials, credential)
 			continue
 		case why != "":
@@ -237,7 +237,7 @@ func (m *migration) stays(v dotenv.Variable) string {
 	return harmless(v.Name, v.Value)
 }
 
-// What a secret's variable is called, and what plainly is none.
+// Names that suggest a secret, and values that are plainly not one.
 var (
 	secretName  = regexp.MustCompile(`(?i)key|token|secret|passw|passphrase|pwd|pin$|credential|private|auth|cookie|salt|sign|webhook|dsn|session`)
 	switchValue = regexp.MustCompile(`(?i)^(true|false|yes|no|on|off|null|none)$`)
@@ -252,7 +252,7 @@ var (
 	}
 )
 
-// harmless says why a value is plainly no secret; empty if it may be one.
+// harmless says why a value is plainly not a secret; empty if it may be one.
 func harmless(name string, v secret.Bytes) string {
 	if switchValue.Match(v.Reveal()) {
 		return "a switch"
@@ -268,8 +268,8 @@ func harmless(name string, v secret.Bytes) string {
 	return ""
 }
 
-// sealAll has every value sealed. One that is sealed already, as by a run that
-// was cut short, is as good.
+// sealAll has every value sealed. Values already sealed, such as by an interrupted
+// run, are accepted.
 func (m *migration) sealAll(ctx context.Context, o *cli.Options, found *migrationView) error {
 	client, err := o.Admin()
 	if err != nil {
@@ -289,8 +289,8 @@ func (m *migration) sealAll(ctx context.Context, o *cli.Options, found *migratio
 	return nil
 }
 
-// define adds definitions for the sealed credentials to the file to review; what
-// is there stays.
+// define adds definitions for the sealed credentials to the file to review, and
+// keeps those already there.
 func (m *migration) define(o *cli.Options, view *migrationView) error {
 	c, err := o.Load()
 	if err != nil {
@@ -328,7 +328,7 @@ func (m *migration) define(o *cli.Options, view *migrationView) error {
 	return state.ReplaceFileDurably(path, text, state.Mode(0o644))
 }
 
-// replace puts the handles into the file, if it still is what was read.
+// replace puts the handles into the file, if it has not changed since it was read.
 func (m *migration) replace(file *dotenv.File, before []byte, info os.FileInfo, view *migrationView) error {
 	if len(view.Sealed) == 0 {
 		return nil
@@ -339,7 +339,7 @@ func (m *migration) replace(file *dotenv.File, before []byte, info os.FileInfo, 
 	}
 	defer clear(now)
 	if !os.SameFile(info, again) || !bytes.Equal(before, now) {
-		return fmt.Errorf("%s was changed meanwhile and is left as it is; run this again", m.path)
+		return fmt.Errorf("%s changed in the meantime and was left alone; run this again", m.path)
 	}
 	after := file.Replace(func(name string) (string, bool) {
 		v, ok := view.values[name]
@@ -358,7 +358,7 @@ func (v *migrationView) writeText(w io.Writer) {
 		fmt.Fprintf(w, "%s:%d: %s %s as %s\n", v.File, s.Line, s.Variable, verb, s.Credential)
 	}
 	for _, k := range v.Kept {
-		fmt.Fprintf(w, "%s:%d: %s stays: %s\n", v.File, k.Line, k.Variable, k.Why)
+		fmt.Fprintf(w, "%s:%d: %s kept as is: %s\n", v.File, k.Line, k.Variable, k.Why)
 	}
 	for _, c := range v.Comments {
 		fmt.Fprintf(w, "%s:%d: %s: %s\n", v.File, c.Line, c.Variable, c.Why)

@@ -19,7 +19,7 @@ import (
 // resetPrefix begins the names of directories with former states.
 const resetPrefix = "before-reset-"
 
-// A resetView says what became of the former state.
+// A resetView says where the former state went.
 type resetView struct {
 	MovedTo string   `json:"moved_to"`
 	Moved   []string `json:"moved"`

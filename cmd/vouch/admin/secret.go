@@ -47,12 +47,12 @@ type sealing struct {
 
 func (s *sealing) flags(cmd *cobra.Command) {
 	cmd.Flags().IntVar(&s.fd, "fd", 0, "read the value from this file `descriptor`")
-	cmd.Flags().StringVar(&s.rotateAfter, "rotate-after", "", "remind to rotate it at this `age`, such as 45d or 12h (default 90d, broad 30d)")
-	cmd.Flags().BoolVar(&s.broad, "broad", false, "it grants broad access: remind to rotate it after 30 days")
-	cmd.Flags().StringVar(&s.bindTo, "bind-to", "", "open it only in boot states approved by the root CA with this certificate, a PEM `file`")
+	cmd.Flags().StringVar(&s.rotateAfter, "rotate-after", "", "remind to rotate the secret at this `age`, such as 45d or 12h (default 90d, 30d with --broad)")
+	cmd.Flags().BoolVar(&s.broad, "broad", false, "the secret grants broad access: remind to rotate it after 30 days")
+	cmd.Flags().StringVar(&s.bindTo, "bind-to", "", "open the secret only in boot states approved by the root CA with this certificate, a PEM `file`")
 }
 
-// options says how the value is to be kept; what is not given stays as it is.
+// options says how to keep the value. Options that are not given stay unchanged.
 func (s *sealing) options(cmd *cobra.Command) (o view.SecretOptions, err error) {
 	if s.rotateAfter != "" {
 		if o.RotateAfter, err = parseAge(s.rotateAfter); err != nil {
@@ -85,8 +85,7 @@ func parseAge(s string) (time.Duration, error) {
 	return time.ParseDuration(s)
 }
 
-// read reads the value: to its end, or from a terminal one line that is not
-// shown.
+// read reads the value: all of it, or from a terminal one line, without echo.
 func (s *sealing) read(cmd *cobra.Command, name string) (secret.Bytes, error) {
 	in := cmd.InOrStdin()
 	if s.fd != 0 {
@@ -115,7 +114,7 @@ func (s *sealing) read(cmd *cobra.Command, name string) (secret.Bytes, error) {
 	return secret.Of(b[:n]), nil
 }
 
-// keep reads a value and has it kept.
+// keep reads a value and has the daemon keep it.
 func (s *sealing) keep(o *cli.Options, cmd *cobra.Command, name string, do func(cli.Secrets, context.Context, string, secret.Bytes, view.SecretOptions) (view.Secret, error)) error {
 	if err := sealed.CheckName(name); err != nil {
 		return cli.Usage(err)
@@ -138,7 +137,7 @@ func (s *sealing) keep(o *cli.Options, cmd *cobra.Command, name string, do func(
 		return err
 	}
 	return o.Print(cmd, view, func(w io.Writer) {
-		fmt.Fprintf(w, "%s: %d bytes sealed to this machine as revision %d; rotate it by %s\n", view.Name, view.Bytes, view.Revision, view.RotateBy.Local().Format(time.DateOnly))
+		fmt.Fprintf(w, "%s: sealed %s to this machine as revision %d; rotate it by %s\n", view.Name, cli.Count(view.Bytes, "byte", "bytes"), view.Revision, view.RotateBy.Local().Format(time.DateOnly))
 		if view.Bound {
 			fmt.Fprintln(w, "It opens only in approved boot states; add each approval with: vouch node reseal APPROVAL")
 		}
@@ -215,7 +214,8 @@ identities, and when to rotate it. It never shows a value.`,
 func printSecrets(out io.Writer, secrets []view.Secret) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	for _, s := range secrets {
-		fmt.Fprintf(w, "%s\t%d bytes\tsealed %d days ago", s.Name, s.Bytes, int(time.Since(s.Sealed).Hours()/24))
+		days := int(time.Since(s.Sealed).Hours() / 24)
+		fmt.Fprintf(w, "%s\t%s\tsealed %s ago", s.Name, cli.Count(s.Bytes, "byte", "bytes"), cli.Count(days, "day", "days"))
 		if s.Due {
 			fmt.Fprintf(w, "\tROTATE: due since %s", s.RotateBy.Local().Format(time.DateOnly))
 		} else {
@@ -225,7 +225,7 @@ func printSecrets(out io.Writer, secrets []view.Secret) {
 		case s.Uses == 0:
 			fmt.Fprint(w, "\tnever used")
 		default:
-			fmt.Fprintf(w, "\tused %d times, last %s by %s", s.Uses, cli.Time(s.LastUse), strings.Join(s.UsedBy, ", "))
+			fmt.Fprintf(w, "\tused %s, last %s by %s", cli.Count(s.Uses, "time", "times"), cli.Time(s.LastUse), strings.Join(s.UsedBy, ", "))
 		}
 		for _, note := range []struct {
 			holds bool
@@ -262,7 +262,7 @@ it: revoke it at its source.`,
 	}
 }
 
-// completeSecrets completes the names of secrets, where the daemon may be asked.
+// completeSecrets completes the names of secrets, if the user may ask the daemon.
 func completeSecrets(o *cli.Options) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		if len(args) > 0 {

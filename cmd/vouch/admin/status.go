@@ -45,7 +45,7 @@ a problem. Each problem is one sentence that says how to fix it.`,
 	}
 }
 
-// unreachable adds the way out to the error of a daemon that was not reached.
+// unreachable adds what to do to the error of a daemon that cannot be reached.
 func unreachable(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission):

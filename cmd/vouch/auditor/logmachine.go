@@ -57,7 +57,7 @@ func globbed(name string) string {
 	return regexp.MustCompile(`[*?\[\\]`).ReplaceAllString(name, `\$0`)
 }
 
-// readKnownMachine reads what an auditor found of a machine.
+// readKnownMachine reads what an auditor verified about a machine.
 func readKnownMachine(cmd *cobra.Command, file string) (*knownMachine, error) {
 	data, err := cli.ReadDocument(cmd, file, cli.MaxSmallDocument)
 	if err != nil {
@@ -90,7 +90,7 @@ func (m *knownMachine) is(v *appraisal.Verified) error {
 	return nil
 }
 
-// A verifyView is a report with whose log it is.
+// A verifyView is a report, and whether the log's machine is known.
 type verifyView struct {
 	*reader.Report
 	MachineKnown bool `json:"machine_known"` // --node says whose log it is, and it is
@@ -100,9 +100,9 @@ func (v verifyView) writeText(w io.Writer, tpm *tpmVerifier) {
 	v.WriteText(w)
 	switch {
 	case v.MachineKnown:
-		fmt.Fprintf(w, "\nThe machine is known to you: %s has the same endorsement key and attestation key.\n", tpm.is.file)
+		fmt.Fprintf(w, "\nThe machine is the one in %s: the endorsement key and the attestation key match.\n", tpm.is.file)
 	case len(tpm.known) == 0:
-		fmt.Fprintf(w, "\nThe machine is not known to you: that its attestation key is in the TPM of EK sha256:%s is the log's own word.\n"+
+		fmt.Fprintf(w, "\nThe machine is not verified: only the log itself says that its attestation key is in the TPM of EK sha256:%s.\n"+
 			"Challenge the machine (vouch node challenge) and give the result with --node.\n", v.EKSHA256)
 	}
 }

@@ -109,7 +109,7 @@ func TestPlacesThatOthersCouldChangeAreRefused(t *testing.T) {
 		"--mode":               {Path: path, Mode: "0666"},
 		"--owner":              {Path: path, Mode: "0600", Owner: "nobody-of-that-name"},
 		"--signal":             {Path: path, Mode: "0600", Signal: "HUP"},
-		"want the name of one": {Path: path, Mode: "0600", Signal: "LOUD", PID: 1},
+		"want a signal's name": {Path: path, Mode: "0600", Signal: "LOUD", PID: 1},
 	} {
 		if err := p.Prepare(); !cli.IsUsage(err) || !strings.Contains(err.Error(), text) {
 			t.Errorf("%+v: %v", p, err)

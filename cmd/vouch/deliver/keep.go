@@ -10,9 +10,9 @@ import (
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
 )
 
-// Values keeps one value after the other in a file, as watch sends them, until ctx
-// ends or the process that reads the file does. Watch is called again after an
-// error that may pass. The file is gone when end is called.
+// Values keeps the latest value that watch sends in a file, until ctx ends or the
+// process that reads the file exits. Watch is called again after a temporary error.
+// By the time end is called, the file has been removed.
 func Values(ctx context.Context, p *Place, watch func(ctx context.Context, put func([]byte) error) error, end func()) error {
 	following, cancel := untilGone(ctx, p)
 	defer cancel()
@@ -34,8 +34,8 @@ func Values(ctx context.Context, p *Place, watch func(ctx context.Context, put f
 	})
 }
 
-// Token keeps a token in a file: once, or until ctx ends or the process that
-// reads it does, the next at half of the last one's life.
+// Token writes a token to a file: once, or until ctx ends or the process that reads
+// it exits, replacing it at half of its life.
 func Token(ctx context.Context, p *Place, fetch func(context.Context) (token []byte, expiry time.Time, err error)) error {
 	if err := p.Prepare(); err != nil {
 		return err
@@ -73,7 +73,8 @@ func Token(ctx context.Context, p *Place, fetch func(context.Context) (token []b
 	}
 }
 
-// untilGone ends with the process that reads the file, too.
+// untilGone returns a context that also ends when the process that reads the file
+// exits.
 func untilGone(ctx context.Context, p *Place) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
 	gone := p.gone()
@@ -87,9 +88,9 @@ func untilGone(ctx context.Context, p *Place) (context.Context, context.CancelFu
 	return ctx, cancel
 }
 
-// again does something until ctx ends, which is no error. It tries again
-// if that may help and the file has had a value: an error at the start is for the
-// one who started vouch to see.
+// again does something until ctx ends, which is not an error. It retries if that may
+// help and the file has had a value: an error at the start goes to the user who
+// started vouch.
 func again(ctx context.Context, p *Place, do func() error) error {
 	const first, last = 250 * time.Millisecond, 30 * time.Second
 	for delay := first; ; {

@@ -1,13 +1,12 @@
 // Package deliver keeps a value fresh in files that another program reads, and
 // tells that program when there is a new one.
 //
-// A file is replaced whole, with its owner and mode, so a reader sees one value or
-// the next. The program is told by a signal, which goes through a pidfd and cannot
-// reach another process, or by a command. When following ends, files are removed if
-// they are still the ones that were written.
+// A file is replaced atomically, with its owner and mode, so a reader sees either the
+// old value or the new one. The program is notified by a signal, which goes through a
+// pidfd and cannot reach another process, or by a command. When following ends, files
+// are removed if they are still the ones that were written.
 //
-// Where values come from is the caller's business, and so is ending what they
-// stand for.
+// The caller supplies the values, and revokes what they stand for.
 package deliver
 
 import (
@@ -32,8 +31,8 @@ import (
 	"github.com/vouchd/vouchd/systemd"
 )
 
-// A Place is a file that holds a secret for another program, and is replaced as
-// a whole by the next.
+// A Place is a file that holds a secret for another program, and is replaced
+// atomically by the next value.
 type Place struct {
 	Path         string
 	Mode         string // octal
@@ -44,9 +43,9 @@ type Place struct {
 	Command      string // run by sh after a replacement
 
 	mode     fs.FileMode
-	uid, gid int // -1: whose the file is by itself
+	uid, gid int // -1: as the file is created
 	signal   syscall.Signal
-	pinned   *process.Peer // that gets the signal; nil: none
+	pinned   *process.Peer // gets the signal; nil: none
 	reader   *os.Process   // the same
 	wrote    os.FileInfo   // nil before the first
 }
@@ -59,7 +58,7 @@ func (p *Place) Prepare() (err error) {
 	}
 	mode, err := strconv.ParseUint(p.Mode, 8, 32)
 	if err != nil || mode&^0o755 != 0 || mode&0o400 == 0 {
-		return cli.Usagef("--mode %q: want one like 0640, in which the owner alone may write and may read", p.Mode)
+		return cli.Usagef("--mode %q: want a mode such as 0640, which lets the owner read and only the owner write", p.Mode)
 	}
 	p.mode = fs.FileMode(mode)
 	if p.uid, err = lookup(p.Owner, "owner", func(name string) (string, error) {
@@ -101,9 +100,9 @@ func lookup(name, flag string, by func(name string) (string, error)) (int, error
 	return strconv.Atoi(number)
 }
 
-// checkDirectory refuses a directory in which others could put another file in
-// the place of the secret, for the program that reads it to trust, or another
-// directory in the place of this one or those above.
+// checkDirectory refuses a directory in which others could replace the secret with
+// a file of their own, which its reader would trust, or that others could replace
+// itself, along with those above it.
 func checkDirectory(dir string) error {
 	dir, err := filepath.EvalSymlinks(dir)
 	if err != nil {
@@ -126,19 +125,19 @@ func checkDirectory(dir string) error {
 
 func (p *Place) prepareSignal() (err error) {
 	if (p.Signal != "") != (p.PID != 0) {
-		return cli.Usagef("--signal goes with --pid")
+		return cli.Usagef("--signal and --pid must be given together")
 	}
 	if p.Signal == "" {
 		return nil
 	}
 	p.signal = unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(p.Signal), "SIG"))
 	if p.signal == 0 {
-		return cli.Usagef("--signal %q: want the name of one, such as HUP", p.Signal)
+		return cli.Usagef("--signal %q: want a signal's name, such as HUP", p.Signal)
 	}
 	if p.pinned, err = process.Pin(p.PID); err != nil {
 		return fmt.Errorf("--pid: %w", err)
 	}
-	// Both hold a pidfd, of one process if that still lives.
+	// Both hold a pidfd, of the same process if it is still alive.
 	if p.reader, err = os.FindProcess(p.PID); err == nil {
 		err = p.pinned.Alive()
 	}
@@ -148,8 +147,8 @@ func (p *Place) prepareSignal() (err error) {
 	return nil
 }
 
-// gone returns a channel that is closed when the process that is signalled
-// exits; nil where there is none.
+// gone returns a channel that is closed when the signalled process exits; nil if
+// there is none.
 func (p *Place) gone() <-chan struct{} {
 	if p.pinned == nil {
 		return nil
@@ -157,7 +156,7 @@ func (p *Place) gone() <-chan struct{} {
 	return p.pinned.Done()
 }
 
-// Put replaces the file, and tells whoever reads it if there was one before.
+// Put replaces the file, and notifies its reader if there was one before.
 func (p *Place) Put(ctx context.Context, data []byte) error {
 	_, err := os.Lstat(p.Path)
 	replaced := err == nil
@@ -169,13 +168,13 @@ func (p *Place) Put(ctx context.Context, data []byte) error {
 	}
 	err = p.tell(ctx)
 	if err != nil && p.Follow {
-		fmt.Fprintf(os.Stderr, "vouch: %v\n", err) // the file is fresh all the same
+		fmt.Fprintf(os.Stderr, "vouch: %v\n", err) // the file is fresh nonetheless
 		return nil
 	}
 	return err
 }
 
-// tellTimeout bounds the command that tells a program of a new value.
+// tellTimeout bounds the command that notifies a program of a new value.
 const tellTimeout = time.Minute
 
 // tell sends the signal and runs the command.
@@ -198,11 +197,11 @@ func (p *Place) tell(ctx context.Context) error {
 	return nil
 }
 
-// Ready tells systemd, where it waits for that, that the first value is there.
-func (p *Place) Ready() error { return systemd.Ready("Keeps " + p.Path) }
+// Ready tells systemd, if it waits for that, that the first value is in place.
+func (p *Place) Ready() error { return systemd.Ready("Keeping " + p.Path + " fresh") }
 
-// Close removes the file if it was to be kept fresh and is the one written last.
-// It may be called more than once.
+// Close removes the file if it was being kept fresh and is still the one written
+// last. It may be called more than once.
 func (p *Place) Close() {
 	if p.pinned != nil {
 		p.pinned.Close()

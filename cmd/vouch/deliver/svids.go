@@ -18,7 +18,7 @@ import (
 // A Directory keeps X509-SVIDs in its files. Its path is the place's.
 type Directory struct {
 	Place
-	files map[string]os.FileInfo // by path, as they were written last; nil before the first time
+	files map[string]os.FileInfo // by path, as last written; nil before that
 }
 
 // An X509Source sends this process's X509-SVIDs, and the next ones.
@@ -26,7 +26,7 @@ type X509Source interface {
 	WatchX509Context(context.Context, spiffe.X509ContextWatcher) error
 }
 
-// Keep follows X509-SVIDs until ctx ends or the process that reads them does.
+// Keep follows X509-SVIDs until ctx ends or the process that reads them exits.
 func (k *Directory) Keep(ctx context.Context, source X509Source) error {
 	if err := os.MkdirAll(k.Path, 0o700); err != nil {
 		return err
@@ -75,12 +75,12 @@ func (w *svidWatcher) OnX509ContextUpdate(got *spiffe.X509Context) {
 		return
 	}
 	if err := k.tell(w.ctx); err != nil {
-		fmt.Fprintf(os.Stderr, "vouch: %v\n", err) // the files are fresh all the same
+		fmt.Fprintf(os.Stderr, "vouch: %v\n", err) // the files are fresh nonetheless
 	}
 }
 
-// OnX509ContextWatchError says what is wrong. The client tries again, unless this
-// process has no identity any more, or never had a file.
+// OnX509ContextWatchError reports what is wrong. The client retries, unless this
+// process has lost its identity, or has written no file yet.
 func (w *svidWatcher) OnX509ContextWatchError(err error) {
 	if w.ctx.Err() != nil {
 		return
@@ -104,8 +104,7 @@ func (k *Directory) close() {
 	k.remove(nil)
 }
 
-// replace writes the files of all SVIDs, and removes those of SVIDs that there
-// are no more.
+// replace writes the files of all SVIDs, and removes those of SVIDs that are gone.
 func (k *Directory) replace(got *spiffe.X509Context) error {
 	var files []string
 	for i, svid := range got.SVIDs {
@@ -126,8 +125,8 @@ func (k *Directory) replace(got *spiffe.X509Context) error {
 	return nil
 }
 
-// remove removes what was written but for the files to keep, and what somebody
-// else has put in its place.
+// remove removes the files that were written, except those to keep and those that
+// someone else has replaced since.
 func (k *Directory) remove(keep []string) {
 	for path, wrote := range k.files {
 		if slices.Contains(keep, path) {
@@ -140,7 +139,7 @@ func (k *Directory) remove(keep []string) {
 }
 
 // WriteSVID writes an SVID, its bundle and its key into a directory, and returns
-// the files. The key comes last: whoever waits for it finds the rest.
+// the files. The key comes last: once it exists, so do the others.
 func WriteSVID(dir string, i int, svid *x509svid.SVID, bundles x509bundle.Source) ([]string, error) {
 	bundle, err := bundles.GetX509BundleForTrustDomain(svid.ID.TrustDomain())
 	if err != nil {

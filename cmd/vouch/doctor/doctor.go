@@ -1,9 +1,9 @@
 // Package doctor looks for what keeps vouchd from working on this host.
 //
 // A probe reads one thing, such as a device, a kernel feature or a directory of
-// entries, and returns findings: what it saw, and for a problem the way out. Probes
-// change nothing and start nothing. Judging is apart from probing: what a host of another
-// kind would be told can be tested here.
+// entries, and returns findings: what it saw, and the fix for each problem. Probes
+// change nothing and start nothing. Judging is separate from probing, so what another
+// kind of host would be told can be tested here.
 package doctor
 
 import (
@@ -22,7 +22,7 @@ import (
 type Finding struct {
 	Subject string `json:"subject"`
 	Level   string `json:"level"` // OK, Note or Problem
-	Text    string `json:"text"`  // one sentence, with the way out of a problem
+	Text    string `json:"text"`  // one sentence, with the fix for a problem
 }
 
 // Levels of findings.
@@ -58,8 +58,8 @@ func Examine(ctx context.Context, file string, ask Ask) []Finding {
 	return append(findings, examineDaemon(ctx, c, ask)...)
 }
 
-// answerLimit is how long doctor waits for the daemon: systemd holds the
-// sockets, so that connections to a daemon which cannot start succeed.
+// answerLimit is how long doctor waits for the daemon: systemd holds the sockets, so
+// connecting succeeds even if the daemon cannot start.
 const answerLimit = 5 * time.Second
 
 func examineDaemon(ctx context.Context, c *config.Config, ask Ask) []Finding {
@@ -67,7 +67,7 @@ func examineDaemon(ctx context.Context, c *config.Config, ask Ask) []Finding {
 	defer cancel()
 	st, err := ask(ctx, c.AdminSocket)
 	if errors.Is(err, context.DeadlineExceeded) {
-		return []Finding{{"daemon", Problem, fmt.Sprintf("nothing answers on %s within %s; see why with: journalctl -u vouchd", c.AdminSocket, answerLimit)}}
+		return []Finding{{"daemon", Problem, fmt.Sprintf("no answer on %s within %s; see why with: journalctl -u vouchd", c.AdminSocket, answerLimit)}}
 	}
 	if err != nil {
 		return []Finding{{"daemon", Problem, fmt.Sprintf("%v; %s", err, wayToDaemon(err))}}
@@ -78,11 +78,11 @@ func examineDaemon(ctx context.Context, c *config.Config, ask Ask) []Finding {
 	}
 	fs := []Finding{{"node", level, NodeLine(st.Node)}}
 	if !st.TPM.EKCertificate {
-		fs = append(fs, Finding{"endorsement key", Note, "the TPM has no maker's certificate for it, so a policy cannot trace this machine to the maker; list its key in the policy instead, sha256:" + st.TPM.EKSHA256})
+		fs = append(fs, Finding{"endorsement key", Note, "the TPM has no manufacturer's certificate for it, so a policy cannot trace this machine to its manufacturer; list the key in the policy instead: sha256:" + st.TPM.EKSHA256})
 	}
 	fs = append(fs, certificateFindings(st, time.Now())...)
 	if len(st.Problems) == 0 {
-		return append(fs, Finding{"daemon", OK, fmt.Sprintf("serves %s of %s", cli.Count(st.Entries.Count, "entry", "entries"), st.TrustDomain)})
+		return append(fs, Finding{"daemon", OK, fmt.Sprintf("serving %s of %s", cli.Count(st.Entries.Count, "entry", "entries"), st.TrustDomain)})
 	}
 	for _, p := range st.Problems {
 		fs = append(fs, Finding{"daemon", Problem, p})
@@ -90,7 +90,7 @@ func examineDaemon(ctx context.Context, c *config.Config, ask Ask) []Finding {
 	return fs
 }
 
-// wayToDaemon is what to do about a daemon that was not reached.
+// wayToDaemon is what to do about a daemon that cannot be reached.
 func wayToDaemon(err error) string {
 	if errors.Is(err, fs.ErrPermission) {
 		return "only root and the daemon's user may ask: run this with sudo"

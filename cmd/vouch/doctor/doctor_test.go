@@ -41,7 +41,7 @@ func TestDoctorExplainsTheTPM(t *testing.T) {
 
 	tpmFinding(device, dir, root).check(t, OK, device)
 	tpmFinding(device, dir, member).check(t, OK, device)
-	tpmFinding(device, dir, other).check(t, Problem, "is not open to vouchd (mode 0660")
+	tpmFinding(device, dir, other).check(t, Problem, "vouchd cannot open "+device+" (mode 0660")
 	tpmFinding(filepath.Join(dir, "none"), dir, root).check(t, Problem, "enable the TPM 2.0 in the firmware's setup")
 	tpmFinding("unix:"+filepath.Join(dir, "none"), dir, root).check(t, Problem, "start swtpm")
 	tpmFinding("unix:"+device, dir, root).check(t, Note, "software TPM")
@@ -75,7 +75,7 @@ func TestDoctorExplainsABlockedSocket(t *testing.T) {
 	examineSocket(ctx, path).check(t, OK, "accepts connections")
 	l.SetUnlinkOnClose(false)
 	must(t, l.Close())
-	examineSocket(ctx, path).check(t, Problem, "a killed daemon left it")
+	examineSocket(ctx, path).check(t, Problem, "left over from a daemon that was killed")
 	file := filepath.Join(dir, "file")
 	must(t, os.WriteFile(file, nil, 0o600))
 	examineSocket(ctx, file).check(t, Problem, "nothing listens on it")
@@ -104,9 +104,9 @@ func TestDoctorNamesEntriesThatCanNeverMatch(t *testing.T) {
 		all.WriteString(f.Level + " " + f.Text + "\n")
 	}
 	for _, want := range []string{
-		"ok 5 in ", "a.yaml:4: spiffe://example.org/unit: systemd:id:agent.service can't match on this host: systemd is not PID 1",
-		"a.yaml:6: spiffe://example.org/gone: unix:path:/nonexistent/agent can't match on this host: there is no such file",
-		"unix:user:no-such-user-here can't match on this host: there is no such user", "apparmor:profile:agent can't match on this host: the kernel runs without apparmor (it has lockdown,capability)",
+		"ok 5 in ", "a.yaml:4: spiffe://example.org/unit: systemd:id:agent.service cannot match on this host: systemd is not PID 1",
+		"a.yaml:6: spiffe://example.org/gone: unix:path:/nonexistent/agent cannot match on this host: there is no such file",
+		"unix:user:no-such-user-here cannot match on this host: /etc/passwd has no such user", "apparmor:profile:agent cannot match on this host: the kernel runs without apparmor (it has lockdown,capability)",
 	} {
 		if !strings.Contains(all.String(), want) {
 			t.Errorf("no %q in\n%s", want, all.String())
@@ -151,9 +151,9 @@ func TestDoctorTellsOfCertificatesNearTheirEnd(t *testing.T) {
 		level, text string
 	}{
 		{60 * 24 * time.Hour, "", ""},
-		{20*24*time.Hour + time.Minute, Note, "ends in 480h0m0s"},
-		{5*24*time.Hour + time.Minute, Problem, "ends in 120h0m0s"},
-		{-time.Hour, Problem, "has ended"},
+		{20*24*time.Hour + time.Minute, Note, "expires in 480h0m0s"},
+		{5*24*time.Hour + time.Minute, Problem, "expires in 120h0m0s"},
+		{-time.Hour, Problem, "has expired"},
 	} {
 		st := view.Status{Authority: view.AuthorityStatus{RootNotAfter: now.Add(tt.left)}}
 		st.Node.Enrolment = &view.Enrolment{NotAfter: now.Add(tt.left)}

@@ -16,10 +16,10 @@ import (
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
-// A hostFacts is what decides which selectors a process of this host can have.
+// A hostFacts decides which selectors processes of this host can have.
 type hostFacts struct {
 	systemd bool
-	lsm     string // the kernel's security modules, separated by commas; empty: unknown
+	lsm     string // the kernel's security modules, comma-separated; empty: unknown
 	ima     bool   // the kernel measures programs
 }
 
@@ -47,7 +47,7 @@ func examineEntries(c *config.Config, host hostFacts) []Finding {
 		}
 		for _, s := range e.Selectors {
 			if why := host.never(s); why != "" {
-				findings = append(findings, Finding{"entries", Problem, fmt.Sprintf("%s: %s: %s can't match on this host: %s", e.Pos, e.ID, s, why)})
+				findings = append(findings, Finding{"entries", Problem, fmt.Sprintf("%s: %s: %s cannot match on this host: %s", e.Pos, e.ID, s, why)})
 			}
 		}
 	}
@@ -68,11 +68,11 @@ func (h hostFacts) never(s attest.Selector) string {
 		}
 	case "unix:user":
 		if _, err := user.Lookup(arg); errors.As(err, new(user.UnknownUserError)) {
-			return "there is no such user in /etc/passwd; create it, or use unix:uid for one from elsewhere"
+			return "/etc/passwd has no such user; create it, or use unix:uid for a user from another source"
 		}
 	case "unix:group", "unix:supplementary_group":
 		if _, err := user.LookupGroup(arg); errors.As(err, new(user.UnknownGroupError)) {
-			return "there is no such group in /etc/group; create it, or use the number for one from elsewhere"
+			return "/etc/group has no such group; create it, or use the number for a group from another source"
 		}
 	case "apparmor:profile", "selinux:type":
 		if h.lsm != "" && !strings.Contains(","+h.lsm+",", ","+s.Type+",") {
@@ -86,15 +86,15 @@ func (h hostFacts) never(s attest.Selector) string {
 	return ""
 }
 
-// How long before its end a certificate that somebody must renew is told of, and
-// when that is a problem.
+// How long before the end of a certificate that someone must renew doctor mentions
+// it, and when that becomes a problem.
 const (
 	endsSoon = 30 * 24 * time.Hour
 	endsNow  = 7 * 24 * time.Hour
 )
 
-// certificateFindings tells which certificates are near their end. The issuing CA
-// renews itself: one that is late is a problem that the daemon reports.
+// certificateFindings reports certificates that expire soon. The issuing CA is
+// renewed automatically: if that is late, the daemon reports the problem.
 func certificateFindings(st view.Status, now time.Time) (fs []Finding) {
 	tell := func(what string, end time.Time, way string) {
 		left := end.Sub(now)
@@ -105,9 +105,9 @@ func certificateFindings(st view.Status, now time.Time) (fs []Finding) {
 		case left <= endsNow:
 			level = Problem
 		}
-		when := "ends in " + (left.Truncate(time.Hour)).String()
+		when := "expires in " + (left.Truncate(time.Hour)).String()
 		if left <= 0 {
-			when = "has ended"
+			when = "has expired"
 		}
 		fs = append(fs, Finding{"certificates", level, fmt.Sprintf("%s %s, at %s; %s", what, when, end.Local().Format(time.RFC3339), way)})
 	}

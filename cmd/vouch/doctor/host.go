@@ -29,8 +29,7 @@ type account struct {
 	gids []uint32
 }
 
-// daemonAccount is the packages' account where there is one, or else whoever
-// asks.
+// daemonAccount is the packages' account if it exists, else the current user.
 func daemonAccount() account {
 	u, err := user.Lookup("vouchd")
 	if err != nil {
@@ -53,7 +52,7 @@ func daemonAccount() account {
 	return a
 }
 
-// mayReadWrite tells whether a file's mode lets the account.
+// mayReadWrite reports whether a file's mode lets the account read and write it.
 func (a account) mayReadWrite(st *syscall.Stat_t) bool {
 	switch {
 	case a.uid == 0:
@@ -76,7 +75,7 @@ func tpmFinding(address, class string, daemon account) Finding {
 	case old && !software:
 		return Finding{"TPM", Problem, "the machine's TPM is version 1.2; switch the firmware to TPM 2.0 if it offers that"}
 	case errors.Is(err, fs.ErrNotExist) && software:
-		return Finding{"TPM", Problem, path + " is missing; start swtpm on it"}
+		return Finding{"TPM", Problem, path + " is missing; start swtpm with this socket"}
 	case errors.Is(err, fs.ErrNotExist):
 		return Finding{"TPM", Problem, path + " is missing; enable the TPM 2.0 in the firmware's setup (fTPM, PTT), or the virtual machine's vTPM"}
 	case err != nil:
@@ -85,7 +84,7 @@ func tpmFinding(address, class string, daemon account) Finding {
 		return Finding{"TPM", Note, path + " is a software TPM: fine for a trial, but it proves nothing about the machine"}
 	}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && !daemon.mayReadWrite(st) {
-		return Finding{"TPM", Problem, fmt.Sprintf("%s is not open to %s (mode %04o, user %d, group %d); give the device to the group tss, as tpm-udev or tpm2-tss does, and add %[2]s to that group",
+		return Finding{"TPM", Problem, fmt.Sprintf("%[2]s cannot open %[1]s (mode %04[3]o, user %[4]d, group %[5]d); give the device to the group tss, as tpm-udev or tpm2-tss does, and add %[2]s to that group",
 			path, daemon.name, st.Mode&0o777, st.Uid, st.Gid)}
 	}
 	return Finding{"TPM", OK, path}
@@ -112,7 +111,7 @@ func examinePeerPIDFD() Finding {
 func peerPIDFDFinding(err error) Finding {
 	switch {
 	case errors.Is(err, unix.ENOPROTOOPT):
-		return Finding{"kernel", Note, "it has no SO_PEERPIDFD (Linux 6.5); peers are pinned by process ID, start time and sender of each message instead"}
+		return Finding{"kernel", Note, "it has no SO_PEERPIDFD (Linux 6.5); peers are pinned by process ID, start time and the sender of each message instead"}
 	case err != nil:
 		return Finding{"kernel", Note, fmt.Sprintf("asking for SO_PEERPIDFD: %v; peers are pinned by process ID, start time and the sender of each message instead", err)}
 	}
@@ -142,8 +141,8 @@ func examineSystemd() Finding {
 	return Finding{"systemd", OK, "it is PID 1"}
 }
 
-// examinePrograms looks whether vouch run has anything to start and where to
-// ask. It does not connect, which would start its service.
+// examinePrograms checks that vouch run has programs to start and a socket to ask.
+// It does not connect, which would start the service.
 func examinePrograms(c *config.Config) Finding {
 	defined, err := programs.Load(c.ProgramsDir, false)
 	switch {
@@ -152,10 +151,10 @@ func examinePrograms(c *config.Config) Finding {
 	case len(defined) == 0:
 		return Finding{"programs", OK, "none in " + c.ProgramsDir + "; vouch run has nothing to start"}
 	case !systemd.IsManager():
-		return Finding{"programs", Note, fmt.Sprintf("%d in %s, which vouch run cannot start without systemd as PID 1", len(defined), c.ProgramsDir)}
+		return Finding{"programs", Note, fmt.Sprintf("%d in %s, but vouch run cannot start them without systemd as PID 1", len(defined), c.ProgramsDir)}
 	}
 	if info, err := os.Stat(c.ProgramsSocket); err != nil || info.Mode().Type() != fs.ModeSocket {
-		return Finding{"programs", Problem, fmt.Sprintf("%d in %s, and vouch run finds no socket at %s; run: systemctl enable --now vouchd-programs.path", len(defined), c.ProgramsDir, c.ProgramsSocket)}
+		return Finding{"programs", Problem, fmt.Sprintf("%d in %s, but vouch run finds no socket at %s; run: systemctl enable --now vouchd-programs.path", len(defined), c.ProgramsDir, c.ProgramsSocket)}
 	}
 	return Finding{"programs", OK, fmt.Sprintf("%d in %s", len(defined), c.ProgramsDir)}
 }
@@ -172,8 +171,8 @@ func examineClock() Finding {
 	return clockFinding(time.Now(), installed, err == nil && state != unix.TIME_ERROR)
 }
 
-// clockFinding judges the clock: certificates that begin in the future, or have
-// ended long ago, look like attacks. made is when this program was built.
+// clockFinding judges the clock: certificates that are not valid yet, or expired long
+// ago, look like attacks. made is when this program was built.
 func clockFinding(now, made time.Time, synchronised bool) Finding {
 	switch {
 	case now.Before(made.Add(-24 * time.Hour)):
@@ -196,7 +195,7 @@ func examineSocket(ctx context.Context, path string) Finding {
 	case errors.Is(err, fs.ErrPermission):
 		way = "make its directory 0755 and the socket 0666: the kernel identifies callers"
 	case errors.Is(err, unix.ECONNREFUSED):
-		way = "nothing listens on it, a killed daemon left it; " + way
+		way = "nothing listens on it: it is left over from a daemon that was killed; " + way
 	case errors.Is(err, unix.ENOTSOCK), errors.Is(err, unix.EPROTOTYPE):
 		way = "it is not the daemon's socket; move it away, and " + way
 	}

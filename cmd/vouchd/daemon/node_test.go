@@ -71,10 +71,10 @@ func TestALogIsTiedToAMachineThatItsAuditorChallenged(t *testing.T) {
 	h.Stop()
 	log := h.Path("state/log")
 
-	if out := d.OK("log", "verify", log); !strings.Contains(out, "not known to you") {
+	if out := d.OK("log", "verify", log); !strings.Contains(out, "The machine is not verified") {
 		t.Errorf("without --node:\n%s", out)
 	}
-	if out := d.OK("log", "verify", log, "--node", "machine.json"); !strings.Contains(out, "The machine is known to you: machine.json") {
+	if out := d.OK("log", "verify", log, "--node", "machine.json"); !strings.Contains(out, "The machine is the one in machine.json") {
 		t.Errorf("with --node:\n%s", out)
 	}
 	var v struct {
