@@ -70,7 +70,7 @@ func adopt(l *net.UnixListener, path string) (*net.UnixListener, error) {
 		err = passCredentials(raw)
 	}
 	if a := l.Addr(); err == nil && (a.Network() != "unixpacket" || a.String() != path) {
-		err = fmt.Errorf("systemd passes a socket of type %s at %s and programs_socket is %s; give the socket unit ListenSequentialPacket with that path", a.Network(), a, path)
+		err = fmt.Errorf("systemd passes a socket of type %s at %s, but programs_socket is %s; set ListenSequentialPacket= in the socket unit to that path", a.Network(), a, path)
 	}
 	if err != nil {
 		l.Close()

@@ -13,7 +13,7 @@ func TestDaemonWithoutTheCapabilityToSeeOthersSaysSo(t *testing.T) {
 	h := newHost(t)
 	h.Wrap = []string{"setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"}
 	h.StartProcess()
-	if out, _, code := h.Vouch("doctor"); code != 1 || !strings.Contains(out, "lacks CAP_SYS_PTRACE and can't see the programs of other users; start it with CAP_SYS_PTRACE, as vouchd.service does") {
+	if out, _, code := h.Vouch("doctor"); code != 1 || !strings.Contains(out, "lacks CAP_SYS_PTRACE and cannot see the programs of other users; start it with CAP_SYS_PTRACE, as vouchd.service does") {
 		t.Errorf("vouch doctor exits %d: %s", code, out)
 	}
 }

@@ -122,11 +122,11 @@ func TestFollowingFilesIsRefusedWhereItMakesNoSense(t *testing.T) {
 	must(t, os.Mkdir(h.Path("open"), 0o777))
 	must(t, os.Chmod(h.Path("open"), 0o777))
 	for want, args := range map[string][]string{
-		"--follow requires --write":  {"--follow"},
-		"require --follow":           {"--write", h.Path("svid"), "--exec", "true"},
-		"--signal and --pid must be given together":   {"--write", h.Path("svid"), "--follow", "--signal", "HUP"},
-		"lets others replace files":  {"--write", h.Path("open"), "--follow"},
-		"fetching X509-SVIDs: rpc e": {"--write", h.Path("svid"), "--follow"},
+		"--follow requires --write":                 {"--follow"},
+		"require --follow":                          {"--write", h.Path("svid"), "--exec", "true"},
+		"--signal and --pid must be given together": {"--write", h.Path("svid"), "--follow", "--signal", "HUP"},
+		"lets others replace files":                 {"--write", h.Path("open"), "--follow"},
+		"fetching X509-SVIDs: rpc e":                {"--write", h.Path("svid"), "--follow"},
 	} {
 		if out, stderr, code := h.Vouch(append([]string{"fetch", "x509"}, args...)...); code == 0 || out != "" || !strings.Contains(stderr, want) {
 			t.Errorf("%q exits %d, want %q: %s%s", args, code, want, out, stderr)

@@ -51,7 +51,7 @@ func servePrograms(ctx context.Context, log *slog.Logger, file string, overrides
 		return errors.New("vouch run requires systemd as PID 1")
 	}
 	if os.Geteuid() != 0 {
-		return errors.New("systemd lets root start units; run this as root")
+		return errors.New("systemd starts units only for root; run this as root")
 	}
 	passed, err := passedSockets("run")
 	if err != nil {

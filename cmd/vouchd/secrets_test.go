@@ -60,7 +60,7 @@ func TestCommandLineKeepsSecrets(t *testing.T) {
 		{"", []string{"secret", "list"}, 0, `stripe-key\s+20 bytes\s+sealed 0 days ago\s+rotate by .*never used`, `^$`},
 		{"", []string{"get", "stripe", "--field", "value"}, 0, `^sk_live_canary-4f1b\n$`, `^$`},
 		{"", []string{"exec", "--credential", "stripe:value=KEY", "--", "sh", "-c", "echo $KEY"}, 0, `^sk_live_canary-4f1b\n$`, `^$`},
-		{"", []string{"get", "proxied"}, 1, `^$`, `value of proxied is not handed out, and there is no proxy yet .* its definition can make it disclosable`},
+		{"", []string{"get", "proxied"}, 1, `^$`, `value of proxied is not handed out, and there is no proxy yet .* set disclosable: true in its definition`},
 		{"", []string{"secret", "list"}, 0, `used 2 times, last .* by spiffe://example.org/agent`, `^$`},
 		{"new", []string{"secret", "rotate", "stripe-key", "--broad", "--rotate-after", "45d"}, 0, `revision 2`, `^$`},
 		{"", []string{"get", "stripe", "--field", "value"}, 0, `^new$`, `^$`},
@@ -200,7 +200,7 @@ func TestListOfSecretsThatDoesNotOpenIsAProblemAndNoEnd(t *testing.T) {
 	must(t, err)
 	must(t, os.WriteFile(h.Path("state/secrets"), b[:len(b)-3], 0o600))
 	h.Start()
-	if out, _, code := h.Vouch("status"); code != 1 || !matches(`problem: no secret can be opened: .*secrets is damaged`, out) {
+	if out, _, code := h.Vouch("status"); code != 1 || !matches(`problem: cannot open any secret: .*secrets is damaged`, out) {
 		t.Errorf("status exits %d and says\n%s", code, out)
 	}
 	if _, stderr, code := h.VouchReads([]byte("x"), "secret", "seal", "other"); code != 1 || !strings.Contains(stderr, "damaged") {

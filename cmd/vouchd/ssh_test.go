@@ -112,13 +112,13 @@ func TestSSHAuthorityIsOfNoUseToAnotherIdentity(t *testing.T) {
 		t.Errorf("something was granted:\n%s", out)
 	}
 	// The authority's public half is for administrators, and of names that are used.
-	if _, stderr, code := h.Vouch("ssh-ca", "jwt"); code != 1 || !strings.Contains(stderr, `no credential in force has the ssh authority "jwt"; those that have one name: default`) {
+	if _, stderr, code := h.Vouch("ssh-ca", "jwt"); code != 1 || !strings.Contains(stderr, `no credential in force uses the SSH CA "jwt"; those in use: default`) {
 		t.Errorf("vouch ssh-ca jwt exits %d: %s", code, stderr)
 	}
 	if keys, err := filepath.Glob(h.Path("state/tpm-key-ssh-*")); err != nil || len(keys) != 1 {
 		t.Errorf("keys in the TPM: %q, %v", keys, err)
 	}
-	if out, _, _ := h.Vouch("log", "show", "--event", "admin.request"); !strings.Contains(out, "public key of ssh authority default") {
+	if out, _, _ := h.Vouch("log", "show", "--event", "admin.request"); !strings.Contains(out, "public key of SSH CA default") {
 		t.Errorf("that an administrator asked is not recorded:\n%s", out)
 	}
 }

@@ -307,10 +307,10 @@ func TestKubectlPluginSpeaksTheProtocol(t *testing.T) {
 	}
 	for want, env := range map[string][]string{
 		"no credential for cluster https://10.0.0.3:6443 is granted to this process": info("https://10.0.0.3:6443"),
-		"no credential for cluster https://10.0.0.2:6443":                         info("https://10.0.0.2:6443"), // another's
-		"provideClusterInfo: true":                                                info(""),
-		"this is for kubectl to run":                                              {"KUBERNETES_EXEC_INFO="},
-		"set apiVersion":                                                          {`KUBERNETES_EXEC_INFO={"apiVersion":"client.authentication.k8s.io/v1beta1","kind":"ExecCredential"}`},
+		"no credential for cluster https://10.0.0.2:6443":                            info("https://10.0.0.2:6443"), // another's
+		"provideClusterInfo: true":                                                   info(""),
+		"this is for kubectl to run":                                                 {"KUBERNETES_EXEC_INFO="},
+		"set apiVersion":                                                             {`KUBERNETES_EXEC_INFO={"apiVersion":"client.authentication.k8s.io/v1beta1","kind":"ExecCredential"}`},
 	} {
 		if out, stderr, code := h.ask("", env, "vouch", "kubectl-credential"); code != 1 || out != "" || !strings.Contains(stderr, want) {
 			t.Errorf("%s: exits %d: %s%s", want, code, out, stderr)

@@ -62,7 +62,7 @@ func (b *book) reserve(l *lease, now time.Time) error {
 	}
 	d, u := l.source, b.usageOf(l)
 	if u.leases >= d.Limits.Concurrent {
-		return fmt.Errorf("%w: %s holds %d leases of %s, and may hold %d; revoke one, or wait", credential.ErrLimit, l.Identity, u.leases, d.Name, d.Limits.Concurrent)
+		return fmt.Errorf("%w: %s has %d leases of %s, and may have %d; revoke one, or wait", credential.ErrLimit, l.Identity, u.leases, d.Name, d.Limits.Concurrent)
 	}
 	if u.rate != d.Limits.Rate {
 		r := d.Limits.Rate

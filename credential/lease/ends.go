@@ -293,7 +293,7 @@ func (d *ends) retry(l *lease, cause error) {
 		err = d.records.keep(d.ctx, m, l.ID, state, e)
 	}
 	if err != nil {
-		d.log.Error("lease is stuck and that could not be recorded", "lease", e.Lease, "err", err)
+		d.log.Error("recording that a lease is stuck", "lease", e.Lease, "err", err)
 	}
 	d.book.mu.Lock()
 	defer d.book.mu.Unlock()

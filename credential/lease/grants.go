@@ -63,7 +63,7 @@ func (g *grants) admit(h credential.Holder, a credential.Ask) (*pending, error) 
 		return nil, fmt.Errorf("%w: %s; add it to the credentials directory", credential.ErrUndefined, a.Name)
 	}
 	if d.Traits.ProxyOnly {
-		return nil, fmt.Errorf("%w: the value of %s is not handed out, and there is no proxy yet that would use it for %s; its definition can make it disclosable", credential.ErrProxyOnly, a.Name, h.ID)
+		return nil, fmt.Errorf("%w: the value of %s is not handed out, and there is no proxy yet to use it for %s; set disclosable: true in its definition", credential.ErrProxyOnly, a.Name, h.ID)
 	}
 	if len(a.RequestID) > maxRequestID || strings.ContainsFunc(a.RequestID, unicode.IsControl) ||
 		!slices.Contains([]credential.Exposure{"", credential.InMemory, credential.InFile, credential.InEnvironment}, a.Exposure) {
@@ -83,7 +83,7 @@ func (g *grants) admit(h credential.Holder, a credential.Ask) (*pending, error) 
 		return nil, err
 	}
 	if d.Bind != credential.BindLease && h.End(d.Bind) == nil {
-		return nil, fmt.Errorf("%w: %s is bound to the caller's %s, and the caller is in none", credential.ErrHolderGone, d.Name, d.Bind)
+		return nil, fmt.Errorf("%w: %s is bound to the caller's %s, but the caller is in none", credential.ErrHolderGone, d.Name, d.Bind)
 	}
 	l := &lease{
 		Lease: credential.Lease{
@@ -217,7 +217,7 @@ func (l *lease) lifetime(d *credential.Definition, notAfter time.Time) error {
 	case l.notAfter.IsZero():
 		return nil
 	case l.notAfter.After(l.Latest.Add(ttlSlack)) && l.Revocation == credential.ExpiryOnly:
-		return fmt.Errorf("%w: it gave a lifetime until %s, and max_ttl %s ends before; shorten it upstream, or raise max_ttl",
+		return fmt.Errorf("%w: it set an expiry of %s, which exceeds max_ttl %s; shorten it upstream, or raise max_ttl",
 			credential.ErrUpstream, l.notAfter.UTC().Format(time.RFC3339), config.FormatDuration(d.MaxTTL))
 	case l.notAfter.Before(l.Expires) || l.Revocation == credential.ExpiryOnly:
 		l.Expires = l.notAfter

@@ -182,7 +182,7 @@ func TestLimitsAreOfEachIdentity(t *testing.T) {
 			}
 			grants = append(grants, g)
 		}
-		if _, err := h.m.Grant(t.Context(), one, ask); !errors.Is(err, credential.ErrLimit) || !strings.Contains(err.Error(), "holds 2 leases") {
+		if _, err := h.m.Grant(t.Context(), one, ask); !errors.Is(err, credential.ErrLimit) || !strings.Contains(err.Error(), "has 2 leases") {
 			t.Errorf("a third lease at a time: %v", err)
 		}
 		if _, err := h.m.Grant(t.Context(), other, ask); err != nil {

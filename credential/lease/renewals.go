@@ -57,11 +57,11 @@ func (n *renewals) admit(h credential.Holder, a credential.Renewal, cancel conte
 	case l == nil || !h.Holds(&l.Lease):
 		return nil, credential.ErrNoLease
 	case !l.Renewable:
-		return nil, fmt.Errorf("%w: %s is not; ask for the next one", credential.ErrNotRenewable, l.Credential)
+		return nil, fmt.Errorf("%w: %s; ask for a new one", credential.ErrNotRenewable, l.Credential)
 	case l.State != credential.Active || l.ending():
 		return nil, fmt.Errorf("%w: it is ending: %s", credential.ErrNotRenewable, l.Reason)
 	case l.inRequest():
-		return nil, fmt.Errorf("%w: it is being renewed already", credential.ErrNotRenewable)
+		return nil, fmt.Errorf("%w: it is already being renewed", credential.ErrNotRenewable)
 	}
 	ttl, err := l.source.Lifetime(a.TTL)
 	if err != nil {
@@ -73,7 +73,7 @@ func (n *renewals) admit(h credential.Holder, a credential.Renewal, cancel conte
 	}
 	expires := earlier(now.Add(ttl), l.Latest)
 	if !expires.After(l.Expires) {
-		return nil, fmt.Errorf("%w: it ends at %s, and may not end later than %s", credential.ErrNotRenewable,
+		return nil, fmt.Errorf("%w: it ends at %s, and may end at %s at the latest", credential.ErrNotRenewable,
 			l.Expires.UTC().Format(time.RFC3339), l.Latest.UTC().Format(time.RFC3339))
 	}
 	m, err := l.take(renew)

@@ -81,9 +81,9 @@ func whereOf(q url.Values) (w credential.Where, err error) {
 	}
 	switch narrow := w.Credential != "" || !w.Identity.IsZero(); {
 	case w.All && narrow:
-		return w, fmt.Errorf("all leases, or those of one identity or credential?")
+		return w, fmt.Errorf("all excludes identity and credential")
 	case !w.All && !narrow:
-		return w, fmt.Errorf("which leases? name an identity or a credential, or say all")
+		return w, fmt.Errorf("give an identity, a credential or both, or all")
 	}
 	return w, nil
 }

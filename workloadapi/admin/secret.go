@@ -83,7 +83,7 @@ func (a *Secrets) keep(do func(context.Context, Asker, string, secret.Bytes, sea
 // readSecret reads a request's body into one place, which the caller wipes.
 func readSecret(r *http.Request) (secret.Bytes, error) {
 	if r.ContentLength < 0 || r.ContentLength > sealed.MaxLen {
-		return secret.Bytes{}, fmt.Errorf("a secret may have %d bytes", sealed.MaxLen)
+		return secret.Bytes{}, fmt.Errorf("a secret may have at most %d bytes", sealed.MaxLen)
 	}
 	b := make([]byte, r.ContentLength)
 	if _, err := io.ReadFull(r.Body, b); err != nil {

@@ -92,7 +92,7 @@ func (ps *Pins) Find(p credential.Process, b credential.Bind) (end <-chan struct
 		defer cancel()
 		end, err = ps.stop(ctx, p.Unit, p.Invocation)
 	default:
-		return nil, false, fmt.Errorf("a lease that ends with its %s has nothing to be found", b)
+		return nil, false, fmt.Errorf("a lease bound to its %s has no process or unit to find", b)
 	}
 	if errors.Is(err, process.ErrPeerGone) || errors.Is(err, systemd.ErrEnded) {
 		return nil, false, nil

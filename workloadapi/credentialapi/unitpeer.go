@@ -53,7 +53,7 @@ func (p *unitPeer) Attest(ctx context.Context, a *process.Attester) (*process.At
 		return nil, fmt.Errorf("%w: %w", gate.ErrAttestation, err)
 	}
 	if at.Unit != p.unit {
-		return ofUnit(at), fmt.Errorf("%w: it names %q and is in the control group of %q", errNotManager, p.unit, at.Unit)
+		return ofUnit(at), fmt.Errorf("%w: it names %q, but is in the control group of %q", errNotManager, p.unit, at.Unit)
 	}
 	unit, err := p.manager.Unit(ctx, p.unit)
 	if err != nil {
@@ -69,7 +69,7 @@ func (p *unitPeer) Attest(ctx context.Context, a *process.Attester) (*process.At
 func (p *unitPeer) isNamed(e identity.Entry) bool { return namesUnit(e, p.unit) }
 
 // errNotManager means that it is not systemd which asks, or not for that unit.
-var errNotManager = errors.New("the peer is not systemd, at work for the unit that it names")
+var errNotManager = errors.New("the peer is not systemd acting for the unit it names")
 
 // parse reads what the peer's socket is named.
 func (p *unitPeer) parse(conn *net.UnixConn) error {
@@ -87,7 +87,7 @@ func (p *unitPeer) parse(conn *net.UnixConn) error {
 func splitUnitName(name string) (unit, credential, field string, err error) {
 	parts := strings.Split(name, "/")
 	if len(parts) != 4 || parts[1] != "unit" || slices.Contains(parts, "") || !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) {
-		return "", "", "", fmt.Errorf("%w: its socket is not named as systemd does for a system unit: %q", errNotManager, name)
+		return "", "", "", fmt.Errorf("%w: its socket does not have the name that systemd gives for a system unit: %q", errNotManager, name)
 	}
 	credential, field, _ = strings.Cut(parts[3], "@")
 	return parts[2], credential, field, nil

@@ -56,7 +56,7 @@ func (u *Units) Serve(ctx context.Context, l *net.UnixListener) error {
 
 var (
 	errUnitTime = errors.New("the unit waited too long")
-	errCut      = errors.New("the start of its unit was cut before it was delivered")
+	errCut      = errors.New("the start of its unit was aborted before delivery")
 )
 
 // answer writes the credential. systemd takes an empty answer for an empty
@@ -151,7 +151,7 @@ func (u *Units) request(ctx context.Context, c *gate.Caller, name string) (*requ
 	h := credential.Holder{ID: e.ID, Process: credential.Process{Unit: c.Process.Unit}, Identity: &workloadIdentity{u.API, c, e}}
 	if slices.Contains(e.Credentials, name) {
 		if d, ok := u.API.leases.Definitions().Get(name); ok && d.Bind == credential.BindProcess {
-			return nil, fmt.Errorf("credential %s ends with the process that asks for it, which is systemd's and gone before the unit's runs; give its definition bind: unit", name)
+			return nil, fmt.Errorf("credential %s ends with the process that asks for it, here systemd's, which exits before the unit's process runs; set bind: unit in its definition", name)
 		}
 		invocation, stop, err := u.API.unitOf(ctx, c)
 		if err != nil {

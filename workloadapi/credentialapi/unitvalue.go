@@ -25,7 +25,7 @@ func unitValue(g *credential.Grant, field string) ([]byte, error) {
 		all := make(map[string]string, len(g.Fields))
 		for _, f := range g.Fields {
 			if !utf8.Valid(f.Value.Reveal()) {
-				return nil, fmt.Errorf("field %s of %s is not text, which JSON cannot hold; name one field, as %[2]s@FIELD", f.Name, g.Lease.Credential)
+				return nil, fmt.Errorf("field %s of %s is not text, so JSON cannot hold it; name one field, as %[2]s@FIELD", f.Name, g.Lease.Credential)
 			}
 			all[f.Name] = string(f.Value.Reveal())
 		}
@@ -39,7 +39,7 @@ func unitValue(g *credential.Grant, field string) ([]byte, error) {
 	}
 	if len(value) > maxCredential {
 		clear(value)
-		return nil, fmt.Errorf("credential %s has more than the %d bytes that systemd takes", g.Lease.Credential, maxCredential)
+		return nil, fmt.Errorf("credential %s exceeds the %d bytes that systemd accepts", g.Lease.Credential, maxCredential)
 	}
 	return value, nil
 }

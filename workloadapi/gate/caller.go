@@ -145,7 +145,7 @@ func (c *Caller) Again(ctx context.Context, still func(now *Caller) error) error
 		return err
 	}
 	if now.Process.StartTime != c.Process.StartTime {
-		return fmt.Errorf("%w: it is another process by now", ErrAttestation)
+		return fmt.Errorf("%w: it has become another process", ErrAttestation)
 	}
 	return still(now)
 }

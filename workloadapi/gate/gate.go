@@ -118,7 +118,7 @@ func (c *Caller) admit(ctx context.Context) (err error) {
 		return explain(c, err)
 	}
 	if len(c.Entries) > maxIdentities {
-		return fmt.Errorf("%d entries match, more than one answer holds (%d)", len(c.Entries), maxIdentities)
+		return fmt.Errorf("%d entries match, but an answer holds at most %d", len(c.Entries), maxIdentities)
 	}
 	if c.present, err = r.Peer.Challenge(); err != nil {
 		return fmt.Errorf("%w: %w", ErrAttestation, err)

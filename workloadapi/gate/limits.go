@@ -14,11 +14,11 @@ import (
 	"github.com/vouchd/vouchd/identity"
 )
 
-// What a caller is told that asks for more than its share.
+// Errors for callers that ask for more than their share.
 var (
 	ErrTooOften = errors.New("too many answers under this identity")
 	ErrShare    = errors.New("the identity's share of the attestation log is used up")
-	ErrBusy     = errors.New("too many requests of this user are being attested")
+	ErrBusy     = errors.New("too many of this user's requests are being attested")
 )
 
 // Limited counts what was held back, since the start, by the limit that did.
@@ -111,7 +111,7 @@ func (t *turns) take(ctx context.Context, person uint32) (done func(), err error
 	if err := of.Acquire(wait, 1); err != nil {
 		leave()
 		if ctx.Err() == nil {
-			err = fmt.Errorf("%w: %d, which take long; try again", ErrBusy, turnsEach)
+			err = fmt.Errorf("%w: %d, and they take long; try again", ErrBusy, turnsEach)
 		}
 		return nil, err
 	}
@@ -182,7 +182,7 @@ func (l *ledger) spend(entries []identity.Entry) error {
 			})
 		}
 		if !s.answers.AllowN(now, 1) {
-			return fmt.Errorf("%w: %s; at most %d a second for long, try again in a second", ErrTooOften, e.ID, answersPerSecond)
+			return fmt.Errorf("%w: %s; at most %d a second over time, try again in a second", ErrTooOften, e.ID, answersPerSecond)
 		}
 		// The share is counted before it binds, or the log's first half would
 		// be free.

@@ -24,7 +24,7 @@ const maxSocketPath = 107
 // listener removes the socket.
 func ListenAt(path string, mode fs.FileMode) (*net.UnixListener, error) {
 	if len(path) > maxSocketPath {
-		return nil, fmt.Errorf("socket path %s has %d bytes, and Linux takes at most %d; choose a shorter one", path, len(path), maxSocketPath)
+		return nil, fmt.Errorf("socket path %s has %d bytes, but Linux allows at most %d; choose a shorter one", path, len(path), maxSocketPath)
 	}
 	if err := prepareDir(filepath.Dir(path)); err != nil {
 		return nil, fmt.Errorf("socket %s: %w", path, err)

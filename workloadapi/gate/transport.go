@@ -165,13 +165,13 @@ func (t *transport) admit(pid int, uid uint32) (*place, error) {
 	var err error
 	switch {
 	case t.conns >= t.limits.total:
-		err = fmt.Errorf("%d connections are open, as many as are allowed", t.conns)
+		err = fmt.Errorf("%d connections are open, the maximum", t.conns)
 	case of.conns >= t.limits.each:
-		err = fmt.Errorf("the user has %d connections, as many as are allowed", of.conns)
+		err = fmt.Errorf("the user has %d connections, the maximum", of.conns)
 	case t.strangers >= t.limits.strangers && !t.met[person]:
-		err = fmt.Errorf("%d connections are open without an identity, as many as are allowed", t.strangers)
+		err = fmt.Errorf("%d connections without an identity are open, the maximum", t.strangers)
 	case of.strangers >= t.limits.eachOfThem:
-		err = fmt.Errorf("the user has %d connections without an identity, as many as are allowed", of.strangers)
+		err = fmt.Errorf("the user has %d connections without an identity, the maximum", of.strangers)
 	}
 	if err != nil {
 		t.limited.connections.Add(1)
@@ -227,7 +227,7 @@ func (p *place) leave() {
 // ClientHandshake implements [credentials.TransportCredentials]; the daemon's
 // clients need no credentials.
 func (*transport) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return nil, nil, errors.New("the transport serves only")
+	return nil, nil, errors.New("the transport is for servers only")
 }
 
 // Info implements [credentials.TransportCredentials].

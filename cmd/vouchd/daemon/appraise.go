@@ -83,7 +83,7 @@ func policySource(file string, logger *slog.Logger) reload.Source[policy] {
 				return policy{}, nil
 			}
 			if errors.Is(err, fs.ErrNotExist) {
-				return policy{}, fmt.Errorf("%s is gone; put it back, or restart the daemon to run without one", file)
+				return policy{}, fmt.Errorf("%s is gone; restore it, or restart the daemon to run without a policy", file)
 			}
 			if err != nil {
 				return policy{}, err
@@ -253,7 +253,7 @@ func (a *appraiser) unknown(ctx context.Context, cause error) error {
 	a.broken = cause
 	a.due = time.Now().Add(min(a.config.AppraiseEvery, retryUnknown))
 	a.mu.Unlock()
-	a.slog.Error("no appraisal could be made", "err", cause)
+	a.slog.Error("could not appraise this machine", "err", cause)
 	if !counts && !failed {
 		a.fail(view.NodeUnknown, cause)
 	}
@@ -282,7 +282,7 @@ func (a *appraiser) report(st *view.Status, problem problemf) {
 		st.Node.Selectors = []string{}
 	}
 	if a.reason != nil {
-		problem("nothing is issued: %v; repair that or the policy %s, then run: vouch node attest", a.reason, st.Node.Policy)
+		problem("nothing is issued: %v; fix that, or the policy %s, then run: vouch node attest", a.reason, st.Node.Policy)
 	}
 	if a.broken != nil {
 		problem("could not appraise; still using the last result: %v", a.broken)

@@ -209,5 +209,5 @@ func (d *daemon) summary() string {
 	if s.Problem != nil {
 		return "Serving; the entries on disk are not in force"
 	}
-	return fmt.Sprintf("Serving %d entries of %s", s.Value.Len(), d.config.TrustDomain)
+	return fmt.Sprintf("Serving %s of %s", count(s.Value.Len(), "entry", "entries"), d.config.TrustDomain)
 }

@@ -97,7 +97,7 @@ func (d *disabled) cutOff(ctx context.Context, by admin.Asker, id spiffeid.ID, r
 			return view, errors.New("no entry in force has this identity; vouch entry list shows them")
 		}
 		if len(list) >= maxDisabled {
-			return view, fmt.Errorf("%d identities are disabled already; remove their entries", len(list))
+			return view, fmt.Errorf("%d identities are already disabled; remove their entries and enable some again", len(list))
 		}
 		list = append(list, gate.Disabled{SPIFFEID: id.String(), Since: time.Now().UTC().Truncate(time.Second), By: by.UID, Reason: reason})
 	}

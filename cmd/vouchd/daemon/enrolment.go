@@ -39,7 +39,7 @@ type enrolment struct {
 func (e *enrolment) load() *identity.Upstream {
 	of, err := e.machine.node.Enrolment(time.Now())
 	if err == nil && of.TrustDomain != e.config.TrustDomain {
-		err = fmt.Errorf("the enrolment is in trust domain %s and vouchd.yaml says %s", of.TrustDomain, e.config.TrustDomain)
+		err = fmt.Errorf("the enrolment is in trust domain %s, but vouchd.yaml says %s", of.TrustDomain, e.config.TrustDomain)
 	}
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {

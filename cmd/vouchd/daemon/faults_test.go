@@ -158,7 +158,7 @@ func TestFullLogStartsRefusesAndServesOnceItHasRoom(t *testing.T) {
 			_, err := h.Fetch()
 			return err != nil && strings.Contains(err.Error(), "attestation log")
 		})
-		if p := strings.Join(h.Problems(), "\n"); !strings.Contains(p, "it is as large as it may be; give it more by log.max_mib, or archive it and lower log.keep_for, which keeps its records for 1h0m0s") {
+		if p := strings.Join(h.Problems(), "\n"); !strings.Contains(p, "it is as large as it may be; raise log.max_mib, or archive the log and lower log.keep_for, which is 1h0m0s") {
 			t.Errorf("problems with a full log: %q", p)
 		}
 		h.Stop()

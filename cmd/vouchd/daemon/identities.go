@@ -55,7 +55,7 @@ func (i *identities) open(ctx context.Context, m *machine, e *enrolment) (err er
 	if systemd.IsManager() {
 		o.Manager = l.units
 	} else {
-		i.slog.Info("systemd is not PID 1 here: there are no systemd and script selectors, and no vouch run")
+		i.slog.Info("systemd is not PID 1, so systemd and script selectors and vouch run are unavailable")
 	}
 	i.attester = process.NewAttester(o)
 	if i.watcher, err = process.NewWatcher(); err != nil {
@@ -169,7 +169,7 @@ func (i *identities) report(st *view.Status, problem problemf) {
 	st.Entries = view.EntriesStatus{Dir: i.config.EntriesDir, Loaded: s.Loaded}
 	if s.Problem != nil {
 		st.Entries.Error = s.Problem.Error()
-		problem("the entries on disk are not in force; keeping the previous ones: %v", s.Problem)
+		problem("the entries on disk are invalid; keeping the previous ones: %v", s.Problem)
 	}
 	if s.Value != nil {
 		for _, why := range s.Value.LeftOut() {
@@ -177,7 +177,7 @@ func (i *identities) report(st *view.Status, problem problemf) {
 		}
 	}
 	if n := unanchored(i.gate.Entries()); n > 0 {
-		st.Reminders = append(st.Reminders, fmt.Sprintf("%d entries are allow_unanchored, which is for a lab: any user of this machine can have their identities; see vouch entry list", n))
+		st.Reminders = append(st.Reminders, fmt.Sprintf("%s with allow_unanchored, which is for labs: any user of this machine can have such an identity; see vouch entry list", count(n, "entry", "entries")))
 	}
 }
 

@@ -59,7 +59,7 @@ func openLeases(ctx context.Context, dir string, m *machine, log *records, logge
 func (l *leases) open(ctx context.Context) (err error) {
 	m := l.machine
 	if l.secrets = sealed.Open(ctx, m.state, m.node); l.secrets.Err() != nil {
-		l.slog.Error("no sealed secret can be opened", "err", l.secrets.Err())
+		l.slog.Error("cannot open any sealed secret", "err", l.secrets.Err())
 	}
 	l.definitions = reload.New(l.source())
 	if _, err := l.definitions.Reload(ctx); err != nil {
@@ -109,7 +109,7 @@ func (l *leases) close() {
 	}
 	if l.secrets != nil {
 		if err := l.secrets.Close(); err != nil {
-			l.slog.Error("writing down who used which secret; the log has it", "err", err)
+			l.slog.Error("saving which identities used which secret; the log still has it", "err", err)
 		}
 	}
 	if l.invocations != nil {
@@ -136,7 +136,7 @@ func (l *leases) source() reload.Source[*credential.Definitions] {
 			}
 			digest := next.Digest()
 			return l.log.reloaded(ctx, audit.Record{
-				Reason: fmt.Sprintf("%d credentials", len(next.All())),
+				Reason: count(len(next.All()), "credential", "credentials"),
 				Config: &audit.Config{SHA256: hex.EncodeToString(digest[:])},
 			}, nil)
 		},
@@ -194,10 +194,10 @@ func (l *leases) sshCA(ctx context.Context, by admin.Asker, name string) (view.S
 	}
 	if !slices.Contains(known, name) {
 		slices.Sort(known)
-		return view.SSHCA{}, fmt.Errorf("no credential in force has the ssh authority %.40q; those that have one name: %s",
+		return view.SSHCA{}, fmt.Errorf("no credential in force uses the SSH CA %.40q; those in use: %s",
 			name, cmp.Or(strings.Join(slices.Compact(known), ", "), "none"))
 	}
-	if err := l.log.asked(ctx, by, "public key of ssh authority "+name); err != nil {
+	if err := l.log.asked(ctx, by, "public key of SSH CA "+name); err != nil {
 		return view.SSHCA{}, err
 	}
 	key, err := sshca.PublicKey(ctx, l.machine.node, name)
@@ -227,7 +227,7 @@ func (l *leases) report(st *view.Status, entries []identity.Entry, problem probl
 	}
 	if err := l.definitions.State().Problem; err != nil {
 		st.Credentials.Error = err.Error()
-		problem("the credentials on disk are not in force; keeping the previous ones: %v", err)
+		problem("the credentials on disk are invalid; keeping the previous ones: %v", err)
 	}
 	for _, lease := range held {
 		if lease.State == credential.Stuck {
@@ -235,7 +235,7 @@ func (l *leases) report(st *view.Status, entries []identity.Entry, problem probl
 		}
 	}
 	if n := st.Credentials.Stuck; n > 0 {
-		problem("%d leases could not be ended, which is tried again; vouch lease list says why", n)
+		problem("%s could not be ended; retrying, and vouch lease list says why", count(n, "lease", "leases"))
 	}
 	for _, name := range l.undefined(entries) {
 		problem("an entry grants credential %s, which is not defined; define it in %s or remove it from the entry", name, l.dir)

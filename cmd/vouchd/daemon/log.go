@@ -182,21 +182,21 @@ func (r *records) report(st *view.Status, problem problemf) {
 	}
 	if l.Err != nil {
 		st.Log.Error = l.Err.Error()
-		way := "free space in " + st.Log.Dir + ", or see the daemon's messages"
+		way := "free space in " + st.Log.Dir + ", or see journalctl -u vouchd"
 		if errors.Is(l.Err, audit.ErrFull) {
-			way = fmt.Sprintf("give it more by log.max_mib, or archive it and lower log.keep_for, which keeps its records for %s", r.config.KeepFor)
+			way = fmt.Sprintf("raise log.max_mib, or archive the log and lower log.keep_for, which is %s", r.config.KeepFor)
 		}
 		problem("the attestation log cannot be written, so nothing is issued: %v; %s", l.Err, way)
 	} else if l.FullSoon {
-		problem("the attestation log takes %d MiB of log.max_mib, and none of its records is older than log.keep_for; give it more, or archive it and lower log.keep_for, before nothing can be issued", l.DiskBytes>>20)
+		problem("the attestation log uses %d MiB of log.max_mib, and none of its records is older than log.keep_for; raise log.max_mib, or archive the log and lower log.keep_for, before it is full and nothing can be issued", l.DiskBytes>>20)
 	}
 	if l.AnchorErr != nil {
-		problem("the log is not anchored in the TPM: %v; what was recorded since %s could be dropped unseen", l.AnchorErr, l.LastAnchor.Format(time.RFC3339))
+		problem("the log is not anchored in the TPM: %v; records since %s could be dropped unnoticed", l.AnchorErr, l.LastAnchor.Format(time.RFC3339))
 	}
 	r.reportWitnesses(st, problem)
 	for _, x := range r.exports {
 		if err := x.Stats().Err; err != nil {
-			problem("the log is not handed on to %s: %v; records wait, from %d on", x.name, err, x.Stats().Next)
+			problem("the log is not exported to %s: %v; records from %d on are waiting", x.name, err, x.Stats().Next)
 		}
 	}
 }

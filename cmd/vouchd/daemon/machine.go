@@ -140,13 +140,13 @@ func readCertificates(dir string) (chain [][]byte, err error) {
 				break
 			}
 			if block.Type != "CERTIFICATE" {
-				return nil, fmt.Errorf("%s holds a %.40q; want certificates only", file, block.Type)
+				return nil, fmt.Errorf("%s contains a %.40q; want certificates only", file, block.Type)
 			}
 			found = true
 			chain = append(chain, block.Bytes)
 		}
 		if !found {
-			return nil, fmt.Errorf("%s holds no certificate in PEM; replace it or move it away", file)
+			return nil, fmt.Errorf("%s contains no PEM certificate; replace it or move it away", file)
 		}
 	}
 	return chain, nil

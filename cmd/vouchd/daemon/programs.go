@@ -45,7 +45,7 @@ func programsDigest(defined definedPrograms) [32]byte {
 func watchedPrograms(dir string, log *records, logger *slog.Logger) *reload.Value[definedPrograms] {
 	source := Programs(dir, logger)
 	source.Record = func(ctx context.Context, next definedPrograms, problem error) error {
-		return log.reloaded(ctx, audit.Record{Reason: fmt.Sprintf("%d programs", len(next))}, problem)
+		return log.reloaded(ctx, audit.Record{Reason: count(len(next), "program", "programs")}, problem)
 	}
 	return reload.Holding(source, nil)
 }

@@ -68,7 +68,7 @@ func (l *leases) endLeasesOf(ctx context.Context, name, reason string) error {
 func (l *leases) reportSecrets(st *view.Status, problem problemf) {
 	if err := l.secrets.Err(); err != nil {
 		st.Secrets.Error = err.Error()
-		problem("no secret can be opened: %v", err)
+		problem("cannot open any secret: %v", err)
 		return
 	}
 	now := time.Now()
@@ -77,7 +77,7 @@ func (l *leases) reportSecrets(st *view.Status, problem problemf) {
 	for _, s := range secrets {
 		if now.After(s.RotateBy()) {
 			st.Secrets.Due++
-			st.Reminders = append(st.Reminders, fmt.Sprintf("secret %s is %d days old and should be rotated after %d; give it a new value at its source, and then: vouch secret rotate %[1]s",
+			st.Reminders = append(st.Reminders, fmt.Sprintf("secret %s is %d days old and should be rotated after %d; replace it at its source, then run: vouch secret rotate %[1]s",
 				s.Name, int(now.Sub(s.Sealed).Hours()/24), int(s.RotateAfter.Hours()/24)))
 		}
 	}

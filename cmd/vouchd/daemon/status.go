@@ -27,7 +27,7 @@ func (d *daemon) status() view.Status {
 		st.Problems = append(st.Problems, fmt.Sprintf(format, args...))
 	}
 	if err := canSeeOthers(); err != nil {
-		problem("%v; start it with CAP_SYS_PTRACE, as vouchd.service does, or callers of other users match no selector of their program", err)
+		problem("%v; start it with CAP_SYS_PTRACE, as vouchd.service does: without it, program selectors do not match processes of other users", err)
 	}
 	d.appraiser.report(&st, problem)
 	d.enrolment.report(&st, problem)
@@ -36,12 +36,12 @@ func (d *daemon) status() view.Status {
 	d.leases.report(&st, d.identities.gate.Entries(), problem)
 	d.leases.reportSecrets(&st, problem)
 	if err := d.programs.State().Problem; err != nil {
-		problem("the programs on disk are not in force; keeping the previous ones: %v", err)
+		problem("the programs on disk are invalid; keeping the previous ones: %v", err)
 	}
 	d.log.report(&st, problem)
 	a := st.Authority
 	if left := time.Until(a.IssuingCANotAfter); a.IssuingCAKeyID != "" && !d.enrolment.ends(a.IssuingCANotAfter) && left < d.config.Authority.RotationOverlap/2 {
-		problem("the issuing CA ends in %s and could not be renewed; see the daemon's messages, and whether the TPM answers", left.Round(time.Second))
+		problem("the issuing CA expires in %s and could not be renewed; see journalctl -u vouchd, and check that the TPM responds", left.Round(time.Second))
 	}
 	return st
 }
@@ -52,10 +52,18 @@ func canSeeOthers() error {
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var sets [2]unix.CapUserData
 	if err := unix.Capget(&head, &sets[0]); err != nil {
-		return fmt.Errorf("the daemon can't tell its capabilities: %w", err)
+		return fmt.Errorf("reading the daemon's capabilities: %w", err)
 	}
 	if sets[0].Effective&(1<<unix.CAP_SYS_PTRACE) == 0 {
-		return errors.New("the daemon lacks CAP_SYS_PTRACE and can't see the programs of other users")
+		return errors.New("the daemon lacks CAP_SYS_PTRACE and cannot see the programs of other users")
 	}
 	return nil
+}
+
+// count is a number of things, such as 1 lease or 2 leases.
+func count(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
 }

@@ -68,9 +68,9 @@ func (r *records) reportWitnesses(st *view.Status, problem problemf) {
 		st.Log.Witnesses = append(st.Log.Witnesses, view)
 		switch {
 		case s.History:
-			problem("%v; unless the witness errs, the log was set back: keep a copy of %s, and see docs/log.md", s.Err, st.Log.Dir)
+			problem("%v; unless the witness is wrong, the log was rolled back: keep a copy of %s, and see docs/log.md", s.Err, st.Log.Dir)
 		case s.Err != nil:
-			problem("the log is not witnessed: %v; it is tried again, and what it signed last covers %d records", s.Err, s.Size)
+			problem("the log is not witnessed: %v; retrying, and the last signature covers %s", s.Err, count(int(s.Size), "record", "records"))
 		}
 	}
 }

@@ -71,7 +71,7 @@ func TestWitnessTellsThatTheLogWasSetBack(t *testing.T) {
 	}
 	h.Start()
 	eventually(t, "status says that the log was set back", func() bool {
-		return strings.Contains(strings.Join(h.Problems(), "\n"), "unless the witness errs, the log was set back")
+		return strings.Contains(strings.Join(h.Problems(), "\n"), "unless the witness is wrong, the log was rolled back")
 	})
 	var st view.Status
 	st, err = h.Admin().Status(t.Context())

@@ -124,12 +124,12 @@ func nonce(number uint64) []byte {
 func readHead(f *os.File) (head, *state.FrameReader, error) {
 	b := make([]byte, len(magic))
 	if _, err := io.ReadFull(f, b); err != nil || string(b) != magic {
-		return head{}, nil, fmt.Errorf("%w: it does not begin as one of this version does", ErrDamaged)
+		return head{}, nil, fmt.Errorf("%w: it does not begin like one of this version", ErrDamaged)
 	}
 	frames := state.NewFrameReader(f, int64(len(magic)), maxFrameLen)
 	kind, data, err := frames.Next()
 	if err != nil || kind != headFrame || len(data) < saltLen {
-		return head{}, nil, fmt.Errorf("%w at offset %d: its head cannot be read", ErrDamaged, len(magic))
+		return head{}, nil, fmt.Errorf("%w at offset %d: its header cannot be read", ErrDamaged, len(magic))
 	}
 	data = slices.Clone(data)
 	return head{salt: data[:saltLen], sealed: data[saltLen:]}, frames, nil

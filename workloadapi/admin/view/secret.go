@@ -90,7 +90,7 @@ func ParseSecretOptions(q url.Values) (o SecretOptions, err error) {
 		}
 		var ok bool
 		if o.Authority, ok = key.(*ecdsa.PublicKey); !ok {
-			return o, errors.New("the authority's key is not an ECDSA key")
+			return o, errors.New("the root's key is not an ECDSA key")
 		}
 	}
 	return o, nil
