@@ -53,7 +53,7 @@ type Broker interface {
 type Traits struct {
 	Upstream   string // where its credentials are for, without secrets; to show, not to parse
 	Secret     string // the secret sealed to this machine that it uses; empty for none
-	SSHCA      string // the SSH authority whose key certifies its credentials; empty for none
+	SSHCA      string // the SSH CA whose key certifies its credentials; empty for none
 	Revocation Revocation
 	Renews     bool
 	// ChoosesTTL is true if the upstream, and not the caller, may choose the

@@ -26,14 +26,14 @@ const (
 	maxApprovalLen  = 8 << 10 // bytes
 )
 
-// BootApprovalRef keeps an approval from being taken for another policy that
-// the authority signs (TPM 2.0 Part 3, 23.16: policyRef).
+// BootApprovalRef keeps an approval from being mistaken for another policy that the
+// root signs (TPM 2.0 Part 3, 23.16: policyRef).
 const BootApprovalRef = "vouchd boot state v1"
 
-// ApproveBootState signs, with an ECDSA P-256 key, that nodes which trust this
-// authority may use their bound keys while the PCRs (SHA-256 bank) have these
-// values. It needs no TPM; take the values from a [Result] or from the TPM of a
-// machine known to be good.
+// ApproveBootState signs, with a root's ECDSA P-256 key, that nodes which trust the
+// root may use their bound keys while the PCRs (SHA-256 bank) have these values. It
+// needs no TPM: take the values from a [Result], or from the TPM of a machine known
+// to be good.
 func ApproveBootState(authority crypto.Signer, pcrs map[uint][]byte) ([]byte, error) {
 	a := BootApproval{Version: approvalVersion, PCRs: make(map[uint]Hex)}
 	for pcr, value := range pcrs {
@@ -54,10 +54,10 @@ func ApproveBootState(authority crypto.Signer, pcrs map[uint][]byte) ([]byte, er
 
 // ErrOtherAuthority means that an approval is signed by another key than its
 // reader trusts.
-var ErrOtherAuthority = errors.New("it is not signed by the authority that the keys are bound to")
+var ErrOtherAuthority = errors.New("it is not signed by the root that the keys are bound to")
 
-// ParseBootApproval reads an approval and verifies that authority signed it. It
-// returns [ErrOtherAuthority] if not.
+// ParseBootApproval reads an approval and verifies that the root with this key signed
+// it. It returns [ErrOtherAuthority] if not.
 func ParseBootApproval(b []byte, authority *ecdsa.PublicKey) (BootApproval, error) {
 	var a BootApproval
 	if err := DecodeJSON(b, maxApprovalLen, &a); err != nil {
@@ -106,7 +106,7 @@ func (a BootApproval) Policy() ([]byte, error) {
 	return p.Hash().Digest, nil
 }
 
-// Digest is what the authority signs: TPM 2.0 Part 3, 23.16, aHash.
+// Digest is what the root signs: TPM 2.0 Part 3, 23.16, aHash.
 func (a BootApproval) Digest() (d [sha256.Size]byte, err error) {
 	policy, err := a.Policy()
 	if err != nil {
@@ -115,11 +115,11 @@ func (a BootApproval) Digest() (d [sha256.Size]byte, err error) {
 	return sha256.Sum256(append(policy, BootApprovalRef...)), nil
 }
 
-// AuthorityArea is the public area by which the TPM knows an authority.
+// AuthorityArea is the public area by which the TPM knows a root.
 func AuthorityArea(key crypto.PublicKey) (*tpm2.TPMTPublic, error) {
 	ec, ok := key.(*ecdsa.PublicKey)
 	if !ok || ec.Curve.Params().BitSize != 256 {
-		return nil, errors.New("the authority's key is not an ECDSA P-256 key")
+		return nil, errors.New("the root's key is not an ECDSA P-256 key")
 	}
 	point, err := ec.Bytes() // uncompressed: 4, X, Y
 	if err != nil {

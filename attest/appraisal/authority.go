@@ -31,9 +31,9 @@ const (
 	clockSkew = 5 * time.Minute
 )
 
-// An Authority signs nodes into a trust domain. It is used on an
-// administrator's machine, offline; its key is in a file or in that machine's
-// TPM.
+// An Authority is an organisation's root with its key, which certifies nodes of a
+// trust domain. It is used offline, on an administrator's machine; the key is in a
+// file or in that machine's TPM.
 type Authority struct {
 	Root   *x509.Certificate
 	Signer crypto.Signer // of Root's key
@@ -43,17 +43,17 @@ type Authority struct {
 // key (ECDSA).
 func NewAuthority(signer crypto.Signer, td spiffeid.TrustDomain, now time.Time, life time.Duration) (Authority, error) {
 	if td.IsZero() {
-		return Authority{}, errors.New("making an authority: no trust domain")
+		return Authority{}, errors.New("creating a root: no trust domain")
 	}
 	if life < MinCALife {
-		return Authority{}, fmt.Errorf("making an authority: a life of %v is shorter than %v", life, MinCALife)
+		return Authority{}, fmt.Errorf("creating a root: a life of %v is shorter than %v", life, MinCALife)
 	}
 	template := caTemplate(td, signer.Public(), now, life)
 	template.Subject = pkix.Name{CommonName: td.Name()}
 	template.MaxPathLen = 2 // this, the node's, the issuing CA, then SVIDs
 	root, err := signCA(template, template, signer.Public(), signer)
 	if err != nil {
-		return Authority{}, fmt.Errorf("making an authority: %w", err)
+		return Authority{}, fmt.Errorf("creating a root: %w", err)
 	}
 	return Authority{Root: root, Signer: signer}, nil
 }
@@ -97,7 +97,7 @@ func (a Authority) Approve(request []byte, terms Terms) (approval []byte, certif
 		return fail(err)
 	}
 	if req.TrustDomain != td.Name() {
-		return fail(fmt.Errorf("the request is for trust domain %.255q and this authority is for %s", req.TrustDomain, td.Name()))
+		return fail(fmt.Errorf("the request is for trust domain %.255q, but this root is for %s", req.TrustDomain, td.Name()))
 	}
 	if r, err = appraiseRequest(req, terms); err != nil {
 		return fail(err)
@@ -181,7 +181,7 @@ func approvalCipher(credential []byte) (cipher.AEAD, error) {
 	return cipher.NewGCM(block)
 }
 
-// A Revoked certificate is one that an authority signed and takes back.
+// A Revoked certificate was signed by a root and has been revoked.
 type Revoked struct {
 	Serial *big.Int
 	At     time.Time

@@ -11,8 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// The documents of enrolment: the node asks, the authority approves, the node
-// installs.
+// The documents of enrolment: the node asks, the root approves, the node installs.
 type request struct {
 	Version     int             `json:"version"`
 	TrustDomain string          `json:"trust_domain"`

@@ -70,7 +70,7 @@ func TestHostsEnrolledUnderOneRootVerifyEachOther(t *testing.T) {
 	one := booted(t, "uki-secureboot", tpmtest.Start(t))
 	two := booted(t, "uki-secureboot", tpmtest.StartManufactured(t))
 	p := policy(t, "endorsement: {keys: ["+one.EKSHA256()+", "+two.EKSHA256()+"]}\nsecure_boot: {required: true}\n")
-	// The authority's key may be in a TPM itself.
+	// The root's key may be in a TPM itself.
 	admin := load(t, reopen(t, tpmtest.StartManufactured(t).Address), store(t))
 	key, err := admin.Key(t.Context(), "authority")
 	if err != nil {

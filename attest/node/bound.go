@@ -34,11 +34,12 @@ type binding struct {
 const maxApprovals = 16 // known-good states at a time; the oldest goes first
 
 // LoadBound is [Load] for a node whose keys, made on first use, work only in
-// boot states that authority (ECDSA P-256) approved with [appraisal.ApproveBootState].
+// boot states that a root approved with [appraisal.ApproveBootState]; authority is its
+// key (ECDSA P-256).
 // Keys that exist and are bound otherwise are an error. The approvals are added
 // to those in the store.
 //
-// The AK is never bound: it has to be able to say that the state is wrong.
+// The AK is never bound: it must be able to attest that the state is wrong.
 func LoadBound(ctx context.Context, t *TPM, s Store, authority *ecdsa.PublicKey, approvals ...[]byte) (*Node, error) {
 	der, err := x509.MarshalPKIXPublicKey(authority)
 	if err != nil {
@@ -52,7 +53,7 @@ func LoadBound(ctx context.Context, t *TPM, s Store, authority *ecdsa.PublicKey,
 		return nil, err
 	}
 	if b := n.binding(); b == nil || !bytes.Equal(b.Authority, der) {
-		return nil, errors.New("the node's keys exist and are not bound to this authority's boot states; start over with vouch node reset")
+		return nil, errors.New("the node's keys exist, but are not bound to this root's boot states; start over with vouch node reset")
 	}
 	if err := n.Reseal(approvals...); err != nil {
 		return nil, err
@@ -61,8 +62,8 @@ func LoadBound(ctx context.Context, t *TPM, s Store, authority *ecdsa.PublicKey,
 }
 
 // Reseal adds approvals of boot states, such as the one that an update will
-// boot into, to whatever is bound to their authority: the node's keys and what
-// SealBound has sealed. Keys and secrets stay as they are.
+// boot into, to everything bound to the root that signed them: the node's keys and
+// what SealBound has sealed. Keys and secrets are unchanged.
 func (n *sealer) Reseal(approvals ...[]byte) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -165,7 +166,7 @@ func (b *binding) authority() (*ecdsa.PublicKey, error) {
 	}
 	key, ok := k.(*ecdsa.PublicKey)
 	if !ok {
-		return nil, errors.New("the authority's key is not an ECDSA key")
+		return nil, errors.New("the root's key is not an ECDSA key")
 	}
 	return key, nil
 }
@@ -274,7 +275,7 @@ func (b *binding) current(tr transport.TPM) (appraisal.BootApproval, error) {
 	return appraisal.BootApproval{}, ErrBootState
 }
 
-// ticket has the TPM verify the authority's signature.
+// ticket has the TPM verify the root's signature.
 func (b *binding) ticket(tr transport.TPM, a appraisal.BootApproval) (key tpm2.TPM2BName, ticket tpm2.TPMTTKVerified, err error) {
 	authority, err := b.authority()
 	if err != nil {

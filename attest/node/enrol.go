@@ -22,10 +22,9 @@ const (
 	enrolmentFileVersion = 1
 )
 
-// Request makes a request to be signed into a trust domain: evidence for the
-// authority's nonce, and a certificate request by the node key. Where the
-// authority gave none, the nonce is nil and the evidence is for one of the
-// node's own.
+// Request makes a request for enrolment in a trust domain: evidence for the
+// administrator's nonce, and a certificate request by the node key. If the nonce is
+// nil, the evidence is for one of the node's own.
 func (n *Node) Request(ctx context.Context, td spiffeid.TrustDomain, nonce []byte, from Sources) ([]byte, error) {
 	if td.IsZero() {
 		return nil, errors.New("requesting enrolment: no trust domain")
@@ -48,9 +47,9 @@ func (n *Node) Request(ctx context.Context, td spiffeid.TrustDomain, nonce []byt
 }
 
 // Install opens an approval in the TPM, verifies it and keeps it in the store.
-// Anyone could have made an approval, so rootSHA256, the digest of the
-// authority's root certificate (DER) in hexadecimal as the administrator
-// gives it, says whose it has to be.
+// Anyone could have made an approval, so it must come from the root with rootSHA256,
+// the digest of the root certificate (DER) in hexadecimal, as the administrator gives
+// it.
 func (n *Node) Install(ctx context.Context, approval []byte, rootSHA256 string) (appraisal.Enrolment, error) {
 	inner, err := n.openApproval(ctx, approval)
 	if err != nil {

@@ -70,7 +70,7 @@ type ring struct {
 	ak    tpm2.TPMTPublic
 
 	mu       sync.Mutex // guards keys.Binding and bindings; held while a named key is looked up or made
-	bindings []*binding // of what SealBound has sealed, one for each authority; replaced whole
+	bindings []*binding // of what SealBound has sealed, one for each root; replaced whole
 }
 
 // An endorsed shows which TPM the attestation key is in: by the endorsement key

@@ -37,14 +37,14 @@ type boundHeader struct {
 const (
 	bindingsFile    = "tpm-boot-states"
 	bindingsVersion = 1
-	maxBindings     = 16 // authorities
+	maxBindings     = 16 // roots
 )
 
-// SealBound is Seal for a secret that opens only in boot states that authority
-// (ECDSA P-256) approved with [appraisal.ApproveBootState], whatever the node's own keys
-// are bound to: the TPM itself refuses the key in any other (TPM2_PolicyAuthorize),
-// so that an update needs an approval and no new secret. [Node.Reseal] takes the
-// approvals, from the first one on.
+// SealBound is Seal for a secret that opens only in boot states that a root approved
+// with [appraisal.ApproveBootState], whatever the node's own keys are bound to;
+// authority is its key (ECDSA P-256). The TPM itself refuses the secret's key in any
+// other state (TPM2_PolicyAuthorize), and an update needs an approval, not a new
+// secret. Every approval, including the first, goes to [Node.Reseal].
 func (n *sealer) SealBound(ctx context.Context, label string, authority *ecdsa.PublicKey, secret []byte) ([]byte, error) {
 	sealed, err := n.sealBound(ctx, label, authority, secret)
 	if err != nil {
@@ -82,8 +82,8 @@ func (n *sealer) sealBound(ctx context.Context, label string, authority *ecdsa.P
 	return sealWith(key, label, sealed, secret)
 }
 
-// bindTo keeps the authority before anything is bound to it, so that approvals
-// of it are taken.
+// bindTo stores the root's key before anything is bound to it: its approvals are
+// accepted from then on.
 func (n *sealer) bindTo(authority *ecdsa.PublicKey) (*binding, error) {
 	if _, err := appraisal.AuthorityArea(authority); err != nil {
 		return nil, err
@@ -100,7 +100,7 @@ func (n *sealer) bindTo(authority *ecdsa.PublicKey) (*binding, error) {
 		}
 	}
 	if len(n.bindings) >= maxBindings {
-		return nil, fmt.Errorf("secrets are bound to %d authorities already", maxBindings)
+		return nil, fmt.Errorf("secrets are already bound to %d roots, the maximum", maxBindings)
 	}
 	bound := &binding{Authority: der}
 	return bound, n.saveBindings(append(slices.Clone(n.bindings), bound))
@@ -135,7 +135,7 @@ func readBoundHeader(sealed []byte) (h boundHeader, text []byte, err error) {
 	return h, sealed[:end], appraisal.DecodeJSON(sealed[3:end], maxBoundHeader, &h)
 }
 
-// bindingOf returns what is known of an authority's boot states.
+// bindingOf returns what is known of a root's boot states.
 func (n *sealer) bindingOf(authority []byte) *binding {
 	n.mu.Lock()
 	defer n.mu.Unlock()

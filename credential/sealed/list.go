@@ -77,7 +77,7 @@ func (k kept) authority() (*ecdsa.PublicKey, error) {
 	if ec, ok := key.(*ecdsa.PublicKey); ok {
 		return ec, nil
 	}
-	return nil, fmt.Errorf("authority of boot states has a %T, want ECDSA", key)
+	return nil, fmt.Errorf("the root of boot states has a %T, want ECDSA", key)
 }
 
 // keep makes a value durable under the next revision, and then the list that

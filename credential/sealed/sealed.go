@@ -61,9 +61,8 @@ type Files interface {
 	Remove(name string) error
 }
 
-// A Sealer encrypts to this machine. What it sealed under one label it opens
-// under no other. SealBound's opens only in boot states that the authority has
-// approved.
+// A Sealer encrypts to this machine. A secret opens only under the label it was sealed
+// under, and one from SealBound only in boot states that the root has approved.
 type Sealer interface {
 	Seal(ctx context.Context, label string, secret []byte) ([]byte, error)
 	SealBound(ctx context.Context, label string, authority *ecdsa.PublicKey, secret []byte) ([]byte, error)
@@ -95,7 +94,7 @@ func (s Secret) Handle() string { return fmt.Sprintf("%s@%d", s.Name, s.Revision
 type Options struct {
 	RotateAfter time.Duration // 0: 90 days, or 30 for a broad one; 1 second to 10 years
 	Broad       *bool
-	Authority   *ecdsa.PublicKey // of boot states that it is bound to
+	Authority   *ecdsa.PublicKey // the root that approves the boot states it is bound to
 	// Same makes it no error to seal the very value that is sealed already.
 	Same bool
 }
@@ -201,7 +200,7 @@ func checkOptions(name string, o Options) error {
 		return nil
 	}
 	if _, err := x509.MarshalPKIXPublicKey(o.Authority); err != nil {
-		return fmt.Errorf("secret %s: %w: the authority's key: %w", name, ErrValue, err)
+		return fmt.Errorf("secret %s: %w: the root's key: %w", name, ErrValue, err)
 	}
 	return nil
 }

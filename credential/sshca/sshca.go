@@ -1,14 +1,14 @@
-// Package sshca certifies SSH keys of workloads with an authority's key that is
+// Package sshca certifies SSH keys of workloads with the key of an SSH CA, which is
 // in the machine's TPM.
 //
-// A server that trusts the authority (TrustedUserCAKeys of sshd_config) lets a
-// workload in for minutes, as the principals that the definition names, and its
-// log names the workload: the certificate's key ID is the SPIFFE ID and the
-// request in vouchd's own log. Nothing is asked of another machine.
+// A server that trusts the CA (TrustedUserCAKeys of sshd_config) admits a workload
+// for minutes, as the principals that the definition names, and its log names the
+// workload: the certificate's key ID is the SPIFFE ID and the request in vouchd's own
+// log. No other machine is asked.
 //
-// Out of reach: no server hears of a certificate's end but by its clock, and
-// one that has let somebody in does not look at the certificate again. A
-// session that is open stays open.
+// Out of reach: only its clock tells a server that a certificate has expired, and a
+// server that has admitted a user does not look at the certificate again. An open
+// session stays open.
 package sshca
 
 import (
@@ -33,9 +33,9 @@ import (
 const (
 	// backdate lets a server in whose clock is behind.
 	backdate = time.Minute
-	// longest bounds certificates, which nothing can take back.
+	// longest bounds certificates, which cannot be revoked.
 	longest = 24 * time.Hour
-	// keyPrefix keeps authorities' keys apart from the daemon's others.
+	// keyPrefix separates the keys of CAs from the daemon's others.
 	keyPrefix = "ssh-"
 )
 
@@ -46,8 +46,8 @@ type Keys interface {
 	Key(ctx context.Context, name string) (crypto.Signer, error)
 }
 
-// PublicKey returns an authority's public key as TrustedUserCAKeys takes it:
-// one line with the name as its comment.
+// PublicKey returns a CA's public key as TrustedUserCAKeys expects it: one line with
+// the name as its comment.
 func PublicKey(ctx context.Context, keys Keys, ca string) (string, error) {
 	signer, err := authority(ctx, keys, ca)
 	if err != nil {
@@ -59,7 +59,7 @@ func PublicKey(ctx context.Context, keys Keys, ca string) (string, error) {
 func authority(ctx context.Context, keys Keys, ca string) (ssh.Signer, error) {
 	key, err := keys.Key(ctx, keyPrefix+ca)
 	if err != nil {
-		return nil, fmt.Errorf("key of ssh authority %s: %w", ca, err)
+		return nil, fmt.Errorf("key of SSH CA %s: %w", ca, err)
 	}
 	return ssh.NewSignerFromSigner(key)
 }
@@ -127,7 +127,7 @@ func (b *Broker) Issue(ctx context.Context, r credential.Request, p credential.P
 		return credential.Issued{}, fmt.Errorf("%w: %w", credential.ErrUpstream, err)
 	}
 	if err := cert.SignCert(rand.Reader, signer); err != nil {
-		return credential.Issued{}, fmt.Errorf("%w: signing with the key of ssh authority %s: %w", credential.ErrUpstream, b.settings.CA.Value, err)
+		return credential.Issued{}, fmt.Errorf("%w: signing with the key of SSH CA %s: %w", credential.ErrUpstream, b.settings.CA.Value, err)
 	}
 	fields = append(fields, credential.Field{Name: "certificate", Value: secret.Of([]byte(line(cert) + "\n")), Public: true})
 	return credential.Issued{Fields: fields, NotAfter: p.NotAfter, Scope: scope(cert)}, nil

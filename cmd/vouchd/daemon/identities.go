@@ -36,8 +36,8 @@ type identities struct {
 	entries   *reload.Value[*identity.Entries] // nil until some are loaded
 }
 
-// openIdentities makes the authority and the gate, before which nobody is
-// anybody: entries are loaded after it.
+// openIdentities makes the authority and the gate. Entries are loaded afterwards, so
+// until then no process has an identity.
 func openIdentities(ctx context.Context, c *config.Config, m *machine, log *records, l *leases, e *enrolment, logger *slog.Logger) (*identities, error) {
 	i := &identities{config: c, log: log, leases: l, slog: logger}
 	if err := i.open(ctx, m, e); err != nil {

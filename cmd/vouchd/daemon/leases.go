@@ -183,8 +183,8 @@ func (l *leases) admin() *admin.Leases {
 	}
 }
 
-// sshCA tells the public key of an authority, if a definition names it: no key
-// is made for a name that nothing uses.
+// sshCA returns the public key of an SSH CA, if a definition names it: no key is made
+// for a name that nothing uses.
 func (l *leases) sshCA(ctx context.Context, by admin.Asker, name string) (view.SSHCA, error) {
 	var known []string
 	for _, def := range l.engine.Definitions().All() {

@@ -6,7 +6,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// An SSHCA is an authority that certifies SSH keys.
+// An SSHCA is a CA that certifies SSH keys.
 type SSHCA struct {
 	Name      string `json:"name"`
 	PublicKey string `json:"public_key"` // a line as TrustedUserCAKeys takes it

@@ -37,7 +37,7 @@ type Secret struct {
 type SecretOptions struct {
 	RotateAfter time.Duration // 0: 90 days, or 30 for a broad one; 1 second to 10 years
 	Broad       *bool
-	Authority   *ecdsa.PublicKey // of boot states that it is bound to
+	Authority   *ecdsa.PublicKey // the root that approves the boot states it is bound to
 	// Same makes it no error to seal the very value that is sealed already.
 	Same bool
 }

@@ -45,7 +45,7 @@ type TPMStatus struct {
 	EKCertificate bool `json:"ek_certificate"` // whether its maker certified the EK
 }
 
-// AuthorityStatus says how long the authority's keys go on.
+// AuthorityStatus says how long the authority's keys remain in use.
 type AuthorityStatus struct {
 	RootNotAfter      time.Time `json:"root_not_after"`
 	IssuingCAKeyID    string    `json:"issuing_ca_key_id"`

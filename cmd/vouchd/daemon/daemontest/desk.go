@@ -59,8 +59,8 @@ func (d *Desk) Ask(h *Host) (nonce string) {
 	return nonce
 }
 
-// Found makes an authority on the desk, with its key where args say, and
-// returns its root's digest.
+// Found creates a root CA on the desk, with its key where args say, and returns its
+// digest.
 func (d *Desk) Found(args ...string) (root string) {
 	d.T.Helper()
 	d.Write("passphrase", "correct horse battery staple\n")
@@ -85,8 +85,8 @@ func (d *Desk) Approve(h *Host, life string) (file string) {
 	return h.Path("approval.json")
 }
 
-// ApproveBoot has the authority approve the state that of is in, and gives h the
-// approval.
+// ApproveBoot has the root CA approve the boot state that of is in, and gives h
+// the approval.
 func (d *Desk) ApproveBoot(h, of *Host, file string) {
 	d.T.Helper()
 	d.Ask(of)
