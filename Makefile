@@ -30,7 +30,7 @@ test-vault: ## check the vault broker against the Vault or OpenBao at VAULT_ADDR
 test-clients: test-tools ## run the examples in Python and Node against the daemon; asks the npm registry
 	@packaging/install-missing python3-grpcio protobuf-compiler
 	@command -v npm >/dev/null || packaging/install-missing npm
-	$(GO) test -tags clients -count 1 -run TestExampleClients ./cmd/vouchd
+	$(GO) test -tags clients -count 1 -run TestExampleClients ./cmd/vouch
 
 check: ## what must hold before a commit: formatting, vet, staticcheck, a tidy go.mod
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }

@@ -79,7 +79,7 @@ var mayUse = map[string][]string{
 	"google.golang.org/grpc":           {"workloadapi", "workloadapi/gate", "workloadapi/gate/gatetest", "workloadapi/credentialapi", "workloadapi/credentialapi/client", "workloadapi/credentialv1"},
 	"github.com/google/go-tpm":         {"attest/appraisal", "attest/node", "attest/node/tpmtest"},
 	"github.com/google/go-attestation": {"attest/appraisal"},
-	"github.com/jackc/pgx":             {"credential/postgres", "credential/postgres/pgtest"},
+	"github.com/jackc/pgx":             {"credential/postgres", "credential/postgres/pgtest", "cmd/vouchd/daemon/leasetest"},
 	"github.com/openbao/openbao/api":   {"credential/vault"},
 	"github.com/zitadel/oidc":          {"credential/oauth2/oauth2test"}, // tests alone
 	"github.com/transparency-dev":      {"audit/witness/witnesstest"},

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,13 +13,31 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/leasetest"
 	"github.com/vouchd/vouchd/programs"
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){
+	if socket := os.Getenv(leasetest.LeaseSocket); socket != "" { // an agent that a test has started
+		if err := leasetest.AgentLeases(socket, os.Stdin); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	testscript.Main(ending{m}, map[string]func(){
 		"vouch": func() { os.Exit(cli.Execute(context.Background(), newRoot(), os.Args[1:], os.Stdout, os.Stderr)) },
 	})
+}
+
+// ending stops, after the tests, what they have shared.
+type ending struct{ *testing.M }
+
+func (m ending) Run() int {
+	defer daemontest.RemovePrograms()
+	defer leasetest.StopDatabase()
+	return m.M.Run()
 }
 
 func TestScripts(t *testing.T) {

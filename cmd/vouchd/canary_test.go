@@ -23,6 +23,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	spiffe "github.com/spiffe/go-spiffe/v2/workloadapi"
+
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/leasetest"
 )
 
 // A catch is what left the daemon by one way.
@@ -70,7 +72,7 @@ func TestNoSecretLeavesTheDaemonButToItsHolder(t *testing.T) {
 	if out, stderr, code := h.Vouch("get", "stripe", "--field", "value"); code != 0 || strings.TrimSpace(out) != sealed {
 		t.Fatalf("vouch get exits %d: %q %s", code, out, stderr)
 	}
-	a := startAgent(t, h)
+	a := leasetest.StartAgent(t, h.Host)
 	addr := spiffe.WithAddr("unix://" + h.Path("agent.sock"))
 	svid, err := spiffe.FetchX509SVID(t.Context(), addr)
 	must(t, err)
@@ -97,7 +99,7 @@ func TestNoSecretLeavesTheDaemonButToItsHolder(t *testing.T) {
 		out, stderr, _ := h.Vouch(args...)
 		told["vouch "+strings.Join(args, " ")] = []byte(out + stderr)
 	}
-	a.exit(t)
+	a.Exit(t)
 	eventually(t, "the end of the login is recorded", func() bool {
 		out, _, _ := h.Vouch("log", "show", "--event", "lease.revoke")
 		return strings.Contains(out, "process ended")

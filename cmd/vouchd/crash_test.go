@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/leasetest"
 	"github.com/vouchd/vouchd/credential/postgres/pgtest"
 )
 
@@ -149,7 +150,7 @@ func drain(c <-chan []byte) {
 // leaves nothing at the server: neither what was asked for nor what was got.
 func TestDaemonKilledAtEveryStepOfALeaseLeavesNoOrphan(t *testing.T) {
 	t.Parallel()
-	pg, err := database()
+	pg, err := leasetest.Database()
 	must(t, err)
 	for i, after := range []moment{sent, done, answered} {
 		t.Run(string(after), func(t *testing.T) {
@@ -191,7 +192,7 @@ func newGatedHost(t *testing.T, pg *pgtest.Server, credential string) (*host, *b
 	h := newHost(t)
 	g := newBarrier(t, h.Path("pg"), pg)
 	must(t, os.WriteFile(h.Path("password"), []byte("the-daemons-own\n"), 0o600))
-	h.grants(fmt.Sprintf("  - {name: %s, broker: postgres, postgres: {host: %s, port: %d, database: postgres, user: vouchd, password_file: %s, grants: [\"GRANT SELECT ON public.tides TO {{role}}\"]}}\n",
+	h.Grants(fmt.Sprintf("  - {name: %s, broker: postgres, postgres: {host: %s, port: %d, database: postgres, user: vouchd, password_file: %s, grants: [\"GRANT SELECT ON public.tides TO {{role}}\"]}}\n",
 		credential, h.Path("pg"), pg.Port, h.Path("password")), credential)
 	return h, g
 }

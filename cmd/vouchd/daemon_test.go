@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/leasetest"
+	"github.com/vouchd/vouchd/credential/postgres/pgtest"
 )
 
 // followSocket makes a process of the test program one that follows its
@@ -21,23 +23,28 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	if socket := os.Getenv(leaseSocket); socket != "" {
-		if err := agentLeases(socket, os.Stdin); err != nil {
+	if socket := os.Getenv(leasetest.LeaseSocket); socket != "" {
+		if err := leasetest.AgentLeases(socket, os.Stdin); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
 		os.Exit(0)
 	}
 	code := m.Run()
-	stopDatabase()
+	leasetest.StopDatabase()
 	daemontest.RemovePrograms()
 	os.Exit(code)
 }
 
-// A host is a [daemontest.Host], with what these tests ask of one.
-type host struct{ *daemontest.Host }
+// A host is a [leasetest.Host], with what these tests ask of one.
+type host struct{ *leasetest.Host }
 
-func newHost(t testing.TB) *host { return &host{daemontest.New(t)} }
+func newHost(t testing.TB) *host { return &host{leasetest.New(t)} }
+
+func newLeasingHost(t testing.TB) (*host, *pgtest.Server) {
+	h, pg := leasetest.NewLeasing(t)
+	return &host{h}, pg
+}
 
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/leasetest"
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/workloadapi/credentialapi/client"
 	"github.com/vouchd/vouchd/workloadapi/credentialv1"
@@ -30,8 +31,8 @@ func TestDisablingAnIdentityCutsItOffAtOnce(t *testing.T) {
 	h, pg := newLeasingHost(t)
 	h.StartProcess()
 	stream := openStream(t, h)
-	a := startAgent(t, h)
-	session := a.thief(t, pg)
+	a := leasetest.StartAgent(t, h.Host)
+	session := a.Thief(t, pg)
 	client, err := client.New("unix://" + h.Path("agent.sock"))
 	must(t, err)
 	defer client.Close()
@@ -94,7 +95,7 @@ func TestDisablingAnIdentityCutsItOffAtOnce(t *testing.T) {
 	if out, _, code := h.Vouch("identity", "enable", agentID); code != 0 || !strings.Contains(out, "was not disabled") {
 		t.Errorf("enabling again exits %d: %s", code, out)
 	}
-	startAgent(t, h)
+	leasetest.StartAgent(t, h.Host)
 }
 
 func TestDisablingOneIdentityLeavesTheOthers(t *testing.T) {
@@ -132,8 +133,8 @@ func TestLeasesOfADisabledIdentityEndAtTheNextStart(t *testing.T) {
 	t.Parallel()
 	h, pg := newLeasingHost(t)
 	h.StartProcess()
-	a := startAgent(t, h)
-	session := a.thief(t, pg)
+	a := leasetest.StartAgent(t, h.Host)
+	session := a.Thief(t, pg)
 	h.Kill()
 	// As if it had been killed between the list and the leases.
 	other := newHost(t)

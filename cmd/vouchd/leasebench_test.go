@@ -11,6 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/leasetest"
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/credentialtest"
 	"github.com/vouchd/vouchd/credential/postgres"
@@ -21,7 +22,7 @@ import (
 // busyDefinition is one login of the database, without limits.
 func busyDefinition(b *testing.B, h *host) string {
 	b.Helper()
-	pg, err := database()
+	pg, err := leasetest.Database()
 	must(b, err)
 	must(b, os.WriteFile(h.Path("password"), []byte("the-daemons-own\n"), 0o600))
 	return fmt.Sprintf(`  - name: tides
@@ -46,7 +47,7 @@ func percentiles(b *testing.B, name string, took []time.Duration) (p50 time.Dura
 func BenchmarkGrantThroughTheDaemon(b *testing.B) {
 	h := newHost(b)
 	definition := busyDefinition(b, h)
-	h.grants(definition, "tides")
+	h.Grants(definition, "tides")
 	h.StartProcess()
 	broker := credentialtest.Broker(b, "postgres", postgres.Open, "credentials:\n"+definition)
 	client, err := client.New("unix://" + h.Path("agent.sock"))
@@ -80,22 +81,22 @@ func BenchmarkGrantThroughTheDaemon(b *testing.B) {
 // that was opened with its login.
 func BenchmarkRevokeAfterExit(b *testing.B) {
 	h := newHost(b)
-	h.grants(busyDefinition(b, h), "tides")
+	h.Grants(busyDefinition(b, h), "tides")
 	h.StartProcess()
-	pg, err := database()
+	pg, err := leasetest.Database()
 	must(b, err)
 	var took []time.Duration
 	for b.Loop() {
-		a := startAgent(b, h)
+		a := leasetest.StartAgent(b, h.Host)
 		session, err := pg.Login(context.Background(), a.Username, a.Password, "postgres")
 		must(b, err)
 		began := time.Now()
-		must(b, a.cmd.Process.Kill())
+		must(b, a.Cmd.Process.Kill())
 		if _, err := session.WaitForNotification(context.Background()); err == nil {
 			b.Fatal("a notification nobody sent")
 		}
 		took = append(took, time.Since(began))
-		a.cmd.Wait()
+		a.Cmd.Wait()
 	}
 	percentiles(b, "", took)
 	b.ReportMetric(0, "ns/op")
@@ -106,14 +107,14 @@ func BenchmarkRevokeAfterExit(b *testing.B) {
 func BenchmarkTenThousandLiveLeases(b *testing.B) {
 	const n = 10_000
 	h := newHost(b)
-	u := newUpstream(b, h, openAI)
-	u.lifetime = time.Hour
-	h.grants(fmt.Sprintf(`  - name: model
+	u := leasetest.NewUpstream(b, h.Host, leasetest.OpenAI)
+	u.Lifetime = time.Hour
+	h.Grants(fmt.Sprintf(`  - name: model
     broker: federation
     max_ttl: 1h
     limits: {rate: 100000/1s, concurrent: 100000}
     federation: {profile: openai-2026-06, audience: "https://api.openai.com/v1", endpoint: %q, ca_file: %q, identity_provider_id: idp_1, service_account_id: sa_1}
-`, u.URL+"/oauth/token", u.caFile), "model")
+`, u.URL+"/oauth/token", u.CAFile), "model")
 	h.StartProcess()
 	client, err := client.New("unix://" + h.Path("agent.sock"))
 	must(b, err)

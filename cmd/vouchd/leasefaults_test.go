@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/leasetest"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -27,17 +28,17 @@ func TestUpstreamThatFailsIsToldAndRecordedAndLeavesNothing(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	var fault func(w http.ResponseWriter, r *http.Request) bool // guarded by the upstream's lock
-	u := newUpstream(t, h, func(u *upstream, w http.ResponseWriter, r *http.Request) {
+	u := leasetest.NewUpstream(t, h.Host, func(u *leasetest.Upstream, w http.ResponseWriter, r *http.Request) {
 		if fault == nil || !fault(w, r) {
-			openAI(u, w, r)
+			leasetest.OpenAI(u, w, r)
 		}
 	})
 	other := newCA(t, h)
 	definition := `  - {name: %s, broker: federation, max_ttl: 1h, federation: {profile: openai-2026-06, audience: "https://api.openai.com/v1", endpoint: %q, ca_file: %q, identity_provider_id: idp_1, service_account_id: sa_1}}
 `
-	h.grants(fmt.Sprintf(definition, "model", u.URL+"/oauth/token", u.caFile)+
+	h.Grants(fmt.Sprintf(definition, "model", u.URL+"/oauth/token", u.CAFile)+
 		fmt.Sprintf(definition, "stranger", u.URL+"/oauth/token", other)+
-		fmt.Sprintf(definition, "down", "https://127.0.0.1:1/oauth/token", u.caFile), "model, stranger, down")
+		fmt.Sprintf(definition, "down", "https://127.0.0.1:1/oauth/token", u.CAFile), "model, stranger, down")
 	h.Start()
 	status := func(code int, body string) func(http.ResponseWriter, *http.Request) bool {
 		return func(w http.ResponseWriter, _ *http.Request) bool {
@@ -70,23 +71,23 @@ func TestUpstreamThatFailsIsToldAndRecordedAndLeavesNothing(t *testing.T) {
 		{"another certificate", "stranger", unavailable, nil, nil},
 		{"down", "down", unavailable, nil, nil},
 	} {
-		u.mu.Lock()
+		u.Mu.Lock()
 		fault = tt.fault
-		u.mu.Unlock()
+		u.Mu.Unlock()
 		before := h.failedGrants()
 		_, stderr, code := h.Vouch(append([]string{"exec", "--credential", tt.credential + "=KEY"}, append(tt.args, "--", "true")...)...)
-		if code != 1 || !matches(tt.says, stderr) || strings.Contains(stderr, u.canary) {
+		if code != 1 || !matches(tt.says, stderr) || strings.Contains(stderr, u.Canary) {
 			t.Errorf("%s: exits %d: %s", tt.name, code, stderr)
 		}
 		eventually(t, tt.name+" is recorded", func() bool { return h.failedGrants() == before+1 })
 	}
-	u.mu.Lock()
+	u.Mu.Lock()
 	fault = nil
-	u.mu.Unlock()
-	if out, stderr, code := h.Vouch("exec", "--credential", "model=KEY", "--", "sh", "-c", "echo $KEY"); code != 0 || out != u.canary+"\n" {
+	u.Mu.Unlock()
+	if out, stderr, code := h.Vouch("exec", "--credential", "model=KEY", "--", "sh", "-c", "echo $KEY"); code != 0 || out != u.Canary+"\n" {
 		t.Errorf("once it is well again, exits %d: %s", code, stderr)
 	}
-	h.checkSecret(login{Password: u.canary})
+	h.CheckSecret(leasetest.Login{Password: u.Canary})
 }
 
 // failedGrants counts the records of grants of which nothing came.
@@ -97,7 +98,7 @@ func (h *host) failedGrants() (n int) {
 		h.T.Fatalf("vouch log show: %s", stderr)
 	}
 	for line := range strings.Lines(out) {
-		var r record
+		var r leasetest.Record
 		must(h.T, json.Unmarshal([]byte(line), &r))
 		if r.Event == "lease.grant" && r.Outcome != "success" {
 			n++
@@ -121,20 +122,20 @@ func TestRevocationThatIsRefusedIsTriedUntilItIsNot(t *testing.T) {
 	h := newHost(t)
 	v := newVaultServer(t, h)
 	v.refuseRevoke = true
-	h.grants(fmt.Sprintf("  - {name: db, broker: vault, vault: {address: %q, ca_file: %q, role: research, path: database/creds/readonly}}\n", v.URL, v.caFile), "db")
+	h.Grants(fmt.Sprintf("  - {name: db, broker: vault, vault: {address: %q, ca_file: %q, role: research, path: database/creds/readonly}}\n", v.URL, v.CAFile), "db")
 	h.Start()
-	f := h.vouchOn("exec", "--credential", "db=PG", "--", "setpriv", "--pdeathsig", "KILL", "sh", "-c", "echo runs >&2; exec sleep 1000")
-	f.stderr.Wait(t, "runs")
-	must(t, f.cmd.Process.Kill())
-	<-f.waited
+	f := h.Follow("exec", "--credential", "db=PG", "--", "setpriv", "--pdeathsig", "KILL", "sh", "-c", "echo runs >&2; exec sleep 1000")
+	f.Stderr.Wait(t, "runs")
+	must(t, f.Cmd.Process.Kill())
+	<-f.Waited
 	eventually(t, "it was tried twice", func() bool {
 		leases, err := h.Admin().Leases(t.Context())
 		must(t, err)
 		return len(leases) == 1 && leases[0].State == "revoking" && leases[0].Attempts >= 2 && leases[0].Reason == "process ended"
 	})
-	v.mu.Lock()
+	v.Mu.Lock()
 	v.refuseRevoke = false
-	v.mu.Unlock()
+	v.Mu.Unlock()
 	eventually(t, "it has ended", func() bool {
 		leases, err := h.Admin().Leases(t.Context())
 		must(t, err)
@@ -147,7 +148,7 @@ func TestRevocationThatIsRefusedIsTriedUntilItIsNot(t *testing.T) {
 // answer belongs to nobody then.
 func TestAgentKilledWhileItsUpstreamIsAskedLeavesNothing(t *testing.T) {
 	t.Parallel()
-	pg, err := database()
+	pg, err := leasetest.Database()
 	must(t, err)
 	h, g := newGatedHost(t, pg, "exits")
 	h.Start()
@@ -172,7 +173,7 @@ func TestAgentKilledWhileItsUpstreamIsAskedLeavesNothing(t *testing.T) {
 // The caller goes on, but its stream is cut at whatever message of the grant.
 func TestStreamCutWhileItsUpstreamIsAskedLeavesNothing(t *testing.T) {
 	t.Parallel()
-	pg, err := database()
+	pg, err := leasetest.Database()
 	must(t, err)
 	h, g := newGatedHost(t, pg, "cut")
 	h.Start()
@@ -209,7 +210,7 @@ func TestSecretOfEveryByteValueComesBackAsItIs(t *testing.T) {
 	for i := range all {
 		all[i] = byte(i)
 	}
-	h.grants("  - {name: bytes, broker: static, bind: lease, static: {disclosable: true}}\n", "bytes")
+	h.Grants("  - {name: bytes, broker: static, bind: lease, static: {disclosable: true}}\n", "bytes")
 	h.Start()
 	seal := exec.Command(daemontest.Program(t, "vouch"), "secret", "seal", "bytes")
 	seal.Env = append(os.Environ(), "VOUCHD_CONFIG="+h.Path("vouchd.yaml"))

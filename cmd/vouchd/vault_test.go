@@ -13,13 +13,15 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	spiffe "github.com/spiffe/go-spiffe/v2/workloadapi"
+
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/leasetest"
 )
 
 // A vaultServer is a protocol fake of what the broker needs of Vault, written from
 // its documents: tokens of those who log in, leases that hang on them, and kv.
 // That the real ones agree, make test-vault shows.
 type vaultServer struct {
-	*upstream
+	*leasetest.Upstream
 	tokens map[string]string // who logged in, by token
 	leases map[string]string // token, by lease
 
@@ -28,7 +30,7 @@ type vaultServer struct {
 
 func newVaultServer(t testing.TB, h *host) *vaultServer {
 	v := &vaultServer{tokens: make(map[string]string), leases: make(map[string]string)}
-	v.upstream = newUpstream(t, h, func(_ *upstream, w http.ResponseWriter, r *http.Request) { v.answer(w, r) })
+	v.Upstream = leasetest.NewUpstream(t, h.Host, func(_ *leasetest.Upstream, w http.ResponseWriter, r *http.Request) { v.answer(w, r) })
 	return v
 }
 
@@ -39,7 +41,7 @@ func (v *vaultServer) answer(w http.ResponseWriter, r *http.Request) {
 	switch path {
 	case "auth/jwt/login":
 		token, _ := body["jwt"].(string)
-		v.logIn(w, v.h.subject(token, v.URL), "jwt")
+		v.logIn(w, v.Host.Subject(token, v.URL), "jwt")
 		return
 	case "auth/cert/login":
 		v.logIn(w, v.certified(r.TLS.PeerCertificates), "cert")
@@ -47,15 +49,15 @@ func (v *vaultServer) answer(w http.ResponseWriter, r *http.Request) {
 	}
 	token := r.Header.Get("X-Vault-Token")
 	if v.tokens[token] == "" {
-		send(w, 403, map[string]any{"errors": []string{"permission denied"}})
+		leasetest.Send(w, 403, map[string]any{"errors": []string{"permission denied"}})
 		return
 	}
 	switch path {
 	case "auth/token/renew-self":
-		send(w, 200, map[string]any{"auth": map[string]any{"client_token": token, "lease_duration": body["increment"], "renewable": true}})
+		leasetest.Send(w, 200, map[string]any{"auth": map[string]any{"client_token": token, "lease_duration": body["increment"], "renewable": true}})
 	case "auth/token/revoke-self":
 		if v.refuseRevoke {
-			send(w, 500, map[string]any{"errors": []string{"internal error"}})
+			leasetest.Send(w, 500, map[string]any{"errors": []string{"internal error"}})
 			return
 		}
 		delete(v.tokens, token)
@@ -68,23 +70,23 @@ func (v *vaultServer) answer(w http.ResponseWriter, r *http.Request) {
 	case "database/creds/readonly":
 		lease := path + "/" + rand.Text()
 		v.leases[lease] = token
-		send(w, 200, map[string]any{"lease_id": lease, "lease_duration": 300, "renewable": true, "data": map[string]any{"username": "v-" + rand.Text(), "password": v.canary}})
+		leasetest.Send(w, 200, map[string]any{"lease_id": lease, "lease_duration": 300, "renewable": true, "data": map[string]any{"username": "v-" + rand.Text(), "password": v.Canary}})
 	case "kv/data/app":
-		send(w, 200, map[string]any{"data": map[string]any{"data": map[string]any{"key": v.canary}, "metadata": map[string]any{"version": 1}}})
+		leasetest.Send(w, 200, map[string]any{"data": map[string]any{"data": map[string]any{"key": v.Canary}, "metadata": map[string]any{"version": 1}}})
 	default:
-		send(w, 403, map[string]any{"errors": []string{"permission denied"}})
+		leasetest.Send(w, 403, map[string]any{"errors": []string{"permission denied"}})
 	}
 }
 
 func (v *vaultServer) logIn(w http.ResponseWriter, who, how string) {
 	if who == "" {
-		send(w, 400, map[string]any{"errors": []string{"permission denied"}})
+		leasetest.Send(w, 400, map[string]any{"errors": []string{"permission denied"}})
 		return
 	}
-	v.seen = append(v.seen, how+" "+who)
+	v.Seen = append(v.Seen, how+" "+who)
 	token := "hvs." + rand.Text()
 	v.tokens[token] = who
-	send(w, 200, map[string]any{"auth": map[string]any{"client_token": token, "accessor": rand.Text(), "lease_duration": 60, "renewable": true}})
+	leasetest.Send(w, 200, map[string]any{"auth": map[string]any{"client_token": token, "accessor": rand.Text(), "lease_duration": 60, "renewable": true}})
 }
 
 // certified returns whose X509-SVID a chain is, with the common name that Vault
@@ -92,7 +94,7 @@ func (v *vaultServer) logIn(w http.ResponseWriter, who, how string) {
 func (v *vaultServer) certified(chain []*x509.Certificate) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	bundles, err := spiffe.FetchX509Bundles(ctx, spiffe.WithAddr("unix://"+v.h.Path("agent.sock")))
+	bundles, err := spiffe.FetchX509Bundles(ctx, spiffe.WithAddr("unix://"+v.Host.Path("agent.sock")))
 	if err != nil || len(chain) == 0 {
 		return ""
 	}
@@ -105,8 +107,8 @@ func (v *vaultServer) certified(chain []*x509.Certificate) string {
 
 // left returns how many tokens and leases there are.
 func (v *vaultServer) left() (tokens, leases int) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
+	v.Mu.Lock()
+	defer v.Mu.Unlock()
 	return len(v.tokens), len(v.leases)
 }
 
@@ -114,31 +116,31 @@ func TestVaultSeesTheWorkloadAndItsLeaseEndsWithIt(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	v := newVaultServer(t, h)
-	server := fmt.Sprintf("address: %q, ca_file: %q, role: research", v.URL, v.caFile)
-	h.grants(fmt.Sprintf(`  - {name: by-jwt, broker: vault, vault: {%[1]s, path: database/creds/readonly}}
+	server := fmt.Sprintf("address: %q, ca_file: %q, role: research", v.URL, v.CAFile)
+	h.Grants(fmt.Sprintf(`  - {name: by-jwt, broker: vault, vault: {%[1]s, path: database/creds/readonly}}
   - {name: by-cert, broker: vault, vault: {%[1]s, auth: cert, path: database/creds/readonly}}
   - {name: static, broker: vault, bind: lease, vault: {%[1]s, path: kv/data/app, static: true}}
 `, server), "by-jwt, by-cert, static")
 	h.StartProcess()
 	for _, how := range []string{"jwt", "cert"} {
 		out, stderr, code := h.Vouch("exec", "--credential", "by-"+how+":password=P", "--", "sh", "-c", "echo $P")
-		if code != 0 || out != v.canary+"\n" {
+		if code != 0 || out != v.Canary+"\n" {
 			t.Fatalf("by %s it exits %d with %s%s; the daemon said:\n%s", how, code, out, stderr, h.Stderr)
 		}
-		if v.mu.Lock(); v.seen[len(v.seen)-1] != how+" spiffe://example.org/agent" {
-			t.Errorf("the server saw %q", v.seen)
+		if v.Mu.Lock(); v.Seen[len(v.Seen)-1] != how+" spiffe://example.org/agent" {
+			t.Errorf("the server saw %q", v.Seen)
 		}
-		v.mu.Unlock()
+		v.Mu.Unlock()
 		if tokens, leases := v.left(); tokens != 0 || leases != 0 {
 			t.Errorf("by %s, %d tokens and %d leases outlive the command", how, tokens, leases)
 		}
 	}
 
-	f := h.vouchOn("exec", "--credential", "by-jwt=PG", "--", "setpriv", "--pdeathsig", "KILL", "sh", "-c", "echo runs >&2; exec sleep 1000")
-	f.stderr.Wait(t, "runs")
+	f := h.Follow("exec", "--credential", "by-jwt=PG", "--", "setpriv", "--pdeathsig", "KILL", "sh", "-c", "echo runs >&2; exec sleep 1000")
+	f.Stderr.Wait(t, "runs")
 	h.Kill()
-	must(t, f.cmd.Process.Kill())
-	<-f.waited
+	must(t, f.Cmd.Process.Kill())
+	<-f.Waited
 	if _, leases := v.left(); leases != 1 {
 		t.Fatal("the lease ended without a daemon to end it")
 	}
@@ -146,7 +148,7 @@ func TestVaultSeesTheWorkloadAndItsLeaseEndsWithIt(t *testing.T) {
 	eventually(t, "the next start ends it", func() bool { tokens, leases := v.left(); return tokens == 0 && leases == 0 })
 
 	out, stderr, code := h.Vouch("get", "static", "--field", "key")
-	if code != 0 || out != v.canary {
+	if code != 0 || out != v.Canary {
 		t.Fatalf("kv exits %d with %s%s", code, out, stderr)
 	}
 	if tokens, _ := v.left(); tokens != 0 {
@@ -157,5 +159,5 @@ func TestVaultSeesTheWorkloadAndItsLeaseEndsWithIt(t *testing.T) {
 			t.Errorf("the log does not say %s of %s:\n%s", want, name, out)
 		}
 	}
-	h.checkSecret(login{Password: v.canary})
+	h.CheckSecret(leasetest.Login{Password: v.Canary})
 }

@@ -1,4 +1,4 @@
-package main
+package leasetest
 
 import (
 	"context"
@@ -17,38 +17,38 @@ import (
 	spiffe "github.com/spiffe/go-spiffe/v2/workloadapi"
 )
 
-// An upstream is a protocol fake of a source of credentials, written from its
+// An Upstream is a protocol fake of a source of credentials, written from its
 // documents. It trusts what a host's trust bundle says, as it would be
 // told at the vendor's.
-type upstream struct {
+type Upstream struct {
 	*httptest.Server
-	h      *host
-	caFile string
+	Host   *Host
+	CAFile string
 
-	mu       sync.Mutex
-	canary   string        // the secret that it gives
-	lifetime time.Duration // of it
-	seen     []string      // who asked for what
+	Mu       sync.Mutex    // guards the fields below
+	Canary   string        // the secret that it gives
+	Lifetime time.Duration // of it
+	Seen     []string      // who asked for what
 }
 
-func newUpstream(t testing.TB, h *host, answer func(u *upstream, w http.ResponseWriter, r *http.Request)) *upstream {
+func NewUpstream(t testing.TB, h *Host, answer func(u *Upstream, w http.ResponseWriter, r *http.Request)) *Upstream {
 	t.Helper()
-	u := &upstream{h: h, lifetime: 5 * time.Minute, caFile: h.Path("upstream-ca.pem"), canary: "canary-" + fmt.Sprint(time.Now().UnixNano())}
+	u := &Upstream{Host: h, Lifetime: 5 * time.Minute, CAFile: h.Path("upstream-ca.pem"), Canary: "canary-" + fmt.Sprint(time.Now().UnixNano())}
 	u.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		u.mu.Lock()
-		defer u.mu.Unlock()
+		u.Mu.Lock()
+		defer u.Mu.Unlock()
 		answer(u, w, r)
 	}))
 	u.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
 	u.StartTLS()
 	t.Cleanup(u.Close)
-	must(t, os.WriteFile(u.caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: u.Certificate().Raw}), 0o644))
+	must(t, os.WriteFile(u.CAFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: u.Certificate().Raw}), 0o644))
 	return u
 }
 
-// subject returns whose JWT-SVID a token is, by the host's trust bundle, or "" if
+// Subject returns whose JWT-SVID a token is, by the host's trust bundle, or "" if
 // it is none for the audience.
-func (h *host) subject(token, audience string) string {
+func (h *Host) Subject(token, audience string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	bundles, err := spiffe.FetchJWTBundles(ctx, spiffe.WithAddr("unix://"+h.Path("agent.sock")))
@@ -62,46 +62,46 @@ func (h *host) subject(token, audience string) string {
 	return svid.ID.String()
 }
 
-func send(w http.ResponseWriter, status int, v any) {
+func Send(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	json.NewEncoder(w).Encode(v)
 }
 
-// sts is AWS's AssumeRoleWithWebIdentity.
-func sts(u *upstream, w http.ResponseWriter, r *http.Request) {
+// STS is AWS's AssumeRoleWithWebIdentity.
+func STS(u *Upstream, w http.ResponseWriter, r *http.Request) {
 	r.ParseForm()
 	f := r.PostForm
-	subject := u.h.subject(f.Get("WebIdentityToken"), "sts.amazonaws.com")
+	subject := u.Host.Subject(f.Get("WebIdentityToken"), "sts.amazonaws.com")
 	w.Header().Set("Content-Type", "text/xml")
 	if f.Get("Action") != "AssumeRoleWithWebIdentity" || f.Get("Version") != "2011-06-15" || f.Get("RoleArn") != "arn:aws:iam::123456789012:role/agent" || subject == "" {
 		w.WriteHeader(400)
 		fmt.Fprint(w, `<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Code>InvalidIdentityToken</Code></Error></ErrorResponse>`)
 		return
 	}
-	u.seen = append(u.seen, subject+" as "+f.Get("RoleSessionName"))
+	u.Seen = append(u.Seen, subject+" as "+f.Get("RoleSessionName"))
 	fmt.Fprintf(w, `<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleWithWebIdentityResult>
 <Credentials><SessionToken>%[1]s-session</SessionToken><SecretAccessKey>%[1]s</SecretAccessKey><Expiration>%[2]s</Expiration><AccessKeyId>ASIA1</AccessKeyId></Credentials>
-</AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>`, u.canary, time.Now().Add(20*time.Minute).UTC().Format(time.RFC3339))
+</AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>`, u.Canary, time.Now().Add(20*time.Minute).UTC().Format(time.RFC3339))
 }
 
-// openAI is OpenAI's workload identity token exchange.
-func openAI(u *upstream, w http.ResponseWriter, r *http.Request) {
+// OpenAI is OpenAI's workload identity token exchange.
+func OpenAI(u *Upstream, w http.ResponseWriter, r *http.Request) {
 	var b map[string]string
 	json.NewDecoder(r.Body).Decode(&b)
-	subject := u.h.subject(b["subject_token"], "https://api.openai.com/v1")
+	subject := u.Host.Subject(b["subject_token"], "https://api.openai.com/v1")
 	if r.URL.Path != "/oauth/token" || b["grant_type"] != "urn:ietf:params:oauth:grant-type:token-exchange" ||
 		b["subject_token_type"] != "urn:ietf:params:oauth:token-type:jwt" || b["identity_provider_id"] != "idp_1" || b["service_account_id"] != "sa_1" || subject == "" {
-		send(w, 400, map[string]string{"error": "invalid_request"})
+		Send(w, 400, map[string]string{"error": "invalid_request"})
 		return
 	}
-	u.seen = append(u.seen, subject)
-	send(w, 200, map[string]any{"access_token": u.canary, "token_type": "Bearer", "expires_in": int(u.lifetime.Seconds()), "issued_token_type": "urn:ietf:params:oauth:token-type:access_token"})
+	u.Seen = append(u.Seen, subject)
+	Send(w, 200, map[string]any{"access_token": u.Canary, "token_type": "Bearer", "expires_in": int(u.Lifetime.Seconds()), "issued_token_type": "urn:ietf:params:oauth:token-type:access_token"})
 }
 
-// grants has an entry for this user's processes grant credentials that are so
+// Grants has an entry for this user's processes grant credentials that are so
 // defined.
-func (h *host) grants(definitions string, names string) {
+func (h *Host) Grants(definitions string, names string) {
 	h.T.Helper()
 	if err := os.Mkdir(h.Path("credentials.d"), 0o755); err != nil && !os.IsExist(err) {
 		h.T.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/leasetest"
 
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
@@ -73,7 +74,7 @@ func TestCommandLineKeepsSecrets(t *testing.T) {
 			t.Errorf("vouch %s exits %d, want %d\n-- out, want %s --\n%s-- err, want %s --\n%s", strings.Join(tt.args, " "), code, tt.code, tt.out, out, tt.err, stderr)
 		}
 	}
-	h.checkSecret(login{Password: strings.TrimSpace(value)})
+	h.CheckSecret(leasetest.Login{Password: strings.TrimSpace(value)})
 
 	for event, want := range map[string]string{
 		"secret.seal": "stripe-key  as stripe-key@1", "secret.rotate": "stripe-key@2", "secret.remove": "stripe-key@2",
@@ -226,12 +227,12 @@ func TestSecretBoundToBootStates(t *testing.T) {
 		}
 	}
 	opens("before any boot state is approved", false)
-	d.ApproveBoot(h.Host, h.Host, "approval.json")
+	d.ApproveBoot(h.Host.Host, h.Host.Host, "approval.json")
 	h.OK("node", "reseal", h.Path("approval.json"))
 	opens("in the approved state", true)
 	h.TPM.Extend(7, "an update")
 	opens("in another state", false)
-	d.ApproveBoot(h.Host, h.Host, "update.json")
+	d.ApproveBoot(h.Host.Host, h.Host.Host, "update.json")
 	h.OK("node", "reseal", h.Path("update.json"))
 	opens("after the update was approved", true)
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/vouchd/vouchd/audit/reader"
 	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/leasetest"
 	"github.com/vouchd/vouchd/workloadapi/credentialapi/client"
 	"github.com/vouchd/vouchd/workloadapi/credentialv1"
 )
@@ -48,9 +49,9 @@ func TestAnalystWithATarballAnswersInFourCommands(t *testing.T) {
 	h, pg := newLeasingHost(t)
 	h.Start()
 	before := time.Now()
-	a := startAgent(t, h)
-	a.thief(t, pg) // a session that is open at the end shows that the login was used
-	a.exit(t)
+	a := leasetest.StartAgent(t, h.Host)
+	a.Thief(t, pg) // a session that is open at the end shows that the login was used
+	a.Exit(t)
 	if _, _, code := h.Vouch("get", "ungranted"); code == 0 {
 		t.Fatal("got what is not granted")
 	}
@@ -229,8 +230,8 @@ func TestNormalDayOfADaemonVerifiesWithoutAWarning(t *testing.T) {
 	}
 	h.OK("fetch", "x509")
 	h.OK("fetch", "jwt", "--audience", "api")
-	a := startAgent(t, h)
-	a.exit(t) // a lease ends with its process
+	a := leasetest.StartAgent(t, h.Host)
+	a.Exit(t) // a lease ends with its process
 	h.OK("get", "tides-for-all", "--field", "username")
 	h.OK("lease", "revoke", "--credential", "tides-for-all")
 	for _, name := range []string{"tides-for-all", "app"} { // renewed, and given up by its holder

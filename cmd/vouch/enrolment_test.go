@@ -54,7 +54,7 @@ func TestHostsEnrolledUnderOneRootVerifyEachOther(t *testing.T) {
 		if p := h.Problems(); len(p) != 1 || !strings.Contains(p[0], "vouch node request") {
 			t.Errorf("%s: problems before it is enrolled: %q", h.Name, p)
 		}
-		if out := h.OK("node", "install", d.Approve(h.Host, "720h"), "--root", root); !strings.HasPrefix(out, "Enrolled in example.org until ") || strings.Contains(out, "Not in force") {
+		if out := h.OK("node", "install", d.Approve(h.Host.Host, "720h"), "--root", root); !strings.HasPrefix(out, "Enrolled in example.org until ") || strings.Contains(out, "Not in force") {
 			t.Errorf("%s: %s", h.Name, out)
 		}
 		if p := h.Problems(); len(p) != 0 {
@@ -98,7 +98,7 @@ func TestAnApprovalIsOfUseToTheMachineThatAskedAlone(t *testing.T) {
 	d := daemontest.NewDesk(t)
 	root := d.Found("--passphrase-file", "passphrase") // the root key in a file, encrypted with age
 	one, two := newEnrolledHost(t, "one"), newEnrolledHost(t, "two")
-	approval := d.Approve(one.Host, "24h")
+	approval := d.Approve(one.Host.Host, "24h")
 	two.Write("approval.json", one.Read("approval.json"))
 	for name, tt := range map[string]struct {
 		h    *host
@@ -127,7 +127,7 @@ func TestTheAuthorityRefusesByName(t *testing.T) {
 	d := daemontest.NewDesk(t)
 	d.Found("--tpm", tpmtest.Start(t).Address)
 	one, two := newEnrolledHost(t, "one"), newEnrolledHost(t, "one")
-	d.Approve(one.Host, "24h")
+	d.Approve(one.Host.Host, "24h")
 	d.Write("one.json", d.Read("request.json"))
 	d.Write("one.yaml", d.Read("policy.yaml"))
 	d.Write("two.json", two.OK("node", "request"))

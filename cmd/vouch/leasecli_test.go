@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/leasetest"
 
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
@@ -77,7 +78,7 @@ func (h *host) roles(credential string) (names []string) {
 		h.T.Fatalf("vouch log show: %s", stderr)
 	}
 	for line := range strings.Lines(out) {
-		var r record
+		var r leasetest.Record
 		must(h.T, json.Unmarshal([]byte(line), &r))
 		if r.Event == "lease.grant" {
 			names = append(names, r.Credential.Handle)
@@ -101,9 +102,9 @@ func TestExecPassesSignalsAndRevokesAfterwards(t *testing.T) {
 	waited := make(chan error, 1)
 	go func() { waited <- cmd.Wait(); out.Close() }()
 	t.Cleanup(func() { cmd.Process.Kill(); <-out.Closed() })
-	var l login
+	var l leasetest.Login
 	must(t, json.Unmarshal([]byte(out.Wait(t, "Username")), &l))
-	session := l.thief(t, pg)
+	session := l.Thief(t, pg)
 	must(t, cmd.Process.Signal(syscall.SIGTERM))
 	<-waited
 	if code := cmd.ProcessState.ExitCode(); code != 9 || !strings.Contains(out.String(), "streams are the command's") {
@@ -117,15 +118,15 @@ func TestExecPassesSignalsAndRevokesAfterwards(t *testing.T) {
 	if session.Ping(t.Context()) == nil {
 		t.Error("a session goes on after the command has ended")
 	}
-	h.checkSecret(l)
+	h.CheckSecret(l)
 }
 
 func TestRemovingTheGrantEndsTheLease(t *testing.T) {
 	t.Parallel()
 	h, pg := newLeasingHost(t)
 	h.Start()
-	a := startAgent(t, h)
-	session := a.thief(t, pg)
+	a := leasetest.StartAgent(t, h.Host)
+	session := a.Thief(t, pg)
 	h.Write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], credentials: [tides-for-all]}\n", os.Getuid()))
 	eventually(t, "the session of the lease ends", func() bool { return session.Ping(t.Context()) != nil })
 	_, stderr, code := h.Vouch("exec", "--credential", "tides=PG", "--", "true")

@@ -23,6 +23,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/leasetest"
 )
 
 // example returns a file of examples/ with what stands for this host's places in
@@ -61,7 +63,7 @@ func TestNginxServesWorkloadsWithFilesThatAreKeptFresh(t *testing.T) {
 	h.Start()
 	must(t, os.Mkdir(h.Path("web"), 0o755))
 	h.Write("nginx.conf", example(t, "nginx/nginx.conf", "/run/web-svid/", h.Path("svid")+"/", "/run/web/", h.Path("web")+"/", "127.0.0.1:8443", "unix:"+h.Path("web/tls.sock")))
-	keeper := h.vouchOn("fetch", "x509", "--write", h.Path("svid"), "--follow", "--exec", "nginx -c "+h.Path("nginx.conf")+" -s reload")
+	keeper := h.Follow("fetch", "x509", "--write", h.Path("svid"), "--follow", "--exec", "nginx -c "+h.Path("nginx.conf")+" -s reload")
 	eventually(t, "the key is there", func() bool { _, err := os.Stat(h.Path("svid/svid.0.key")); return err == nil })
 	daemonOf(t, "../../examples/nginx/app.py", h.Path("web/app.sock"), "spiffe://example.org/client")
 	daemonOf(t, "nginx", "-c", h.Path("nginx.conf"), "-g", "daemon off; user root;")
@@ -109,8 +111,8 @@ func TestNginxServesWorkloadsWithFilesThatAreKeptFresh(t *testing.T) {
 	h.Start()
 	second := serial
 	eventually(t, "nginx serves with the next SVID after a restart", func() bool { _, _, err := visit("client"); return err == nil && serial != second })
-	must(t, keeper.cmd.Process.Signal(syscall.SIGTERM))
-	must(t, keeper.ends(t))
+	must(t, keeper.Cmd.Process.Signal(syscall.SIGTERM))
+	must(t, keeper.Ends(t))
 	if left, err := os.ReadDir(h.Path("svid")); err != nil || len(left) != 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
@@ -136,12 +138,12 @@ func TestFollowingFilesIsRefusedWhereItMakesNoSense(t *testing.T) {
 
 // An api is one that the agents of examples/ call: it wants a token that the
 // upstream gives.
-func newAPI(t *testing.T, u *upstream) *httptest.Server {
+func newAPI(t *testing.T, u *leasetest.Upstream) *httptest.Server {
 	t.Helper()
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		u.mu.Lock()
-		canary := u.canary
-		u.mu.Unlock()
+		u.Mu.Lock()
+		canary := u.Canary
+		u.Mu.Unlock()
 		if r.URL.Path != "/v1/models" || r.Header.Get("Authorization") != "Bearer "+canary {
 			w.WriteHeader(401)
 			return
@@ -157,10 +159,10 @@ func newAPI(t *testing.T, u *upstream) *httptest.Server {
 func newModelHost(t *testing.T) (*host, *httptest.Server) {
 	t.Helper()
 	h := newHost(t)
-	u := newUpstream(t, h, openAI)
-	h.grants(fmt.Sprintf(`  - {name: openai-research, broker: federation, max_ttl: 1h, federation: {profile: openai-2026-06, audience: "https://api.openai.com/v1",
+	u := leasetest.NewUpstream(t, h.Host, leasetest.OpenAI)
+	h.Grants(fmt.Sprintf(`  - {name: openai-research, broker: federation, max_ttl: 1h, federation: {profile: openai-2026-06, audience: "https://api.openai.com/v1",
       endpoint: %q, ca_file: %q, identity_provider_id: idp_1, service_account_id: sa_1}}
-`, u.URL+"/oauth/token", u.caFile), "openai-research")
+`, u.URL+"/oauth/token", u.CAFile), "openai-research")
 	h.Start()
 	return h, newAPI(t, u)
 }
@@ -175,7 +177,7 @@ func TestPythonAgentReadsItsCredentialFromAFile(t *testing.T) {
 		t.Fatal("the unit does not start vouch")
 	}
 	command, _, _ = strings.Cut(command, "\n")
-	h.vouchOn(strings.Fields(command)...)
+	h.Follow(strings.Fields(command)...)
 	file := h.Path("run/credential.json")
 	eventually(t, "the file is there", func() bool { _, err := os.Stat(file); return err == nil })
 	env := []string{"API_URL=" + api.URL, "API_CREDENTIAL_FILE=" + file}
@@ -299,10 +301,10 @@ func TestUnitsOfTheExamplesAreInOrder(t *testing.T) {
 func TestAWSProfileOfTheExampleRunsItsCredentialProcess(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	u := newUpstream(t, h, sts)
-	h.grants(fmt.Sprintf(`  - {name: sandbox, broker: federation, max_ttl: 1h, federation: {profile: aws-2011-06-15, audience: sts.amazonaws.com,
+	u := leasetest.NewUpstream(t, h.Host, leasetest.STS)
+	h.Grants(fmt.Sprintf(`  - {name: sandbox, broker: federation, max_ttl: 1h, federation: {profile: aws-2011-06-15, audience: sts.amazonaws.com,
       endpoint: %q, ca_file: %q, region: eu-central-1, role_arn: "arn:aws:iam::123456789012:role/agent"}}
-`, u.URL+"/", u.caFile), "sandbox")
+`, u.URL+"/", u.CAFile), "sandbox")
 	h.Start()
 	_, process, ok := strings.Cut(example(t, "aws/config", "/usr/bin/vouch", h.Path("bin/vouch")), "\ncredential_process = ")
 	if !ok {
@@ -310,7 +312,7 @@ func TestAWSProfileOfTheExampleRunsItsCredentialProcess(t *testing.T) {
 	}
 	h.helpers() // makes bin/vouch
 	got, err := processcreds.NewProvider(strings.TrimSpace(process) + " --socket unix://" + h.Path("agent.sock")).Retrieve(t.Context())
-	if err != nil || got.SecretAccessKey != u.canary {
+	if err != nil || got.SecretAccessKey != u.Canary {
 		t.Errorf("the SDK got %+v, %v", got, err)
 	}
 }

@@ -11,58 +11,24 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/leasetest"
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
 )
 
-// A following is a vouch that goes on.
-type following struct {
-	cmd    *exec.Cmd
-	stderr *daemontest.Lines
-	waited chan error
-}
-
-func (h *host) vouchOn(args ...string) *following {
-	h.T.Helper()
-	f := &following{cmd: exec.Command(daemontest.Program(h.T, "vouch"), args...), stderr: daemontest.NewLines(), waited: make(chan error, 1)}
-	f.cmd.Env = append(os.Environ(), "SPIFFE_ENDPOINT_SOCKET=unix://"+h.Path("agent.sock"))
-	f.cmd.Stderr = f.stderr
-	f.cmd.WaitDelay = 10 * time.Second // for what it has started and left behind
-	must(h.T, f.cmd.Start())
-	go func() {
-		err := f.cmd.Wait()
-		f.stderr.Close()
-		f.waited <- err
-	}()
-	h.T.Cleanup(func() { f.cmd.Process.Kill(); <-f.stderr.Closed() })
-	return f
-}
-
-func (f *following) ends(t *testing.T) error {
-	t.Helper()
-	select {
-	case err := <-f.waited:
-		return err
-	case <-time.After(30 * time.Second):
-		t.Fatalf("vouch does not end; it said:\n%s", f.stderr)
-		return nil
-	}
-}
-
 // delivered reads what vouch writes as JSON. The file is replaced as a whole: it
 // is not there yet, or it is complete.
-func delivered(t *testing.T, path string) (l login, ok bool) {
+func delivered(t *testing.T, path string) (l leasetest.Login, ok bool) {
 	t.Helper()
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return login{}, false
+		return leasetest.Login{}, false
 	}
 	must(t, err)
-	var view struct{ Fields login }
+	var view struct{ Fields leasetest.Login }
 	if err := json.Unmarshal(b, &view); err != nil || view.Fields.Username == "" || view.Fields.Password == "" {
 		t.Fatalf("the file holds %q: %v", b, err)
 	}
@@ -84,7 +50,7 @@ func TestFileHoldsACredentialOnce(t *testing.T) {
 	if !ok {
 		t.Fatal("there is no file")
 	}
-	l.thief(t, pg)
+	l.Thief(t, pg)
 	info, err := os.Stat(path)
 	must(t, err)
 	if st := info.Sys().(*syscall.Stat_t); info.Mode() != 0o640 || st.Uid != 65534 || st.Gid != 65534 {
@@ -123,11 +89,11 @@ func TestFileIsKeptFreshForItsReader(t *testing.T) {
 	told.Wait(t, "reads")
 
 	path := h.Path("login")
-	f := h.vouchOn("get", "tides", "--ttl", "3s", "--write", path, "--follow", "--signal", "HUP", "--pid", fmt.Sprint(reader.Process.Pid))
-	var logins []login
+	f := h.Follow("get", "tides", "--ttl", "3s", "--write", path, "--follow", "--signal", "HUP", "--pid", fmt.Sprint(reader.Process.Pid))
+	var logins []leasetest.Login
 	eventually(t, "three logins were in the file, one after the other", func() bool {
 		if l, ok := delivered(t, path); ok && (len(logins) == 0 || l != logins[len(logins)-1]) {
-			l.thief(t, pg)
+			l.Thief(t, pg)
 			logins = append(logins, l)
 		}
 		return len(logins) == 3
@@ -145,8 +111,8 @@ func TestFileIsKeptFreshForItsReader(t *testing.T) {
 
 	must(t, reader.Process.Kill())
 	<-read
-	if err := f.ends(t); err != nil {
-		t.Errorf("vouch ends with %v: %s", err, f.stderr)
+	if err := f.Ends(t); err != nil {
+		t.Errorf("vouch ends with %v: %s", err, f.Stderr)
 	}
 	if _, ok := delivered(t, path); ok {
 		t.Error("the file outlives its reader")
@@ -164,15 +130,15 @@ func TestFileIsRemovedAtTheEnd(t *testing.T) {
 	h, _ := newLeasingHost(t)
 	h.Start()
 	path := h.Path("login")
-	start := func() *following {
-		f := h.vouchOn("get", "tides", "--write", path, "--follow")
+	start := func() *leasetest.Following {
+		f := h.Follow("get", "tides", "--write", path, "--follow")
 		eventually(t, "the file is there", func() bool { _, ok := delivered(t, path); return ok })
 		return f
 	}
 	f := start()
-	must(t, f.cmd.Process.Signal(syscall.SIGTERM))
-	if err := f.ends(t); err != nil {
-		t.Errorf("vouch ends with %v: %s", err, f.stderr)
+	must(t, f.Cmd.Process.Signal(syscall.SIGTERM))
+	if err := f.Ends(t); err != nil {
+		t.Errorf("vouch ends with %v: %s", err, f.Stderr)
 	}
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("after SIGTERM the file is there: %v", err)
@@ -180,8 +146,8 @@ func TestFileIsRemovedAtTheEnd(t *testing.T) {
 
 	f = start() // and is granted it no more
 	h.Write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"]}\n", os.Getuid()))
-	if err := f.ends(t); err == nil || !strings.Contains(f.stderr.String(), "not granted") {
-		t.Errorf("vouch ends with %v: %s", err, f.stderr)
+	if err := f.Ends(t); err == nil || !strings.Contains(f.Stderr.String(), "not granted") {
+		t.Errorf("vouch ends with %v: %s", err, f.Stderr)
 	}
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("after the grant has gone the file is there: %v", err)
@@ -234,7 +200,7 @@ func TestTokenIsKeptFreshInAFile(t *testing.T) {
 	h.Write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], jwt_svid_ttl: 10s}\n", os.Getuid()))
 	h.Start()
 	path := h.Path("token")
-	f := h.vouchOn("fetch", "jwt", "--audience", "https://api.anthropic.com", "--write", path, "--follow")
+	f := h.Follow("fetch", "jwt", "--audience", "https://api.anthropic.com", "--write", path, "--follow")
 	seen := make(map[string]bool)
 	eventually(t, "a second token is in the file", func() bool {
 		b, err := os.ReadFile(path)
@@ -253,9 +219,9 @@ func TestTokenIsKeptFreshInAFile(t *testing.T) {
 			t.Errorf("claims %+v", c)
 		}
 	}
-	must(t, f.cmd.Process.Signal(syscall.SIGTERM))
-	if err := f.ends(t); err != nil {
-		t.Errorf("vouch ends with %v: %s", err, f.stderr)
+	must(t, f.Cmd.Process.Signal(syscall.SIGTERM))
+	if err := f.Ends(t); err != nil {
+		t.Errorf("vouch ends with %v: %s", err, f.Stderr)
 	}
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the file is there: %v", err)

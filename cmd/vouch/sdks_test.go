@@ -9,14 +9,16 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/leasetest"
 )
 
 // The vendors' own SDKs, from npm, exchange the JWT-SVID that vouch keeps in a
 // file. What they ask is a fake of the vendors' endpoints.
 func TestExampleClientsOfVendorsExchangeTheIdentityTokenInAFile(t *testing.T) {
 	h := newHost(t)
-	u := newUpstream(t, h, models)
-	h.grants("  - {name: unused, broker: ssh, ssh: {principals: [x]}}\n", "unused")
+	u := leasetest.NewUpstream(t, h.Host, models)
+	h.Grants("  - {name: unused, broker: ssh, ssh: {principals: [x]}}\n", "unused")
 	h.Start()
 	dir := h.Path("node")
 	must(t, os.Mkdir(dir, 0o700))
@@ -44,7 +46,7 @@ globalThis.fetch = (url, init) => real(String(url).replace('https://auth.openai.
 		if _, stderr, code := h.Vouch("fetch", "jwt", "--audience", tt.audience, "--write", dir+"/token"); code != 0 {
 			t.Fatal(stderr)
 		}
-		env := append(tt.env, "NODE_EXTRA_CA_CERTS="+u.caFile, "HOME="+dir)
+		env := append(tt.env, "NODE_EXTRA_CA_CERTS="+u.CAFile, "HOME="+dir)
 		if out := ran(t, env, "node", "--import", dir+"/redirect.mjs", dir+"/"+tt.example); !strings.HasSuffix(out, "hello from the test\n") {
 			t.Errorf("%s says %q", tt.example, out)
 		}
@@ -53,40 +55,40 @@ globalThis.fetch = (url, init) => real(String(url).replace('https://auth.openai.
 			t.Errorf("%s with another token: %s", tt.example, out)
 		}
 	}
-	if want := []string{"spiffe://example.org/agent", "spiffe://example.org/agent"}; !slices.Equal(u.seen, want) {
-		t.Errorf("the vendors saw %q", u.seen)
+	if want := []string{"spiffe://example.org/agent", "spiffe://example.org/agent"}; !slices.Equal(u.Seen, want) {
+		t.Errorf("the vendors saw %q", u.Seen)
 	}
 }
 
 // models is the APIs of both vendors.
-func models(u *upstream, w http.ResponseWriter, r *http.Request) {
-	authorized := r.Header.Get("Authorization") == "Bearer "+u.canary
+func models(u *leasetest.Upstream, w http.ResponseWriter, r *http.Request) {
+	authorized := r.Header.Get("Authorization") == "Bearer "+u.Canary
 	switch r.URL.Path {
 	case "/oauth/token":
-		openAI(u, w, r)
+		leasetest.OpenAI(u, w, r)
 	case "/v1/oauth/token":
 		var b map[string]string
 		json.NewDecoder(r.Body).Decode(&b)
-		subject := u.h.subject(b["assertion"], "https://api.anthropic.com")
+		subject := u.Host.Subject(b["assertion"], "https://api.anthropic.com")
 		if b["grant_type"] != "urn:ietf:params:oauth:grant-type:jwt-bearer" || b["federation_rule_id"] != "fdrl_1" || b["organization_id"] != "org" || b["service_account_id"] != "svac_1" || subject == "" {
-			send(w, 400, map[string]any{"error": map[string]string{"type": "invalid_request_error"}})
+			leasetest.Send(w, 400, map[string]any{"error": map[string]string{"type": "invalid_request_error"}})
 			return
 		}
-		u.seen = append(u.seen, subject)
-		send(w, 200, map[string]any{"access_token": u.canary, "token_type": "Bearer", "expires_in": 300})
+		u.Seen = append(u.Seen, subject)
+		leasetest.Send(w, 200, map[string]any{"access_token": u.Canary, "token_type": "Bearer", "expires_in": 300})
 	case "/v1/messages":
 		if !authorized {
 			w.WriteHeader(401)
 			return
 		}
-		send(w, 200, map[string]any{"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "stop_reason": "end_turn",
+		leasetest.Send(w, 200, map[string]any{"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "stop_reason": "end_turn",
 			"content": []any{map[string]string{"type": "text", "text": "hello from the test"}}, "usage": map[string]int{"input_tokens": 1, "output_tokens": 1}})
 	case "/v1/chat/completions":
 		if !authorized {
 			w.WriteHeader(401)
 			return
 		}
-		send(w, 200, map[string]any{"id": "c", "object": "chat.completion", "created": 1, "model": "m",
+		leasetest.Send(w, 200, map[string]any{"id": "c", "object": "chat.completion", "created": 1, "model": "m",
 			"choices": []any{map[string]any{"index": 0, "finish_reason": "stop", "message": map[string]string{"role": "assistant", "content": "hello from the test"}}}})
 	default:
 		w.WriteHeader(404)

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/leasetest"
 )
 
 const dotEnv = `# of the example
@@ -77,7 +79,7 @@ func TestMigratedFileHoldsHandlesAndItsProgramTheSameValues(t *testing.T) {
 	if info.Mode() != 0o640 || owner(info) != [2]uint32{1234, 2345} {
 		t.Errorf("the file has mode %v and owner %v", info.Mode(), owner(info))
 	}
-	h.checkSecret(login{Password: "canary"})
+	h.CheckSecret(leasetest.Login{Password: "canary"})
 
 	h.OK("check")
 	definitions := h.Path("credentials.d/app.yaml")

@@ -74,7 +74,7 @@ func TestLogIsVerifiedWhereThereIsNothingButVouchAndTheMakersRoot(t *testing.T) 
 	h.Write("entries.d/a.yaml", entries)
 	h.Start()
 	d := daemontest.NewDesk(t)
-	d.Ask(h.Host)
+	d.Ask(h.Host.Host)
 	for range 30 { // of ten identities each: more than a tile
 		_, err := h.Fetch()
 		must(t, err)
@@ -102,13 +102,13 @@ func TestLogIsVerifiedWhereThereIsNothingButVouchAndTheMakersRoot(t *testing.T) 
 	if code != 0 || !strings.Contains(out, "The machine is the one in ") || strings.Count(out, "<- node key <- AK <- TPM") != 300 {
 		t.Fatalf("vouch log verify exits %d: %s", code, out)
 	}
-	readTiles(t, log, daemontest.LogKey(h.Host))
+	readTiles(t, log, daemontest.LogKey(h.Host.Host))
 	out, stderr, code = l.vouch("log", "prove", "70", "/log")
 	if code != 0 {
 		t.Fatalf("vouch log prove exits %d: %s", code, stderr)
 	}
 	l.write("proof.txt", out)
-	if out, stderr, code := l.vouch("log", "verify-proof", "--key", daemontest.LogKey(h.Host), "/proof.txt"); code != 0 || !strings.Contains(out, "record 70 is in the log") || !strings.Contains(out, "x509_svid.issue") {
+	if out, stderr, code := l.vouch("log", "verify-proof", "--key", daemontest.LogKey(h.Host.Host), "/proof.txt"); code != 0 || !strings.Contains(out, "record 70 is in the log") || !strings.Contains(out, "x509_svid.issue") {
 		t.Errorf("vouch log verify-proof exits %d: %s%s", code, out, stderr)
 	}
 	if out, _, code := l.vouch("log", "consistency", "20", "300", "/log"); code != 0 || !strings.HasPrefix(out, "vouchd consistency proof v1\n20\n300\n") {
@@ -140,7 +140,7 @@ func TestLogIsVerifiedWhereThereIsNothingButVouchAndTheMakersRoot(t *testing.T) 
 		{"another machine's log", replace(other.Path("state/log")), nil, []string{"statement"}},
 		{"another machine's segment", copyOver(other.Path("state/log/"+wal), wal), nil, []string{"statement", "checkpoint-signature"}},
 		{"an older copy, by the counter", nothing, []string{"--counter", "77"}, []string{"rolled-back"}},
-		{"another log's key", nothing, []string{"--key", daemontest.LogKey(other.Host)}, []string{"wrong-key"}},
+		{"another log's key", nothing, []string{"--key", daemontest.LogKey(other.Host.Host)}, []string{"wrong-key"}},
 	} {
 		must(t, os.RemoveAll(log))
 		must(t, os.CopyFS(log, os.DirFS(h.Path("state/log"))))
