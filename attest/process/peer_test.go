@@ -239,6 +239,9 @@ func helperRecycle([]string) error {
 	if p, err := pinByPID(cred, accepted); err == nil || !strings.Contains(err.Error(), "its PID was reused") {
 		return fmt.Errorf("by PID: got %v and error %v, want one of reuse", p, err)
 	}
+	if !givesPIDFD(conn) {
+		return nil // before Linux 6.5 the peer is pinned by its PID, at once
+	}
 	p, err := PeerOf(conn)
 	if err == nil {
 		err = p.Alive()
@@ -248,6 +251,20 @@ func helperRecycle([]string) error {
 		return fmt.Errorf("by pidfd: got error %v, want %v", err, ErrPeerGone)
 	}
 	return nil
+}
+
+// givesPIDFD tells whether the kernel has SO_PEERPIDFD.
+func givesPIDFD(conn *net.UnixConn) bool {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return false
+	}
+	var pidfd int
+	ctlErr := raw.Control(func(fd uintptr) { pidfd, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PEERPIDFD) })
+	if err == nil && ctlErr == nil {
+		unix.Close(pidfd)
+	}
+	return !errors.Is(err, unix.ENOPROTOOPT)
 }
 
 func readCred(conn *net.UnixConn) (cred *unix.Ucred, err error) {
