@@ -205,8 +205,8 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 
 const maxWitnesses = 16
 
-// isWitnessURL allows plain http to a witness on this machine: what is sent is no
-// secret, but somebody on the way could have the log pass for a forked one.
+// isWitnessURL allows plain http to a witness on this machine. What is sent is not
+// secret, but an attacker in between could make the log look like a forked one.
 func isWitnessURL(s string) bool {
 	u, err := url.Parse(s)
 	if err != nil || u.Host == "" || u.User != nil || strings.ContainsAny(s, "?#") {

@@ -9,9 +9,8 @@ import (
 	"strings"
 )
 
-// A Pos is where something stands in a configuration file. A struct that a
-// document is decoded into and that has a field of this type is told where it
-// began.
+// A Pos is a place in a configuration file. A struct that a document is decoded into,
+// if it has a field of this type, gets its own position there.
 type Pos struct {
 	File   string
 	Line   int // from 1; 0 means the file as a whole
@@ -67,8 +66,8 @@ func (es *Errors) AddErr(file string, err error) {
 	}
 }
 
-// Err returns nil where there are no problems, and otherwise the problems in
-// the order of files and lines.
+// Err returns nil if there are no problems, otherwise the problems ordered by file
+// and line.
 func (es Errors) Err() error {
 	if len(es) == 0 {
 		return nil

@@ -28,24 +28,23 @@ const (
 )
 
 // ReadFile reads one configuration file. It must be a regular file of at most
-// [MaxFileLen] bytes; symbolic links are followed. The file and every directory
-// and link on the way to it must belong to root or the process's own user, and
-// nobody else may be able to write to them: whoever can edit the configuration
-// grants themselves identities. A file that another process has open for writing
-// is an error until that has closed it.
+// [MaxFileLen] bytes; symbolic links are followed. The file and every directory and
+// link on the way to it must belong to root or the process's own user, and nobody
+// else may be able to write to them: anyone who can edit the configuration can grant
+// themselves identities. A file that another process has open for writing is an error
+// until that process has closed it.
 func ReadFile(path string) ([]byte, error) {
 	return readFile(path, guarding|whole)
 }
 
-// ReadDir reads the *.yaml files of a directory in the order of their names,
-// under the rules of [ReadFile]. Hidden files and all other names are left
-// alone, but for those that were plainly meant to be read (*.yml, *.json and
-// other cases of these): they are a problem. A missing directory has no files.
-// AnyOwner leaves out the check of who may write, for a working copy that no
-// daemon uses.
+// ReadDir reads the *.yaml files of a directory in the order of their names, under the
+// rules of [ReadFile]. Hidden files and all other names are ignored, except those
+// that were plainly meant to be read (*.yml, *.json, and the same in other cases):
+// they are a problem. A missing directory has no files. AnyOwner omits the check of
+// who may write, for a working copy that no daemon uses.
 //
-// The error is of type [Errors] and holds the problems of all files; the files
-// that could be read are returned with it.
+// The error is of type [Errors] and holds the problems of all files; the files that
+// could be read are returned with it.
 func ReadDir(dir string, anyOwner bool) ([]File, error) {
 	for attempt := 1; ; attempt++ {
 		files, vanished, err := readDir(dir, !anyOwner)

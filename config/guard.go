@@ -14,13 +14,13 @@ import (
 // (path_resolution(7)).
 const maxLinks = 40
 
-// guarded returns an error if any user other than root and the process's own
-// could change what path, a directory or a file, leads to: whoever can edit
-// the configuration grants themselves identities. Each directory on the way,
-// through symbolic links, must belong to one of the two and not be writable by
-// group or others. The sticky bit, as on /tmp, is good enough on the way, since
-// others cannot rename what is not theirs there, but not on path itself. What is
-// missing is nobody's and no error.
+// guarded returns an error if any user other than root and the process's own could
+// change what path, a directory or a file, leads to: anyone who can edit the
+// configuration can grant themselves identities. Each directory on the way, through
+// symbolic links, must belong to one of the two and not be writable by group or
+// others. The sticky bit, as on /tmp, is enough on the way, since others cannot rename
+// files there that are not theirs, but not on path itself. A missing file or
+// directory is not an error.
 func guarded(path string) error {
 	abs, err := filepath.Abs(path)
 	if err != nil {

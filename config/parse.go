@@ -104,9 +104,9 @@ func splitSyntaxError(err error) (line int, what string) {
 
 const aliasFix = "anchors and aliases are not accepted: write the value out, and put text that begins with & or * in quotes"
 
-// plain checks that the tree under n holds only mappings with distinct words as
-// keys, lists and scalars. It reports whether the tree can be decoded, so that
-// its other problems are found in the same run.
+// plain checks that the tree under n holds only mappings with distinct words as keys,
+// lists and scalars. It reports whether the tree can be decoded: its other problems
+// are then found in the same run.
 func (d *decoder) plain(n *yaml.Node, depth int) bool {
 	switch {
 	case depth > maxDepth:
@@ -129,8 +129,8 @@ func (d *decoder) plain(n *yaml.Node, depth int) bool {
 	return ok
 }
 
-// enough reports whether there are so many problems that looking for others is
-// work for nobody.
+// enough reports whether there are so many problems that looking for more is
+// pointless.
 func (d *decoder) enough() bool { return len(d.problems) > 5*MaxErrors }
 
 // distinct checks a mapping's keys, and reports whether all are words.

@@ -16,29 +16,28 @@ const (
 	quiet    = 20 * time.Millisecond  // without events, after which a burst is over
 	patience = 50 * time.Millisecond  // after a burst's first event, whatever follows
 	rescan   = time.Second            // between attempts while the kernel gives no watch
-	reread   = 100 * time.Millisecond // while a file is open for writing; no event tells of its close
+	reread   = 100 * time.Millisecond // while a file is open for writing; no event reports its close
 
 	// maxWatches bounds the directories of one watch; the kernel's bound is
 	// per user (inotify(7)).
 	maxWatches = 4096
 )
 
-// Watch calls changed whenever what the paths lead to may have changed: files,
-// or directories with what they directly hold. It watches every directory and
-// symbolic link on the way, so that a file replaced by rename, a link that is
-// swapped as configuration managers and Kubernetes do, and a directory that
-// appears later are all told. A burst of events is one call, 20 ms after its
-// last event and at most 50 ms after its first.
+// Watch calls changed whenever what the paths lead to may have changed: files, or
+// directories with what they directly hold. It watches every directory and symbolic
+// link on the way, so it notices a file replaced by rename, a link swapped as
+// configuration managers and Kubernetes do it, and a directory that appears later. A
+// burst of events is one call, 20 ms after its last event and at most 50 ms after its
+// first.
 //
-// While another process has a file open for writing, which [ReadFile] refuses,
-// the calls go on until it is closed.
+// While another process has a file open for writing, which [ReadFile] refuses, the
+// calls continue until it is closed.
 //
-// The first call comes as soon as the watch stands, so that a change since the
-// caller last read is not missed; after trouble with the watch the paths are
-// taken to have changed, each second until it stands again. A call does not say
-// that anything did change.
+// The first call comes as soon as the watch is set up, so no change since the caller
+// last read is missed. If the watch fails, the paths are assumed to have changed,
+// once a second until it works again. A call does not mean that anything did change.
 //
-// Watch returns nil when ctx ends and an error if no watch can be had at the
+// Watch returns nil when ctx ends and an error if the watch cannot be set up at the
 // start. All calls are on the goroutine that called Watch.
 func Watch(ctx context.Context, paths []string, changed func()) error {
 	w, err := newWatch(paths)
@@ -132,10 +131,10 @@ func (w *watch) close() {
 	}
 }
 
-// follow watches what decides where path leads, and what a directory at its
-// end holds. Each directory is watched before it is looked into. A way that
-// ends early, in something missing or unreadable, is watched that far: what
-// mends it happens there.
+// follow watches what decides where path leads, and what a directory at its end
+// holds. Each directory is watched before it is read. A path that ends early, in
+// something missing or unreadable, is watched up to there: that is where it will be
+// fixed.
 func (w *watch) follow(path string) error {
 	var watching error
 	end, err := walk(path, func(dir, name string) (fs.FileInfo, error) {

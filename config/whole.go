@@ -16,16 +16,16 @@ import (
 // one.
 var errUnfinished = errors.New("is open for writing by another process, and read once that has closed it; to replace a file at once, rename another over it")
 
-// unchangedFor is how long a file has to be left alone where the kernel does not
-// tell whether somebody is writing it.
+// unchangedFor is how long a file must be left alone if the kernel does not say
+// whether a process is writing it.
 const unchangedFor = 2 * time.Second
 
-// holdWhole returns once nobody has the file open for writing, and keeps everybody
-// from opening it for writing until release: their open(2) waits.
+// holdWhole returns once nobody has the file open for writing, and prevents it from
+// being opened for writing until release: open(2) waits until then.
 //
-// The kernel grants a read lease only on a file without writers (fcntl(2),
-// F_SETLEASE). It takes the file's owner or CAP_LEASE, and a file system that
-// has leases; elsewhere the file must not have changed for a while.
+// The kernel grants a read lease only on a file without writers (fcntl(2), F_SETLEASE).
+// That requires the file's owner or CAP_LEASE, and a file system that supports leases;
+// elsewhere, the file must not have changed for a while.
 func holdWhole(f *os.File) (release func(), err error) {
 	fd := f.Fd()
 	switch _, err = unix.FcntlInt(fd, unix.F_SETLEASE, unix.F_RDLCK); {

@@ -35,8 +35,8 @@ const backdate = 30 * time.Second
 // signing key stays in the bundle.
 const MaxJWTTTL = time.Hour
 
-// ErrNoAuthority means that no key to sign with is valid now and that none
-// could be made; the cause is wrapped beside it.
+// ErrNoAuthority means that no signing key is valid now and that none could be made;
+// it wraps the cause as well.
 var ErrNoAuthority = errors.New("the authority has no valid key")
 
 // A Store keeps small files durably. Load's error satisfies [fs.ErrNotExist]
@@ -73,7 +73,7 @@ type Options struct {
 	IssuingCATTL time.Duration // life of an issuing CA
 	Overlap      time.Duration // how long before its end an issuing CA's successor is made, at most half of either life
 	JWTKeyTTL    time.Duration // how long a JWT key signs
-	JWTKey       crypto.Signer // signs all JWT-SVIDs, for ever, in place of keys that rotate; nil: they rotate
+	JWTKey       crypto.Signer // signs all JWT-SVIDs, permanently, in place of keys that rotate; nil: they rotate
 	JWTIssuer    string        // the iss claim; empty: none
 
 	// Upstream is an organisation's root that signed the node key. The zero
@@ -144,8 +144,8 @@ func NewAuthority(ctx context.Context, o Options) (*Authority, error) {
 	return a, nil
 }
 
-// Run makes each key's successor in time, until the context ends. A key that
-// could not be made is tried again; what is still valid goes on being used.
+// Run makes each key's successor in time, until the context ends. If that fails it
+// tries again; keys that are still valid remain in use.
 func (a *Authority) Run(ctx context.Context) {
 	const look = 10 * time.Second // often enough to notice a clock that jumped
 	timer := time.NewTimer(look)
@@ -174,7 +174,7 @@ func (a *Authority) Rotate(ctx context.Context) error {
 	return errors.Join(rootErr, caErr, jwtErr, a.publish())
 }
 
-// announce tells of a key once.
+// announce reports a key once.
 func (a *Authority) announce(ctx context.Context, k Key) error {
 	if a.announced[k.ID] {
 		return nil

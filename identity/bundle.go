@@ -23,8 +23,8 @@ type Bundle struct {
 	Sequence uint64 // rises with every change (Trust Domain and Bundle §4.1.1)
 	X509     []byte // root certificates, DER, concatenated (Workload API §5.2.2)
 	JWKS     []byte // RFC 7517, keys of use jwt-svid only (Workload API §6.2.2)
-	// JWKSGoodUntil is how long a copy of the JWKS is enough to verify every
-	// JWT-SVID that is signed; zero: for ever. Take the next one before.
+	// JWKSGoodUntil is until when a copy of the JWKS suffices to verify every JWT-SVID
+	// that is signed; zero: permanently. Fetch the next one before that.
 	JWKSGoodUntil time.Time
 
 	jwt          *jwtbundle.Bundle

@@ -18,10 +18,10 @@ import (
 // maxEntries bounds the registration entries of one host.
 const maxEntries = 100_000
 
-// Limits is what entries are held to beside their own form.
+// Limits is what entries must satisfy besides being well formed.
 type Limits struct {
-	// MaxX509TTL is the longest lifetime an X509-SVID may have, so that none
-	// outlives the issuing CA that signs it; a minute at least.
+	// MaxX509TTL is the longest lifetime an X509-SVID may have, at least a minute. It
+	// keeps X509-SVIDs from outliving the issuing CA that signs them.
 	MaxX509TTL time.Duration
 	// AnyOwner accepts files that other users may write to, for checking a
 	// working copy. The daemon never sets it.
@@ -44,10 +44,9 @@ type Entries struct {
 	out    config.Errors
 	digest [32]byte
 
-	// Selectors are numbered, so that matching compares numbers. An entry
-	// stands in byRarest under that of its selectors which the fewest entries
-	// want, so that a common one (a user all agents share) does not lead to
-	// every entry.
+	// Selectors are numbered, so that matching compares numbers. An entry is in
+	// byRarest under the selector of its own that the fewest entries want: a common
+	// one (a user that all agents share) then does not lead to every entry.
 	number   map[attest.Selector]uint32
 	wants    [][]uint32         // of each entry, its selectors' numbers
 	byRarest map[uint32][]int32 // positions in list, ascending
@@ -69,9 +68,9 @@ type stageSet struct {
 	kinds attest.KindSet // that its entries want, of every stage
 }
 
-// LoadEntries reads the *.yaml files of dir in the order of their names. A
-// missing directory has no entries. An error about them is of type
-// [config.Errors] and tells every problem found; nothing is loaded then.
+// LoadEntries reads the *.yaml files of dir in the order of their names. A missing
+// directory has no entries. An error about them is of type [config.Errors] and lists
+// every problem found; nothing is loaded then.
 func LoadEntries(dir string, td spiffeid.TrustDomain, limits Limits) (*Entries, error) {
 	files, err := config.ReadDir(dir, limits.AnyOwner)
 	var problems config.Errors
@@ -87,8 +86,8 @@ func parseEntries(files []config.File, problems config.Errors, td spiffeid.Trust
 	var list []Entry
 	for _, f := range files {
 		var doc document
-		// What could be decoded is looked through all the same, so that one
-		// run tells every problem.
+		// Whatever could be decoded is checked nonetheless: one run reports every
+		// problem.
 		c.problems.AddErr(f.Path, config.Decode(f.Path, f.Data, &doc))
 		for i := range doc.Entries {
 			if w := &doc.Entries[i]; w.Pos.Line > 0 {

@@ -95,10 +95,10 @@ func (a *Authority) rotateJWTKeys(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-// advance drops keys whose last token has expired, and makes sure that one signs
-// now and that its successor is there. So every bundle has the key that signs
-// next: whoever keeps a copy of it, or publishes one as a file, has the life of a
-// key to take the next (Federation §4.1).
+// advance drops keys whose last token has expired, and makes sure that there is one
+// that signs now and a successor. Every bundle therefore has the key that signs next:
+// anyone who keeps a copy of it, or publishes one as a file, has a key's lifetime to
+// fetch the next (Federation §4.1).
 func (ks jwtKeys) advance(now time.Time, ttl time.Duration) (jwtKeys, error) {
 	var next jwtKeys
 	for _, k := range ks {
@@ -163,7 +163,7 @@ func jwtKeyOf(signer crypto.Signer, pkcs8 []byte, from, until time.Time) (*jwtKe
 	return k, err
 }
 
-// storedJWTKey is how a key lies in the sealed file.
+// storedJWTKey is a key as it is in the sealed file.
 type storedJWTKey struct {
 	PKCS8 []byte    `json:"pkcs8"`
 	From  time.Time `json:"from"`

@@ -40,9 +40,9 @@ type claims struct {
 	ID       string           `json:"jti"`
 }
 
-// IssueJWT signs a JWT-SVID for id and the given audience, valid for ttl. The
-// audience must name somebody (JWT-SVID §3.2). It returns [ErrNoAuthority] if
-// there is no key to sign with and none could be made.
+// IssueJWT signs a JWT-SVID for id and the given audience, valid for ttl. The audience
+// must not be empty (JWT-SVID §3.2). It returns [ErrNoAuthority] if there is no key to
+// sign with and none could be made.
 func (a *Authority) IssueJWT(ctx context.Context, id spiffeid.ID, ttl time.Duration, audience []string) (*JWTSVID, error) {
 	return a.issueJWT(ctx, id, ttl, audience, nil)
 }

@@ -20,13 +20,13 @@ const (
 	rootTTL      = 10 * 365 * 24 * time.Hour // of the certificate; the key lives as long as the TPM keeps it
 )
 
-// rotateRoots keeps the self-signed certificates of the present node key that
-// are valid, and makes one where none is or the newest is past half of its
-// life. Any of them verifies whatever the key has signed. Certificates of
-// another key, as after a TPM was replaced and its state reset, are dropped:
-// nothing they signed is to be trusted any more.
+// rotateRoots keeps the self-signed certificates of the present node key that are
+// valid, and makes one if there is none or the newest is past half of its life. Any of
+// them verifies whatever the key has signed. Certificates of another key, as after a
+// TPM was replaced and its state reset, are dropped: nothing they signed can be
+// trusted.
 //
-// An organisation's root is the only one where there is one.
+// If there is an organisation's root, it is the only one.
 func (a *Authority) rotateRoots(now time.Time) error {
 	if u := a.upstream.Load(); u != nil {
 		if a.roots = nil; u.Root != nil {

@@ -11,8 +11,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 )
 
-// SelfCheck issues one SVID of each kind, to nobody, and verifies them with
-// the bundle as a stranger would.
+// SelfCheck issues one SVID of each kind, for no process, and verifies them with the
+// bundle as a relying party would.
 func (a *Authority) SelfCheck(ctx context.Context) error {
 	id, err := spiffeid.FromPath(a.o.TrustDomain, "/vouchd/self-check")
 	if err != nil {

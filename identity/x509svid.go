@@ -27,7 +27,7 @@ type issuingCA struct {
 // An X509SVID is a workload's certificate with its key (X509-SVID §2).
 type X509SVID struct {
 	ID         spiffeid.ID
-	Chain      []byte       // DER, leaf first, then the issuing CA and what lies between it and the bundle (Workload API §5.2.1)
+	Chain      []byte       // DER, leaf first, then the issuing CA and any between it and the bundle (Workload API §5.2.1)
 	Leaf       []byte       // DER, the beginning of Chain
 	PrivateKey secret.Bytes // PKCS#8 DER
 	Serial     string       // hexadecimal
@@ -43,16 +43,15 @@ func (a *Authority) IssueX509(ctx context.Context, id spiffeid.ID, ttl time.Dura
 	return a.issueX509(ctx, id, ttl, "")
 }
 
-// IssueNamedX509 is IssueX509 for relying parties that know whom they see by a
-// common name alone: [CommonName] of the ID, in the subject.
+// IssueNamedX509 is IssueX509 for relying parties that identify peers only by a common
+// name: [CommonName] of the ID, in the subject.
 func (a *Authority) IssueNamedX509(ctx context.Context, id spiffeid.ID, ttl time.Duration) (*X509SVID, error) {
 	return a.issueX509(ctx, id, ttl, CommonName(id))
 }
 
-// CommonName is the name that a SPIFFE ID has where there is only room for one: the
-// ID itself where it fits in the 64 characters of a common name (RFC 5280
-// §4.1.2.6, appendix A), else its SHA-256 in hexadecimal, which is no ID. No
-// two IDs have one name.
+// CommonName is a SPIFFE ID's name where there is room for only one: the ID itself if
+// it fits in the 64 characters of a common name (RFC 5280 §4.1.2.6, appendix A), else
+// its SHA-256 in hexadecimal, which is not an ID. No two IDs have the same name.
 func CommonName(id spiffeid.ID) string {
 	const most = 64
 	if name := id.String(); len(name) <= most {

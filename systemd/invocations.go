@@ -26,17 +26,17 @@ type Invocation struct {
 // ErrEnded means that an invocation is over.
 var ErrEnded = errors.New("the unit has stopped, or has started anew")
 
-// Invocations tells when invocations end: when systemd has stopped the unit,
-// whatever processes that leaves behind, starts it anew, or counts it as active
-// though none of its processes is left. Its methods are safe for concurrent use.
+// Invocations reports when invocations end: when systemd has stopped the unit, whatever
+// processes that leaves behind, when it restarts it, or when it counts the unit as
+// active though none of its processes is left. Its methods are safe for concurrent use.
 //
-// systemd's own signals tell of the first two, and the kernel
-// (cgroup.events, cgroups(7)) of the last. Where control groups of version 2
-// are not mounted, an active unit without processes goes on.
+// systemd's own signals report the first two, and the kernel (cgroup.events, cgroups(7))
+// the last. If control groups of version 2 are not mounted, an active unit without
+// processes is taken to continue.
 type Invocations struct {
 	units  *Units
 	groups *fsnotify.Watcher // of cgroup.events files
-	mount  string            // of the control groups of version 2; "" where there are none
+	mount  string            // of the control groups of version 2; "" if there are none
 	ctx    context.Context   // ends with Close
 	cancel context.CancelFunc
 	wake   chan struct{} // there is something to look at
@@ -50,7 +50,7 @@ type Invocations struct {
 	look    map[Invocation]bool // of watched, those that may have ended
 }
 
-// An invocationWatch is an invocation that somebody waits for.
+// An invocationWatch is an invocation that is being waited for.
 type invocationWatch struct {
 	ended  chan struct{}
 	events string // path of its cgroup.events; "" until it is watched; guarded by mu
@@ -125,8 +125,8 @@ func (w *Invocations) Watch(ctx context.Context, of Invocation) (<-chan struct{}
 	return watch.ended, nil
 }
 
-// end tells that an invocation has ended, or cannot be watched, which counts as
-// that.
+// end reports that an invocation has ended, or cannot be watched, which counts as the
+// same.
 func (w *Invocations) end(of Invocation) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -230,7 +230,7 @@ func empty(events string) bool {
 // populated reads the contents of cgroup.events.
 func populated(b []byte) bool { return strings.Contains("\n"+string(b), "\npopulated 1\n") }
 
-// followGroups notes what the kernel tells.
+// followGroups notes what the kernel reports.
 func (w *Invocations) followGroups() {
 	for {
 		select {
@@ -305,7 +305,7 @@ func (w *Invocations) lookAtAll() {
 	}
 }
 
-// noted takes what is to be looked at.
+// noted takes what has been noted for a check.
 func (w *Invocations) noted() map[Invocation]*invocationWatch {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -326,7 +326,7 @@ func (w *Invocations) listen(ctx context.Context) error {
 	if w.conn != nil && w.conn.Connected() {
 		return nil
 	}
-	path := privateSocket // on which systemd tells everything unasked
+	path := privateSocket // on which systemd sends every signal without a subscription
 	if os.Geteuid() != 0 {
 		path = busSocket
 	}
@@ -366,7 +366,7 @@ func subscribe(ctx context.Context, conn *dbus.Conn) error {
 	return conn.Object(service, managerPath).CallWithContext(ctx, managerIface+".Subscribe", 0).Err
 }
 
-// follow notes what systemd tells, until the connection ends.
+// follow notes what systemd reports, until the connection ends.
 func (w *Invocations) follow(conn *dbus.Conn, signals <-chan *dbus.Signal) {
 	defer conn.Close()
 	for {
@@ -388,8 +388,8 @@ func (w *Invocations) follow(conn *dbus.Conn, signals <-chan *dbus.Signal) {
 	}
 }
 
-// listenAgain connects anew after systemd has re-executed itself or the bus was
-// restarted, and looks for what was missed.
+// listenAgain reconnects after systemd has re-executed itself or the bus was restarted,
+// and checks what was missed.
 func (w *Invocations) listenAgain() {
 	for {
 		ctx, cancel := context.WithTimeout(w.ctx, lookTimeout)

@@ -17,9 +17,9 @@ import (
 // JournalSocket is where systemd's journal takes entries.
 const JournalSocket = "/run/systemd/journal/socket"
 
-// LogHandler returns what takes diagnostics for stderr: where that is the journal's
-// (systemd sets JOURNAL_STREAM, systemd.exec(5)) a handler that hands every attribute on as a
-// field of its own, to the journal at the socket; and otherwise plain.
+// LogHandler returns a handler for diagnostics. If stderr is the journal's (systemd sets
+// JOURNAL_STREAM, systemd.exec(5)), it sends every attribute as a field of its own to
+// the journal at the socket; otherwise it is plain.
 func LogHandler(stderr *os.File, socket string, plain slog.Handler) slog.Handler {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(stderr.Fd()), &st); err != nil || os.Getenv("JOURNAL_STREAM") != fmt.Sprintf("%d:%d", st.Dev, st.Ino) {

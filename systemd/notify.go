@@ -1,6 +1,6 @@
-// Package systemd is what the daemon says to systemd and is told by it:
-// readiness, reloading, the watchdog and sockets that systemd has opened.
-// Started otherwise, all of it does nothing.
+// Package systemd is what the daemon and systemd say to each other: readiness,
+// reloading, the watchdog and sockets that systemd has opened. If systemd did not start
+// the daemon, all of it does nothing.
 package systemd
 
 import (
@@ -24,8 +24,8 @@ func Ready(status string) error {
 // Status replaces the line for systemctl status.
 func Status(status string) error { return notify("STATUS=" + oneLine(status)) }
 
-// Reloading says that a reload has begun; [Ready] ends it. systemd wants to
-// know when, so that it can tell a reload it asked for from an older one
+// Reloading says that a reload has begun; [Ready] ends it. It includes the time, by
+// which systemd distinguishes a reload that it asked for from an earlier one
 // (sd_notify(3)).
 func Reloading() error {
 	var ts unix.Timespec
@@ -58,10 +58,10 @@ func oneLine(s string) string {
 	return string(b)
 }
 
-// Watchdog tells systemd twice per watchdog period that the daemon is well, for
-// as long as check returns nil, until ctx ends. Once check has failed systemd
-// hears nothing more until it succeeds again, and restarts the daemon if that
-// takes too long. Where the unit has no WatchdogSec it returns at once.
+// Watchdog tells systemd twice per watchdog period that the daemon is well, as long as
+// check returns nil, until ctx ends. When check fails, systemd hears nothing until it
+// succeeds again, and restarts the daemon if that takes too long. If the unit has no
+// WatchdogSec, Watchdog returns at once.
 func Watchdog(ctx context.Context, check func(context.Context) error) error {
 	period, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {

@@ -23,15 +23,14 @@ type Transient struct {
 	Files       [3]*os.File // standard input, output and error
 }
 
-// stopTimeout is how long a transient service may take to end, once it was told
-// to by SIGTERM and before it is by SIGKILL: nobody waits for it any more.
+// stopTimeout is how long a transient service has to end between SIGTERM and SIGKILL:
+// nobody is waiting for it by then.
 const stopTimeout = 10 * time.Second
 
-// Start starts the service, which has no privileges to gain. systemd lets root
-// do that. It returns once systemd has taken it on; [Units.Run] tells how it
-// goes. The unit stays known until [Units.Remove]. It ends, too, when the unit
-// ends that this process is in, if it is in one: nobody is left then to tell the
-// caller.
+// Start starts the service, which has no privileges to gain. systemd allows that to root
+// only. It returns once systemd has accepted the unit; [Units.Run] reports how it goes.
+// The unit stays known until [Units.Remove]. If this process is in a unit, the service
+// also ends when that unit does: nobody would be left to tell the caller.
 func (u *Units) Start(ctx context.Context, t Transient) error {
 	if len(t.Command) == 0 {
 		return fmt.Errorf("starting unit %s: no command", t.Name)
@@ -161,7 +160,7 @@ func (u *Units) Remove(ctx context.Context, name string) error {
 	if err := u.call(ctx, managerPath, managerIface+".StopUnit", []any{name, "replace"}, &job); err != nil && !isNoUnit(err) {
 		return fmt.Errorf("stopping unit %s: %w", name, err)
 	}
-	// A unit that has failed stays until it is told not to have.
+	// A failed unit stays until its failure is reset.
 	if err := u.call(ctx, managerPath, managerIface+".ResetFailedUnit", []any{name}); err != nil && !isNoUnit(err) {
 		return fmt.Errorf("removing unit %s: %w", name, err)
 	}

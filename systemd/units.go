@@ -34,7 +34,7 @@ type Unit struct {
 type Service struct {
 	Type             string    // "simple", "notify"
 	NotifyAccess     string    // "none", "main"
-	MainPID          int       // 0 where there is none
+	MainPID          int       // 0 if there is none
 	MainStarted      time.Time // when systemd has noted the main process's start
 	ExecStart        []Command
 	EnvironmentFiles []string
@@ -111,8 +111,8 @@ func (u *Units) Close() error {
 }
 
 func (u *Units) unit(ctx context.Context, name string) (*Unit, error) {
-	// When systemd has read its units last comes last: a unit that it read anew
-	// in between is told from one that it had then.
+	// The time at which systemd last read its units comes last: it reveals a unit that was
+	// read again in between.
 	p, err := u.properties(ctx, query{objectOf(name), everyIface, ""}, query{managerPath, managerIface, "UnitsLoadTimestamp"})
 	if err != nil {
 		return nil, err
@@ -229,7 +229,7 @@ func (u *Units) connect(ctx context.Context) (*dbus.Conn, error) {
 	if os.Geteuid() != 0 {
 		path = busSocket
 	}
-	// Not under the lock: whoever waits does so by their own time limit.
+	// Not under the lock: each caller waits within its own time limit.
 	conn, err := dial(ctx, path)
 	if err != nil {
 		return nil, err

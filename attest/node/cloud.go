@@ -31,7 +31,7 @@ func (n *endorsed) readPlatformAK(tr transport.TPM) (*appraisal.PlatformKey, err
 		certificates := appraisal.SplitCertificates(der)
 		key, public, err := loadPlatformKey(tr, place.handle, place.template)
 		if absent(err) || len(certificates) == 0 {
-			continue // an index of somebody else's
+			continue // another vendor's index
 		}
 		if err != nil {
 			return nil, err

@@ -167,14 +167,13 @@ func (n *ticker) certifyCounter(tr transport.TPM, ak tpm2.NamedHandle, data []by
 	return newSigned(r.CertifyInfo, r.Signature), nil
 }
 
-// Anchor counts the TPM's counter one up and has the AK sign the new value and
-// the machine's boot state, both together with digest. Whoever holds the
-// anchor knows that digest existed at this count, so that an older anchor can
-// be told from the newest. Where the TPM is lost on the way it may count more
-// than one up; Certify and then Count never do.
+// Anchor increments the TPM's counter and has the AK sign the new value and the
+// machine's boot state, both together with digest. An anchor proves that digest existed
+// at this count, which distinguishes the newest anchor from an older one. If the TPM is
+// lost on the way, the counter may skip a value; Certify followed by Count never does.
 //
-// A counter lasts for some hundred thousand steps in a hardware TPM: anchor
-// every few minutes, not every request.
+// A counter lasts for some hundred thousand steps in a hardware TPM: anchor every few
+// minutes, not every request.
 func (n *ticker) Anchor(ctx context.Context, digest [32]byte) ([]byte, error) {
 	return n.anchor(ctx, digest, n.keys.Counter.increment)
 }

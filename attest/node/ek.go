@@ -16,9 +16,9 @@ const (
 	lastEKHandle  = tpm2.TPMHandle(0x810100ff)
 )
 
-// readEndorsementKey returns the first endorsement key, in the templates'
-// order, whose certificate lies in NV memory and fits; where there is no
-// certificate at all, as in many cloud vTPMs, the RSA-2048 key without one.
+// readEndorsementKey returns the first endorsement key, in the templates' order, whose
+// certificate is in NV memory and fits; if there is no certificate at all, as in many
+// cloud vTPMs, the RSA-2048 key without one.
 func readEndorsementKey(tr transport.TPM) (appraisal.EndorsementKey, error) {
 	persistent, err := persistentKeys(tr)
 	if err != nil {
@@ -58,8 +58,8 @@ func readEndorsementKey(tr transport.TPM) (appraisal.EndorsementKey, error) {
 	return appraisal.EndorsementKey{Public: tpm2.Marshal(public)}, nil
 }
 
-// persistentKeys reads the public areas of the endorsement keys that are kept
-// loaded: making one anew from its seed takes an RSA key's time.
+// persistentKeys reads the public areas of the endorsement keys that are kept loaded:
+// deriving one again from its seed takes as long as generating an RSA key.
 func persistentKeys(tr transport.TPM) ([]*tpm2.TPMTPublic, error) {
 	handles, err := listHandles(tr, firstEKHandle, lastEKHandle)
 	if err != nil {
@@ -135,8 +135,8 @@ func listHandles(tr transport.TPM, first, last tpm2.TPMHandle) ([]tpm2.TPMHandle
 	return handles, nil
 }
 
-// absent reports whether an NV index is not there for us: it is not defined,
-// was never written, or somebody keeps it to himself.
+// absent reports whether an NV index is not there for us: not defined, never written,
+// or readable only by others.
 func absent(err error) bool {
 	for _, rc := range []tpm2.TPMRC{
 		tpm2.TPMRCHandle, tpm2.TPMRCNVUninitialized, tpm2.TPMRCNVAuthorization, tpm2.TPMRCNVLocked,

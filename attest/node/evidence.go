@@ -63,8 +63,8 @@ func (n *Node) Evidence(ctx context.Context, nonce []byte, from Sources) ([]byte
 	if err == nil {
 		err = n.tpm.do(ctx, "making evidence", operationLimit, func(tr transport.TPM) error { return n.attestTo(tr, &e, nonce) })
 	}
-	// The IMA list is read after the quote, so that it holds all that the
-	// quoted PCR 10 does, and perhaps a little more.
+	// The IMA list is read after the quote, so it holds everything that the quoted PCR
+	// 10 covers, and perhaps a little more.
 	if err == nil {
 		e.IMA, err = readSource(from.IMA, appraisal.MaxIMALen)
 	}

@@ -17,10 +17,9 @@ import (
 	"github.com/vouchd/vouchd/attest/appraisal"
 )
 
-// An RSAKey is an RSA key in the TPM that was made elsewhere, such as one that
-// a vendor hands out. The TPM signs with it and gives it to nobody: without a
-// policy for it, nothing authorises TPM2_Duplicate. What it cannot vouch for is
-// who else has kept a copy.
+// An RSAKey is an RSA key in the TPM that was made elsewhere, such as one issued by a
+// vendor. The TPM signs with it and never releases it: without a policy for it, nothing
+// authorises TPM2_Duplicate. It cannot vouch that nobody has kept a copy.
 type RSAKey struct {
 	ring   *ring
 	blob   blob
@@ -109,8 +108,8 @@ func (n *keyring) ImportRSA(ctx context.Context, name string, key *rsa.PrivateKe
 	return k, nil
 }
 
-// wrap encrypts a key so that only this TPM can import it: TPM 2.0 Part 1, 23.3,
-// with an outer wrapper alone.
+// wrap encrypts a key so that only this TPM can import it: TPM 2.0 Part 1, 23.3, with
+// an outer wrapper only.
 func (n *keyring) wrap(public *tpm2.TPMTPublic, key *rsa.PrivateKey) (duplicate, seed []byte, err error) {
 	srk, err := tpm2.ImportEncapsulationKey(&n.srk)
 	if err != nil {
@@ -126,9 +125,8 @@ func (n *keyring) wrap(public *tpm2.TPMTPublic, key *rsa.PrivateKey) (duplicate,
 	return tpm2.CreateDuplicate(rand.Reader, srk, appraisal.ObjectName(public).Buffer, sensitive)
 }
 
-// rsaTemplate is that of an imported key: it signs what it is given. FixedTPM and
-// SensitiveDataOrigin are clear, as they are for everything that was made
-// elsewhere.
+// rsaTemplate is the template of an imported key, which signs whatever it is given.
+// FixedTPM and SensitiveDataOrigin are clear, as for everything made elsewhere.
 func rsaTemplate(k *rsa.PublicKey) tpm2.TPMTPublic {
 	return tpm2.TPMTPublic{
 		Type:             tpm2.TPMAlgRSA,

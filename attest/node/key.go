@@ -206,10 +206,10 @@ func (n *ring) parent(auth tpm2.Session) tpm2.AuthHandle {
 	return tpm2.AuthHandle{Handle: n.keys.SRK.Handle, Name: *appraisal.ObjectName(&n.srk), Auth: auth}
 }
 
-// salted returns a session whose key only this TPM can have: it is encrypted
-// to the storage root key as it was when the node's keys were made, not to
-// what somebody on the bus claims it to be. The options add who is authorised
-// and which direction is encrypted.
+// salted returns a session whose key only this TPM can have: it is encrypted to the
+// storage root key as it was when the node's keys were made, not to one presented by
+// someone on the bus. The options add who is authorised and which direction is
+// encrypted.
 func (n *ring) salted(opts ...tpm2.AuthOption) tpm2.Session {
 	return tpm2.HMAC(tpm2.TPMAlgSHA256, nonceLen, append(opts, tpm2.Salted(n.keys.SRK.Handle, n.srk))...)
 }
@@ -220,16 +220,15 @@ func withAuth(h tpm2.NamedHandle, auth tpm2.Session) tpm2.AuthHandle {
 	return tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: auth}
 }
 
-// A storageRoot says where the storage root key lies. It is the key that the
-// owner hierarchy's seed and the TCG's template give, so it can be made again
-// as long as the TPM is not cleared.
+// A storageRoot says where the storage root key is. The owner hierarchy's seed and the
+// TCG's template determine the key, so it can be made again until the TPM is cleared.
 type storageRoot struct {
 	Handle tpm2.TPMHandle `json:"handle"`
 	Public []byte         `json:"public"` // TPMT_PUBLIC
 }
 
-// storageRootHandles are where a storage root key is kept: first where the TCG
-// (and systemd) put it, then beside it if that one is of another kind.
+// storageRootHandles are where a storage root key is kept: first where the TCG (and
+// systemd) put it, then nearby if that one is of another kind.
 var storageRootHandles = []tpm2.TPMHandle{0x81000001, 0x81000002, 0x81000010, 0x81000011}
 
 // findStorageRoot finds the ECC storage root key, or makes it and keeps it at

@@ -19,7 +19,7 @@ import (
 // maxResponseLen bounds a response, in bytes; TPMs answer with at most 4096.
 const maxResponseLen = 4096
 
-// A link carries one command at a time. After an error it is of no more use.
+// A link carries one command at a time. After an error it can no longer be used.
 type link interface {
 	exchange(ctx context.Context, command []byte) ([]byte, error)
 	Close() error

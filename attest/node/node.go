@@ -1,21 +1,19 @@
 // Package node attests the machine through its TPM 2.0.
 //
-// It is the attester: it keeps the node's keys in the TPM and makes what proves
-// them: statements, quotes and anchors for the log, evidence for a verifier,
-// requests for an [appraisal.Authority]. What judges them is in package
-// appraisal, which needs no TPM; the documents that go between the two are
-// defined there.
+// It is the attester: it keeps the node's keys in the TPM and makes what proves them:
+// statements, quotes and anchors for the log, evidence for a verifier, and requests for
+// an [appraisal.Authority]. Package appraisal judges these, without a TPM; the documents
+// that pass between the two are defined there.
 //
-// The AK is restricted: the TPM signs with it only structures that it made
-// itself. So one signature by a key of exactly the right attributes is what
-// everything here comes down to, and nothing is read from a structure before
-// that signature held.
+// The AK is restricted: the TPM signs with it only structures that it made itself.
+// Everything here therefore rests on one signature by a key with exactly the right
+// attributes, and nothing is read from a structure before that signature is verified.
 //
-// Two things stay out of reach. A TPM vouches for the machine it is soldered
-// to and not for the way to it: evidence relayed from another machine's TPM
-// (the cuckoo attack) looks like this machine's own, and only an inventory of
-// endorsement keys tells them apart. And who controls the host's kernel can
-// use, though not take away, every key in the TPM.
+// Two things stay out of reach. A TPM vouches for the machine it is soldered to, not for
+// the path to it: evidence relayed from another machine's TPM (the cuckoo attack) looks
+// like this machine's own, and only an inventory of endorsement keys distinguishes them.
+// And anyone who controls the host's kernel can use every key in the TPM, though not
+// extract it.
 package node
 
 import (
@@ -36,8 +34,8 @@ import (
 	"github.com/vouchd/vouchd/attest/appraisal"
 )
 
-// ErrOtherTPM means that the keys in the store belong to another TPM, or to
-// this one before it was cleared. They are of no use here and were left alone.
+// ErrOtherTPM means that the keys in the store belong to another TPM, or to this one
+// before it was cleared. They cannot be used here and were left alone.
 var ErrOtherTPM = errors.New("the stored keys belong to another TPM, or this one was cleared since; " +
 	"if that was meant, start over with vouch node reset")
 
@@ -175,8 +173,8 @@ func (n *ring) recognise(ctx context.Context) error {
 	return err
 }
 
-// create makes everything new and saves it before the NV counter is made, so
-// that a crash leaves no counter that nobody knows about.
+// create makes everything new, and saves it before it defines the NV counter: a crash
+// then leaves no counter that nothing refers to.
 func (n *Node) create(ctx context.Context, bound *binding) error {
 	err := n.tpm.do(ctx, "making the node's keys", creationLimit, func(tr transport.TPM) (err error) {
 		k := keys{Binding: bound}
@@ -258,8 +256,8 @@ func (n *endorsed) EKSHA256() string { return n.keys.EK.SHA256() }
 // and digest of its public area (TPM 2.0 Part 1, 16).
 func (n *endorsed) AKName() string { return hex.EncodeToString(appraisal.ObjectName(&n.ak).Buffer) }
 
-// HasEKCertificate tells whether the TPM's maker certified the endorsement key, so
-// that a verifier can trace it to the maker.
+// HasEKCertificate reports whether the TPM's manufacturer certified the endorsement
+// key, so that a verifier can trace it to the manufacturer.
 func (n *endorsed) HasEKCertificate() bool { return len(n.keys.EK.Certificates) > 0 }
 
 // Signer returns the node key. Signing takes SHA-256 digests only and at most

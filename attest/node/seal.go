@@ -18,9 +18,9 @@ import (
 // was changed since.
 var ErrUnseal = errors.New("not sealed by this node under this label, or changed since")
 
-// Format of a sealed blob: version, salt, AES-256-GCM over the secret. Each
-// blob has a key of its own, derived from the seal key and the salt, so that
-// its nonce can be zero. Version 2 is [Node.SealBound]'s.
+// Format of a sealed blob: version, salt, AES-256-GCM over the secret. Each blob has
+// its own key, derived from the seal key and the salt, so its nonce can be zero.
+// Version 2 is that of [Node.SealBound].
 const (
 	sealVersion = 1
 	sealSalt    = 32 // bytes
@@ -28,9 +28,9 @@ const (
 	sealHeader  = 1 + sealSalt
 )
 
-// Seal encrypts a secret of any length so that only this node's TPM can make
-// it readable again, and only under the same label. An older blob put back in
-// place of a newer one is not noticed: the TPM knows the key, not the blobs.
+// Seal encrypts a secret of any length for this node's TPM: only it can decrypt it, and
+// only under the same label. Replacing a blob with an older one goes unnoticed: the TPM
+// knows the key, not the blobs.
 func (n *sealer) Seal(ctx context.Context, label string, secret []byte) ([]byte, error) {
 	sealed := make([]byte, sealHeader, sealHeader+len(secret)+16)
 	sealed[0] = sealVersion
@@ -63,8 +63,8 @@ func (n *sealer) Unseal(ctx context.Context, label string, sealed []byte) ([]byt
 	return secret, nil
 }
 
-// sealCipher takes the seal key from the TPM for as long as it takes to derive
-// one blob's key.
+// sealCipher takes the seal key from the TPM for just long enough to derive one blob's
+// key.
 func (n *sealer) sealCipher(ctx context.Context, label string, salt []byte) (cipher.AEAD, error) {
 	master, err := n.takeKey(ctx, n.keys.Seal, n.binding())
 	if err != nil {

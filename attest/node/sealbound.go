@@ -20,9 +20,9 @@ import (
 	"github.com/vouchd/vouchd/attest/appraisal"
 )
 
-// Format of a secret that is bound to boot states: version, the length of the
-// header in two bytes, the header, AES-256-GCM over the secret. The key is the
-// blob's own, sealed in the TPM, so that its nonce can be zero.
+// Format of a secret that is bound to boot states: version, the length of the header
+// in two bytes, the header, AES-256-GCM over the secret. The key is the blob's own,
+// sealed in the TPM, so its nonce can be zero.
 const (
 	sealBoundVersion = 2
 	maxBoundHeader   = 2048 // bytes

@@ -16,7 +16,7 @@ func sealTemplate() tpm2.TPMTPublic {
 	}
 }
 
-// An ekTemplate is one kind of endorsement key and where its certificate lies:
+// An ekTemplate is one kind of endorsement key and where its certificate is:
 // TCG EK Credential Profile for TPM 2.0, 2.2.1.4 and annex B.
 type ekTemplate struct {
 	kind        string

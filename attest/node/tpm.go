@@ -48,10 +48,10 @@ const (
 type TPM struct {
 	address string
 	open    func(context.Context) (link, error)
-	perOp   bool // connect anew for each operation, so that others get a turn
+	perOp   bool // connect for each operation, which gives others a turn
 	managed bool // a resource manager flushes what a lost connection leaves
 
-	queue chan struct{} // holds one token; whoever took it owns the fields below
+	queue chan struct{} // holds one token; its owner owns the fields below
 	link  link          // nil while not connected
 	stale bool          // objects of a lost operation may still be loaded
 	shut  bool
@@ -145,7 +145,7 @@ func (t *TPM) attempt(ctx context.Context, op func(transport.TPM) error) (again 
 		o.flush(err != nil)
 		cancel()
 	}
-	full := !t.managed && outOfMemory(err) // somebody else left objects
+	full := !t.managed && outOfMemory(err) // another process left objects
 	if o.lost || full {
 		t.stale = true
 	}
@@ -197,7 +197,7 @@ type operation struct {
 	link    link
 	loaded  []tpm2.TPMHandle // objects and sessions made and not flushed
 	refused bool             // the TPM refused a command, so sessions may remain
-	lost    bool             // the connection is of no more use
+	lost    bool             // the connection can no longer be used
 }
 
 // Send exchanges one command for its response.
@@ -275,8 +275,8 @@ func (o *operation) flush(failed bool) {
 
 func isSession(h tpm2.TPMHandle) bool { return h>>24 == 0x02 || h>>24 == 0x03 }
 
-// flushStale flushes whatever somebody who is gone left in a TPM that has no
-// resource manager; it has room for three objects and three sessions.
+// flushStale flushes whatever a previous user left in a TPM without a resource manager,
+// which has room for three objects and three sessions.
 func (o *operation) flushStale() error {
 	for _, first := range []uint32{0x80000000, 0x02000000} { // loaded objects, loaded sessions
 		r, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: first, PropertyCount: 64}.Execute(o)

@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Accept calls serve with each connection to l, in a goroutine of its own and
-// most at a time; the rest wait. It closes the connection afterwards. When the
-// context ends it closes l, and returns once those in progress have finished.
+// Accept calls serve with each connection to l, each in its own goroutine and no more
+// than most at a time; the rest wait. It closes the connection afterwards. When
+// the context ends it closes l, and returns once those in progress have finished.
 func Accept(ctx context.Context, l *net.UnixListener, most int64, logger *slog.Logger, serve func(*net.UnixConn)) error {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()

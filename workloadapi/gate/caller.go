@@ -101,11 +101,10 @@ func Answer[T any](ctx context.Context, c *Caller, build func(context.Context, *
 // A Slow is something that takes a while to get, in which a caller may become
 // another program.
 type Slow[T any] struct {
-	// Get records what it does, and gives what it gets to hand: once or, for a
-	// stream, again and again. What hand refuses nobody has got.
+	// Get records what it does, and passes what it gets to hand: once or, for a
+	// stream, repeatedly. If hand returns an error, nothing was handed out.
 	Get func(ctx context.Context, hand func(T) error) error
-	// Still returns an error if a caller, attested again, may not have it any
-	// more.
+	// Still returns an error if a caller, attested again, may no longer have it.
 	Still func(now *Caller) error
 	// Deliver sends it.
 	Deliver func(T) error
@@ -133,9 +132,8 @@ func Obtain[T any](ctx context.Context, c *Caller, s Slow[T]) error {
 	return c.Fail(err)
 }
 
-// Again attests the caller anew and has it prove its presence again. It returns
-// an error, which is not recorded, unless it is the same process and still
-// returns nil.
+// Again attests the caller once more and has it prove its presence again. It returns
+// an error, which is not recorded, unless it is the same process and still returns nil.
 func (c *Caller) Again(ctx context.Context, still func(now *Caller) error) error {
 	now := &Caller{RequestID: c.RequestID, Arrived: c.Arrived, gate: c.gate, request: c.request}
 	if err := now.admit(ctx); err != nil {

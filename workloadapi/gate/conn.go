@@ -28,8 +28,8 @@ const (
 	maxChallenges = 256
 )
 
-// A conn is a connection whose every received byte was sent by one process.
-// It has no buffer of its own but for one PING frame.
+// A conn is a connection whose every received byte was sent by one process. It
+// buffers nothing but one PING frame.
 type conn struct {
 	net.Conn // the Unix connection; its own Read and Write must not be used
 	raw      syscall.RawConn

@@ -98,8 +98,8 @@ type inbound struct {
 
 func newInbound() inbound { return inbound{passing: clientPrefaceLen} }
 
-// missing returns the part of held that has to be filled before anything more
-// can be told, or nil where nothing is held back.
+// missing returns the part of held that must be filled before anything more can be
+// decided, or nil if nothing is held back.
 func (in *inbound) missing() []byte {
 	switch {
 	case in.have == 0 || in.ready:

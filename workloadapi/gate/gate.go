@@ -44,23 +44,23 @@ type Peer interface {
 	// Process returns the pinned process.
 	Process() *process.Peer
 	// Attest returns the facts by which the peer is entitled. The error wraps
-	// [ErrAttestation] if they could not be established, and beside it are the
-	// facts that could.
+	// [ErrAttestation] if they could not all be established; those that could are
+	// returned with it.
 	Attest(context.Context, *process.Attester) (*process.Attested, error)
 	// Challenge asks the process to show that it is at the connection now;
 	// wait is called at most once and returns nil when it has.
 	Challenge() (wait func(context.Context) error, err error)
 }
 
-// A Request is what a front knows of somebody who asks.
+// A Request is what a front knows about a caller.
 type Request struct {
 	Peer  Peer
 	Event audit.Event // under which a refusal is recorded
 
 	// Had is what the peer was entitled to at its last answer, on a stream.
 	Had []identity.Entry
-	// Counts tells the entries that count from those that only match; nil: all
-	// count.
+	// Counts distinguishes the entries that count from those that only match; nil:
+	// all count.
 	Counts func(identity.Entry) bool
 	// Lacks says more of a peer that is entitled to nothing; nil: there is no
 	// more to say.
@@ -69,7 +69,7 @@ type Request struct {
 	Unit, Credential string
 }
 
-// Begin returns a caller of whom nothing is known but who connected, and who can
+// Begin returns a caller about whom only the connecting process is known, and who can
 // only be refused.
 func (g *Gate) Begin(r Request) *Caller {
 	return &Caller{RequestID: rand.Text(), Arrived: time.Now(), gate: g, request: r}
@@ -141,7 +141,7 @@ func explain(c *Caller, err error) error {
 	return err
 }
 
-// maxWhy bounds the entries and the gaps that a record tells of.
+// maxWhy bounds the entries and the gaps that a record mentions.
 const maxWhy = 3
 
 // whyLost says what a process lacks for each identity that it had.

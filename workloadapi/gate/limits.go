@@ -67,8 +67,8 @@ func keep[K comparable, V any](m map[K]V, k K, v V, idle func(V) bool) V {
 	return v
 }
 
-// turnsEach is how many requests of one person are attested at a time. Hashing
-// and file systems that take their time then hold up nobody else.
+// turnsEach is how many requests of one person are attested at a time. Slow hashing
+// and slow file systems then hold up nobody else.
 const (
 	turnsEach = 32
 	turnTime  = 5 * time.Second // that one more waits for its turn
@@ -155,9 +155,9 @@ type spending struct {
 	records *rate.Limiter
 }
 
-// A ledger bounds how often identities are answered, and how much of the log
-// they take. The log's shares count once it is half full: what nobody else needs
-// anybody may use.
+// A ledger bounds how often identities are answered, and how much of the log they
+// use. The log's shares apply once it is half full: until then, anyone may use what
+// others do not need.
 type ledger struct {
 	share  Share
 	scarce func() bool // whether the log is half full

@@ -16,9 +16,9 @@ import (
 // maxSubordinateLen bounds what is read of /etc/subuid, in bytes.
 const maxSubordinateLen = 1 << 20
 
-// persons tells to which user a user ID belongs. Everybody may have tens of
-// thousands of subordinate IDs (subuid(5)), and a limit for each of them would
-// be none: whatever runs under one counts for its owner.
+// persons maps user IDs to the users they belong to. Every user may have tens of
+// thousands of subordinate IDs (subuid(5)), so limiting each of them would limit
+// nothing: whatever runs under one counts for its owner.
 type persons struct {
 	path   string // /etc/subuid
 	lookup func(name string) (uid uint32, ok bool)
@@ -28,7 +28,7 @@ type persons struct {
 	ranges []subordinates
 }
 
-// A stamp tells one version of a file from the next.
+// A stamp distinguishes one version of a file from the next.
 type stamp struct {
 	modified time.Time
 	size     int64
@@ -69,7 +69,7 @@ func (p *persons) of(uid uint32) uint32 {
 	return p.ranges[i].owner
 }
 
-// refresh reads the file anew if it has changed. One that can't be read has no
+// refresh reads the file again if it has changed. A file that cannot be read has no
 // subordinate IDs.
 func (p *persons) refresh() {
 	info, err := os.Stat(p.path)

@@ -100,7 +100,7 @@ func (c *Caller) Refuse(ctx context.Context, event audit.Event, cause error) err
 	err := c.gate.recorder.Refuse(context.WithoutCancel(ctx), c.Peer().UID(), func() audit.Record { return refusalOf(c, event, cause) })
 	switch {
 	case err == nil, errors.Is(err, ErrTooManyRefusals) && errors.Is(cause, ErrNode):
-		return c.Fail(cause) // of a thousand streams that end at once all are told why
+		return c.Fail(cause) // if a thousand streams end at once, all are told why
 	default:
 		return c.Fail(fmt.Errorf("%w; the refusal was: %v", err, cause))
 	}
@@ -178,7 +178,7 @@ func (c *Caller) workload() *audit.Workload {
 	return &audit.Workload{PID: p.PID(), UID: p.UID(), GID: p.GID(), Unit: c.request.Unit}
 }
 
-// WorkloadOf is what a record tells of an attested process.
+// WorkloadOf is what a record says about an attested process.
 func WorkloadOf(p *process.Attested) *audit.Workload {
 	return &audit.Workload{
 		PID: p.PID, StartTime: p.StartTime, UID: p.UID, GID: p.GID,

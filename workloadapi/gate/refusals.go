@@ -65,7 +65,7 @@ func (r *refusals) allow(person uint32) (ok, first bool) {
 	return false, of.suppressed == 1
 }
 
-// take returns how many refusals of a person were only counted, and counts anew.
+// take returns how many refusals of a person were only counted, and resets the count.
 func (r *refusals) take(person uint32) (suppressed int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

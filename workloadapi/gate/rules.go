@@ -57,11 +57,11 @@ func (r *Rules) SetEntries(es *identity.Entries) {
 	r.tellChanged()
 }
 
-// SetNode says what was attested of the machine: its selectors are added to
-// those of every process before entries are matched. With a refusal nobody is
-// issued anything: open streams end and calls are refused with that reason,
-// until SetNode is called without one. When it returns, no call that is yet to
-// pass its last check gets an answer.
+// SetNode says what was attested about the machine: its selectors are added to those
+// of every process before entries are matched. With a refusal, nothing is issued:
+// open streams end and calls are refused with that reason, until SetNode is called
+// without one. Once it has returned, no call that has yet to pass its last check gets
+// an answer.
 func (r *Rules) SetNode(selectors attest.Selectors, refusal error) {
 	r.node.Store(&nodeState{selectors, refusal})
 	r.tellChanged()
@@ -114,7 +114,7 @@ func (r *Rules) DisabledAs(id spiffeid.ID) (Disabled, bool) {
 	return d, ok
 }
 
-// Refusal returns nil, or why nobody is issued anything now.
+// Refusal returns nil, or why nothing is issued now.
 func (r *Rules) Refusal() error {
 	if err := r.node.Load().refusal; err != nil {
 		return fmt.Errorf("%w: %w", ErrNode, err)
@@ -165,8 +165,7 @@ func (r *Rules) Entitled(p *process.Attested, counts func(identity.Entry) bool) 
 	return nil, err
 }
 
-// cutOff returns an error if an identity was disabled since its entry entitled
-// somebody.
+// cutOff returns an error if an identity was disabled after its entry had matched.
 func (r *Rules) cutOff(entries []identity.Entry) error {
 	for _, e := range entries {
 		if _, ok := r.DisabledAs(e.ID); ok {

@@ -13,15 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxSocketPath is what fits into sockaddr_un beside its end.
+// maxSocketPath is what fits into sockaddr_un with its terminating zero.
 const maxSocketPath = 107
 
-// ListenAt returns a listener whose connections name the sender of each message.
-// mode says who may connect; the socket's directory is made with mode 0755
-// where it is missing. A socket that a crashed daemon left is
-// replaced; a socket that somebody answers on, or belongs to somebody else,
-// and anything that is not a socket, is an error and stays. Closing the
-// listener removes the socket.
+// ListenAt returns a listener whose connections name the sender of each message. mode
+// says who may connect; the socket's directory is created with mode 0755 if it is
+// missing. A socket left behind by a crashed daemon is replaced. A socket on which
+// a process answers, one that belongs to another user, and anything that is not a
+// socket, is an error and is left alone. Closing the listener removes the socket.
 func ListenAt(path string, mode fs.FileMode) (*net.UnixListener, error) {
 	if len(path) > maxSocketPath {
 		return nil, fmt.Errorf("socket path %s has %d bytes, but Linux allows at most %d; choose a shorter one", path, len(path), maxSocketPath)

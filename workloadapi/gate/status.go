@@ -26,7 +26,7 @@ var (
 	ErrTooManyRefusals = errors.New("too many refusals")
 )
 
-// A requestError is an error with the ID under which the log tells of it.
+// A requestError is an error with the ID under which the log has it.
 type requestError struct {
 	id  string
 	err error
@@ -43,8 +43,8 @@ func (c *Caller) Fail(err error) error {
 	return &requestError{c.RequestID, err}
 }
 
-// A Meaning is the status code of an error, and what a caller is told of it. An
-// empty text stands for the error's own.
+// A Meaning is the status code of an error, and the text for the caller. An empty
+// text stands for the error's own.
 type Meaning struct {
 	Err  error
 	Code codes.Code
@@ -72,9 +72,9 @@ var meanings = []Meaning{
 	{context.Canceled, codes.Canceled, "the request was cancelled"},
 }
 
-// Status returns what a caller over gRPC is told of an error: of one that is a
-// status, that; else what the gate or else the front takes it to mean. It names
-// the record in which an administrator finds the whole reason.
+// Status returns what a gRPC caller is told about an error: if it is a status, that;
+// otherwise what the gate or, failing that, the front takes it to mean. It names the
+// record in which an administrator finds the full reason.
 func (g *Gate) Status(err error, front ...Meaning) error {
 	if _, ok := status.FromError(err); ok {
 		return err

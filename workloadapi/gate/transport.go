@@ -14,25 +14,23 @@ import (
 	"github.com/vouchd/vouchd/attest/process"
 )
 
-// A transport is what gRPC takes for TLS: it makes an accepted Unix connection
+// A transport is what gRPC takes for TLS: it turns an accepted Unix connection into
 // one whose every byte is known to come from one pinned process.
 //
-// The kernel says who connected, but the program may be swapped under a
-// connection: a process connects, forks, and execs a program that is entitled
-// to more, while its child keeps the socket. Every fact about the process that
-// connected is then one about the trusted program. The transport sees through
-// it in two ways. Each message's sender must be the pinned process
-// (SCM_CREDENTIALS, which the kernel fills in), so the child can't speak.
-// And what was sent before the exec, or lies in the socket's buffer, doesn't
-// suffice either: after attestation the daemon sends an HTTP/2 PING with 8
-// unpredictable bytes, and gives the reply only once the pinned process has
-// sent them back (see [Conn.Challenge]). Every HTTP/2 client answers PINGs by
-// itself.
+// The kernel says who connected, but the program may be swapped under a connection: a
+// process connects, forks, and execs a program that is entitled to more, while its
+// child keeps the socket. Every fact about the process that connected is then one
+// about the trusted program. Two checks defeat this. Each message's sender must be
+// the pinned process (SCM_CREDENTIALS, which the kernel fills in), so the child cannot
+// speak. And what was sent before the exec, or is still in the socket's buffer, is
+// not enough either: after attestation the daemon sends an HTTP/2 PING with 8
+// unpredictable bytes, and replies only once the pinned process has sent them back
+// (see [Conn.Challenge]). Every HTTP/2 client answers PINGs by itself.
 //
-// A trusted program that writes what it is fed to a descriptor that it
-// inherited can be made to answer; and a process with CAP_SYS_ADMIN over a PID
-// namespace may claim to be any process in it, for which reason
-// attest/process refuses peers in namespaces that the host does not own.
+// A trusted program that writes its input to a descriptor it inherited can be made to
+// answer. A process with CAP_SYS_ADMIN over a PID namespace can claim to be any
+// process in it, which is why attest/process refuses peers in namespaces that the host
+// does not own.
 type transport struct {
 	limits  connLimits
 	persons *persons
@@ -41,11 +39,11 @@ type transport struct {
 	mu        sync.Mutex // guards the fields below
 	conns     int
 	strangers int               // of them, those of processes that were entitled to nothing yet
-	people    map[uint32]*guest // by the person whose they are
+	people    map[uint32]*guest // by the person they belong to
 	met       map[uint32]bool   // who had an identity once, and is let in though there are many strangers
 }
 
-// A guest is somebody's open connections.
+// A guest counts one person's open connections.
 type guest struct{ conns, strangers int }
 
 // connLimits bound the open connections: each costs two file descriptors and

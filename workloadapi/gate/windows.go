@@ -12,9 +12,9 @@ import (
 	"github.com/vouchd/vouchd/audit"
 )
 
-// A process that asks for the same again and again is given what it got just
-// before, and one record says how often. Every SVID is in the log all the same,
-// and every answer goes through all of the gate.
+// A process that asks for the same thing repeatedly gets what it got just before, and
+// one record says how often. Every SVID is still in the log, and every answer passes
+// the whole gate.
 const (
 	repeatsPerSecond = 1
 	repeatBurst      = 30
