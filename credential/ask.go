@@ -14,7 +14,7 @@ type Ask struct {
 	TTL       time.Duration     // 0 for the definition's
 	RequestID string            // ties the events together
 	Exposure  Exposure          // where the value goes, as far as the caller says
-	Asker     *Asker            // in every event of the ask; nil if there is nobody to name
+	Asker     *Asker            // in every event of the ask; nil if there is none to name
 }
 
 // A Renewal is what a holder asks for a lease that it has.
@@ -25,10 +25,9 @@ type Renewal struct {
 	Asker     *Asker
 }
 
-// An Asker is the attested process at whose request a step is taken, as the log
-// tells of it. Unlike a [Holder] nothing is decided by it: it passes through from
-// who attested the process to who records. Its fields are those of a record's
-// workload.
+// An Asker is the attested process that requested a step, as the log records it.
+// Unlike with a [Holder], nothing is decided by it: it passes from what attested the
+// process to what records. Its fields are those of a record's workload.
 type Asker struct {
 	PID       int
 	StartTime uint64

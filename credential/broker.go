@@ -25,17 +25,17 @@ type Opener func(d *Definition, settings config.Section) (Broker, error)
 type Broker interface {
 	Traits() Traits
 
-	// Plan chooses the handle by which the credential can be found upstream
-	// later. It is made durable before Issue. Plan may ask the upstream only
-	// for what ends by itself within a minute if the plan is lost.
+	// Plan chooses the handle by which the credential can be found upstream later. It
+	// is made durable before Issue. Plan may request from the upstream only what ends
+	// on its own within a minute if the plan is lost.
 	Plan(ctx context.Context, r Request) (Plan, error)
 
 	// Issue obtains the credential. After an error, or none because the daemon
 	// died, Recover is called with the plan's handle.
 	Issue(ctx context.Context, r Request, p Plan) (Issued, error)
 
-	// Renew lets the credential live for ttl from now, and returns when the
-	// upstream ends it by itself; zero if it never does.
+	// Renew lets the credential live for ttl from now, and returns when the upstream
+	// ends it on its own; zero if it never does.
 	Renew(ctx context.Context, h Handle, ttl time.Duration) (notAfter time.Time, err error)
 
 	// Revoke ends an issued credential, and returns nil once the upstream has
@@ -66,7 +66,7 @@ type Traits struct {
 // A Request is what one lease is asked for.
 type Request struct {
 	LeaseID   string
-	RequestID string // by which the log tells of it; no secret
+	RequestID string // by which the log refers to it; not secret
 	Holder    Holder
 	Params    map[string]string // every declared parameter
 	TTL       time.Duration
@@ -89,7 +89,7 @@ type Handle struct {
 // A Plan is a handle, and what happens if it is forgotten.
 type Plan struct {
 	Handle Handle
-	// NotAfter is when whatever Issue obtains has ended by itself, should its
+	// NotAfter is when whatever Issue obtains will have ended on its own, should its
 	// answer be lost; zero if it never does.
 	NotAfter time.Time
 }

@@ -1,14 +1,14 @@
-// Package credential says what a leased credential for a system outside SPIFFE
-// is: the definition that entries grant, the broker that obtains and ends it,
-// the lease of one holder, and the events that the log tells of it.
+// Package credential says what a leased credential for a system outside SPIFFE is: the
+// definition that entries grant, the broker that obtains and ends it, the lease of one
+// holder, and the events that the log records about it.
 //
-// A broker is a package of its own that implements [Broker], and a line in the
-// table of package brokers; nothing here knows their names. Package lease grants
-// and ends what is defined.
+// A broker is a package of its own that implements [Broker], and a line in the table of
+// package brokers; nothing here knows their names. Package lease grants and ends what is
+// defined.
 //
-// Out of reach: a value that a workload has read is the workload's, to copy or
-// to pass on, until the lease's end. What the end can do is the upstream's to
-// say; each broker states it as its [Revocation].
+// Out of reach: once a workload has read a value, it can copy it or pass it on until the
+// lease ends. What ending a lease achieves depends on the upstream; each broker states it
+// as its [Revocation].
 package credential
 
 import (
@@ -48,7 +48,7 @@ var (
 	// ErrRefused means that the upstream understood, and said no.
 	ErrRefused = errors.New("upstream refused")
 	// ErrOnlyExpires is a broker's answer about a credential that it cannot find
-	// upstream and that ends by itself. The lease waits for that.
+	// upstream and that expires on its own. The lease waits for that.
 	ErrOnlyExpires = errors.New("credential can only expire")
 	// ErrProxyOnly means that the value is never given to a workload.
 	ErrProxyOnly = errors.New("credential is proxy-only")
@@ -90,7 +90,7 @@ const (
 	Stuck    State = "stuck"    // not ended in spite of many attempts; retried slowly, and needs an administrator
 )
 
-// Bind is what a lease ends with, beside its own expiry.
+// Bind is what a lease ends with, besides its own expiry.
 type Bind string
 
 // The binds a definition can choose.

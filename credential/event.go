@@ -17,7 +17,7 @@ type Event struct {
 
 	Identity spiffeid.ID
 	Process  Process
-	Asker    *Asker // as the request had it; nil for what the daemon does by itself
+	Asker    *Asker // as the request had it; nil for what the daemon does on its own
 
 	Lease        string // keyed hash of the lease's ID; empty where none was planned
 	Credential   string

@@ -13,9 +13,9 @@ import (
 type Holder struct {
 	ID      spiffeid.ID
 	Process Process
-	// Exit is closed when the process ends, and Stop when its unit does; nil
-	// for a process in no unit. Both must be from what was attested (a pidfd),
-	// since a number may have come to stand for another process by now.
+	// Exit is closed when the process ends, and Stop when its unit does; nil for a
+	// process in no unit. Both must come from what was attested (a pidfd), since a
+	// number may have been reused for another process since.
 	Exit, Stop <-chan struct{}
 	Identity   Identity
 }

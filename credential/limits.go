@@ -128,7 +128,7 @@ func minutes(s string) (int, error) {
 // String returns the window as it is written.
 func (w Window) String() string { return w.text }
 
-// end returns when the window that t lies in closes, and whether it lies in it.
+// end returns when the window that contains t closes, and whether it contains t.
 func (w Window) end(t time.Time) (time.Time, bool) {
 	local := t.In(w.zone)
 	minute := local.Hour()*60 + local.Minute()

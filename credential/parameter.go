@@ -70,7 +70,7 @@ func (w *writtenParameter) pattern(problems *config.Errors) *regexp.Regexp {
 		problems.Add(w.Pattern.Pos, "pattern of parameter %s has %d bytes and may have %d; shorten it", w.Name.Value, len(w.Pattern.Value), maxPatternLen)
 		return nil
 	}
-	// The pattern must stand by itself: a|b) would close the group around it.
+	// The pattern must compile alone: a|b) would close the group around it.
 	if _, err := regexp.Compile(w.Pattern.Value); err != nil {
 		problems.Add(w.Pattern.Pos, "pattern of parameter %s is not a regular expression (RE2): %v", w.Name.Value, err)
 		return nil
@@ -96,7 +96,7 @@ func (p Parameter) allows(value string) error {
 	return nil
 }
 
-// plainValue is what holds for every value, whatever the pattern says.
+// plainValue is what every value must satisfy, whatever the pattern says.
 func plainValue(v string) error {
 	switch {
 	case v == "":

@@ -28,9 +28,9 @@ type Sealer interface {
 	Unseal(ctx context.Context, label string, blob []byte) ([]byte, error)
 }
 
-// Secrets keeps what brokers must not lose and nobody else may read, such as
-// refresh tokens. Each is encrypted under a key of its own that is sealed to the
-// machine, since a TPM seals no more than a key. It is safe for concurrent use.
+// Secrets keeps what brokers must not lose and nobody else may read, such as refresh
+// tokens. Each is encrypted under its own key, which is sealed to the machine, since a TPM
+// seals nothing larger than a key. It is safe for concurrent use.
 type Secrets struct {
 	files  Files
 	sealer Sealer

@@ -1,12 +1,12 @@
-// Package github leases installation tokens of a GitHub App, each for the
-// repositories and permissions that a definition names and no more.
+// Package github leases installation tokens of a GitHub App, each for exactly the
+// repositories and permissions that a definition names.
 //
-// The app's private key is put into the TPM at first use, from where it cannot
-// be taken again; the file that GitHub gave may be removed then. A token ends
-// with its lease: GitHub is told, by the token itself.
+// The app's private key is moved into the TPM at first use, and cannot be extracted again;
+// the file from GitHub can be deleted then. A token ends with its lease: GitHub is told, by
+// the token itself.
 //
-// Out of reach: what was read with a token stays read, and who else has kept
-// the key's file, or has made another key of the app, can do what the app can.
+// Out of reach: what was read with a token stays read, and anyone who has kept a copy of the
+// key's file, or made another key of the app, can do whatever the app can.
 package github
 
 import (
@@ -232,7 +232,7 @@ func (b *Broker) Revoke(ctx context.Context, h credential.Handle) (credential.Us
 func (b *Broker) end(ctx context.Context, token string) error {
 	_, err := b.client.Ask(ctx, http.MethodDelete, b.settings.base()+"/installation/token", nil, header(token))
 	if status, ok := errors.AsType[*endpoint.StatusError](err); ok && status.Status == http.StatusUnauthorized {
-		return nil // it is not, or no more, a token
+		return nil // it is not a token, or no longer one
 	}
 	return err
 }

@@ -57,8 +57,8 @@ func (b *Broker) assertion(ctx context.Context) (string, error) {
 	return token, nil
 }
 
-// key returns the app's key in the TPM. One that lies in the file and is not
-// that key takes its place: so the first is imported, and so it is changed.
+// key returns the app's key in the TPM. If the file has a different one, that replaces it:
+// this is how the first key is imported, and how it is changed.
 func (b *Broker) key(ctx context.Context) (crypto.Signer, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

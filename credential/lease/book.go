@@ -93,8 +93,8 @@ func (b *book) usageOf(l *lease) *usage {
 	return u
 }
 
-// adopt finds the definition that can end a lease. A definition that has come
-// to name another upstream cannot. The book's mu is held.
+// adopt finds the definition that can end a lease. A definition that now names another
+// upstream cannot. The book's mu is held.
 func (b *book) adopt(l *lease) {
 	d, ok := b.defs.Get(l.Credential)
 	if ok && d.Broker == l.Broker && d.Traits.Upstream == l.Upstream {

@@ -26,8 +26,8 @@ const (
 	clockSlack = time.Minute
 )
 
-// ends brings leases to their end, each definition's by workers of its own.
-// The book's mu guards the queues.
+// ends brings leases to their end, with separate workers for each definition. The book's
+// mu guards the queues.
 type ends struct {
 	*engine
 	queues map[*credential.Definition]*queue
@@ -268,7 +268,7 @@ func and(u, v credential.Use) credential.Use {
 	return u
 }
 
-// retry schedules the next attempt, and tells an administrator once it takes
+// retry schedules the next attempt, and notifies an administrator once there have been
 // too many.
 func (d *ends) retry(l *lease, cause error) {
 	if d.ctx.Err() != nil {
@@ -301,7 +301,7 @@ func (d *ends) retry(l *lease, cause error) {
 	d.schedule.in(l, delay)
 }
 
-// forget drops a lease of which nothing is left. The book's mu is held.
+// forget drops a lease once nothing is left of it. The book's mu is held.
 func (d *ends) forget(l *lease) {
 	d.schedule.remove(l)
 	d.holders.leave(l)

@@ -250,8 +250,8 @@ func (g *grants) event(kind credential.EventKind, p *pending) credential.Event {
 	return e
 }
 
-// release ends the holder's request: the lease is handed out and scheduled for
-// its expiry, or ended because of err or because its end was asked meanwhile. It
+// release ends the holder's request: the lease is handed out and scheduled for its
+// expiry, or ended because of err or because its end was requested in the meantime. It
 // returns why.
 func (g *grants) release(l *lease, err error) error {
 	g.book.mu.Lock()

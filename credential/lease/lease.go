@@ -13,13 +13,13 @@ import (
 	"github.com/vouchd/vouchd/secret"
 )
 
-// A lease is a [credential.Lease] at work. Its fields are guarded by the book's
-// mu, but for those that never change.
+// A lease is a [credential.Lease] at work. Its fields are guarded by the book's mu, except
+// those that never change.
 type lease struct {
 	credential.Lease
 	stage    stage // State follows it; see take
 	handle   credential.Handle
-	notAfter time.Time      // when the upstream ends it by itself; zero if never
+	notAfter time.Time      // when the upstream ends it on its own; zero if never
 	issued   bool           // the upstream gave it, and the plan became a credential
 	use      credential.Use // as far as an earlier attempt to revoke could tell
 
@@ -28,12 +28,12 @@ type lease struct {
 	slot   int // in the schedule; -1 outside
 	watch  *watch
 
-	// While a request of its holder is under way, an end that comes cancels
-	// that, and waits for it to let the lease go.
+	// While a request of its holder is in progress, a call for its end cancels the
+	// request and waits for it to let go of the lease.
 	recalled bool
 	cancel   context.CancelFunc // nil if there is nothing to cancel
 	queued   bool               // for, or in the hands of, a worker
-	asker    *credential.Asker  // at whose request it ends; nil if at nobody's
+	asker    *credential.Asker  // who requested its end; nil if nobody did
 	gone     chan struct{}      // closed when nothing is left of it; made on demand
 }
 

@@ -69,7 +69,7 @@ const (
 
 var eventNames = [events]string{"plan", "refuse", "issue", "renew", "extend", "hand out", "let go", "end", "attempt", "await", "fail", "give up", "confirm", "run out"}
 
-// A must is what has to be durable for an event to count.
+// A must is what has to be durable before an event counts.
 type must uint8
 
 const (

@@ -1,22 +1,20 @@
-// Package lease is the engine that grants leases of credentials, renews them and
-// ends them.
+// Package lease is the engine that grants leases of credentials, renews them and ends
+// them.
 //
-// The daemon holds the way to a credential, and a workload gets a short-lived
-// one of its own for as long as it runs. A lease is written down before the
-// upstream is asked, with a handle by which it can be found there, and every
-// later step is written down before it is taken: whatever crashes, the next
-// start finds what may exist upstream and ends it. Nothing is handed out that
-// was not durably recorded first. What may happen to a lease, and what must be
-// durable for it, is one table: life.
+// The daemon holds the means to obtain a credential, and a workload gets a short-lived one
+// of its own for as long as it runs. A lease is written down before the upstream is asked,
+// with a handle by which it can be found there, and every later step is written down before
+// it is taken: whatever crashes, the next start finds what may exist upstream and ends it.
+// Nothing is handed out that was not durably recorded first. What can happen to a lease, and
+// what must be durable for it, is one table: life.
 //
-// Its parts share one mutex, that of the book, which is never held while the
-// journal, the log or an upstream is waited for. grants and renewals act for a
-// holder's request and have its lease in hand meanwhile; ends has a lease in hand
-// from when its end begins; the schedule, the holders and the recovery only say
-// that it begins.
+// Its parts share one mutex, that of the book, which is never held while waiting for the
+// journal, the log or an upstream. grants and renewals act for a holder's request and own
+// its lease until it is over; ends owns a lease from the moment its end begins; the
+// schedule, the holders and the recovery only say that it begins.
 //
-// Out of reach: a journal that is put back to an older copy forgets the leases
-// granted since; the attestation log still has them.
+// Out of reach: if the journal is replaced with an older copy, it forgets the leases granted
+// since; the attestation log still has them.
 package lease
 
 import (
@@ -124,8 +122,8 @@ func newManager(c Config, r *records) *Manager {
 	return &Manager{engine: e, grants: &grants{e}, renewals: &renewals{e}, cancel: cancel}
 }
 
-// Close stops the manager. Leases stay as they are: those that nobody holds by
-// then are ended at the next start. To end them now, call RevokeWhere before.
+// Close stops the manager. Leases are left as they are: those whose holders are gone by the
+// next start are ended then. To end them now, call RevokeWhere first.
 func (m *Manager) Close() {
 	m.engine.book.close(func() {
 		m.cancel()
@@ -151,9 +149,9 @@ func (m *Manager) Renew(ctx context.Context, h credential.Holder, r credential.R
 	return m.renewals.renew(ctx, h, r)
 }
 
-// Revoke ends a lease of the holder, and returns once the upstream has
-// confirmed it (or cannot do more than let it expire), or ctx ends. The asker is
-// in the records of the end; nil if there is nobody to name.
+// Revoke ends a lease of the holder, and returns once the upstream has confirmed it (or can
+// only let it expire), or ctx ends. The asker is in the records of the end; nil if there is
+// none to name.
 func (m *Manager) Revoke(ctx context.Context, h credential.Holder, id string, asker *credential.Asker) error {
 	b := m.engine.book
 	b.mu.Lock()
@@ -254,6 +252,6 @@ func (m *Manager) Lease(id string) (credential.Lease, bool) {
 	return credential.Lease{}, false
 }
 
-// LeaseHash returns what events call a lease by: a keyed hash, so the log tells
-// only the daemon which leases a workload's own records speak of.
+// LeaseHash returns how events refer to a lease: by a keyed hash, so that only the daemon
+// can tell from the log which leases a workload's own records mean.
 func (m *Manager) LeaseHash(id string) string { return m.engine.records.hash(id) }

@@ -84,8 +84,8 @@ func (n *renewals) admit(h credential.Holder, a credential.Renewal, cancel conte
 	return &renewal{asked: a, lease: l, def: l.source, ttl: expires.Sub(now), expires: expires, before: l.Expires, began: n.clock.since(), must: m}, nil
 }
 
-// ask writes down how long the upstream may come to keep the credential, should
-// its answer be lost, and then asks it.
+// ask writes down how long the upstream might keep the credential if its answer is lost, and
+// then asks it.
 func (n *renewals) ask(ctx context.Context, r *renewal) (notAfter time.Time, err error) {
 	l := r.lease
 	n.book.mu.Lock()

@@ -8,12 +8,11 @@ import (
 	"github.com/vouchd/vouchd/credential"
 )
 
-// Watch keeps the holder supplied: it grants, gives the grant to send, and
-// grants the next well before the last expires, until ctx ends, send fails or
-// the last grant has expired without a next. Each is a lease of its own, and the
-// last one lives on to its expiry, which keeps what is in use working during the
-// change; limits.concurrent must allow two. A grant that send did not deliver is
-// revoked. A lease that is revoked ends the watch.
+// Watch keeps the holder supplied: it grants, passes the grant to send, and grants the next
+// well before the last expires, until ctx ends, send fails or the last grant has expired
+// without a next. Each is a lease of its own, and the previous one lives on until it
+// expires, so that whatever uses it keeps working during the change; limits.concurrent must
+// allow two. A grant that send did not deliver is revoked. Revoking a lease ends the watch.
 func (m *Manager) Watch(ctx context.Context, h credential.Holder, a credential.Ask, send func(*credential.Grant) error) error {
 	var last *credential.Grant
 	for {
@@ -22,7 +21,7 @@ func (m *Manager) Watch(ctx context.Context, h credential.Holder, a credential.A
 			return err
 		}
 		if err := send(g); err != nil {
-			// In the background: nobody reads this watch.
+			// In the background: this watch has no reader.
 			m.Abandon(g.Lease.ID, "its holder's stream was cut before it was delivered")
 			return err
 		}

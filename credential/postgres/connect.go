@@ -82,8 +82,7 @@ func (b *Broker) connConfig() (*pgx.ConnConfig, error) {
 	return c, nil
 }
 
-// logIn reads the secrets anew for each connection, so that changing them needs
-// no restart.
+// logIn reads the secrets again for each connection: changing them needs no restart.
 func (b *Broker) logIn(_ context.Context, c *pgx.ConnConfig) error {
 	if path := b.settings.PasswordFile.Value; path != "" {
 		password, err := credential.ReadSecret(path)

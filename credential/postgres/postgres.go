@@ -1,14 +1,13 @@
 // Package postgres leases logins to a PostgreSQL database.
 //
-// Each lease is a role of its own, with a random password, an end (VALID UNTIL)
-// and what the definition's statements grant it. Revoking takes its right to log
-// in, terminates its sessions, drops what it owns and drops it; each step can be
-// taken again. The password reaches the server only as a SCRAM verifier, so that
-// no statement log has it.
+// Each lease is a role of its own, with a random password, an expiry (VALID UNTIL) and what
+// the definition's statements grant it. Revoking removes its right to log in, terminates its
+// sessions, drops what it owns and drops it; each step can be repeated. The password reaches
+// the server only as a SCRAM verifier, so no statement log contains it.
 //
-// Out of reach: what a session did before its end stays done. VALID UNTIL ends
-// logins by password and not open sessions, so an unreachable database keeps
-// both until it is back. Objects that the role made are dropped with it.
+// Out of reach: what a session did before its end stays done. VALID UNTIL ends password
+// logins, not open sessions, so if the database is unreachable, both remain until it is
+// back. Objects that the role made are dropped with it.
 package postgres
 
 import (

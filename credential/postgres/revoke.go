@@ -72,12 +72,12 @@ func (b *Broker) drop(ctx context.Context, conn *pgx.Conn, role string) (use cre
 	if err := b.dropOwned(ctx, conn, role, oid); err != nil {
 		return use, err
 	}
-	// Whoever had logged in just before NOLOGIN shows up by now.
+	// Any session that logged in just before NOLOGIN is visible now.
 	return use, terminate(ctx, conn, "usesysid = $1", oid)
 }
 
-// sessions tells what is known of the role's use: the sessions that are open.
-// One that was closed has left no trace.
+// sessions returns what is known about the role's use: its open sessions. Closed ones have
+// left no trace.
 func sessions(ctx context.Context, conn *pgx.Conn, oid uint32) (use credential.Use, err error) {
 	var first, last *time.Time
 	err = conn.QueryRow(ctx, "SELECT count(*), min(backend_start), max(coalesce(state_change, backend_start)) FROM pg_stat_activity WHERE usesysid = $1", oid).

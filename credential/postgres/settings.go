@@ -27,7 +27,7 @@ type settings struct {
 // literalVerb makes a value a string in SQL; without it, it is an identifier.
 const literalVerb = "literal"
 
-// own are the values that grants may use beside the definition's parameters.
+// own are the values that grants may use besides the definition's parameters.
 var own = []string{"role"}
 
 func readSettings(d *credential.Definition, section config.Section) (settings, error) {

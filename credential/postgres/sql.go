@@ -36,8 +36,8 @@ func literal(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + 
 // number of iterations would add to.
 const iterations = 4096
 
-// verifier returns what the server stores for a password (RFC 5803), so that the
-// password itself stays out of statements, and so out of the server's logs.
+// verifier returns what the server stores for a password (RFC 5803). The password itself
+// stays out of statements, and therefore out of the server's logs.
 func verifier(password []byte) string {
 	salt := make([]byte, 16)
 	rand.Read(salt)

@@ -159,7 +159,7 @@ func (s *Store) Reveal(ctx context.Context, name string, by spiffeid.ID) (secret
 	}
 	value, err := s.open(ctx, name, k)
 	if now, lookupErr := s.lookup(name); err != nil && lookupErr == nil && now.Revision != k.Revision {
-		k = now // it was rotated meanwhile, and its file is gone
+		k = now // it was rotated in the meantime, and its file is gone
 		value, err = s.open(ctx, name, k)
 	}
 	if err != nil {

@@ -1,17 +1,15 @@
-// Package sealed keeps secrets that cannot be leased, sealed to this machine:
-// what an administrator was given once by a vendor that knows nothing better.
+// Package sealed keeps secrets that cannot be leased, sealed to this machine: the ones that
+// a vendor issues once, because it offers nothing better.
 //
-// A value is encrypted with AES-256-GCM under a key of its own that this
-// machine's TPM alone gives out, bound to its name and to the revision that the
-// list of secrets has for it. The list is sealed as well. So a file that is
-// swapped for another secret's, cut off, changed, or put back from before a
-// rotation does not open, and on another machine, or after the TPM was cleared,
-// nothing does. Each change is recorded before it is made.
+// A value is encrypted with AES-256-GCM under its own key, which only this machine's TPM
+// releases, bound to its name and to its revision in the list of secrets. The list is sealed
+// as well. A file that is swapped for another secret's, truncated, changed, or restored from
+// before a rotation therefore does not open; on another machine, or after the TPM was
+// cleared, nothing does. Each change is recorded before it is made.
 //
-// Out of reach: list and files put back together open as they did then. The
-// attestation log names the revision of each value that is sealed and handed
-// out, so that its report tells. Root on the running machine can have what the
-// daemon can.
+// Out of reach: if the list and the files are restored together, they open as they did then.
+// The attestation log names the revision of each value that is sealed and handed out, so its
+// report reveals that. Root on the running machine can have whatever the daemon can.
 package sealed
 
 import (
@@ -36,7 +34,7 @@ const (
 	maxUsers = 32      // identities that are remembered for each; the latest stay
 )
 
-// How old a value gets before somebody is reminded to rotate it.
+// How old a value is when its administrator is reminded to rotate it.
 const (
 	rotateAfter      = 90 * 24 * time.Hour
 	rotateBroadAfter = 30 * 24 * time.Hour

@@ -1,12 +1,11 @@
 // Package sshagent is an ssh-agent whose one key has a short-lived certificate.
 //
-// The key is made in memory and never leaves it; what ssh gets are signatures
-// and the certificate, which is asked for when ssh wants it and the last one is
-// no longer young. Nothing can be added, removed or locked: what the agent
-// holds is what vouchd grants.
+// The key is made in memory and never leaves it. ssh gets signatures and the certificate,
+// which is requested when ssh needs it and the last one has aged. Nothing can be added,
+// removed or locked: the agent holds what vouchd grants.
 //
-// Out of reach: whoever may connect to the agent's socket may sign with its
-// key, as with any ssh-agent. The socket is the user's alone.
+// Out of reach: anyone who can connect to the agent's socket can sign with its key, as with
+// any ssh-agent. The socket is accessible only to the user.
 package sshagent
 
 import (
@@ -40,7 +39,7 @@ const (
 	// maxMessage bounds what a client may send at once, in bytes, as OpenSSH
 	// does.
 	maxMessage = 256 << 10
-	// maxClients bounds connections; every ssh that goes on may hold one.
+	// maxClients bounds connections; every running ssh may hold one.
 	maxClients = 128
 	// askTimeout bounds how long a client waits for a certificate.
 	askTimeout = 30 * time.Second
@@ -58,8 +57,8 @@ type Agent struct {
 	cert *ssh.Certificate
 }
 
-// New makes a key in memory. Log is told why there is no certificate, which the
-// protocol has no words for.
+// New makes a key in memory. Log is called with why there is no certificate, which the
+// protocol cannot express.
 func New(source Source, log func(error)) (*Agent, error) {
 	_, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -73,9 +72,9 @@ func New(source Source, log func(error)) (*Agent, error) {
 	return &Agent{source: source, log: log, now: time.Now, signer: signer, public: public}, nil
 }
 
-// Certificate returns one that is good for a while, asking for the next once a
-// third of the last one's life is left. Where that fails, the last one is
-// returned for as long as it lives.
+// Certificate returns a certificate that is valid for a while, requesting the next once a
+// third of the last one's life is left. If that fails, it returns the last one until that
+// expires.
 func (a *Agent) Certificate(ctx context.Context) (*ssh.Certificate, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -209,8 +208,8 @@ func (b *bounded) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// errReadOnly is the answer to what would change the agent. The client is told
-// no more than that it failed.
+// errReadOnly is the answer to requests that would change the agent. The client only learns
+// that they failed.
 var errReadOnly = errors.New("the agent holds what vouchd grants, and nothing else")
 
 // A client is the agent as one client sees it.
@@ -221,8 +220,7 @@ type client struct {
 
 var _ agent.ExtendedAgent = (*client)(nil)
 
-// List returns the certificate, and nothing where there is none: ssh then goes
-// on with what else it has.
+// List returns the certificate, or nothing if there is none: ssh then tries its other keys.
 func (c *client) List() ([]*agent.Key, error) {
 	cert, err := c.agent.Certificate(c.ctx)
 	if err != nil {

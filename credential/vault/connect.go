@@ -70,8 +70,8 @@ func (b *Broker) logInByJWT(ctx context.Context, identity credential.Identity, m
 	return answer, nil
 }
 
-// logInByCert uses a connection of its own: one that is kept would log the next
-// workload in as this one.
+// logInByCert uses a separate connection: a kept one would log in the next workload as this
+// one.
 func (b *Broker) logInByCert(ctx context.Context, identity credential.Identity, mount string) (*api.Secret, error) {
 	svid, err := identity.X509(ctx)
 	if err != nil {
@@ -137,8 +137,8 @@ func httpClient(caFile string, svid *tls.Certificate) *http.Client {
 	}
 }
 
-// bounded ends an answer that goes on for too long, and refuses a redirect: the
-// client would take it for success, and a revocation for confirmed.
+// bounded ends an answer that takes too long, and refuses redirects: the client would take
+// one for success, and a revocation for confirmed.
 type bounded struct{ *http.Transport }
 
 func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {

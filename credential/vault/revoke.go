@@ -66,7 +66,7 @@ func status(err error) int {
 	return 0
 }
 
-// failure tells a no from a failure. The server's own words are left out: they
+// failure distinguishes a refusal from a failure. The server's own words are left out: they
 // may repeat what was sent.
 func failure(what string, err error) error {
 	switch s := status(err); {

@@ -22,7 +22,7 @@ type settings struct {
 	Audience  config.At[string]              `yaml:"audience" like:"https://vault.internal:8200"` // of the JWT-SVID; left out, Address
 	Path      config.At[credential.Template] `yaml:"path" required:"true" like:"database/creds/readonly"`
 	Leased    config.At[bool]                `yaml:"leased" default:"true"`
-	Static    config.At[bool]                `yaml:"static" default:"false"` // the same value for everybody, as kv has them
+	Static    config.At[bool]                `yaml:"static" default:"false"` // the same value for every workload, as in kv
 	Data      []argument                     `yaml:"data"`                   // makes it a write, as pki/issue and ssh/sign want
 }
 

@@ -1,17 +1,15 @@
 // Package vault leases secrets of HashiCorp Vault and OpenBao.
 //
-// The broker logs in as the workload, with its JWT-SVID or X509-SVID, so that
-// the server's policies and its audit log see the workload and not the daemon.
-// The login's token is the lease's handle: a lease of the server hangs on the
-// token that asked for it and ends with it, and the token is journalled before
-// it asks. So an answer that is lost leaks nothing, though the server chooses
-// lease IDs afterwards.
+// The broker logs in as the workload, with its JWT-SVID or X509-SVID, so the server's
+// policies and its audit log see the workload, not the daemon. The login's token is the
+// lease's handle: a lease of the server belongs to the token that asked for it and ends with
+// it, and the token is journalled before it asks. A lost answer therefore leaks nothing,
+// although the server chooses lease IDs only afterwards.
 //
-// Out of reach: how hard a revocation is, is the secret engine's to say. The
-// database engine drops a role by its revocation statements and leaves open
-// sessions unless these terminate them. Certificates and signed SSH keys have no
-// lease and only expire. What is static, as in kv, is everybody's: nothing ends it
-// but changing it there.
+// Out of reach: what a revocation achieves depends on the secret engine. The database engine
+// drops a role by its revocation statements, and leaves sessions open unless these terminate
+// them. Certificates and signed SSH keys have no lease and only expire. Static secrets, as in
+// kv, are shared: only changing them there ends anything.
 package vault
 
 import (
@@ -102,8 +100,8 @@ func (b *Broker) Plan(ctx context.Context, r credential.Request) (credential.Pla
 // that revoking in time finds it alive.
 const renewSlack = time.Minute
 
-// handle names a lease by its token's accessor, which the server's audit log
-// has too and which lets nobody in.
+// handle names a lease by its token's accessor, which is in the server's audit log too and
+// grants no access.
 func (b *Broker) handle(accessor string, h handle) (credential.Handle, error) {
 	data, err := json.Marshal(h)
 	return credential.Handle{Name: "accessor " + accessor, Data: secret.Of(data)}, err
@@ -138,7 +136,7 @@ func (b *Broker) Issue(ctx context.Context, r credential.Request, p credential.P
 		return credential.Issued{}, err
 	}
 	if !b.settings.Leased.Value {
-		// Nothing hangs on the token. Should this fail, it ends by itself.
+		// The token has no lease. Should this fail, it expires on its own.
 		c.Auth().Token().RevokeSelfWithContext(ctx, "")
 	}
 	issued, err := b.issued(answer, h, p, asked, tokenEnds)
@@ -202,8 +200,7 @@ func (b *Broker) issued(answer *api.Secret, h handle, p credential.Plan, asked, 
 	return i, err
 }
 
-// static is a value that is there for everybody. Version 2 of kv puts it beside
-// what it says about it.
+// static is a value shared by every workload. Version 2 of kv returns metadata along with it.
 func static(answer *api.Secret) (credential.Issued, error) {
 	if answer.LeaseID != "" {
 		return credential.Issued{}, fmt.Errorf("%w: it made a secret for this lease, which ended with the token that asked for it; remove static: true", credential.ErrUpstream)
@@ -218,7 +215,7 @@ func static(answer *api.Secret) (credential.Issued, error) {
 		return i, fmt.Errorf("%w: the path holds no value", credential.ErrRefused)
 	}
 	for n := range i.Fields {
-		i.Fields[n].Public = false // nobody knows what a name means there
+		i.Fields[n].Public = false // what a name means there is unknown
 	}
 	return i, nil
 }
@@ -266,8 +263,7 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
-// renewToken lets the token live as long as its secret, and returns when it
-// ends.
+// renewToken keeps the token alive for as long as its secret, and returns when it ends.
 func (b *Broker) renewToken(ctx context.Context, c *api.Client, ttl time.Duration) (time.Time, error) {
 	asked := b.now()
 	answer, err := c.Auth().Token().RenewSelfWithContext(ctx, int((ttl + renewSlack).Seconds()))

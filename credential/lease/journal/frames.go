@@ -135,10 +135,10 @@ func readHead(f *os.File) (head, *state.FrameReader, error) {
 	return head{salt: data[:saltLen], sealed: data[saltLen:]}, frames, nil
 }
 
-// readFrames gives each frame's plain text to yield, up to a torn end. Torn is
-// the last write alone, which nobody was told is durable; anything else that is
-// not as it was written is [ErrDamaged]. Damage to the last frame cannot be
-// told from a torn write.
+// readFrames passes each frame's plain text to yield, up to a torn end. Only the last write
+// can be torn, and it was never reported as durable; anything else that differs from what
+// was written is [ErrDamaged]. Damage to the last frame is indistinguishable from a torn
+// write.
 func readFrames(f *os.File, frames *state.FrameReader, aead cipher.AEAD, yield func(plain []byte) error) error {
 	for number := uint64(1); ; number++ {
 		at := frames.Offset()

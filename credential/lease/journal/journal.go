@@ -68,10 +68,10 @@ type change struct {
 	err   chan error
 }
 
-// Open opens the journal at path and returns the states that it holds,
-// by lease. It makes a new one, with a key sealed to the machine, where there is
-// none. It always continues in a new file: a torn tail is left behind with the
-// old one, and no key ever encrypts two things under one number.
+// Open opens the journal at path and returns the states in it, by lease. If there is none,
+// it makes a new one, with a key sealed to the machine. It always continues in a new file:
+// a torn tail is left behind with the old one, and no key ever encrypts two things under one
+// number.
 func Open(ctx context.Context, path string, sealer credential.Sealer) (*Journal, map[string][]byte, error) {
 	j := &Journal{path: path, live: make(map[string][]byte), queue: make(chan *change, batchMost), done: make(chan struct{})}
 	err := j.load(ctx, sealer)
@@ -180,8 +180,8 @@ func (j *Journal) Err() error {
 	return nil
 }
 
-// Derive returns a key for another use on this machine, which lives as long as
-// the journal's own.
+// Derive returns a key for another use on this machine, with the lifetime of the journal's
+// own.
 func (j *Journal) Derive(use string) ([]byte, error) {
 	return hkdf.Key(sha256.New, j.key[:], nil, use, sha256.Size)
 }
