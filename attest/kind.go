@@ -41,8 +41,8 @@ type Kind struct {
 	Prefix string // "unix:uid:"
 	Trust  Trust
 	Stage  Stage
-	// Anchor says that the kernel or PID 1 alone can arrange the fact, and root
-	// tells them to. An entry needs one: what is no anchor narrows.
+	// Anchor says that only the kernel or PID 1 can arrange the fact, on root's instructions.
+	// An entry needs an anchor; other selectors narrow it.
 	Anchor bool
 	Says   string // what a selector of this kind states, for documents and explanations
 

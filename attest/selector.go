@@ -23,9 +23,9 @@ type Selector struct {
 	Value string // "uid:1000", "id:agent.service"
 }
 
-// ParseSelector parses type:value and refuses a kind that this version does
-// not know and a value that no process could ever have, so that an entry with
-// a typing error is an error and not an entry that silently never matches.
+// ParseSelector parses type:value. It refuses a kind that this version does not know and a
+// value that no process could ever have: a typing error is then an error, not an entry that
+// silently never matches.
 func ParseSelector(s string) (Selector, error) {
 	if len(s) > MaxSelectorLen {
 		return Selector{}, fmt.Errorf("selector of %d bytes is longer than %d", len(s), MaxSelectorLen)
@@ -66,8 +66,8 @@ func (s *Selector) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// SameKind reports whether text was to be a selector of the kind of an example,
-// so that the example helps where text is not one.
+// SameKind reports whether text was meant to be a selector of the same kind as an example,
+// which then helps if text is not one.
 func (*Selector) SameKind(text, example string) bool {
 	k, _, err := kindOf(example)
 	return err == nil && strings.HasPrefix(text, k.Prefix)

@@ -28,10 +28,10 @@ func (e Exit) Code() int {
 	return e.Status
 }
 
-// Run has the daemon start a program with the given standard streams and waits
-// for its end, passing on the signals that this process gets meanwhile. The
-// daemon takes of the environment what the program's definition lets through.
-// When ctx ends the daemon ends the program.
+// Run has the daemon start a program with the given standard streams and waits for it to end,
+// passing on the signals that this process gets in the meantime. From the environment, the
+// daemon takes what the program's definition allows. When ctx ends, the daemon ends the
+// program.
 func Run(ctx context.Context, socket, program string, arguments, environment []string, streams [3]*os.File) (Exit, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unixpacket", socket)
 	if err != nil {

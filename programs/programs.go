@@ -69,10 +69,9 @@ type written struct {
 
 const maxPrograms = 1000
 
-// Load reads the *.yaml files of dir. A missing directory defines nothing. An
-// error about them is of type [config.Errors] and tells every problem found.
-// AnyOwner accepts files that others may write to, and users that this machine
-// does not know, for checking a working copy.
+// Load reads the *.yaml files of dir. A missing directory defines nothing. An error about them
+// is of type [config.Errors] and lists every problem found. AnyOwner accepts files that others
+// may write to, and users that this machine does not know, for checking a working copy.
 func Load(dir string, anyOwner bool) (map[string]*Program, error) {
 	files, err := config.ReadDir(dir, anyOwner)
 	var problems config.Errors

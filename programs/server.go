@@ -31,9 +31,9 @@ type Units interface {
 
 // A Recorder keeps a decision durably before it takes effect.
 type Recorder interface {
-	// RecordStart is called before a program is started, and for a refusal
-	// before the caller is told. An error keeps the program from starting;
-	// [ErrTooManyRefusals] is told to the caller instead of the refusal.
+	// RecordStart is called before a program is started, and for a refusal before the caller
+	// is answered. An error keeps the program from starting; for [ErrTooManyRefusals], the
+	// caller gets that error instead of the refusal.
 	RecordStart(ctx context.Context, s Start) error
 }
 
@@ -57,10 +57,10 @@ type Server struct {
 	Programs func() map[string]*Program // the definitions in force
 	Units    Units                      // nil where systemd is not PID 1: every start is refused
 	Recorder Recorder
-	Report   func(error) // takes what goes wrong beside the caller; may be nil
+	Report   func(error) // gets errors that concern no caller; may be nil
 
-	// Serve returns once nobody has called for this time and no program runs,
-	// if MayEnd, unless nil, agrees; 0: never.
+	// Serve returns once there has been no caller for this time and no program is running, if
+	// MayEnd, unless nil, agrees; 0: never.
 	IdleAfter time.Duration
 	MayEnd    func() bool
 }

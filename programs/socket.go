@@ -87,8 +87,8 @@ func passCredentials(raw syscall.RawConn) error {
 	return errors.Join(err, optErr)
 }
 
-// receive receives one message and the descriptors with it, which the caller
-// closes also after an error. The sender has to be the peer.
+// receive receives one message and the descriptors with it, which the caller closes even after
+// an error. The sender must be the peer.
 func receive(conn *net.UnixConn, peer *process.Peer, into any) ([]*os.File, error) {
 	b := make([]byte, maxMessage)
 	oob := make([]byte, unix.CmsgSpace(unix.SizeofUcred)+unix.CmsgSpace(3*4))

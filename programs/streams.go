@@ -23,8 +23,8 @@ func checkStreams(files []*os.File) error {
 	return nil
 }
 
-// localFileSystems answer by themselves. What lies on others, such as overlayfs,
-// may be kept by a server of any user's (FUSE).
+// localFileSystems answer without a server. Others, such as overlayfs, may depend on a server
+// that any user runs (FUSE).
 var localFileSystems = map[int64]bool{
 	unix.EXT4_SUPER_MAGIC:  true,
 	unix.XFS_SUPER_MAGIC:   true,

@@ -5,6 +5,6 @@ package secret
 type Field struct {
 	Name  string
 	Value Bytes
-	// Public is true for what is no secret by itself, such as a user name.
+	// Public is true for what is not secret, such as a user name.
 	Public bool
 }

@@ -1,9 +1,9 @@
 // Package secret holds bytes that must not be seen.
 //
-// Bytes prints, logs and encodes as a placeholder, whatever the verb or the
-// encoder, so that a private key or a password cannot slip into an error, a
-// log line or a status page. What stays out of reach: Go may have copied the
-// bytes while they were made, and no package can wipe those copies.
+// Bytes prints, logs and encodes as a placeholder, whatever the verb or the encoder, to keep
+// private keys and passwords out of errors, log lines and status pages. What stays out of
+// reach: Go may have copied the bytes while they were made, and no package can wipe those
+// copies.
 package secret
 
 import (
@@ -56,7 +56,7 @@ func (s Bytes) String() string { return placeholder }
 // LogValue returns a placeholder.
 func (s Bytes) LogValue() slog.Value { return slog.StringValue(placeholder) }
 
-// MarshalText refuses: whoever encodes a secret has made a mistake.
+// MarshalText refuses: encoding a secret is always a mistake.
 func (s Bytes) MarshalText() ([]byte, error) {
 	return nil, errors.New("a secret is not encoded")
 }

@@ -16,9 +16,9 @@ type Ownership struct {
 // Mode is the ownership of a file that stays with the user who writes it.
 func Mode(mode fs.FileMode) Ownership { return Ownership{mode, -1, -1} }
 
-// ReplaceFile replaces a file whole: a reader sees the old contents or the new.
-// Nobody else can open the new file before it has its owner and mode. It returns
-// the file it wrote, which a crash may undo; see [ReplaceFileDurably].
+// ReplaceFile replaces a file atomically: a reader sees the old contents or the new. Nobody
+// else can open the new file before it has its owner and mode. It returns the file it wrote,
+// which a crash may undo; see [ReplaceFileDurably].
 func ReplaceFile(path string, data []byte, o Ownership) (os.FileInfo, error) {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // 0600
 	if err != nil {

@@ -1,13 +1,13 @@
 // Package state is the daemon's state directory.
 //
-// One daemon owns a directory at a time. A file is replaced whole: written
-// beside, synced, renamed, and the directory synced; after a crash it is the
-// old one or the new one. Each file names its format's version and its
-// digest; a damaged one is an error that names the file, never an empty start.
+// One daemon owns a directory at a time. A file is replaced whole: a new one is written,
+// synced and renamed over it, and the directory is synced; after a crash it is the old one or
+// the new one. Each file carries its format version and its digest; a damaged one is an error
+// that names the file, never an empty start.
 //
-// A file that grows instead is a sequence of frames ([AppendFrame],
-// [FrameReader]), which tell a torn write from a whole one. What is in them, and
-// when they are durable, is their owner's business.
+// A file that grows instead is a sequence of frames ([AppendFrame], [FrameReader]), which
+// distinguish a torn write from a whole one. Their owner decides what is in them, and when
+// they are durable.
 package state
 
 import (
@@ -35,10 +35,10 @@ type Dir struct {
 	dir  *os.File // holds the lock
 }
 
-// Open opens the directory, making it with mode 0700 where it is missing, and
-// takes the lock on it, which lasts until Close or the end of the process. It
-// returns [ErrInUse] if another process has it, and refuses a directory that
-// others may write to or that belongs to somebody else.
+// Open opens the directory, creating it with mode 0700 if it is missing, and takes the lock on
+// it, which lasts until Close or the end of the process. It returns [ErrInUse] if another
+// process has it, and refuses a directory that others may write to or that belongs to another
+// user.
 func Open(path string) (*Dir, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, fmt.Errorf("making state directory: %w", err)

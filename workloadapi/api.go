@@ -1,11 +1,10 @@
-// Package workloadapi is the SPIFFE Workload API: X509-SVIDs, JWT-SVIDs and trust
-// bundles for the process that asks. It also assembles the endpoint on the agent
-// socket, where other fronts answer too.
+// Package workloadapi is the SPIFFE Workload API: X509-SVIDs, JWT-SVIDs and trust bundles
+// for the process that asks. It also assembles the endpoint on the agent socket, where other
+// fronts answer too.
 //
-// Who asks, and whether it gets something, is decided in the gate. Here is what
-// it gets: every message of a stream is complete, is issued for a caller that
-// was attested for it, and is followed by the next when what the caller is
-// entitled to, the bundle or the time demands it.
+// The gate decides who asks and whether it gets something. This package makes what it gets:
+// every message of a stream is complete, is issued for a caller that was attested for it, and
+// is followed by the next when the caller's entitlement, the bundle or the time requires it.
 package workloadapi
 
 import (

@@ -65,8 +65,8 @@ func Serve(ctx context.Context, l *net.UnixListener, g *gate.Gate, fronts ...Fro
 	return nil
 }
 
-// The security header keeps a browser or a proxy from being talked into a
-// request (Workload Endpoint §3). Reflection needs none: it tells no secret.
+// The security header keeps a browser or a proxy from being tricked into a request
+// (Workload Endpoint §3). Reflection needs none: it reveals no secret.
 const (
 	securityHeader    = "workload.spiffe.io"
 	reflectionService = "/grpc.reflection."

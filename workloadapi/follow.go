@@ -31,10 +31,10 @@ const (
 	recheckEvery = time.Minute // a stream's process is attested again
 )
 
-// follow answers a stream: at once, and then whenever what the caller is
-// entitled to changes, the bundle changes, or the message is due for renewal.
-// Before every message the caller is attested anew. The stream ends when the
-// process exits or is no longer entitled to anything.
+// follow answers a stream: at once, and then whenever the caller's entitlement or the
+// bundle changes, or the message is due for renewal. Before every message the caller is
+// attested again. The stream ends when the process exits or is no longer entitled to
+// anything.
 func follow[M any](a *API, stream grpc.ServerStreamingServer[M], event audit.Event, build builder[M]) error {
 	defer a.gate.Streams.Begin()()
 	conn, err := gate.ConnOf(stream.Context())
@@ -56,9 +56,9 @@ func follow[M any](a *API, stream grpc.ServerStreamingServer[M], event audit.Eve
 	}
 }
 
-// aside calls f on a goroutine of its own. Attesting and signing need a deep
-// stack, which would stay with the stream's own goroutine while it waits, for
-// hours and a thousand times.
+// aside calls f on a separate goroutine. Attesting and signing need a deep stack, which
+// would otherwise stay with the stream's own goroutine while it waits, for hours and a
+// thousand times over.
 func aside[T any](f func() (T, error)) (v T, err error) {
 	done := make(chan struct{})
 	go func() {
@@ -142,8 +142,8 @@ var (
 func (a *API) wait(ctx context.Context, conn *gate.Conn, last *sent, files *fileWatch) error {
 	look := recheckEvery - rand.N(recheckEvery/4)
 	if files.watch == nil {
-		// Most streams that end do so at once. One that lasts is attested
-		// again once the watch stands, and no change goes unseen.
+		// Most streams that end do so at once. One that lasts is attested again once the
+		// watch is set up, so no change goes unseen.
 		look = settleTime
 	}
 	if !last.renew.IsZero() {
@@ -227,7 +227,7 @@ func end(ctx context.Context, conn *gate.Conn, c *gate.Caller, cause error) erro
 	case errClientEnded:
 		return c.Fail(ctx.Err())
 	case errExited:
-		defer conn.Close() // anyone else who holds the socket is told nothing more
+		defer conn.Close() // anyone else who holds the socket gets nothing more
 		if err := c.End(ctx, cause.Error()); err != nil {
 			return err
 		}

@@ -57,7 +57,7 @@ func uniqueHint(seen map[string]bool, hint string) string {
 func (a *API) FetchX509Bundles(_ *workload.X509BundlesRequest, stream grpc.ServerStreamingServer[workload.X509BundlesResponse]) error {
 	return follow(a, stream, audit.EventBundle, func(_ context.Context, c *gate.Caller) (*message[workload.X509BundlesResponse], []audit.Record, error) {
 		if len(a.authority.Bundle().X509) == 0 {
-			return nil, nil, identity.ErrNoAuthority // an empty bundle would say that nobody is to be trusted
+			return nil, nil, identity.ErrNoAuthority // an empty bundle would say that no one is to be trusted
 		}
 		return &message[workload.X509BundlesResponse]{
 			content: &workload.X509BundlesResponse{Bundles: a.bundles(a.authority.Bundle().X509)},

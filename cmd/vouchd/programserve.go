@@ -69,8 +69,8 @@ func servePrograms(ctx context.Context, log *slog.Logger, file string, overrides
 		return err
 	}
 	if err != nil {
-		// To fail now would have systemd start this again and again while
-		// somebody waits: the caller is told, and it is tried again soon.
+		// Exiting now would have systemd start this again and again while a caller waits:
+		// instead the caller is told, and another attempt follows soon.
 		log.Error("the configuration is invalid; nothing is started", "err", err)
 		s.Programs = func() map[string]*programs.Program { return nil }
 		s.Recorder = noRecorder{err}

@@ -1,9 +1,9 @@
-// Package admin is the administrators' socket: JSON over HTTP, for root and the
-// daemon's own user.
+// Package admin is the administrators' socket: JSON over HTTP, for root and the daemon's own
+// user.
 //
-// It shows what the gate decides by, and passes on what administrators want done.
-// Who asks is the kernel's word; it is recorded before anything is done, by who
-// does it. What goes over the socket is in package view.
+// It shows what the gate decides by, and passes on what administrators request. The kernel
+// says who asks; each handler records that before it does anything. What crosses the socket
+// is defined in package view.
 package admin
 
 import (
@@ -32,7 +32,7 @@ type Server struct {
 	Status   func() view.Status // of all but the gate's part
 	Node     *Node
 	Entries  *Entries
-	Leases   *Leases  // nil where there are no credentials
+	Leases   *Leases  // nil if there are no credentials
 	Secrets  *Secrets // the same
 	Bundles  *Bundles
 	Logger   *slog.Logger

@@ -12,8 +12,7 @@ import (
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
-// Entries disables identities and enables them again. Who asks is recorded before
-// anything is done.
+// Entries disables and re-enables identities. The asker is recorded before anything is done.
 type Entries struct {
 	Disable func(ctx context.Context, by Asker, id spiffeid.ID, reason string) (view.Disabling, error)
 	Enable  func(ctx context.Context, by Asker, id spiffeid.ID) (view.Disabling, error)

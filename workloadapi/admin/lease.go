@@ -22,8 +22,8 @@ type Leases struct {
 	SSHCA  func(ctx context.Context, by Asker, name string) (view.SSHCA, error)
 }
 
-// revokeWait is how long a caller waits for sources to confirm an end, which
-// happens without it too.
+// revokeWait is how long a caller waits for sources to confirm an end, which happens either
+// way.
 const revokeWait = 20 * time.Second
 
 func (l *Leases) routes(mux *http.ServeMux) {

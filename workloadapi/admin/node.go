@@ -12,13 +12,12 @@ import (
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
-// Node does what administrators ask of the machine's TPM, which the
-// daemon has to itself. Documents are JSON; attest/node defines them. Who asks
-// is recorded before anything is done.
+// Node does what administrators request of the machine's TPM, which only the daemon uses.
+// Documents are JSON; attest/node defines them. The asker is recorded before anything is done.
 type Node struct {
 	Evidence func(ctx context.Context, by Asker, nonce []byte) (json.RawMessage, error)                // for a verifier's nonce
 	Activate func(ctx context.Context, by Asker, challenge []byte) (json.RawMessage, error)            // answers a verifier's challenge
-	Attest   func(ctx context.Context) (json.RawMessage, error)                                        // appraises anew; the attestation result
+	Attest   func(ctx context.Context) (json.RawMessage, error)                                        // appraises again; the attestation result
 	Request  func(ctx context.Context, by Asker, nonce []byte) (json.RawMessage, error)                // asks to be enrolled; nil: a nonce of its own
 	Install  func(ctx context.Context, by Asker, approval []byte, root string) (view.Enrolment, error) // root: SHA-256 in hexadecimal
 	Reseal   func(ctx context.Context, by Asker, approval []byte) error                                // adds an approved boot state

@@ -20,9 +20,8 @@ const (
 	askerAttestTimeout  = 3 * time.Second
 )
 
-// programStart records a start, or the refusal of one, that the service of
-// vouch run has decided. That service runs as root, and nobody else has
-// anything to say about who asked it.
+// programStart records a start, or a refused start, that the service of vouch run has decided.
+// That service runs as root, and only root may say who asked it.
 func (s *Server) programStart(w http.ResponseWriter, r *http.Request) {
 	if by := askerOf(r); by.UID != 0 {
 		http.Error(w, fmt.Sprintf("user %d may not record starts of programs; root may", by.UID), http.StatusForbidden)
@@ -71,7 +70,7 @@ func (s *Server) starter(ctx context.Context, start view.ProgramStart) *audit.Wo
 	defer cancel()
 	if p, err := process.PinStarted(start.PID, start.StartTime, start.UID, start.GID); err == nil {
 		defer p.Close()
-		// One that is another user by now is not who connected.
+		// If its user has changed since, it is not the process that connected.
 		if at, err := s.Attester.Attest(ctx, p); err == nil && at.UID == start.UID {
 			w = gate.WorkloadOf(at)
 		}

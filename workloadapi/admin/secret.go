@@ -12,8 +12,8 @@ import (
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
-// Secrets does what administrators ask about sealed secrets. Values go in
-// and do not come out. Who asks is recorded before anything is done.
+// Secrets does what administrators request about sealed secrets. Values go in and do not come
+// out. The asker is recorded before anything is done.
 type Secrets struct {
 	List   func() ([]sealed.Secret, error)
 	Seal   func(ctx context.Context, by Asker, name string, value secret.Bytes, o sealed.Options) (sealed.Secret, error)

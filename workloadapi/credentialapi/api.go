@@ -1,14 +1,14 @@
-// Package credentialapi leases credentials to attested processes: over gRPC, on
-// the socket of the SPIFFE Workload API and to the same callers (CredentialAPI
-// v1), and to systemd for the units that it starts (LoadCredential=).
+// Package credentialapi leases credentials to attested processes: over gRPC, on the socket of
+// the SPIFFE Workload API and to the same callers (CredentialAPI v1), and to systemd for the
+// units that it starts (LoadCredential=).
 //
-// Who asks is decided in the gate, and the life of a lease is the lease engine's.
-// What lies between them is here: which credential of which entry a caller means,
-// what its lease ends with ([Pins]), and how the log tells of it ([Recorder]).
+// The gate decides who asks, and the lease engine runs the life of a lease. This package is
+// what lies between them: which credential of which entry a caller means, what its lease ends
+// with ([Pins]), and how the log records it ([Recorder]).
 //
-// A source may take a while, in which the process could become another program.
-// So a caller proves its presence before the source is asked, and is attested
-// once more before it is answered.
+// A source may take a while, in which the process could become another program. A caller
+// therefore proves its presence before the source is asked, and is attested once more before
+// it is answered.
 package credentialapi
 
 import (
@@ -60,7 +60,7 @@ func New(o Options) *API {
 // Register has the API answer over gRPC.
 func (a *API) Register(s grpc.ServiceRegistrar) { credentialv1.RegisterCredentialAPIServer(s, a) }
 
-// ListCredentials tells the caller what its entries name.
+// ListCredentials returns the credentials that the caller's entries name.
 func (a *API) ListCredentials(ctx context.Context, _ *credentialv1.ListCredentialsRequest) (*credentialv1.ListCredentialsResponse, error) {
 	c, err := a.gate.AdmitRPC(ctx, audit.EventWorkload)
 	if err != nil {
@@ -190,11 +190,11 @@ func (a *API) RenewLease(ctx context.Context, req *credentialv1.RenewLeaseReques
 	return &credentialv1.RenewLeaseResponse{Lease: leaseMessage(renewed)}, nil
 }
 
-// revokeWait is how long a caller waits for a source to confirm an end, which
-// happens without it too.
+// revokeWait is how long a caller waits for a source to confirm an end, which happens
+// either way.
 const revokeWait = 20 * time.Second
 
-// RevokeLease ends a lease. What it was granted by may be gone by now.
+// RevokeLease ends a lease, even if the entry or definition it was granted by is gone.
 func (a *API) RevokeLease(ctx context.Context, req *credentialv1.RevokeLeaseRequest) (*credentialv1.RevokeLeaseResponse, error) {
 	if err := checkLeaseID(req.LeaseId); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())

@@ -12,10 +12,9 @@ import (
 	"github.com/vouchd/vouchd/workloadapi/gate"
 )
 
-// A workloadIdentity authenticates a broker to an upstream as the caller: with
-// SVIDs of the caller's, which never leave the daemon but for the upstream. It
-// is a [credential.Identity]. They are recorded like those that a caller
-// fetches.
+// A workloadIdentity authenticates a broker to an upstream as the caller: with the caller's
+// SVIDs, which leave the daemon only for the upstream. It is a [credential.Identity]. The
+// SVIDs are recorded like those that a caller fetches.
 type workloadIdentity struct {
 	api   *API
 	c     *gate.Caller
@@ -71,8 +70,8 @@ func (w *workloadIdentity) X509(ctx context.Context) (tls.Certificate, error) {
 	return cert, w.record(ctx, w.c.DescribeX509(w.entry, svid))
 }
 
-// record makes the SVID's record durable. A machine that does not pass its
-// appraisal authenticates nobody.
+// record makes the SVID's record durable. If the machine does not pass its appraisal, the
+// caller is not authenticated.
 func (w *workloadIdentity) record(ctx context.Context, r audit.Record) error {
 	if err := w.api.gate.Refusal(); err != nil {
 		return err

@@ -9,9 +9,9 @@ import (
 	"github.com/vouchd/vouchd/workloadapi/gate"
 )
 
-// A Recorder keeps what happens to leases in the attestation log. What
-// happens at a caller's request is recorded with who that is; what the daemon
-// does by itself, such as ending a lease that expired, is tied to it by the lease.
+// A Recorder keeps what happens to leases in the attestation log. A step that a caller
+// requested is recorded with that caller; what the daemon does on its own, such as ending a
+// lease that expired, is tied to the caller by the lease.
 type Recorder struct{ gate *gate.Recorder }
 
 // NewRecorder returns a recorder for a [lease.Manager], which writes with

@@ -9,8 +9,8 @@ import (
 	"github.com/vouchd/vouchd/workloadapi/gate"
 )
 
-// meanings says what a caller is told about a lease: what it chose wrongly in
-// full, and of the upstream only whether trying again may help.
+// meanings are what a caller is told about a lease: its own mistakes in full, and about the
+// upstream only whether retrying may help.
 var meanings = []gate.Meaning{
 	{Err: credential.ErrNotGranted, Code: codes.PermissionDenied, Text: "the caller is not granted this credential"},
 	{Err: credential.ErrUndefined, Code: codes.FailedPrecondition},
@@ -28,7 +28,7 @@ var meanings = []gate.Meaning{
 	{Err: credential.ErrClosed, Code: codes.Unavailable, Text: "the daemon is stopping"},
 }
 
-// status returns what a caller is told of an error.
+// status returns the error for the caller.
 func (a *API) status(err error) error {
 	if errors.Is(err, errNoUnit) { // whatever systemd says about it
 		return gate.Meaning{Code: codes.FailedPrecondition}.Of(err)

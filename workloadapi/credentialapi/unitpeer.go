@@ -34,13 +34,13 @@ type unitPeer struct {
 // Process implements [gate.Peer].
 func (p *unitPeer) Process() *process.Peer { return p.pinned }
 
-// Challenge implements [gate.Peer]. The process was started for this credential,
-// runs systemd's program to its end and shares its socket with nobody.
+// Challenge implements [gate.Peer]. The process was started for this credential, runs
+// systemd's program to its end and shares its socket with no other process.
 func (p *unitPeer) Challenge() (func(context.Context) error, error) {
 	return func(context.Context) error { return p.pinned.Alive() }, nil
 }
 
-// Attest implements [gate.Peer]: the peer has to be systemd, at work for the unit.
+// Attest implements [gate.Peer]: the peer must be systemd acting for the unit.
 func (p *unitPeer) Attest(ctx context.Context, a *process.Attester) (*process.Attested, error) {
 	if p.pinned.UID() != 0 {
 		return nil, fmt.Errorf("%w: it is a process of user %d", errNotManager, p.pinned.UID())
@@ -154,7 +154,7 @@ func (p *unitPeer) loads(u *systemd.Unit) bool {
 // nearestShown bounds the entries that are looked at for why there is none.
 const nearestShown = 5
 
-// whyNoEntry says what an entry that names the unit wants beside.
+// whyNoEntry says what else an entry that names the unit requires.
 func whyNoEntry(g *gate.Gate, at *process.Attested, unit string) string {
 	for _, m := range g.NearMisses(at, nearestShown) {
 		if !namesUnit(m.Entry, unit) {

@@ -35,16 +35,15 @@ type Units struct {
 	Logger  *slog.Logger
 }
 
-// Serve answers systemd on l, the socket that a unit names with
-// LoadCredential=NAME:PATH, until the context ends, and closes l.
+// Serve answers systemd on l, the socket that a unit names with LoadCredential=NAME:PATH,
+// until the context ends, and closes l.
 //
-// systemd connects before it runs the unit's program and says in the name of its
-// own socket for which unit and credential (systemd.exec(5)). That name is a
-// claim: the peer has to be PID 1's own process, in that unit's control group,
-// and systemd has to say that the unit loads this credential from here. What the
-// unit is granted follows from an entry that names it; of a program that does
-// not run yet nothing is known but what systemd holds of its unit. The lease
-// ends with the unit.
+// systemd connects before it runs the unit's program, and the name of its own socket says for
+// which unit and credential (systemd.exec(5)). That name is only a claim: the peer must be PID
+// 1's own process, in that unit's control group, and systemd must say that the unit loads this
+// credential from here. An entry that names the unit then decides what it is granted. The
+// program is not running yet, so nothing is known about it except what systemd holds about its
+// unit. The lease ends with the unit.
 func (u *Units) Serve(ctx context.Context, l *net.UnixListener) error {
 	return gate.Accept(ctx, l, maxUnitConns, u.Logger, func(conn *net.UnixConn) {
 		conn.SetDeadline(time.Now().Add(unitTime))
@@ -143,9 +142,8 @@ func (u *Units) lease(ctx context.Context, r *request, hand func(*credential.Gra
 	return nil
 }
 
-// request says what a unit asks for, and as whom. Its lease ends with the
-// unit, and not with the process that asks, which is gone before the unit's
-// program runs.
+// request says what a unit asks for, and as which identity. Its lease ends with the unit,
+// not with the process that asks, which exits before the unit's program runs.
 func (u *Units) request(ctx context.Context, c *gate.Caller, name string) (*request, error) {
 	e := granting(c, name)
 	h := credential.Holder{ID: e.ID, Process: credential.Process{Unit: c.Process.Unit}, Identity: &workloadIdentity{u.API, c, e}}

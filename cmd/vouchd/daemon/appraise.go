@@ -28,12 +28,11 @@ const (
 	lookEvery    = time.Second     // for a resume from suspend, and for what is due
 )
 
-// An appraiser holds the machine to its policy: whenever there is reason to,
-// it makes evidence, appraises it as a stranger would, and tells the gate
-// whether anything may be issued.
+// An appraiser enforces the machine's policy: whenever there is reason to, it makes evidence,
+// appraises it as an outside verifier would, and tells the gate whether anything may be issued.
 //
-// A pass counts for twice the interval. So a TPM that is away for a moment
-// stops nobody, and one that is kept away stops everybody in the end.
+// A pass counts for twice the interval. A TPM that is briefly unavailable therefore stops
+// nothing, and one that is kept unavailable eventually stops everything.
 type appraiser struct {
 	config  config.Node
 	machine *machine
@@ -48,7 +47,7 @@ type appraiser struct {
 
 	mu     sync.Mutex // guards the fields below
 	status view.NodeStatus
-	reason error     // why nobody is issued anything
+	reason error     // why nothing is issued
 	broken error     // why there is no newer result, or the policy on disk is not in force
 	passed time.Time // when the last pass was; zero: none since the start
 	due    time.Time
@@ -70,9 +69,8 @@ type policy struct {
 	digest [32]byte
 }
 
-// policySource is where the policy comes from. It is recorded with what comes of
-// it, an appraisal. A file that is missing is a policy only as long as there was
-// none.
+// policySource is where the policy comes from. It is recorded with the resulting appraisal. A
+// missing file counts as no policy only until there has been one.
 func policySource(file string, logger *slog.Logger) reload.Source[policy] {
 	found := false // only Load uses it, which runs once at a time
 	return reload.Source[policy]{

@@ -33,9 +33,8 @@ type enrolment struct {
 	reason error           // why it is not valid
 }
 
-// load returns what an organisation has signed for this host. If that is missing
-// or invalid, the daemon runs all the same and issues nothing: enrolling needs
-// it.
+// load returns what an organisation has signed for this host. If that is missing or invalid,
+// the daemon runs nonetheless and issues nothing: enrolling needs it.
 func (e *enrolment) load() *identity.Upstream {
 	of, err := e.machine.node.Enrolment(time.Now())
 	if err == nil && of.TrustDomain != e.config.TrustDomain {

@@ -26,9 +26,8 @@ import (
 	"github.com/vouchd/vouchd/workloadapi/gate"
 )
 
-// leases are the credentials of this host: their definitions, the engine that
-// grants leases of them, the secrets that are sealed here, and what tells that a
-// holder has ended.
+// leases are the credentials of this host: their definitions, the engine that grants leases of
+// them, the secrets that are sealed here, and the pins that report when a holder has ended.
 type leases struct {
 	dir         string // of the definitions
 	machine     *machine
@@ -86,8 +85,7 @@ func (l *leases) open(ctx context.Context) (err error) {
 	return nil
 }
 
-// openPins makes what tells when the processes and units that hold leases
-// end.
+// openPins makes the pins, which report when the processes and units with leases end.
 func (l *leases) openPins() (err error) {
 	if systemd.IsManager() {
 		if l.invocations, err = systemd.NewInvocations(l.units); err != nil {

@@ -137,7 +137,7 @@ func limits(l view.LimitedStatus) map[string]uint64 {
 	}
 }
 
-// What is told of each witness, by its name.
+// What is reported about each witness, by its name.
 var (
 	witnessUp      = metric("log_witness_up", "1 where the witness signed when it was last asked.", "witness")
 	witnessRecords = metric("log_witness_records", "Records that the witness signed last.", "witness")

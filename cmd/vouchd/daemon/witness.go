@@ -57,7 +57,7 @@ func (r *records) lastWords(ctx context.Context) {
 	group.Wait()
 }
 
-// reportWitnesses tells what the witnesses signed.
+// reportWitnesses reports what the witnesses signed.
 func (r *records) reportWitnesses(st *view.Status, problem problemf) {
 	for _, w := range r.witnesses {
 		s := w.Stats()

@@ -1,7 +1,7 @@
 package view
 
-// A ProgramStart is somebody's wish to have a program started (vouch run), and
-// what became of it, as the service tells it that starts them.
+// A ProgramStart is a request to start a program (vouch run), and its outcome, as reported by
+// the service that starts them.
 type ProgramStart struct {
 	PID       int    `json:"pid"`                  // of who asked
 	StartTime uint64 `json:"start_time,omitempty"` // of that process, in ticks since boot; 0: not known
