@@ -71,7 +71,7 @@ func ofAskers(next http.Handler) http.Handler {
 	})
 }
 
-// askerOf returns who makes a request; the zero Asker if that is unknown.
+// askerOf returns who makes a request; an Asker with the IDs of no user if that is unknown.
 func askerOf(r *http.Request) Asker {
 	a, err := parseAsker(r.RemoteAddr)
 	if err != nil {

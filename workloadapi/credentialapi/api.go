@@ -194,7 +194,7 @@ func (a *API) RenewLease(ctx context.Context, req *credentialv1.RenewLeaseReques
 // either way.
 const revokeWait = 20 * time.Second
 
-// RevokeLease ends a lease, even if the entry or definition it was granted by is gone.
+// RevokeLease ends a lease, even if the caller's entry no longer grants the credential.
 func (a *API) RevokeLease(ctx context.Context, req *credentialv1.RevokeLeaseRequest) (*credentialv1.RevokeLeaseResponse, error) {
 	if err := checkLeaseID(req.LeaseId); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
