@@ -126,6 +126,25 @@ func TestWhatIsMissingOrOlderIsToldByName(t *testing.T) {
 		tile.W = int(n % format.TileWidth)
 		return format.TilePath(tile)
 	}
+	// What was published before that is there for a while.
+	narrower := map[int]string{}
+	for _, level := range []int{0, format.EntriesLevel} {
+		newest, err := format.ParseTilePath(partial(level))
+		if err != nil {
+			t.Fatal(err)
+		}
+		narrow := newest
+		narrow.W -= 2
+		data, err := tilePrefix(narrow, whole[partial(level)].Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		narrower[level] = format.TilePath(narrow)
+		whole[narrower[level]] = &fstest.MapFile{Data: data, Mode: 0o600}
+	}
+	if r := verifyImage(t, whole, withTPM()); !r.OK {
+		t.Fatalf("before tampering: %s", r.Verdict)
+	}
 	for _, tt := range []struct {
 		name   string
 		change func(m fstest.MapFS)
@@ -135,6 +154,8 @@ func TestWhatIsMissingOrOlderIsToldByName(t *testing.T) {
 		{"an older checkpoint", func(m fstest.MapFS) { m[format.CheckpointName] = older[format.CheckpointName] }, "checkpoint-old"},
 		{"the newest partial bundle removed", func(m fstest.MapFS) { delete(m, partial(format.EntriesLevel)) }, "tile-missing"},
 		{"the newest partial tile removed", func(m fstest.MapFS) { delete(m, partial(0)) }, "tile-missing"},
+		{"an older partial bundle removed", func(m fstest.MapFS) { delete(m, narrower[format.EntriesLevel]) }, "tile-missing"},
+		{"an older partial tile removed", func(m fstest.MapFS) { delete(m, narrower[0]) }, "tile-missing"},
 		{"the newest partial tile above removed", func(m fstest.MapFS) { delete(m, partial(1)) }, "tile-missing"},
 	} {
 		m := clone(whole)
@@ -144,6 +165,25 @@ func TestWhatIsMissingOrOlderIsToldByName(t *testing.T) {
 		}
 		if r := verifyImage(t, m, withTPM()); r.OK || !slices.Contains(found(r, Failure), tt.want) {
 			t.Errorf("%s: %s, failures %v, want %s", tt.name, r.Verdict, found(r, Failure), tt.want)
+		}
+	}
+}
+
+// TestASegmentWithoutItsHeaderIsDamage, wherever it stands and whatever is in it.
+func TestASegmentWithoutItsHeaderIsDamage(t *testing.T) {
+	t.Parallel()
+	whole := smallLog(t)
+	for _, name := range []string{format.SegmentName(99), format.SegmentName(1 << 40)} {
+		for _, data := range []string{"", "hello\n", strings.Repeat("\x00", 100_000)} {
+			m := clone(whole)
+			m[name] = &fstest.MapFile{Data: []byte(data)}
+			for _, live := range []bool{false, true} {
+				o := withTPM()
+				o.Live = live
+				if r := verifyImage(t, m, o); r.OK || !slices.Contains(found(r, Failure), "damage") {
+					t.Errorf("%s with %.10q, live %t: %s, failures %v", name, data, live, r.Verdict, found(r, Failure))
+				}
+			}
 		}
 	}
 }

@@ -149,6 +149,10 @@ func (v *verifier) segment(ctx context.Context, f *format.Still, first uint64, l
 	if err == nil {
 		err = v.header(data, first)
 	}
+	if errors.Is(err, state.ErrNoFrame) { // a segment has its header before it has its name
+		v.broken(err, 0, false)
+		return nil
+	}
 	var tail []byte
 	var damage error // why a crash can't have left the end
 	for again := rereads; err == nil; {

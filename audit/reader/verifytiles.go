@@ -279,13 +279,12 @@ func (c *tileChecker) end(ctx context.Context) error {
 // full. Segments alone hold by themselves.
 func (c *tileChecker) published() {
 	v := c.v
-	stopped := !v.o.Live && !v.chain.running // otherwise the last may not be published yet
 	switch {
-	case len(c.checkpoint) == 0 && stopped && c.tiled():
+	case len(c.checkpoint) == 0 && c.stopped() && c.tiled():
 		c.fail("checkpoint-missing", format.CheckpointName, "the copy has tiles and no checkpoint",
 			"it was removed; whoever reads the tiles alone can't check them")
 		return
-	case c.size == 0 || !stopped:
+	case c.size == 0 || !c.stopped():
 		return // where there is one that is not the log's word, that is told
 	case c.size < v.size():
 		c.fail("checkpoint-old", format.CheckpointName, fmt.Sprintf("the checkpoint is of %d records, and the log has %d", c.size, v.size()),
@@ -300,6 +299,10 @@ func (c *tileChecker) published() {
 		}
 	}
 }
+
+// stopped tells whether the daemon stopped after the last record, having published
+// what it had to.
+func (c *tileChecker) stopped() bool { return !c.v.o.Live && !c.v.chain.running }
 
 // tiled tells whether the copy has anything in the tiles' directory.
 func (c *tileChecker) tiled() bool {
@@ -355,6 +358,13 @@ func (c *tileChecker) file(name string) error {
 		c.fail("tile-beyond", name, fmt.Sprintf("the tile is of %d records, and the log has %d", format.TileEnd(t), v.size()),
 			"records at the end were removed, or this is an older copy")
 		return nil
+	}
+	if t.W < format.TileWidth && t.L < 1 && c.stopped() {
+		twin := t
+		twin.L = format.EntriesLevel - t.L // records and their hashes are published, and go, together
+		if !c.exists(twin) {
+			c.fail("tile-missing", format.TilePath(twin), "the tile is missing, and the one published with it is there", "it was removed; the records are in wider tiles or in segments")
+		}
 	}
 	if format.TileEnd(t) > v.rep.First || t.L == format.EntriesLevel {
 		return nil // compared on the way
