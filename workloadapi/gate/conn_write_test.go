@@ -42,7 +42,7 @@ func TestClientThatDoesNotReadIsCutOff(t *testing.T) {
 		t.Errorf("writing ends with %v, want %v", err, os.ErrDeadlineExceeded)
 	}
 	select {
-	case <-c.(*conn).ended:
+	case <-c.(*conn).Ended():
 	default:
 		t.Error("the connection is still open")
 	}

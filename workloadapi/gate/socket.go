@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vouchd/vouchd/workloadapi/gate/wire"
 )
 
 // maxSocketPath is what fits into sockaddr_un with its terminating zero.
@@ -32,7 +34,7 @@ func ListenAt(path string, mode fs.FileMode) (*net.UnixListener, error) {
 		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
-		return passCredentials(raw)
+		return wire.PassCredentials(raw)
 	}}
 	l, err := config.Listen(context.Background(), "unix", path)
 	if err != nil {
@@ -53,7 +55,7 @@ func adopt(l *net.UnixListener) error {
 	if err != nil {
 		return err
 	}
-	return passCredentials(raw)
+	return wire.PassCredentials(raw)
 }
 
 // prepareDir makes the directory where it is missing. Who may write to it may

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"sync"
 	"time"
@@ -12,25 +13,12 @@ import (
 	"google.golang.org/grpc/peer"
 
 	"github.com/vouchd/vouchd/attest/process"
+	"github.com/vouchd/vouchd/workloadapi/gate/wire"
 )
 
 // A transport is what gRPC takes for TLS: it turns an accepted Unix connection into
-// one whose every byte is known to come from one pinned process.
-//
-// The kernel says who connected, but the program may be swapped under a connection: a
-// process connects, forks, and execs a program that is entitled to more, while its
-// child keeps the socket. Every fact about the process that connected is then one
-// about the trusted program. Two checks defeat this. Each message's sender must be
-// the pinned process (SCM_CREDENTIALS, which the kernel fills in), so the child cannot
-// speak. And what was sent before the exec, or is still in the socket's buffer, is
-// not enough either: after attestation the daemon sends an HTTP/2 PING with 8
-// unpredictable bytes, and replies only once the pinned process has sent them back
-// (see [Conn.Challenge]). Every HTTP/2 client answers PINGs by itself.
-//
-// A trusted program that writes its input to a descriptor it inherited can be made to
-// answer. A process with CAP_SYS_ADMIN over a PID namespace can claim to be any
-// process in it, which is why attest/process refuses peers in namespaces that the host
-// does not own.
+// one whose every byte is known to come from one pinned process (package wire), within
+// the limits of its person.
 type transport struct {
 	limits  connLimits
 	persons *persons
@@ -102,20 +90,9 @@ func (c *Conn) Attest(ctx context.Context, a *process.Attester) (*process.Attest
 // Close ends the connection.
 func (c *Conn) Close() error { return c.conn.Close() }
 
-// errAbsent means that the process that connected did not answer a challenge:
-// another one holds its socket, or it hangs.
-var errAbsent = errors.New("the process that connected does not answer on its connection")
-
-// Challenge puts a PING with 8 unpredictable bytes between two HTTP/2 frames
-// now. The returned wait blocks until the pinned process, still alive, has
-// answered it, and otherwise returns errAbsent, process.ErrPeerGone, the end of
-// the connection or ctx's error. It is to be called exactly once.
-//
-// The two are apart because the caller can work while the answer travels. What
-// the answer proves is that the process is at the connection after the
-// challenge was sent: attest first, then challenge, then reply.
+// Challenge implements [Peer], by a PING (see [wire.Conn.Challenge]).
 func (c *Conn) Challenge() (wait func(ctx context.Context) error, err error) {
-	return c.conn.challenge()
+	return c.conn.Challenge()
 }
 
 // ServerHandshake implements [credentials.TransportCredentials].
@@ -140,6 +117,38 @@ func (t *transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInf
 		return nil, nil, err
 	}
 	return c, &c.info, nil
+}
+
+// A conn is a connection in its place.
+type conn struct {
+	*wire.Conn
+	peer  *process.Peer
+	place *place
+	info  Conn
+}
+
+// newConn takes over u, peer and place unless it returns an error.
+func newConn(u *net.UnixConn, peer *process.Peer, place *place) (*conn, error) {
+	c := &conn{peer: peer, place: place}
+	c.info.conn = c
+	stranger := time.AfterFunc(math.MaxInt64, func() {
+		if !place.stays() {
+			place.t.limited.strangers.Add(1)
+			c.Close()
+		}
+	})
+	var err error
+	c.Conn, err = wire.New(u, peer, func() {
+		stranger.Stop()
+		peer.Close()
+		place.leave()
+	})
+	if err != nil {
+		stranger.Stop()
+		return nil, err
+	}
+	stranger.Reset(place.t.limits.strangerFor) // not before there is something to close
+	return c, nil
 }
 
 // A place is what a connection takes of the limits.

@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -493,54 +492,6 @@ func helperSendFiles(args []string) error {
 		return errors.New("the connection stays open")
 	}
 	return nil
-}
-
-func TestMessagesOfOtherProcessesNameThem(t *testing.T) {
-	t.Parallel()
-	ours, theirs := socketpair(t)
-	peer, err := process.PeerOf(ours) // this process made the pair
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := newConn(ours, peer, placeFor(t, peer))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	file, err := theirs.File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
-	cmd := exec.Command("sh", "-c", "printf x >&3")
-	cmd.ExtraFiles = []*os.File{file}
-	if err := cmd.Run(); err != nil {
-		t.Fatal(err)
-	}
-	_, err = c.Read(make([]byte, 10))
-	if err == nil || !strings.Contains(err.Error(), "process "+strconv.Itoa(cmd.Process.Pid)+" sent") {
-		t.Errorf("Read returned error %v, want one that names process %d", err, cmd.Process.Pid)
-	}
-}
-
-func socketpair(t testing.TB) (a, b *net.UnixConn) {
-	t.Helper()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var conns [2]*net.UnixConn
-	for i, fd := range fds {
-		f := os.NewFile(uintptr(fd), "socketpair")
-		c, err := net.FileConn(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		f.Close()
-		conns[i] = c.(*net.UnixConn)
-		t.Cleanup(func() { c.Close() })
-	}
-	return conns[0], conns[1]
 }
 
 func TestUserWithTooManyConnectionsIsRefused(t *testing.T) {

@@ -1,13 +1,13 @@
-package gate
+package wire
 
 import "encoding/binary"
 
 // What the transport knows of HTTP/2 (RFC 9113): where frames begin and end.
 const (
-	frameHeaderLen   = 9
-	pingLen          = 8
-	pingFrameLen     = frameHeaderLen + pingLen
-	clientPrefaceLen = 24 // §3.4
+	frameHeaderLen = 9
+	pingLen        = 8
+	pingFrameLen   = frameHeaderLen + pingLen
+	clientPreface  = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" // §3.4
 
 	frameHeaders      = 0x1
 	framePushPromise  = 0x5
@@ -88,15 +88,34 @@ func (o *outbound) enter(kind, flags byte) {
 
 // An inbound takes the answers to the daemon's own PINGs off the stream of
 // frames that a client sends. It never holds more than one PING frame back,
-// whatever lengths the client announces.
+// whatever lengths the client announces. What does not begin with the preface of
+// HTTP/2 has no frames, and passes as it is.
 type inbound struct {
-	passing int // bytes that are of no interest: the preface, payloads
-	have    int // bytes in held
+	preface int  // bytes of it seen
+	other   bool // it was not one
+	passing int  // bytes that are of no interest: the preface, payloads
+	have    int  // bytes in held
 	held    [pingFrameLen]byte
 	ready   bool // held[:have] is to be passed on
 }
 
-func newInbound() inbound { return inbound{passing: clientPrefaceLen} }
+func newInbound() inbound { return inbound{} }
+
+// framed reports whether what was seen so far begins as HTTP/2 does.
+func (in *inbound) framed() bool { return in.preface > 0 && !in.other }
+
+// begin follows the preface, and returns how many bytes of p are part of it.
+func (in *inbound) begin(p []byte) int {
+	n := 0
+	for ; n < len(p) && !in.other && in.preface < len(clientPreface); n++ {
+		if p[n] != clientPreface[in.preface] {
+			in.other = true
+			return n
+		}
+		in.preface++
+	}
+	return n
+}
 
 // missing returns the part of held that must be filled before anything more can be
 // decided, or nil if nothing is held back.
@@ -143,7 +162,11 @@ func (in *inbound) take(p []byte) int {
 // incomplete answer to a PING, at the end is held back. Nothing may be held
 // when it is called.
 func (in *inbound) filter(p []byte, ours func(token) bool) int {
-	kept, rest := 0, p
+	kept := in.begin(p)
+	if in.other {
+		return len(p)
+	}
+	rest := p[kept:]
 	for len(rest) > 0 {
 		n := min(in.passing, len(rest))
 		in.passing -= n

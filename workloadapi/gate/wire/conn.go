@@ -1,4 +1,4 @@
-package gate
+package wire
 
 import (
 	"context"
@@ -7,16 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/vouchd/vouchd/attest/process"
 )
 
 const (
@@ -28,13 +26,19 @@ const (
 	maxChallenges = 256
 )
 
-// A conn is a connection whose every received byte was sent by one process. It
-// buffers nothing but one PING frame.
-type conn struct {
+// A Peer is the pinned process at the other end. [process.Peer] is one.
+type Peer interface {
+	PID() int
+	Alive() error // nil while it has not exited
+}
+
+// A Conn is a connection whose every received byte was sent by one process. It
+// buffers nothing but one PING frame. Read is for one goroutine, the other methods
+// are for any.
+type Conn struct {
 	net.Conn // the Unix connection; its own Read and Write must not be used
 	raw      syscall.RawConn
-	peer     *process.Peer
-	info     Conn
+	peer     Peer
 
 	// Used by Read alone, which gRPC calls from one goroutine.
 	in      inbound
@@ -49,7 +53,6 @@ type conn struct {
 	amu     sync.Mutex // guards the field below
 	waiting []waiter
 
-	place *place
 	close func() error // once
 	ended chan struct{}
 }
@@ -68,40 +71,32 @@ type waiter struct {
 	answered chan struct{}
 }
 
-// newConn takes over u, peer and place unless it returns an error.
-func newConn(u *net.UnixConn, peer *process.Peer, place *place) (*conn, error) {
+// New takes over a connection from a pinned process unless it returns an error. When the
+// connection has ended, by [Conn.Close] or because of what was sent, closed is called
+// once, and the peer is the caller's again.
+func New(u *net.UnixConn, peer Peer, closed func()) (*Conn, error) {
 	raw, err := u.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
 	// Accepted sockets inherit it from the listener; setting it again costs
 	// little and fails safely: a message that was sent without it has no sender.
-	if err := passCredentials(raw); err != nil {
+	if err := PassCredentials(raw); err != nil {
 		return nil, err
 	}
-	c := &conn{Conn: u, raw: raw, peer: peer, in: newInbound(), place: place, ended: make(chan struct{})}
-	c.info.conn = c
+	c := &Conn{Conn: u, raw: raw, peer: peer, in: newInbound(), ended: make(chan struct{})}
 	c.receive = c.recvmsg
-	var stranger *time.Timer
 	c.close = sync.OnceValue(func() error {
 		err := u.Close()
 		close(c.ended)
-		stranger.Stop()
-		peer.Close()
-		place.leave()
+		closed()
 		return err
 	})
-	stranger = time.AfterFunc(math.MaxInt64, func() {
-		if !place.stays() {
-			place.t.limited.strangers.Add(1)
-			c.Close()
-		}
-	})
-	stranger.Reset(place.t.limits.strangerFor) // not before close can stop it
 	return c, nil
 }
 
-func passCredentials(raw syscall.RawConn) error {
+// PassCredentials has the kernel name the sender of each message to a socket.
+func PassCredentials(raw syscall.RawConn) error {
 	var optErr error
 	err := raw.Control(func(fd uintptr) {
 		optErr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
@@ -112,13 +107,20 @@ func passCredentials(raw syscall.RawConn) error {
 	return nil
 }
 
-// Close ends the connection and releases the peer.
-func (c *conn) Close() error { return c.close() }
+// Close ends the connection.
+func (c *Conn) Close() error { return c.close() }
+
+// Ended returns a channel that is closed when the connection has ended.
+func (c *Conn) Ended() <-chan struct{} { return c.ended }
+
+// HTTP2 reports whether the peer speaks HTTP/2, and can be challenged. It is known once
+// a byte has been read.
+func (c *Conn) HTTP2() bool { return c.in.framed() }
 
 // Read returns bytes that the pinned process sent, without its answers to
 // challenges. A message from any other process, or one that brings file
 // descriptors, ends the connection.
-func (c *conn) Read(p []byte) (int, error) {
+func (c *Conn) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
@@ -145,10 +147,13 @@ func (c *conn) Read(p []byte) (int, error) {
 }
 
 // recv receives into p, which is not empty, and checks the sender.
-func (c *conn) recv(p []byte) (int, error) {
+func (c *Conn) recv(p []byte) (int, error) {
 	c.message.buf = p
 	err := c.raw.Read(c.receive)
 	c.message.buf = nil
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return 0, err // nothing was received: a server interrupts a read by it
+	}
 	if err == nil {
 		err = c.message.err
 	}
@@ -164,7 +169,7 @@ func (c *conn) recv(p []byte) (int, error) {
 
 // recvmsg reads one message; the kernel never joins messages of different
 // senders into one.
-func (c *conn) recvmsg(fd uintptr) bool {
+func (c *Conn) recvmsg(fd uintptr) bool {
 	m := &c.message
 	for {
 		m.n, m.oobn, m.flags, _, m.err = unix.Recvmsg(int(fd), m.buf, c.oob[:], unix.MSG_CMSG_CLOEXEC)
@@ -174,7 +179,7 @@ func (c *conn) recvmsg(fd uintptr) bool {
 	}
 }
 
-func (c *conn) checkSender() error {
+func (c *Conn) checkSender() error {
 	m := &c.message
 	if m.n == 0 {
 		return io.EOF
@@ -195,7 +200,7 @@ func (c *conn) checkSender() error {
 }
 
 // answered reports whether t answers a challenge, and ends its wait.
-func (c *conn) answered(t token) bool {
+func (c *Conn) answered(t token) bool {
 	c.amu.Lock()
 	defer c.amu.Unlock()
 	i := slices.IndexFunc(c.waiting, func(w waiter) bool { return w.token == t })
@@ -208,7 +213,7 @@ func (c *conn) answered(t token) bool {
 }
 
 // Write writes frames or parts of frames, and queued challenges in the gaps.
-func (c *conn) Write(p []byte) (int, error) {
+func (c *Conn) Write(p []byte) (int, error) {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
 	written := 0
@@ -228,7 +233,7 @@ func (c *conn) Write(p []byte) (int, error) {
 
 // sendQueued sends the queued challenges if a frame may be put here. The
 // caller holds wmu.
-func (c *conn) sendQueued() error {
+func (c *Conn) sendQueued() error {
 	if len(c.queued) == 0 || !c.out.gap() {
 		return nil
 	}
@@ -244,7 +249,7 @@ func (c *conn) sendQueued() error {
 
 // send writes b whole or ends the connection, as what would follow half a
 // frame means something else. The caller holds wmu.
-func (c *conn) send(b []byte) (int, error) {
+func (c *Conn) send(b []byte) (int, error) {
 	err := c.Conn.SetWriteDeadline(time.Now().Add(writeTimeout))
 	n := 0
 	if err == nil {
@@ -256,7 +261,19 @@ func (c *conn) send(b []byte) (int, error) {
 	return n, err
 }
 
-func (c *conn) challenge() (wait func(ctx context.Context) error, err error) {
+// ErrAbsent means that the process that connected did not answer a challenge:
+// another one holds its socket, or it hangs.
+var ErrAbsent = errors.New("the process that connected does not answer on its connection")
+
+// Challenge puts a PING with 8 unpredictable bytes between two HTTP/2 frames
+// now. The returned wait blocks until the pinned process, still alive, has
+// answered it, and otherwise returns [ErrAbsent], the error of [Peer.Alive], the end of
+// the connection or ctx's error. It is to be called exactly once.
+//
+// The two are apart because the caller can work while the answer travels. What
+// the answer proves is that the process is at the connection after the
+// challenge was sent: attest first, then challenge, then reply.
+func (c *Conn) Challenge() (wait func(ctx context.Context) error, err error) {
 	w := waiter{answered: make(chan struct{})}
 	rand.Read(w.token[:]) // never fails
 	if err := c.expect(w); err != nil {
@@ -273,7 +290,7 @@ func (c *conn) challenge() (wait func(ctx context.Context) error, err error) {
 	return func(ctx context.Context) error { return c.wait(ctx, w) }, nil
 }
 
-func (c *conn) wait(ctx context.Context, w waiter) error {
+func (c *Conn) wait(ctx context.Context, w waiter) error {
 	timeout := time.NewTimer(answerTimeout)
 	defer timeout.Stop()
 	select {
@@ -287,11 +304,11 @@ func (c *conn) wait(ctx context.Context, w waiter) error {
 		return fmt.Errorf("challenging process %d: %w", c.peer.PID(), net.ErrClosed)
 	case <-timeout.C:
 		c.forget(w.token)
-		return errAbsent
+		return ErrAbsent
 	}
 }
 
-func (c *conn) expect(w waiter) error {
+func (c *Conn) expect(w waiter) error {
 	c.amu.Lock()
 	defer c.amu.Unlock()
 	if len(c.waiting) >= maxChallenges {
@@ -301,7 +318,7 @@ func (c *conn) expect(w waiter) error {
 	return nil
 }
 
-func (c *conn) forget(t token) {
+func (c *Conn) forget(t token) {
 	c.amu.Lock()
 	defer c.amu.Unlock()
 	c.waiting = slices.DeleteFunc(c.waiting, func(w waiter) bool { return w.token == t })

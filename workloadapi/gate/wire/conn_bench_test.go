@@ -1,4 +1,4 @@
-package gate
+package wire
 
 import (
 	"testing"
@@ -16,7 +16,7 @@ func BenchmarkTransport(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	c, err := newConn(ours, peer, placeFor(b, peer))
+	c, err := New(ours, peer, func() { peer.Close() })
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -54,7 +54,7 @@ func BenchmarkChallenge(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	c, err := newConn(ours, peer, placeFor(b, peer))
+	c, err := New(ours, peer, func() { peer.Close() })
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -86,7 +86,7 @@ func BenchmarkChallenge(b *testing.B) {
 	}()
 	b.ReportAllocs()
 	for b.Loop() {
-		wait, err := c.challenge()
+		wait, err := c.Challenge()
 		if err != nil {
 			b.Fatal(err)
 		}
