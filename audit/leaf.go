@@ -64,7 +64,7 @@ var events = map[Event]bool{
 	EventX509SVID: false, EventJWTSVID: false, EventBundle: false,
 	EventJWTValidated: false, EventStreamEnd: false, EventRun: false, EventAdmin: false, EventWitness: false,
 	EventLeaseIntent: false, EventLeaseGrant: false, EventLeaseRenew: false,
-	EventLeaseRevokeIntent: false, EventLeaseRevoke: false, EventLeaseEnd: false, EventUse: false,
+	EventLeaseRevokeIntent: false, EventLeaseRevoke: false, EventLeaseEnd: false, EventUse: false, EventCall: false, EventCallEnd: false,
 	EventSecretSeal: false, EventSecretRotate: false, EventSecretRemove: false,
 	EventSegment: true, EventAnchorIntent: true, EventAnchor: true, EventPrune: true, EventRecover: true, EventRestart: true,
 }
@@ -122,6 +122,7 @@ func DecodeLeaf(raw []byte) (Leaf, error) {
 func (c *codec) leaf(l *Leaf) {
 	c.byte('{')
 	c.needText("boot", &l.BootID, limitName)
+	c.call(&l.Call)
 	c.config(&l.Config)
 	c.credential(&l.Credential)
 	c.micros("duration_us", &l.Duration)
@@ -167,6 +168,25 @@ func (l *Leaf) check() error {
 
 // name is a needed text from this package's own lists: check judges it.
 func (c *codec) name(name string, v *string) { c.needText(name, v, limitName) }
+
+func (c *codec) call(v **Call) {
+	if !c.begin("call", *v != nil) {
+		return
+	}
+	x := made(c, v)
+	c.uint("count", &x.Count)
+	c.text("door", &x.Door, limitName)
+	c.text("method", &x.Method, limitName)
+	c.text("path", &x.Path, limitReason)
+	c.uint("received", &x.Received)
+	c.uint("redacted", &x.Redacted)
+	c.text("rule", &x.Rule, limitName)
+	c.uint("sent", &x.Sent)
+	c.uint("status", &x.Status)
+	c.flag("unenforced", &x.Unenforced)
+	c.flag("within_ttl", &x.WithinTTL)
+	c.end()
+}
 
 func (c *codec) config(v **Config) {
 	if !c.begin("config", *v != nil) {

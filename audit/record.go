@@ -24,6 +24,7 @@ type Record struct {
 
 	Credential *Credential // a lease: asked for, granted, ended
 	Use        *Use        // how a lease was used
+	Call       *Call       // one that the proxy made, or did not
 }
 
 // An Event names what was decided. The names are stable: they are what an
@@ -60,6 +61,14 @@ const (
 	EventLeaseRevoke       Event = "lease.revoke"        // Credential
 	EventLeaseEnd          Event = "lease.end"           // Credential: ran out by itself
 	EventUse               Event = "credential.use"      // Workload, Credential, Use
+)
+
+// The events of calls that the proxy makes for a workload, with a credential that the
+// workload does not have. The first is durable before the call is made; what came of
+// it follows without anything waiting for it, under the same request ID.
+const (
+	EventCall    Event = "proxy.call"    // Workload, Credential, Call: about to be made; denied where it is not
+	EventCallEnd Event = "proxy.outcome" // Workload, Credential, Call: what came of it
 )
 
 // The events of secrets that are sealed to the machine, each before it takes
@@ -155,6 +164,23 @@ type Credential struct {
 	Handle       string        // at the source, such as a role's name
 	Revocation   string        // what the source can do before it expires: hard, grant-wide or expiry-only
 	Exposure     string        // where the values went, as the caller said: memory, file or environment
+}
+
+// A Call is a request that the proxy made with a credential. It has nothing of what was
+// sent: no query, no header, no content. Its path is that of the rule which allowed it,
+// so that names in it are not recorded; only of a refused one it is the request's own.
+type Call struct {
+	Door       string // by which it came: unix, http2 or loopback
+	Method     string
+	Path       string
+	Rule       string // that allowed or refused it; empty if none matched
+	Unenforced bool   // the rules would refuse it, but are only tried out
+	Count      uint64 // of calls, where one record is for several
+	Status     uint64 // of HTTP; 0 without an answer
+	Sent       uint64 // bytes of content to the upstream
+	Received   uint64 // bytes of content from it
+	Redacted   uint64 // how often the credential was in the response, and was taken out
+	WithinTTL  bool   // the lease had not ended when the call had
 }
 
 // A Use sums up how a lease was used between two times.
