@@ -1,0 +1,324 @@
+package redact
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"html"
+	"io"
+	"math/rand/v2"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vouchd/vouchd/secret"
+)
+
+const canary = `sk-live_canary/7c1f+9e42="d8`
+
+func compile(t testing.TB, values ...string) *Secrets {
+	t.Helper()
+	var of []secret.Bytes
+	for _, v := range values {
+		of = append(of, secret.Of([]byte(v)))
+	}
+	s, err := Compile(of...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// spellings are ways in which programs repeat a secret.
+func spellings(s string) map[string]string {
+	each := func(format string) string {
+		var b strings.Builder
+		for _, c := range []byte(s) {
+			fmt.Fprintf(&b, format, c)
+		}
+		return b.String()
+	}
+	std, web := base64.StdEncoding, base64.RawURLEncoding
+	return map[string]string{
+		"plain":                s,
+		"a query":              url.QueryEscape(s),
+		"a path":               url.PathEscape(s),
+		"percent":              each("%%%02x"),
+		"PERCENT":              each("%%%02X"),
+		"JSON":                 strings.Trim(fmt.Sprintf("%q", s), `"`),
+		"JSON with slashes":    strings.ReplaceAll(strings.Trim(fmt.Sprintf("%q", s), `"`), "/", `\/`),
+		"JSON escapes":         each(`\u%04x`),
+		"JSON ESCAPES":         each(`\u%04X`),
+		"a script":             each(`\x%02x`),
+		"HTML":                 html.EscapeString(s),
+		"HTML numbers":         each("&#%d;"),
+		"HTML hexadecimal":     each("&#x%X;"),
+		"hexadecimal":          hex.EncodeToString([]byte(s)),
+		"HEXADECIMAL":          strings.ToUpper(hex.EncodeToString([]byte(s))),
+		"base64":               std.EncodeToString([]byte(s)),
+		"base64 after 1":       std.EncodeToString([]byte("x" + s + "yz")),
+		"base64 after 2":       std.EncodeToString([]byte("xy" + s + "z")),
+		"basic authentication": std.EncodeToString([]byte("user:" + s)),
+		"base64url":            web.EncodeToString([]byte("user:" + s)),
+		"base64 in a query":    url.QueryEscape(std.EncodeToString([]byte(s))),
+		"base64 in JSON":       strings.ReplaceAll(std.EncodeToString([]byte("a"+s)), "/", `\/`),
+		"mixed":                "%73" + s[1:4] + `\u0069` + s[5:],
+	}
+}
+
+// left is what of a secret can be read in text that it should not be in: it has to be
+// short whatever the way.
+func left(text, spelling string) bool {
+	const most = 12 // characters in a row
+	for i := 0; i+most <= len(spelling); i++ {
+		if strings.Contains(text, spelling[i:i+most]) {
+			return true
+		}
+	}
+	return false
+}
+
+func TestSecretIsTakenOutInEverySpelling(t *testing.T) {
+	t.Parallel()
+	s := compile(t, canary)
+	for name, spelling := range spellings(canary) {
+		for _, around := range []string{"%s", "key=%s&more", "a\n%s\nb", strings.Repeat("x", 1000) + "%s" + strings.Repeat("y", 1000)} {
+			text, n := s.String(fmt.Sprintf(around, spelling))
+			if n != 1 || left(text, spelling) || !strings.Contains(text, Mark) {
+				t.Errorf("%s in %.10q: %d found, left is %.100q", name, around, n, text)
+			}
+		}
+	}
+}
+
+func TestSecretIsTakenOutHoweverTheStreamIsCut(t *testing.T) {
+	t.Parallel()
+	s := compile(t, canary)
+	r := rand.New(rand.NewPCG(1, 2))
+	for name, spelling := range spellings(canary) {
+		in := "before " + spelling + " between " + spelling + spelling + "after"
+		want, _ := s.String(in)
+		for cut := range len(in) {
+			var b bytes.Buffer
+			w := s.Writer(&b)
+			io.WriteString(w, in[:cut])
+			io.WriteString(w, in[cut:])
+			w.Close()
+			if b.String() != want {
+				t.Fatalf("%s cut at %d: %q, want %q", name, cut, b.String(), want)
+			}
+		}
+		for range 20 {
+			var b bytes.Buffer
+			w := s.Writer(&b)
+			for rest := in; len(rest) > 0; {
+				n := min(len(rest), 1+r.IntN(9))
+				io.WriteString(w, rest[:n])
+				rest = rest[n:]
+			}
+			w.Close()
+			if b.String() != want {
+				t.Fatalf("%s in pieces: %q, want %q", name, b.String(), want)
+			}
+		}
+	}
+}
+
+func TestSecretsThatOverlapAreOne(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		secrets []string
+		in, out string
+		n       int
+	}{
+		{[]string{"abcdefgh", "abcdefghij"}, "-abcdefghij-", "-[redacted]-", 1},
+		{[]string{"abcdefgh", "abcdefghij"}, "-abcdefghi-", "-[redacted]i-", 1},
+		{[]string{"abcdefgh", "efghijkl"}, "-abcdefghijkl-", "-[redacted]-", 1},
+		{[]string{"abcdefgh", "bcdefghijk"}, "abcdefghijk", "[redacted]", 1},
+		{[]string{"aaaaaaaa"}, "aaaaaaaaaaaa", "[redacted]", 1},
+		{[]string{"abababab"}, "xabababababx", "x[redacted]x", 1},
+		{[]string{"abcdefgh"}, "abcdefghabcdefgh", "[redacted][redacted]", 2},
+		{nil, "abcdefgh", "abcdefgh", 0},
+	} {
+		if out, n := compile(t, tt.secrets...).String(tt.in); out != tt.out || n != tt.n {
+			t.Errorf("%q in %s: %q, %d, want %q, %d", tt.secrets, tt.in, out, n, tt.out, tt.n)
+		}
+	}
+}
+
+func TestWhatIsNoSecretPassesByteForByte(t *testing.T) {
+	t.Parallel()
+	s := compile(t, canary)
+	r := rand.New(rand.NewPCG(3, 4))
+	binary := make([]byte, 1<<20)
+	for i := range binary {
+		binary[i] = byte(r.Uint32())
+	}
+	almost := []byte(strings.Repeat(canary[:len(canary)-1], 100) + strings.Repeat(canary[1:], 100))
+	for _, in := range [][]byte{binary, almost, nil} {
+		var b bytes.Buffer
+		w := s.Writer(&b)
+		for rest := in; len(rest) > 0; {
+			n := min(len(rest), 1+r.IntN(5000))
+			w.Write(rest[:n])
+			rest = rest[n:]
+		}
+		w.Close()
+		if w.Count() != 0 || !bytes.Equal(b.Bytes(), in) {
+			t.Errorf("%d bytes come out as %d, with %d found", len(in), b.Len(), w.Count())
+		}
+	}
+}
+
+// TestWhatPassesWhenTellsNothingOfAGuess: two inputs of which neither has the secret, and
+// that have a line feed at the same places, pass in the same pieces, however much of the
+// secret one of them has.
+func TestWhatPassesWhenTellsNothingOfAGuess(t *testing.T) {
+	t.Parallel()
+	s := compile(t, canary)
+	r := rand.New(rand.NewPCG(5, 6))
+	for range 500 {
+		n := 50 + r.IntN(3000)
+		wrong, guess := make([]byte, n), make([]byte, n)
+		for i := range n {
+			wrong[i], guess[i] = 'x', canary[i%(len(canary)-1)] // all but its last letter, again and again
+			if r.IntN(300) == 0 {
+				wrong[i], guess[i] = '\n', '\n'
+			}
+		}
+		var cuts []int
+		for left := n; left > 0; {
+			c := min(left, 1+r.IntN(200))
+			cuts = append(cuts, c)
+			left -= c
+		}
+		if a, b := pieces(s, wrong, cuts), pieces(s, guess, cuts); !slices.Equal(a, b) {
+			t.Fatalf("of %d bytes, a wrong guess passes as %v and a better one as %v", n, a, b)
+		}
+	}
+}
+
+// pieces returns how much passed after each write.
+func pieces(s *Secrets, in []byte, cuts []int) (lengths []int) {
+	var b bytes.Buffer
+	w := s.Writer(&b)
+	for _, n := range cuts {
+		w.Write(in[:n])
+		in = in[n:]
+		lengths = append(lengths, b.Len())
+	}
+	return lengths
+}
+
+// TestEventIsNotDelayed: all of it has passed with the line feed that ends it.
+func TestEventIsNotDelayed(t *testing.T) {
+	t.Parallel()
+	var b bytes.Buffer
+	w := compile(t, canary).Writer(&b)
+	for i := range 10 {
+		event := fmt.Sprintf("data: {\"delta\":\"word %d\"}\n\n", i)
+		io.WriteString(w, event)
+		if !strings.HasSuffix(b.String(), event) {
+			t.Fatalf("after the event %q, %q has passed", event, b.String())
+		}
+	}
+}
+
+func TestSecretsThatCannotBeToldFromTextAreRefused(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int{0, 7, MaxLen + 1} {
+		if _, err := Compile(secret.Of(make([]byte, n))); err == nil || !strings.Contains(err.Error(), fmt.Sprint(n, " bytes")) {
+			t.Errorf("%d bytes: %v", n, err)
+		}
+	}
+	if text := fmt.Sprintf("%v %+v %s", compile(t, canary), compile(t, canary), compile(t, canary)); strings.Contains(text, "canary") {
+		t.Errorf("they print as %s", text)
+	}
+}
+
+// TestManyStatesAreBounded: input that drives the automaton everywhere.
+func TestManyStatesAreBounded(t *testing.T) {
+	t.Parallel()
+	s := compile(t, strings.Repeat(`\"\u`, 200), strings.Repeat(`%&#x`, 200))
+	r := rand.New(rand.NewPCG(7, 8))
+	w := s.Writer(io.Discard)
+	for range 20_000 {
+		w.Write([]byte{`\"u%&#x0123;`[r.IntN(12)]})
+	}
+	if n := len(s.a.known); n > maxStates {
+		t.Errorf("%d states are kept", n)
+	}
+}
+
+// FuzzWriter: cut anywhere, the result is the same, and the secret is not in it.
+func FuzzWriter(f *testing.F) {
+	for _, spelling := range spellings(canary) {
+		f.Add([]byte("x"+spelling+"\n"+spelling[1:]+spelling), uint64(1))
+	}
+	f.Fuzz(func(t *testing.T, in []byte, seed uint64) {
+		s := compile(t, canary)
+		want, n := s.String(string(in))
+		if strings.Contains(want, canary) {
+			t.Fatalf("%q has the secret", want)
+		}
+		if n == 0 && want != string(in) {
+			t.Fatalf("%q comes out as %q", in, want)
+		}
+		r := rand.New(rand.NewPCG(seed, 0))
+		var b bytes.Buffer
+		w := s.Writer(&b)
+		for rest := in; len(rest) > 0; {
+			n := min(len(rest), 1+r.IntN(40))
+			w.Write(rest[:n])
+			rest = rest[n:]
+		}
+		w.Close()
+		if b.String() != want || w.Count() != n {
+			t.Fatalf("%q in pieces: %q (%d), want %q (%d)", in, b.String(), w.Count(), want, n)
+		}
+	})
+}
+
+func BenchmarkWriter(b *testing.B) {
+	prose := bytes.Repeat([]byte("data: {\"id\":\"chatcmpl-123\",\"choices\":[{\"delta\":{\"content\":\" tides of the sea\"}}]}\n\n"), 400)
+	r := rand.New(rand.NewPCG(1, 2))
+	binary := make([]byte, 32<<10)
+	for i := range binary {
+		binary[i] = byte(r.Uint32())
+	}
+	hard := bytes.Repeat([]byte(canary[:len(canary)-1]), 1200)
+	s := compile(b, canary)
+	for _, in := range []struct {
+		name string
+		of   []byte
+	}{{"events", prose}, {"binary", binary}, {"almost", hard}} {
+		b.Run(in.name, func(b *testing.B) {
+			b.SetBytes(int64(len(in.of)))
+			b.ReportAllocs()
+			w := s.Writer(io.Discard)
+			for b.Loop() {
+				w.Write(in.of)
+			}
+		})
+		b.Run(in.name+"/copy", func(b *testing.B) {
+			b.SetBytes(int64(len(in.of)))
+			to := bytes.NewBuffer(make([]byte, 0, 64<<10))
+			for b.Loop() {
+				to.Reset()
+				to.Write(in.of)
+			}
+		})
+	}
+}
+
+func BenchmarkCompile(b *testing.B) {
+	b.ReportAllocs()
+	v := secret.Of([]byte("sk-proj-" + strings.Repeat("aB3d", 40)))
+	for b.Loop() {
+		if _, err := Compile(v); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
