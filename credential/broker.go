@@ -6,6 +6,8 @@ import (
 	"encoding/base32"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/secret"
 )
@@ -47,6 +49,15 @@ type Broker interface {
 	// ends it. It returns nil once the upstream holds nothing under the handle
 	// and never will, though the request may still be on its way there.
 	Recover(ctx context.Context, h Handle) error
+}
+
+// A Reopener is a broker whose value outlives the lease, and may be replaced while
+// that lasts.
+type Reopener interface {
+	// Current returns the handle's name of the value that there is now.
+	Current() (string, error)
+	// Reopen returns that value again, for a holder with a lease.
+	Reopen(ctx context.Context, by spiffeid.ID) ([]Field, string, error)
 }
 
 // Traits are what a broker is and can do. They do not change.

@@ -52,6 +52,9 @@ var (
 	ErrOnlyExpires = errors.New("credential can only expire")
 	// ErrProxyOnly means that the value is never given to a workload.
 	ErrProxyOnly = errors.New("credential is proxy-only")
+	// ErrRevoked means that calls of this holder were cut off: its lease was
+	// revoked, which ends what would follow on it.
+	ErrRevoked = errors.New("lease was revoked")
 	// ErrClosed means that the daemon is stopping.
 	ErrClosed = errors.New("credential manager is closed")
 )

@@ -15,6 +15,7 @@ import (
 	"unicode"
 
 	"github.com/vouchd/vouchd/config"
+	"github.com/vouchd/vouchd/credential/policy"
 )
 
 // MaxName bounds a credential's name, as entries have it, in bytes.
@@ -38,11 +39,23 @@ type Definition struct {
 	Limits      Limits
 	Parameters  []Parameter
 	For         []Offer // what tools may ask it for
+	Deliver     Deliver
+	Proxy       *policy.Policy // nil if nobody makes calls with it
 	Traits      Traits
 	Pos         config.Pos
 
 	broker Broker
 }
+
+// Deliver is what a holder is given of a credential.
+type Deliver string
+
+// What there is to give.
+const (
+	DeliverValue Deliver = "value" // its fields
+	DeliverProxy Deliver = "proxy" // a handle, with which the proxy makes calls for the holder
+	DeliverBoth  Deliver = "both"
+)
 
 // Definitions is every credential of the host. It does not change once loaded,
 // and is safe for concurrent use. The zero value has none.
@@ -68,6 +81,8 @@ type written struct {
 	Limits      writtenLimits            `yaml:"limits"`
 	Parameters  []writtenParameter       `yaml:"parameters"`
 	For         []writtenOffer           `yaml:"for"`
+	Deliver     config.At[string]        `yaml:"deliver" oneof:"proxy value both"` // left out, by whether there is a proxy block
+	Proxy       config.Section           `yaml:"proxy"`
 	Settings    config.Sections          // of brokers, by their names
 
 	Pos config.Pos
@@ -154,6 +169,7 @@ func (l *loader) definition(w *written) {
 	}
 	l.parameters(d, w)
 	l.offers(d, w)
+	l.proxy(d, w)
 	if len(l.problems) > before {
 		return // the broker is not asked about what is wrong already
 	}
@@ -201,6 +217,37 @@ func (l *loader) parameters(d *Definition, w *written) {
 	}
 }
 
+// proxy reads how calls are made with the credential, and whether its value is handed
+// out as well.
+func (l *loader) proxy(d *Definition, w *written) {
+	d.Deliver = Deliver(w.Deliver.Value)
+	if !w.Proxy.Given() {
+		if d.Deliver != "" && d.Deliver != DeliverValue {
+			l.problems.Add(w.Deliver.Pos, "deliver is %s, but credential %s has no proxy block; add one, which says where calls go", d.Deliver, d.Name)
+		}
+		d.Deliver = DeliverValue
+		return
+	}
+	if d.Deliver == "" {
+		d.Deliver = DeliverProxy
+	}
+	if d.Deliver == DeliverValue {
+		l.problems.Add(w.Deliver.Pos, "deliver is value, but credential %s has a proxy block; remove one, or say both", d.Name)
+	}
+	for _, p := range d.Parameters {
+		if p.Default == "" {
+			l.problems.Add(w.Proxy.Pos, "parameter %s of credential %s has no default, and calls choose none; give it one, or define a credential for each value", p.Name, d.Name)
+		}
+	}
+	var err error
+	d.Proxy, err = policy.Load(w.Proxy)
+	if found, ok := errors.AsType[config.Errors](err); ok {
+		l.problems = append(l.problems, found...)
+	} else if err != nil {
+		l.problems.Add(w.Proxy.Pos, "proxy: %v", err)
+	}
+}
+
 // open opens the broker and holds the definition to what it can do.
 func (l *loader) open(d *Definition, w *written) {
 	if d.Broker == "" {
@@ -227,6 +274,9 @@ func (l *loader) open(d *Definition, w *written) {
 		return
 	}
 	d.broker, d.Traits = broker, broker.Traits()
+	if d.Traits.ProxyOnly && d.Deliver == DeliverBoth {
+		l.problems.Add(w.Deliver.Pos, "deliver is both, but the value of credential %s is not handed out; remove the key, or set disclosable: true", d.Name)
+	}
 	if len(d.For) > 0 {
 		if err := d.helps(); err != nil {
 			l.problems.Add(w.For[0].Pos, "%v", err)

@@ -49,6 +49,10 @@ func (d *ends) begin(l *lease, reason string) {
 	if _, err := l.take(end); err != nil {
 		return // nothing is left of it
 	}
+	if l.over != nil {
+		close(l.over)
+		l.over = nil
+	}
 	if !l.inRequest() {
 		d.enqueue(l)
 	} else if l.cancel != nil {
@@ -60,6 +64,7 @@ func (d *ends) begin(l *lease, reason string) {
 func (d *ends) beginAll(leases []*lease, reason string) (all []begun) {
 	for _, l := range leases {
 		gone := l.goneChannel()
+		l.revoked = true
 		d.begin(l, reason)
 		all = append(all, begun{l.Handle, l.Upstream, gone})
 	}
@@ -308,4 +313,7 @@ func (d *ends) forget(l *lease) {
 	d.book.remove(l)
 	l.tellGone()
 	l.handle.Data.Wipe()
+	for _, f := range l.fields {
+		f.Value.Wipe()
+	}
 }

@@ -62,8 +62,8 @@ func (g *grants) admit(h credential.Holder, a credential.Ask) (*pending, error) 
 	if !ok {
 		return nil, fmt.Errorf("%w: %s; add it to the credentials directory", credential.ErrUndefined, a.Name)
 	}
-	if d.Traits.ProxyOnly {
-		return nil, fmt.Errorf("%w: the value of %s is not handed out, and there is no proxy yet to use it for %s; set disclosable: true in its definition", credential.ErrProxyOnly, a.Name, h.ID)
+	if d.Traits.ProxyOnly && d.Proxy == nil {
+		return nil, fmt.Errorf("%w: the value of %s is not handed out; add a proxy block to its definition, for vouchd to make calls with it, or set disclosable: true", credential.ErrProxyOnly, a.Name)
 	}
 	if len(a.RequestID) > maxRequestID || strings.ContainsFunc(a.RequestID, unicode.IsControl) ||
 		!slices.Contains([]credential.Exposure{"", credential.InMemory, credential.InFile, credential.InEnvironment}, a.Exposure) {
@@ -141,6 +141,11 @@ func (g *grants) obtain(ctx context.Context, p *pending) (*credential.Grant, err
 	issued, err := p.def.Source().Issue(ctx, p.request, chosen)
 	if err != nil {
 		return nil, g.refused(ctx, p, err)
+	}
+	if p.def.Proxy != nil {
+		g.book.mu.Lock()
+		l.fields = cloned(issued.Fields)
+		g.book.mu.Unlock()
 	}
 	lease, err := g.issue(ctx, p, issued)
 	return &credential.Grant{Lease: lease, Fields: issued.Fields}, err

@@ -28,6 +28,11 @@ type lease struct {
 	slot   int // in the schedule; -1 outside
 	watch  *watch
 
+	// Of a credential that calls are made with, what they carry.
+	fields  []credential.Field
+	over    chan struct{} // closed when its end begins; made on demand
+	revoked bool          // somebody asked for its end, which no other lease is to follow
+
 	// While a request of its holder is in progress, a call for its end cancels the
 	// request and waits for it to let go of the lease.
 	recalled bool
@@ -71,8 +76,15 @@ type kept struct {
 	Latest     time.Time             `json:"latest"`
 	NotAfter   time.Time             `json:"not_after,omitzero"`
 	Issued     bool                  `json:"issued,omitempty"`
+	Fields     []keptField           `json:"fields,omitempty"` // that calls are made with
 	Renewable  bool                  `json:"renewable,omitempty"`
 	Reason     string                `json:"reason,omitempty"`
+}
+
+type keptField struct {
+	Name   string `json:"name"`
+	Value  []byte `json:"value"`
+	Public bool   `json:"public,omitempty"`
 }
 
 type process struct {
@@ -85,6 +97,12 @@ type process struct {
 
 // encode returns the lease as the journal holds it.
 func (l *lease) encode() []byte {
+	var fields []keptField
+	if l.keepsFields() {
+		for _, f := range l.fields {
+			fields = append(fields, keptField{f.Name, f.Value.Reveal(), f.Public})
+		}
+	}
 	b, err := json.Marshal(kept{
 		Credential: l.Credential,
 		Broker:     l.Broker,
@@ -101,6 +119,7 @@ func (l *lease) encode() []byte {
 		Latest:     l.Latest,
 		NotAfter:   l.notAfter,
 		Issued:     l.issued,
+		Fields:     fields,
 		Renewable:  l.Renewable,
 		Reason:     l.Reason,
 	})
@@ -108,6 +127,16 @@ func (l *lease) encode() []byte {
 		panic(err) // no field can fail to encode
 	}
 	return b
+}
+
+// keepsFields reports whether the journal has what calls are made with: not where the
+// broker can open it again.
+func (l *lease) keepsFields() bool {
+	if l.source == nil {
+		return true
+	}
+	_, opens := l.source.Source().(credential.Reopener)
+	return !opens
 }
 
 // decode reads what encode wrote.
@@ -120,7 +149,12 @@ func decode(id string, b []byte) (*lease, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: lease %s: %w", journal.ErrDamaged, id, err)
 	}
+	var fields []credential.Field
+	for _, f := range s.Fields {
+		fields = append(fields, credential.Field{Name: f.Name, Value: secret.Of(f.Value), Public: f.Public})
+	}
 	return &lease{
+		fields: fields,
 		Lease: credential.Lease{
 			ID:         id,
 			Credential: s.Credential,

@@ -61,6 +61,7 @@ type Manager struct {
 	engine   *engine
 	grants   *grants
 	renewals *renewals
+	calls    *calls
 	cancel   context.CancelFunc // of the engine's ctx
 }
 
@@ -91,7 +92,13 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 		j.Close()
 		return nil, err
 	}
+	handleKey, err := j.Derive("vouchd call handle")
+	if err != nil {
+		j.Close()
+		return nil, err
+	}
 	m := newManager(c, &records{journal: j, recorder: c.Recorder, idKey: idKey, log: c.Log})
+	m.calls.handleKey = handleKey
 	if err := (recovery{m.engine, c.Processes}).all(states); err != nil {
 		m.cancel()
 		j.Close()
@@ -119,7 +126,8 @@ func newManager(c Config, r *records) *Manager {
 	}
 	e.ends = &ends{engine: e, queues: make(map[*credential.Definition]*queue)}
 	e.holders = &holders{book: e.book, watches: make(map[watchKey]*watch), ended: e.ends.begin, ctx: ctx, work: e.work}
-	return &Manager{engine: e, grants: &grants{e}, renewals: &renewals{e}, cancel: cancel}
+	g := &grants{e}
+	return &Manager{engine: e, grants: g, renewals: &renewals{e}, calls: &calls{engine: e, grants: g, seats: make(map[seatKey]*seat)}, cancel: cancel}
 }
 
 // Close stops the manager. Leases are left as they are: those whose holders are gone by the
@@ -139,8 +147,26 @@ func (m *Manager) Err() error { return m.engine.records.journal.Err() }
 // Grant leases a credential to the holder. When it returns a Grant, the lease
 // and its record are durable. If ctx ends first, whatever came of it is ended.
 // A caller whose reply does not get through should revoke the lease.
+//
+// Of a credential that is delivered by the proxy, the holder gets a handle in place of
+// the value; it may have the lease already.
 func (m *Manager) Grant(ctx context.Context, h credential.Holder, a credential.Ask) (*credential.Grant, error) {
+	if d, ok := m.Definitions().Get(a.Name); ok && d.Proxy != nil {
+		return m.calls.grant(ctx, h, a, d)
+	}
 	return m.grants.grant(ctx, h, a)
+}
+
+// Call returns what the holder's next call with a proxied credential is made with. It
+// grants a lease where the holder has none, or an expired one; after one that was
+// revoked, the error is [credential.ErrRevoked], until the holder asks for another.
+func (m *Manager) Call(ctx context.Context, h credential.Holder, a credential.Ask) (*Call, error) {
+	return m.calls.call(ctx, h, a)
+}
+
+// IsHandle reports whether a handle is that of a credential, given to the process.
+func (m *Manager) IsHandle(handle, credential string, p credential.Process) bool {
+	return m.calls.isHandle(handle, credential, p)
 }
 
 // Renew lets a lease of the holder live longer: for a TTL from now, or its

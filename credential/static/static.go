@@ -89,6 +89,24 @@ func (b *Broker) Issue(ctx context.Context, r credential.Request, p credential.P
 	return credential.Issued{Fields: []credential.Field{{Name: Field, Value: value}}, Handle: &p.Handle}, nil
 }
 
+// Current implements [credential.Reopener].
+func (b *Broker) Current() (string, error) {
+	s, err := b.store.Get(b.secret)
+	if err != nil {
+		return "", failure(err)
+	}
+	return s.Handle(), nil
+}
+
+// Reopen implements [credential.Reopener].
+func (b *Broker) Reopen(ctx context.Context, by spiffeid.ID) ([]credential.Field, string, error) {
+	value, s, err := b.store.Reveal(ctx, b.secret, by)
+	if err != nil {
+		return nil, "", failure(err)
+	}
+	return []credential.Field{{Name: Field, Value: value}}, s.Handle(), nil
+}
+
 // failure says whether trying again may help: not where nothing is sealed.
 func failure(err error) error {
 	if errors.Is(err, sealed.ErrNone) {
