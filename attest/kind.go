@@ -154,6 +154,14 @@ func (s Selector) Anchors() bool {
 	return true
 }
 
+// unalteredByExec are the kinds of facts that are about no program, and about no context
+// that running one changes.
+var unalteredByExec = KindsOf("cgroup:", "container:", "node:", "ns:", "systemd:", "tpm:", "unix:gid:", "unix:group:", "unix:supplementary_", "unix:uid:", "unix:user:")
+
+// OutlastsExec reports whether running another program leaves the fact as it is, unless
+// that program has the set-user-ID or set-group-ID bit.
+func (s Selector) OutlastsExec() bool { return unalteredByExec.Has(s.KindSet()) }
+
 // kindOf splits s into its kind and the argument after the kind's prefix.
 func kindOf(s string) (Kind, string, error) {
 	for _, k := range kinds {

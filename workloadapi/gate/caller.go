@@ -36,7 +36,7 @@ func (c *Caller) Prove(ctx context.Context) error {
 	if c.proven {
 		return nil
 	}
-	err := c.gate.spend(c.Entries)
+	err := c.gate.spend(c)
 	if err == nil {
 		err = c.prove(ctx)
 	}
@@ -79,7 +79,7 @@ func (c *Caller) prove(ctx context.Context) error {
 // the records that build returns are durable. An error of build, or a proof that
 // fails, is a refusal, and recorded.
 func Answer[T any](ctx context.Context, c *Caller, build func(context.Context, *Caller) (T, []audit.Record, error)) (answer T, err error) {
-	if err := c.gate.spend(c.Entries); err != nil {
+	if err := c.gate.spend(c); err != nil {
 		return answer, c.Refuse(ctx, c.request.Event, err)
 	}
 	made, records, err := build(ctx, c)

@@ -67,6 +67,9 @@ type Request struct {
 	Lacks func(*process.Attested) string
 	// Unit and Credential are what a refusal is about, where the peer says so.
 	Unit, Credential string
+	// Call is what the peer wants called in its stead. Calls are as many as a process
+	// makes: only their share of the log bounds them.
+	Call *audit.Call
 }
 
 // Begin returns a caller about whom only the connecting process is known, and who can

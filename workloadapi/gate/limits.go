@@ -168,8 +168,8 @@ type ledger struct {
 }
 
 // spend takes an answer with one record each from the identities, and returns
-// [ErrTooOften] or [ErrShare] if one has none left.
-func (l *ledger) spend(entries []identity.Entry) error {
+// [ErrTooOften] or [ErrShare] if one has none left. Calls are no answers.
+func (l *ledger) spend(entries []identity.Entry, call bool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now, scarce := l.now(), l.scarce()
@@ -181,7 +181,7 @@ func (l *ledger) spend(entries []identity.Entry) error {
 				return s.answers.TokensAt(now) >= answerBurst && s.records.TokensAt(now) >= float64(s.records.Burst())
 			})
 		}
-		if !s.answers.AllowN(now, 1) {
+		if !call && !s.answers.AllowN(now, 1) {
 			return fmt.Errorf("%w: %s; at most %d a second over time, try again in a second", ErrTooOften, e.ID, answersPerSecond)
 		}
 		// The share is counted before it binds, or the log's first half would
@@ -193,9 +193,9 @@ func (l *ledger) spend(entries []identity.Entry) error {
 	return nil
 }
 
-// spend takes an answer from the identities of the entries.
-func (g *Gate) spend(entries []identity.Entry) error {
-	err := g.recorder.ledger.spend(entries)
+// spend takes an answer from the identities of the caller.
+func (g *Gate) spend(c *Caller) error {
+	err := g.recorder.ledger.spend(c.Entries, c.request.Call != nil)
 	switch {
 	case errors.Is(err, ErrTooOften):
 		g.recorder.limited.tooOften.Add(1)

@@ -144,19 +144,19 @@ func TestAnIdentityThatAsksTooOftenIsRefusedAndAnotherIsNot(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	l := &ledger{now: func() time.Time { return now }, scarce: func() bool { return false }, identities: make(map[string]*spending)}
 	for i := range answerBurst {
-		if err := l.spend(entryOf("/a")); err != nil {
+		if err := l.spend(entryOf("/a"), false); err != nil {
 			t.Fatalf("answer %d: %v", i, err)
 		}
 	}
-	if err := l.spend(entryOf("/a")); !errors.Is(err, ErrTooOften) {
+	if err := l.spend(entryOf("/a"), false); !errors.Is(err, ErrTooOften) {
 		t.Errorf("an answer too many: %v", err)
 	}
-	if err := l.spend(entryOf("/b")); err != nil {
+	if err := l.spend(entryOf("/b"), false); err != nil {
 		t.Errorf("another identity: %v", err)
 	}
 	now = now.Add(time.Second)
 	for range answersPerSecond {
-		if err := l.spend(entryOf("/a")); err != nil {
+		if err := l.spend(entryOf("/a"), false); err != nil {
 			t.Errorf("a second later: %v", err)
 		}
 	}
@@ -172,7 +172,7 @@ func TestAnIdentityBeyondItsShareIsRefusedOnceTheLogIsHalfFull(t *testing.T) {
 	share := 64 << 20 / shares / recordLen
 	ask := func() error {
 		now = now.Add(time.Second / answersPerSecond) // not too often
-		return l.spend(entryOf("/a"))
+		return l.spend(entryOf("/a"), false)
 	}
 	for i := range 2 * share {
 		if err := ask(); err != nil {
@@ -183,7 +183,7 @@ func TestAnIdentityBeyondItsShareIsRefusedOnceTheLogIsHalfFull(t *testing.T) {
 	if err := ask(); !errors.Is(err, ErrShare) {
 		t.Errorf("once it is half full: %v", err)
 	}
-	if err := l.spend(entryOf("/b")); err != nil {
+	if err := l.spend(entryOf("/b"), false); err != nil {
 		t.Errorf("another identity: %v", err)
 	}
 	now = now.Add(l.share.Keep)
@@ -294,7 +294,7 @@ func BenchmarkLedger(b *testing.B) {
 		entries[i] = entryOf(fmt.Sprint("/", i))
 	}
 	for i := 0; b.Loop(); i++ {
-		l.spend(entries[i%len(entries)])
+		l.spend(entries[i%len(entries)], false)
 	}
 }
 

@@ -116,6 +116,7 @@ func refusalOf(c *Caller, event audit.Event, cause error) audit.Record {
 	if c.request.Credential != "" {
 		r.Credential = &audit.Credential{Name: c.request.Credential}
 	}
+	r.Call = c.request.Call
 	if errors.Is(cause, audit.ErrUnwritable) || errors.Is(cause, identity.ErrNoAuthority) {
 		r.Outcome = audit.Failed
 	}
