@@ -24,6 +24,7 @@ type Config struct {
 	ProgramsDir    string               `yaml:"programs_dir" default:"/etc/vouchd/programs.d"`
 	ProgramsSocket string               `yaml:"programs_socket" was:"run_socket" default:"/run/vouchd/run.sock"`
 	SystemdSocket  string               `yaml:"systemd_socket" default:"/run/vouchd/systemd.sock"`
+	ProxySocket    string               `yaml:"proxy_socket" default:"/run/vouchd/proxy.sock"`
 	Metrics        string               `yaml:"metrics" default:"none"` // or a loopback address, or unix: and a path
 	Authority      Authority            `yaml:"authority"`
 	Log            Log                  `yaml:"log"`
@@ -176,6 +177,7 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 		{"admin_socket", c.AdminSocket, maxSocketPath},
 		{"programs_socket", c.ProgramsSocket, maxSocketPath},
 		{"systemd_socket", c.SystemdSocket, maxSocketPath},
+		{"proxy_socket", c.ProxySocket, maxSocketPath},
 		{"entries_dir", c.EntriesDir, maxPath},
 		{"programs_dir", c.ProgramsDir, maxPath},
 		{"credentials_dir", c.CredentialsDir, maxPath},

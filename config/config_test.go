@@ -31,6 +31,7 @@ func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
 		ProgramsDir:    "/etc/vouchd/programs.d",
 		ProgramsSocket: "/run/vouchd/run.sock",
 		SystemdSocket:  "/run/vouchd/systemd.sock",
+		ProxySocket:    "/run/vouchd/proxy.sock",
 		Authority: Authority{
 			Mode:            "standalone",
 			IssuingCATTL:    4 * time.Hour,

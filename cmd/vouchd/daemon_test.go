@@ -30,6 +30,10 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if socket := os.Getenv(floorSocket); socket != "" {
+		fmt.Fprintln(os.Stderr, serveFloor(socket))
+		os.Exit(1)
+	}
 	code := m.Run()
 	leasetest.StopDatabase()
 	daemontest.RemovePrograms()

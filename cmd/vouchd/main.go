@@ -69,7 +69,7 @@ error. SIGHUP reloads the entries, which also happens whenever they change.`,
 	}
 	cmd.SetVersionTemplate(version.Text("vouchd"))
 	cmd.CompletionOptions.DisableDefaultCmd = true // systemd starts it
-	cmd.AddCommand(newPrograms(log, &file, &overrides))
+	cmd.AddCommand(newPrograms(log, &file, &overrides), newProxy(log))
 	cmd.PersistentFlags().StringVar(&file, "config", "/etc/vouchd/vouchd.yaml", "configuration `file`")
 	cmd.PersistentFlags().StringArrayVar(&overrides, "set", nil, "override one configuration key, as `key=value`; may be repeated")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
@@ -90,7 +90,7 @@ func run(ctx context.Context, log *slog.Logger, c *config.Config) error {
 	if err != nil {
 		return err
 	}
-	return daemon.Run(ctx, daemon.Options{Config: c, Logger: log, Sockets: passed, Reload: hup})
+	return daemon.Run(ctx, daemon.Options{Config: c, Logger: log, Sockets: passed, Reload: hup, Proxy: startProxy})
 }
 
 // passedSockets returns the sockets that systemd has opened, by their names.

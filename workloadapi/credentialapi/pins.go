@@ -48,6 +48,9 @@ func NewPins(units *systemd.Invocations) (*Pins, error) {
 	}, nil
 }
 
+// BootID returns the boot that processes are pinned in.
+func (ps *Pins) BootID() string { return ps.bootID }
+
 // Close releases the processes.
 func (ps *Pins) Close() {
 	close(ps.stopped)

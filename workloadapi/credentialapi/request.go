@@ -84,7 +84,7 @@ func (a *API) holder(ctx context.Context, c *gate.Caller, want spiffeid.ID, name
 	if d, ok := a.leases.Definitions().Get(name); ok {
 		bind = d.Bind
 	}
-	h, err := a.holderAs(ctx, c, entry, bind)
+	h, err := a.Holder(ctx, c, entry, bind)
 	return h, entry, err
 }
 
@@ -96,13 +96,13 @@ func (a *API) holderOf(ctx context.Context, c *gate.Caller, leaseID string) (cre
 	if !ok || !its {
 		return credential.Holder{}, entry, lease, fmt.Errorf("lease %.64q: %w", leaseID, credential.ErrNoLease)
 	}
-	h, err := a.holderAs(ctx, c, entry, lease.Bind)
+	h, err := a.Holder(ctx, c, entry, lease.Bind)
 	return h, entry, lease, err
 }
 
-// holderAs returns the caller as the holder of a lease that ends with what bind
+// Holder returns the caller as the holder of a lease, under one of its entries, that ends with what bind
 // says. Systemd is asked only where it says the unit.
-func (a *API) holderAs(ctx context.Context, c *gate.Caller, e identity.Entry, bind credential.Bind) (credential.Holder, error) {
+func (a *API) Holder(ctx context.Context, c *gate.Caller, e identity.Entry, bind credential.Bind) (credential.Holder, error) {
 	process, exit, err := a.pins.hold(c.Peer(), c.Process)
 	if err != nil {
 		return credential.Holder{}, fmt.Errorf("%w: %w", gate.ErrAttestation, err)

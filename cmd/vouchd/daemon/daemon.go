@@ -37,6 +37,7 @@ type Options struct {
 	Logger  *slog.Logger
 	Sockets map[string]*net.UnixListener // that systemd has opened: "agent", "admin" and "systemd"; the others are made
 	Reload  <-chan os.Signal             // asks for a look at the files that can be reloaded; may be nil
+	Proxy   StartProxy                   // where systemd does not start it; may be nil
 }
 
 // A daemon is everything that runs, in the order it is started. Its fields do
@@ -53,6 +54,7 @@ type daemon struct {
 	identities *identities
 	programs   *reload.Value[definedPrograms]
 	appraiser  *appraiser
+	proxy      *proxying
 }
 
 // Run serves until the context ends.
@@ -91,6 +93,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := d.identities.selfCheck(ctx); err != nil {
 		return fmt.Errorf("self-check: %w", err)
 	}
+	d.proxy = newProxying(d.config.ProxySocket, o.Proxy, d.identities, d.leases, d.slog)
 	return d.serve(ctx, o, agent, admins)
 }
 
@@ -127,6 +130,7 @@ func (d *daemon) serve(ctx context.Context, o Options, agent, admins *net.UnixLi
 	group.Go(func() error { d.enrolment.keep(ctx); return nil })
 	group.Go(func() error { d.log.run(ctx); return nil })
 	group.Go(func() error { return d.appraiser.run(ctx) })
+	group.Go(func() error { return d.proxy.run(ctx) })
 	group.Go(func() error { return systemd.Watchdog(ctx, i.selfCheck) })
 	d.slog.Info("serving", "socket", d.config.AgentSocket, "trust_domain", d.config.TrustDomain,
 		"after", time.Since(d.started).Round(time.Millisecond))
@@ -192,6 +196,7 @@ func (d *daemon) watch(ctx context.Context, asked <-chan os.Signal) error {
 // reload looks at credentials before entries, which grant them.
 func (d *daemon) reload(ctx context.Context) {
 	d.take(d.leases.definitions.Reload(ctx))
+	d.proxy.refresh()
 	d.take(d.identities.entries.Reload(ctx))
 	d.take(d.programs.Reload(ctx))
 }

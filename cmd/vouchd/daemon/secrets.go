@@ -24,14 +24,14 @@ func (l *leases) secretAdmin() *admin.Secrets {
 		Rotate: func(ctx context.Context, by admin.Asker, name string, value secret.Bytes, o sealed.Options) (sealed.Secret, error) {
 			s, err := l.secrets.Rotate(ctx, name, value, o, l.recordSecret(ctx, audit.EventSecretRotate, by))
 			if err == nil {
-				err = l.endLeasesOf(ctx, name, "its secret was rotated")
+				err = l.endLeasesOf(ctx, name, "its secret was rotated", proxied)
 			}
 			return s, err
 		},
 		Remove: func(ctx context.Context, by admin.Asker, name string) error {
 			err := l.secrets.Remove(ctx, name, l.recordSecret(ctx, audit.EventSecretRemove, by))
 			if err == nil {
-				err = l.endLeasesOf(ctx, name, "its secret was removed")
+				err = l.endLeasesOf(ctx, name, "its secret was removed", nil)
 			}
 			return err
 		},
@@ -49,11 +49,11 @@ func (l *leases) recordSecret(ctx context.Context, event audit.Event, by admin.A
 	}
 }
 
-// endLeasesOf ends the leases of a secret's former value; their holders have to
-// ask for the next.
-func (l *leases) endLeasesOf(ctx context.Context, name, reason string) error {
+// endLeasesOf ends the leases of a secret's former value, but for those of definitions
+// that are spared; their holders have to ask for the next.
+func (l *leases) endLeasesOf(ctx context.Context, name, reason string, spared func(*credential.Definition) bool) error {
 	for _, def := range l.engine.Definitions().All() {
-		if def.Traits.Secret != name {
+		if def.Traits.Secret != name || spared != nil && spared(def) {
 			continue
 		}
 		if _, err := l.engine.RevokeWhere(ctx, credential.Where{Credential: def.Name}, reason); err != nil {

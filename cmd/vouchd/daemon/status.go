@@ -35,6 +35,7 @@ func (d *daemon) status() view.Status {
 	d.identities.report(&st, problem)
 	d.leases.report(&st, d.identities.gate.Entries(), problem)
 	d.leases.reportSecrets(&st, problem)
+	d.proxy.report(problem)
 	if err := d.programs.State().Problem; err != nil {
 		problem("the programs on disk are invalid; keeping the previous ones: %v", err)
 	}

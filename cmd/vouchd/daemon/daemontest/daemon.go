@@ -51,7 +51,8 @@ func (d *Daemon) Launch(overrides ...string) {
 	stderr, ended := d.Stderr, make(chan error, 1)
 	d.cancel, d.ended = cancel, ended
 	go func() {
-		err := daemon.Run(ctx, daemon.Options{Config: c, Logger: slog.New(slog.NewTextHandler(stderr, nil))})
+		logger := slog.New(slog.NewTextHandler(stderr, nil))
+		err := daemon.Run(ctx, daemon.Options{Config: c, Logger: logger, Proxy: serveProxy(logger)})
 		if err != nil {
 			fmt.Fprintln(stderr, err)
 		}

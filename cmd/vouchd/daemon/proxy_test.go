@@ -1,0 +1,72 @@
+package daemon_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/proxytest"
+)
+
+// send sends a request and returns the response with its content.
+func send(t *testing.T, c *http.Client, r *http.Request) (*http.Response, string) {
+	t.Helper()
+	resp, err := c.Do(r)
+	must(t, err)
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	must(t, err)
+	return resp, string(b)
+}
+
+func get(t *testing.T, c *http.Client, url string) (*http.Response, string) {
+	t.Helper()
+	r, err := http.NewRequest(http.MethodGet, url, nil)
+	must(t, err)
+	return send(t, c, r)
+}
+
+func TestProxyMakesTheCallWithTheSecretThatTheAgentNeverSees(t *testing.T) {
+	t.Parallel()
+	h := proxytest.New(t)
+	h.Start()
+	for name, c := range map[string]*http.Client{"HTTP/1.1": h.Client(), "HTTP/2": h.HTTP2()} {
+		resp, body := get(t, c, "http://localhost/api/v1/models?limit=2")
+		if resp.StatusCode != http.StatusOK || body != "ok" {
+			t.Fatalf("%s: %s %s", name, resp.Status, body)
+		}
+		got := h.Upstream.Got()
+		if len(got) != 1 || got[0].Header.Get("Authorization") != "Bearer "+proxytest.Secret || got[0].RequestURI != "/v1/models?limit=2" {
+			t.Fatalf("%s: the upstream got %+v", name, got)
+		}
+	}
+	h.Upstream.Handle(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Echo", r.Header.Get("Authorization"))
+		io.WriteString(w, "you sent "+r.Header.Get("Authorization"))
+	})
+	resp, body := get(t, h.Client(), "http://localhost/api/echo")
+	if strings.Contains(body+resp.Header.Get("X-Echo"), proxytest.Secret) || body != "you sent Bearer [redacted]" {
+		t.Errorf("the echo comes back as %q and %q", body, resp.Header.Get("X-Echo"))
+	}
+}
+
+func TestConnectionIsKeptBetweenRequests(t *testing.T) {
+	t.Parallel()
+	h := proxytest.New(t)
+	h.Start()
+	dials := 0
+	c := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		dials++
+		return h.Dial(ctx)
+	}}}
+	defer c.CloseIdleConnections()
+	for range 5 {
+		get(t, c, "http://localhost/api/x")
+	}
+	if dials != 1 {
+		t.Errorf("5 requests took %d connections", dials)
+	}
+}

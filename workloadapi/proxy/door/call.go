@@ -1,0 +1,497 @@
+package door
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/textproto"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vouchd/vouchd/credential/policy"
+	"github.com/vouchd/vouchd/redact"
+	"github.com/vouchd/vouchd/secret"
+	"github.com/vouchd/vouchd/workloadapi/proxy/link"
+)
+
+// A call is one request that the daemon has allowed, and recorded.
+type call struct {
+	server  *server
+	daemon  *client // that allowed it
+	w       http.ResponseWriter
+	r       *http.Request
+	policy  *policy.Policy
+	target  policy.Target
+	answer  *link.Answer
+	id      uint64
+	handle  string
+	upgrade string
+
+	secrets  *redact.Secrets
+	began    time.Time
+	idle     *time.Timer
+	sent     atomic.Int64
+	received int64
+	redacted int
+	status   int
+	misused  atomic.Bool // the handle was in the content
+}
+
+// errIdle means that nothing was sent or received for too long.
+var errIdle = errors.New("nothing was sent or received for too long")
+
+// make makes the call, and tells the daemon what came of it. An error is to be told to the
+// caller, who has no response yet.
+func (c *call) make() (err error) {
+	c.began = time.Now()
+	ctx, cancel := context.WithCancelCause(c.r.Context())
+	defer cancel(nil)
+	defer c.daemon.start(c.answer.Lease, c.id, cancel)()
+	c.idle = time.AfterFunc(c.policy.Idle, func() { cancel(errIdle) })
+	defer c.idle.Stop()
+	defer func() { c.report(err) }()
+	out, err := c.request(ctx)
+	if err != nil {
+		return refuse(http.StatusBadGateway, "injection", "the credential cannot be put into the request: %v", err)
+	}
+	http.NewResponseController(c.w).EnableFullDuplex() // an error means that it is anyway
+	resp, err := c.server.upstreams.get(c.policy).RoundTrip(out)
+	if err != nil {
+		return c.failure(ctx, err)
+	}
+	defer resp.Body.Close()
+	c.status = resp.StatusCode
+	if resp.StatusCode == http.StatusSwitchingProtocols {
+		return c.tunnel(ctx, resp)
+	}
+	return c.respond(ctx, resp)
+}
+
+// report tells the daemon how the call went.
+func (c *call) report(err error) {
+	o := &link.Outcome{Status: c.status, Sent: c.sent.Load(), Received: c.received, Redacted: c.redacted, Duration: time.Since(c.began)}
+	if err != nil {
+		o.Problem = c.scrub(err.Error())
+	}
+	c.daemon.link.Send(&link.Message{ID: c.id, Outcome: o}, nil) // a link that has failed ends elsewhere
+}
+
+// scrub takes the credential out of text that is not from the upstream's content.
+func (c *call) scrub(s string) string {
+	if c.secrets == nil {
+		return s
+	}
+	s, n := c.secrets.String(s)
+	c.redacted += n
+	return s
+}
+
+// failure is what a caller is told when there is no response.
+func (c *call) failure(ctx context.Context, err error) error {
+	var certificate *tls.CertificateVerificationError
+	var address errAddress
+	switch cause := context.Cause(ctx); {
+	case c.misused.Load():
+		return refuse(http.StatusForbidden, "handle_misplaced", "the handle is in the content, where no credential belongs")
+	case errors.Is(cause, errCut):
+		return refuse(http.StatusForbidden, "lease_revoked", "the lease ended during the call")
+	case errors.Is(cause, errIdle):
+		return refuse(http.StatusGatewayTimeout, "upstream_timeout", "%s: %v", c.policy.UpstreamHost(), errIdle)
+	case errors.As(err, &address):
+		return refuse(http.StatusBadGateway, "upstream_address", "%s: %v", c.policy.UpstreamHost(), address)
+	case errors.As(err, &certificate):
+		return refuse(http.StatusBadGateway, "upstream_certificate", "%s: %s", c.policy.UpstreamHost(), c.scrub(err.Error()))
+	case ctx.Err() != nil:
+		return fmt.Errorf("the caller went away: %w", cause)
+	}
+	return refuse(http.StatusBadGateway, "upstream_unreachable", "%s: %s", c.policy.UpstreamHost(), c.scrub(err.Error()))
+}
+
+// hopByHop are headers that are about one connection (RFC 9110 §7.6.1).
+var hopByHop = []string{"Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Trailer", "Transfer-Encoding", "Upgrade"}
+
+// dropped are headers of a request that tell the upstream of somebody else, or ask for
+// parts of a response in which the credential could not be found.
+var dropped = []string{"Accept-Encoding", "Expect", "Forwarded", "If-Range", "Range", "Referer", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Proto", "X-Real-Ip"}
+
+// request builds what is sent. The credential goes in last.
+func (c *call) request(ctx context.Context) (*http.Request, error) {
+	u, err := url.ParseRequestURI(c.policy.Base().EscapedPath() + c.target.String())
+	if err != nil {
+		return nil, err
+	}
+	u.Scheme, u.Host = c.policy.Base().Scheme, c.policy.Base().Host
+	out := (&http.Request{
+		Method: c.r.Method, URL: u, Host: u.Host, ContentLength: c.r.ContentLength,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: withoutHops(c.r.Header),
+	}).WithContext(ctx)
+	headers, keys := c.policy.Places()
+	for name := range out.Header {
+		if slices.Contains(dropped, name) || headers[policy.CanonicalHeader(name)] {
+			delete(out.Header, name)
+		}
+	}
+	if c.r.ContentLength != 0 {
+		out.Body = &upload{ReadCloser: c.r.Body, call: c}
+	}
+	if len(c.r.Trailer) > 0 {
+		out.Trailer = c.r.Trailer // filled in when the content has ended
+	}
+	if slices.ContainsFunc(c.r.Header.Values("Te"), func(v string) bool { return strings.EqualFold(strings.TrimSpace(v), "trailers") }) {
+		out.Header.Set("Te", "trailers")
+	}
+	if c.upgrade != "" {
+		out.Header.Set("Connection", "Upgrade")
+		out.Header.Set("Upgrade", c.upgrade)
+	}
+	out.Header.Set("Accept-Encoding", "identity")
+	if _, ok := out.Header["User-Agent"]; !ok {
+		out.Header.Set("User-Agent", "") // none, rather than this program's
+	}
+	u.RawQuery = withoutKeys(u.RawQuery, keys)
+	return out, c.inject(out)
+}
+
+func withoutHops(h http.Header) http.Header {
+	of := h.Clone()
+	for _, v := range h.Values("Connection") {
+		for name := range strings.SplitSeq(v, ",") {
+			of.Del(textproto.TrimString(name))
+		}
+	}
+	for _, name := range hopByHop {
+		of.Del(name)
+	}
+	return of
+}
+
+// withoutKeys drops keys that hold a handle, or nothing, in place of a credential.
+func withoutKeys(query string, keys map[string]bool) string {
+	if query == "" {
+		return ""
+	}
+	parts := slices.DeleteFunc(strings.Split(query, "&"), func(part string) bool {
+		k, _, _ := strings.Cut(part, "=")
+		key, err := url.QueryUnescape(k)
+		return err != nil || keys[strings.ToLower(key)]
+	})
+	return strings.Join(parts, "&")
+}
+
+// inject puts the credential into its slot.
+func (c *call) inject(out *http.Request) error {
+	fields := make(map[string]string, len(c.answer.Fields)+1)
+	var values []secret.Bytes
+	only := 0
+	for _, f := range c.answer.Fields {
+		fields[f.Name] = string(f.Value)
+		if !f.Public {
+			only++
+			fields["value"] = string(f.Value)
+			values = append(values, secret.Of(f.Value))
+		}
+	}
+	if only != 1 {
+		delete(fields, "value")
+	}
+	var err error
+	if c.secrets, err = c.server.filters.get(values); err != nil {
+		return err
+	}
+	slot := &c.policy.Slot
+	if slot.SigV4 != nil {
+		return sign(out, slot.SigV4, fields)
+	}
+	text, err := slot.Render(fields)
+	if err != nil {
+		return err
+	}
+	switch {
+	case slot.Query == "":
+		out.Header.Set(slot.HeaderName(), text)
+	case out.URL.RawQuery == "":
+		out.URL.RawQuery = slot.Query + "=" + url.QueryEscape(text)
+	default:
+		out.URL.RawQuery += "&" + slot.Query + "=" + url.QueryEscape(text)
+	}
+	return nil
+}
+
+// An upload is the content of a request on its way.
+type upload struct {
+	io.ReadCloser
+	call *call
+	tail []byte // the end of what was read, which may be the beginning of a handle
+}
+
+var errMisused = errors.New("the handle is in the content")
+
+func (u *upload) Read(p []byte) (int, error) {
+	n, err := u.ReadCloser.Read(p)
+	u.call.idle.Reset(u.call.policy.Idle)
+	if h := u.call.handle; h != "" && n > 0 {
+		u.tail = append(u.tail, p[:n]...)
+		if bytes.Contains(u.tail, []byte(h)) {
+			u.call.misused.Store(true)
+			return 0, errMisused
+		}
+		u.tail = append(u.tail[:0], u.tail[max(0, len(u.tail)-len(h)+1):]...)
+	}
+	u.call.sent.Add(int64(n))
+	return n, err
+}
+
+// maxWhole is how long content may be that is filtered before its header is sent, with
+// its exact length.
+const maxWhole = 64 << 10
+
+// respond passes the response on, without the credential.
+func (c *call) respond(ctx context.Context, resp *http.Response) error {
+	body, err := c.decoded(resp)
+	if err != nil {
+		return err
+	}
+	h := c.w.Header()
+	for name, values := range withoutHops(resp.Header) {
+		if name == "Set-Cookie" && !c.policy.Cookies || name == "Alt-Svc" || name == "Content-Length" {
+			continue
+		}
+		for _, v := range values {
+			h.Add(c.scrub(name), c.scrub(v))
+		}
+	}
+	if c.redacted > 0 && c.policy.Echo == policy.Block {
+		return c.blocked()
+	}
+	bare := c.r.Method == http.MethodHead || resp.StatusCode == http.StatusNoContent || resp.StatusCode == http.StatusNotModified
+	length := resp.ContentLength
+	if body != resp.Body {
+		length = -1 // it was compressed
+	}
+	switch {
+	case bare:
+		if length >= 0 {
+			h.Set("Content-Length", strconv.FormatInt(length, 10))
+		}
+		c.w.WriteHeader(resp.StatusCode)
+		return nil
+	case length >= 0 && length <= maxWhole && len(resp.Trailer) == 0:
+		return c.whole(ctx, resp, body)
+	}
+	return c.stream(ctx, resp, body, length)
+}
+
+// decoded returns the content without its encoding.
+func (c *call) decoded(resp *http.Response) (io.Reader, error) {
+	switch encoding := strings.ToLower(strings.TrimSpace(strings.Join(resp.Header.Values("Content-Encoding"), ","))); encoding {
+	case "", "identity":
+		return resp.Body, nil
+	case "gzip", "x-gzip":
+		if c.r.Method == http.MethodHead {
+			return resp.Body, nil
+		}
+		z, err := gzip.NewReader(resp.Body)
+		if err != nil {
+			return nil, refuse(http.StatusBadGateway, "upstream_encoding", "the response says that it is gzip, and is not: %v", err)
+		}
+		resp.Header.Del("Content-Encoding")
+		return z, nil
+	default:
+		return nil, refuse(http.StatusBadGateway, "upstream_encoding", "the response is encoded as %.40q, though it was asked for plain, and cannot be searched for the credential", encoding)
+	}
+}
+
+// whole filters short content before it answers.
+func (c *call) whole(ctx context.Context, resp *http.Response, body io.Reader) error {
+	var b bytes.Buffer
+	f := c.secrets.Writer(&b)
+	n, err := io.Copy(f, io.LimitReader(body, maxWhole+1))
+	c.received += n
+	if err == nil {
+		err = f.Close()
+	}
+	c.redacted += f.Count()
+	if err != nil {
+		return c.failure(ctx, err)
+	}
+	if c.redacted > 0 && c.policy.Echo == policy.Block {
+		return c.blocked()
+	}
+	c.w.Header().Set("Content-Length", strconv.Itoa(b.Len()))
+	c.w.WriteHeader(resp.StatusCode)
+	c.w.Write(b.Bytes()) // the caller may have gone
+	return nil
+}
+
+func (c *call) blocked() error {
+	return refuse(http.StatusBadGateway, "echo_blocked", "the response has the credential in it, and is withheld")
+}
+
+// A brokenOff is an error after the response had begun: the caller sees that it has no
+// proper end.
+type brokenOff struct{ error }
+
+// stream passes content on as it comes.
+func (c *call) stream(ctx context.Context, resp *http.Response, body io.Reader, length int64) error {
+	for name := range resp.Trailer {
+		c.w.Header().Add("Trailer", c.scrub(name))
+	}
+	c.w.WriteHeader(resp.StatusCode)
+	if err := c.copy(http.NewResponseController(c.w), body, length); err != nil {
+		return brokenOff{c.failure(ctx, err)}
+	}
+	for name, values := range resp.Trailer {
+		for _, v := range values {
+			c.w.Header().Add(http.TrailerPrefix+c.scrub(name), c.scrub(v))
+		}
+	}
+	return nil
+}
+
+// copy filters content. What the filter lets go of is sent at once.
+func (c *call) copy(control *http.ResponseController, body io.Reader, length int64) error {
+	if err := control.Flush(); err != nil {
+		return err
+	}
+	pool := &pieces
+	if length > maxWhole {
+		pool = &long
+	}
+	buf := pool.Get().(*[]byte)
+	defer pool.Put(buf)
+	to := &counting{Writer: c.w}
+	f := c.secrets.Writer(to)
+	defer func() { c.redacted += f.Count() }()
+	for {
+		n, err := body.Read(*buf)
+		c.received += int64(n)
+		c.idle.Reset(c.policy.Idle)
+		if n > 0 {
+			before := to.n
+			if _, err := f.Write((*buf)[:n]); err != nil {
+				return err
+			}
+			if f.Count() > 0 && c.policy.Echo == policy.Block {
+				return c.blocked()
+			}
+			if to.n > before {
+				if err := control.Flush(); err != nil {
+					return err
+				}
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return f.Close()
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// Buffers for content that comes piece by piece, which many may wait for, and for what is
+// long.
+var (
+	pieces = sync.Pool{New: func() any { b := make([]byte, 4<<10); return &b }}
+	long   = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
+)
+
+// counting counts what is written.
+type counting struct {
+	io.Writer
+	n int64
+}
+
+func (w *counting) Write(p []byte) (int, error) {
+	n, err := w.Writer.Write(p)
+	w.n += int64(n)
+	return n, err
+}
+
+// tunnel goes on in the protocol that the upstream has switched to. In it the credential
+// cannot be replaced, so that it ends if the credential comes.
+func (c *call) tunnel(ctx context.Context, resp *http.Response) error {
+	up, ok := resp.Body.(io.ReadWriteCloser)
+	if got := resp.Header.Get("Upgrade"); !ok || c.upgrade == "" || !strings.EqualFold(got, c.upgrade) {
+		return refuse(http.StatusBadGateway, "upstream_upgrade", "the upstream switches to %.40q, and %.40q was asked for", got, c.upgrade)
+	}
+	head := http.Header{"Connection": {"Upgrade"}, "Upgrade": {c.upgrade}}
+	for name, values := range withoutHops(resp.Header) {
+		if name == "Set-Cookie" && !c.policy.Cookies || name == "Content-Length" {
+			continue
+		}
+		for _, v := range values {
+			head.Add(c.scrub(name), c.scrub(v))
+		}
+	}
+	down, buffered, err := http.NewResponseController(c.w).Hijack()
+	if err != nil {
+		return fmt.Errorf("taking over the connection: %w", err)
+	}
+	defer down.Close()
+	defer context.AfterFunc(ctx, func() { down.Close(); up.Close() })()
+	answer := &http.Response{StatusCode: http.StatusSwitchingProtocols, ProtoMajor: 1, ProtoMinor: 1, Header: head}
+	if err := errors.Join(answer.Write(buffered), buffered.Flush()); err != nil {
+		return brokenOff{err}
+	}
+	both := make(chan error, 2)
+	go func() {
+		n, err := io.Copy(up, &active{buffered, c})
+		c.sent.Add(n)
+		up.Close()
+		both <- err
+	}()
+	go func() {
+		_, err := io.Copy(down, &searched{active{up, c}, c.secrets.Writer(io.Discard)})
+		down.Close()
+		both <- err
+	}()
+	first, second := <-both, <-both
+	if err := errors.Join(first, second); errors.Is(err, errEcho) {
+		c.redacted++
+		return brokenOff{c.blocked()}
+	}
+	if cause := context.Cause(ctx); cause != nil && c.r.Context().Err() == nil {
+		return brokenOff{c.failure(ctx, cause)}
+	}
+	return nil
+}
+
+// An active reader keeps a call from being idle.
+type active struct {
+	io.Reader
+	call *call
+}
+
+func (a *active) Read(p []byte) (int, error) {
+	n, err := a.Reader.Read(p)
+	a.call.idle.Reset(a.call.policy.Idle)
+	return n, err
+}
+
+var errEcho = errors.New("the credential is in what the upstream sent")
+
+// A searched reader ends where the credential does.
+type searched struct {
+	active
+	filter *redact.Writer
+}
+
+func (s *searched) Read(p []byte) (int, error) {
+	n, err := s.active.Read(p)
+	s.call.received += int64(n)
+	if _, wrong := s.filter.Write(p[:n]); wrong != nil || s.filter.Count() > 0 {
+		return 0, errEcho
+	}
+	return n, err
+}

@@ -1,0 +1,214 @@
+package door
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"slices"
+	"sync"
+
+	"github.com/vouchd/vouchd/credential/policy"
+	"github.com/vouchd/vouchd/workloadapi/proxy/link"
+)
+
+// A client asks the daemon. Its methods are safe for concurrent use.
+type client struct {
+	link   *link.Conn
+	logger *slog.Logger
+
+	mu      sync.Mutex // guards the fields below
+	routes  *routes
+	coming  map[string]*policy.Policy // of the routes that are being told
+	pending map[uint64]*pending
+	running map[string]map[uint64]context.CancelCauseFunc // requests by their lease
+	next    uint64
+	ended   bool
+}
+
+// A pending question waits for its answer.
+type pending struct {
+	conn   *conn
+	ctx    context.Context
+	answer chan *link.Answer // gets one, or is closed
+}
+
+// routes are the definitions in force. They do not change.
+type routes struct {
+	byName map[string]*policy.Policy
+	byHost map[string][]string // names, sorted
+}
+
+func newClient(l *link.Conn, logger *slog.Logger) *client {
+	return &client{
+		link: l, logger: logger, routes: newRoutes(nil), coming: make(map[string]*policy.Policy),
+		pending: make(map[uint64]*pending), running: make(map[string]map[uint64]context.CancelCauseFunc),
+	}
+}
+
+func newRoutes(by map[string]*policy.Policy) *routes {
+	r := &routes{byName: by, byHost: make(map[string][]string)}
+	for name, p := range by {
+		for _, h := range p.Hosts {
+			r.byHost[h] = append(r.byHost[h], name)
+		}
+	}
+	for _, names := range r.byHost {
+		slices.Sort(names)
+	}
+	return r
+}
+
+// run takes what the daemon says until the link ends.
+func (c *client) run(ctx context.Context) error {
+	defer c.end()
+	for {
+		m, f, err := c.link.Receive()
+		if err != nil {
+			if errors.Is(err, io.EOF) || ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+		if f != nil {
+			f.Close()
+		}
+		switch {
+		case m.Route != nil:
+			c.route(m.Route)
+		case m.Challenge:
+			c.challenge(m.ID)
+		case m.Answer != nil:
+			c.mu.Lock()
+			p := c.pending[m.ID]
+			delete(c.pending, m.ID)
+			c.mu.Unlock()
+			if p != nil {
+				p.answer <- m.Answer
+			}
+		case m.Cut != "":
+			c.cut(m.Cut)
+		}
+	}
+}
+
+// end tells those who wait that nothing will come.
+func (c *client) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ended = true
+	for id, p := range c.pending {
+		close(p.answer)
+		delete(c.pending, id)
+	}
+}
+
+func (c *client) route(r *link.Route) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r.Name == "" {
+		c.routes, c.coming = newRoutes(c.coming), make(map[string]*policy.Policy)
+		return
+	}
+	if err := r.Policy.Compile(); err != nil {
+		c.logger.Error("a credential's proxy block", "credential", r.Name, "err", err)
+		return
+	}
+	if same := c.routes.byName[r.Name]; same != nil && same.Same(r.Policy) {
+		r.Policy = same // its connections stay
+	}
+	c.coming[r.Name] = r.Policy
+}
+
+// inForce returns the definitions in force.
+func (c *client) inForce() *routes {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.routes
+}
+
+// errNoDaemon means that there is nobody to decide.
+var errNoDaemon = errors.New("the daemon does not answer")
+
+// ask returns what becomes of a request, and its ID.
+func (c *client) ask(ctx context.Context, over *conn, a *link.Ask) (*link.Answer, uint64, error) {
+	p := &pending{conn: over, ctx: ctx, answer: make(chan *link.Answer, 1)}
+	c.mu.Lock()
+	if c.ended {
+		c.mu.Unlock()
+		return nil, 0, errNoDaemon
+	}
+	c.next++
+	id := c.next
+	c.pending[id] = p
+	c.mu.Unlock()
+	if err := c.link.Send(&link.Message{ID: id, Ask: a}, nil); err != nil {
+		c.mu.Lock()
+		delete(c.pending, id)
+		c.mu.Unlock()
+		if errors.Is(err, link.ErrTooLong) {
+			return nil, 0, err
+		}
+		return nil, 0, errNoDaemon
+	}
+	// The answer is waited for even if the agent goes away: what it allows is recorded
+	// already, and has an outcome.
+	answer, ok := <-p.answer
+	if !ok {
+		return nil, 0, errNoDaemon
+	}
+	return answer, id, nil
+}
+
+// challenge has the process that asked show that it is at the connection.
+func (c *client) challenge(id uint64) {
+	c.mu.Lock()
+	p := c.pending[id]
+	c.mu.Unlock()
+	if p == nil {
+		return
+	}
+	present := func(err error) {
+		m := &link.Present{}
+		if err != nil {
+			m.Problem = err.Error()
+		}
+		c.link.Send(&link.Message{ID: id, Present: m}, nil) // a link that has failed ends elsewhere
+	}
+	wait, err := p.conn.Challenge()
+	if err != nil {
+		present(err)
+		return
+	}
+	go func() { present(wait(p.ctx)) }()
+}
+
+// start notes a call by its lease, until done.
+func (c *client) start(lease string, id uint64, cancel context.CancelCauseFunc) (done func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	of := c.running[lease]
+	if of == nil {
+		of = make(map[uint64]context.CancelCauseFunc)
+		c.running[lease] = of
+	}
+	of[id] = cancel
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if delete(of, id); len(of) == 0 {
+			delete(c.running, lease)
+		}
+	}
+}
+
+// errCut ends the calls of a lease that has ended.
+var errCut = errors.New("the lease has ended")
+
+func (c *client) cut(lease string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, cancel := range c.running[lease] {
+		cancel(errCut)
+	}
+}

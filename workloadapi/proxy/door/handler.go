@@ -1,0 +1,365 @@
+package door
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/vouchd/vouchd/credential/policy"
+	"github.com/vouchd/vouchd/workloadapi/proxy/link"
+)
+
+// A refusal is why a request goes no further, and its answer.
+type refusal struct{ link.Refuse }
+
+func (r *refusal) Error() string { return r.Message }
+
+func refuse(status int, code, format string, args ...any) *refusal {
+	return &refusal{link.Refuse{Status: status, Code: code, Message: fmt.Sprintf(format, args...)}}
+}
+
+// ServeHTTP implements [http.Handler].
+func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	over, ok := r.Context().Value(connKey{}).(*conn)
+	if !ok {
+		panic("door: a request without its connection")
+	}
+	w.Header()["Date"] = nil // the upstream's, or none
+	err := s.serve(w, r, over)
+	var no *refusal
+	switch {
+	case err == nil:
+		return
+	case errors.As(err, new(brokenOff)):
+		panic(http.ErrAbortHandler)
+	case !errors.As(err, &no):
+		no = refuse(http.StatusBadGateway, "proxy", "%v", err)
+	}
+	answer(w, r, &no.Refuse)
+}
+
+// serve takes a request from its parts to the upstream's response. An error is to be
+// told to the caller; once the response has begun there is none.
+func (s *server) serve(w http.ResponseWriter, r *http.Request, over *conn) error {
+	daemon := s.linked()
+	if daemon == nil {
+		return refuse(http.StatusServiceUnavailable, "no_daemon", "%v; is vouchd running?", errNoDaemon)
+	}
+	t, err := find(r, daemon.inForce())
+	if err != nil {
+		return err
+	}
+	if len(t.names) > 1 {
+		if err := which(daemon, r, over, t); err != nil {
+			return err
+		}
+	}
+	if err := t.parse(); err != nil {
+		return err
+	}
+	p := t.policy
+	handle, err := places(p, r, t.target)
+	if err != nil {
+		return err
+	}
+	content, release, err := s.content(w, r, p, t.target)
+	if err != nil {
+		return err
+	}
+	defer release()
+	q := &policy.Request{Method: r.Method, Target: t.target, Type: r.Header.Get("Content-Type"), Size: r.ContentLength, JSON: content}
+	upgrade := upgradeOf(r)
+	a, id, err := daemon.ask(r.Context(), over, &link.Ask{
+		Conn: over.id, Definitions: t.names, Handle: handle, HTTP2: r.ProtoMajor == 2, Upgrade: upgrade != "", Request: q,
+	})
+	switch {
+	case errors.Is(err, link.ErrTooLong):
+		return refuse(http.StatusRequestEntityTooLarge, "request_too_large", "the request's target and what its rules look at are too long")
+	case err != nil:
+		return refuse(http.StatusServiceUnavailable, "no_daemon", "%v; is vouchd running?", err)
+	case a.Refused != nil:
+		return &refusal{*a.Refused}
+	}
+	c := &call{server: s, daemon: daemon, w: w, r: r, policy: p, target: t.target, answer: a, id: id, handle: handle, upgrade: upgrade}
+	return c.make()
+}
+
+// A target is which definition a request is for, and what of it.
+type target struct {
+	names  []string // of definitions
+	policy *policy.Policy
+	raw    string // the request's target, without the definition's name
+	target policy.Target
+}
+
+// find tells from a request which definition it is for: by its host, or by the first
+// segment of its path.
+func find(r *http.Request, in *routes) (*target, error) {
+	if r.Method == http.MethodConnect {
+		return nil, refuse(http.StatusMethodNotAllowed, "no_tunnels", "CONNECT is not served here; call http://localhost/NAME/ on this socket")
+	}
+	if r.Method == http.MethodTrace || strings.ContainsFunc(r.Method, func(c rune) bool { return c < 'A' || c > 'Z' }) {
+		return nil, refuse(http.StatusMethodNotAllowed, "method_not_allowed", "method %.20q is not served", r.Method)
+	}
+	if !strings.HasPrefix(r.RequestURI, "/") {
+		return nil, refuse(http.StatusBadRequest, "target", "the request's target is not a path; send it in origin form (RFC 9112 §3.2.1)")
+	}
+	if names := in.byHost[hostOf(r.Host)]; len(names) > 0 {
+		return &target{names: names, policy: in.byName[names[0]], raw: r.RequestURI}, nil
+	}
+	name, rest := r.RequestURI[1:], "/"
+	if i := strings.IndexAny(name, "/?"); i >= 0 {
+		name, rest = name[:i], name[i:]
+		if rest[0] == '?' {
+			rest = "/" + rest
+		}
+	}
+	p := in.byName[name]
+	if p == nil {
+		return nil, refuse(http.StatusNotFound, "unknown_credential",
+			"no credential named %.60q is used by the proxy, nor one for host %.60q; vouch get --list shows what this process is granted", name, r.Host)
+	}
+	return &target{names: []string{name}, policy: p, raw: rest}, nil
+}
+
+// hostOf returns a host without the port that goes without saying.
+func hostOf(host string) string {
+	return strings.TrimSuffix(strings.TrimSuffix(host, ":443"), ":80")
+}
+
+// which has the daemon say which of several definitions the caller is granted.
+func which(daemon *client, r *http.Request, over *conn, t *target) error {
+	a, _, err := daemon.ask(r.Context(), over, &link.Ask{Conn: over.id, Definitions: t.names, HTTP2: r.ProtoMajor == 2})
+	switch {
+	case err != nil:
+		return refuse(http.StatusServiceUnavailable, "no_daemon", "%v; is vouchd running?", err)
+	case a.Refused != nil:
+		return &refusal{*a.Refused}
+	}
+	p := daemon.inForce().byName[a.Definition]
+	if p == nil {
+		return refuse(http.StatusServiceUnavailable, "changed", "the credentials changed meanwhile; send the request again")
+	}
+	t.names, t.policy = []string{a.Definition}, p
+	return nil
+}
+
+func (t *target) parse() (err error) {
+	if t.target, err = policy.ParseTarget(t.raw, t.policy.Slashes); err != nil {
+		return refuse(http.StatusBadRequest, "target", "%v", err)
+	}
+	return nil
+}
+
+// overrides are headers by which a server takes one method, or path, for another.
+var overrides = []string{"X-Http-Method-Override", "X-Http-Method", "X-Method-Override", "X-Original-Url", "X-Rewrite-Url", "X-Original-Uri", "X-Forwarded-Uri", "X-Forwarded-Prefix"}
+
+// places polices every place that could carry a credential. Each is empty or holds the
+// caller's handle, of which there is one; it is returned. A credential of the caller's
+// own would take what it sends to somebody else's account.
+func places(p *policy.Policy, r *http.Request, t policy.Target) (handle string, err error) {
+	headers, keys := p.Places()
+	hold := func(where string, held []string) error {
+		for _, h := range held {
+			switch {
+			case !isHandle(h):
+				return refuse(http.StatusForbidden, "foreign_credential",
+					"%s carries a credential of the caller's own; leave it empty, or put the handle from vouch there", where)
+			case handle != "" && h != handle:
+				return refuse(http.StatusForbidden, "foreign_credential", "%s carries another handle than the rest of the request", where)
+			}
+			handle = h
+		}
+		return nil
+	}
+	for name, values := range r.Header {
+		canonical := policy.CanonicalHeader(name)
+		if slices.Contains(overrides, canonical) {
+			return "", refuse(http.StatusBadRequest, "override", "header %s asks to be read as another request", name)
+		}
+		if !headers[canonical] {
+			continue
+		}
+		if len(values) > 1 {
+			return "", refuse(http.StatusBadRequest, "duplicate", "header %s is there %d times", name, len(values))
+		}
+		if err := hold("header "+name, policy.Held(values[0])); err != nil {
+			return "", err
+		}
+	}
+	for name := range r.Trailer {
+		if headers[policy.CanonicalHeader(name)] {
+			return "", refuse(http.StatusBadRequest, "trailer", "trailer %s could carry a credential", name)
+		}
+	}
+	for _, pair := range t.Query {
+		if keys[strings.ToLower(pair.Key)] && pair.Value != "" {
+			if err := hold("the query's "+pair.Key, []string{pair.Value}); err != nil {
+				return "", err
+			}
+		}
+	}
+	return handle, elsewhere(r, t, headers, keys, handle)
+}
+
+// isHandle reports whether a text has the form of a handle (see credential/lease): it
+// ends with the word and 32 letters and digits.
+func isHandle(s string) bool {
+	const word, length = "vouch", 32
+	i := len(s) - length - len(word)
+	return i >= 0 && s[i:i+len(word)] == word &&
+		!strings.ContainsFunc(s[i+len(word):], func(c rune) bool { return (c < 'a' || c > 'z') && (c < '2' || c > '7') })
+}
+
+// elsewhere refuses a handle outside of its places: what it stands for is put into its
+// slot and nowhere else.
+func elsewhere(r *http.Request, t policy.Target, headers, keys map[string]bool, handle string) error {
+	if handle == "" {
+		return nil
+	}
+	no := func(where string) error {
+		return refuse(http.StatusForbidden, "handle_misplaced", "the handle is in %s, where no credential belongs", where)
+	}
+	for name, values := range r.Header {
+		if headers[policy.CanonicalHeader(name)] {
+			continue
+		}
+		for _, v := range values {
+			if strings.Contains(v, handle) {
+				return no("header " + name)
+			}
+		}
+	}
+	if strings.Contains(t.Path, handle) {
+		return no("the path")
+	}
+	for _, pair := range t.Query {
+		if !keys[strings.ToLower(pair.Key)] && strings.Contains(pair.Value, handle) {
+			return no("the query's " + pair.Key)
+		}
+	}
+	return nil
+}
+
+// maxInspected bounds content that rules look at, in bytes of one request, and
+// maxInspectedAll of all together.
+const (
+	maxInspected    = 8 << 20
+	maxInspectedAll = 128 << 20
+)
+
+// content reads the content of a request whose rules look at it, and puts it back. The
+// memory is given back by release.
+func (s *server) content(w http.ResponseWriter, r *http.Request, p *policy.Policy, t policy.Target) (values map[string]policy.Value, release func(), err error) {
+	pointers := p.Pointers(r.Method, t)
+	release = func() {}
+	if len(pointers) == 0 || r.ContentLength == 0 || r.Header.Get("Content-Encoding") != "" {
+		return nil, release, nil
+	}
+	if r.ContentLength > maxInspected {
+		return nil, release, tooLong(r.ContentLength)
+	}
+	length := r.ContentLength
+	if length < 0 {
+		length = maxInspected
+	}
+	if err := s.inspected.Acquire(r.Context(), length); err != nil {
+		return nil, release, refuse(http.StatusServiceUnavailable, "busy", "%v", err)
+	}
+	release = func() { s.inspected.Release(length) }
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxInspected))
+	if tooMuch := (*http.MaxBytesError)(nil); errors.As(err, &tooMuch) {
+		return nil, release, tooLong(maxInspected + 1)
+	}
+	if err != nil {
+		return nil, release, refuse(http.StatusBadRequest, "content", "reading the content: %v", err)
+	}
+	r.Body, r.ContentLength, r.TransferEncoding = io.NopCloser(bytes.NewReader(body)), int64(len(body)), nil
+	if values, err = policy.ReadJSON(body, pointers); err != nil {
+		return nil, release, nil // rules that look at it see that it cannot be read
+	}
+	return values, release, nil
+}
+
+func tooLong(n int64) error {
+	return refuse(http.StatusRequestEntityTooLarge, "request_too_large", "content of %d bytes is more than the %d that rules look at", n, maxInspected)
+}
+
+// upgradeOf returns the protocol that a request asks to go on with (RFC 9110 §7.8).
+func upgradeOf(r *http.Request) string {
+	if r.ProtoMajor == 1 && slices.ContainsFunc(r.Header.Values("Connection"), func(v string) bool {
+		return slices.ContainsFunc(strings.Split(v, ","), func(t string) bool { return strings.EqualFold(strings.TrimSpace(t), "upgrade") })
+	}) {
+		return r.Header.Get("Upgrade")
+	}
+	return ""
+}
+
+// An explanation is a refusal as SDKs print it: OpenAI's and Anthropic's show
+// error.message.
+type explanation struct {
+	Type  string `json:"type"`
+	Error struct {
+		Type    string `json:"type"`
+		Code    string `json:"code"`
+		Message string `json:"message"`
+		Rule    string `json:"rule,omitempty"`
+	} `json:"error"`
+	Message string `json:"message"` // where GitHub's clients look
+}
+
+// answer tells a caller that its request went no further.
+func answer(w http.ResponseWriter, r *http.Request, no *link.Refuse) {
+	var e explanation
+	e.Type, e.Error.Type, e.Error.Code, e.Error.Rule = "error", "vouchd_"+no.Code, no.Code, no.Rule
+	e.Error.Message = "vouchd: " + no.Message
+	e.Message = e.Error.Message
+	b, err := json.MarshalIndent(e, "", "  ")
+	if err != nil {
+		panic(err) // it holds nothing but text
+	}
+	h := w.Header()
+	clear(h)
+	h.Set("Content-Type", "application/json")
+	h.Set("X-Vouchd", no.Code)
+	if no.Status == http.StatusForbidden || no.Status == http.StatusBadRequest {
+		h.Set("X-Should-Retry", "false")
+	}
+	if isGRPC(r) { // a client of gRPC reads trailers alone (its status 7 is PERMISSION_DENIED, 14 UNAVAILABLE)
+		code := "7"
+		if no.Status >= 500 || no.Status == http.StatusTooManyRequests {
+			code = "14"
+		}
+		h.Set("Content-Type", "application/grpc")
+		h.Set("Grpc-Status", code)
+		h.Set("Grpc-Message", grpcMessage(e.Message))
+		w.WriteHeader(http.StatusOK)
+		return
+	}
+	w.WriteHeader(no.Status)
+	if r.Method != http.MethodHead {
+		w.Write(append(b, '\n')) // the caller may have gone
+	}
+}
+
+func isGRPC(r *http.Request) bool {
+	return strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc")
+}
+
+// grpcMessage encodes text for a header, as gRPC's clients decode it.
+func grpcMessage(s string) string {
+	var b strings.Builder
+	for _, c := range []byte(s) {
+		if c >= ' ' && c <= '~' && c != '%' {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
+}
