@@ -82,6 +82,12 @@ func definitionMessage(d *credential.Definition, ids []string) *credentialv1.Cre
 		}
 		m.Parameters = append(m.Parameters, of)
 	}
+	if p := d.Proxy; p != nil {
+		m.Proxy = &credentialv1.Proxy{Upstream: p.Upstream, Hosts: p.Hosts, MainOnly: p.MainOnly, Values: d.Deliver == credential.DeliverBoth}
+		for _, v := range p.Environment {
+			m.Proxy.Environment = append(m.Proxy.Environment, &credentialv1.Variable{Name: v.Name, Value: v.Value})
+		}
+	}
 	for _, o := range d.For {
 		m.Targets = append(m.Targets, &credentialv1.Target{Tool: o.Tool, Location: o.Location, Username: o.Username})
 	}

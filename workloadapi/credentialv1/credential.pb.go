@@ -294,6 +294,7 @@ type Credential struct {
 	Revocation    Revocation             `protobuf:"varint,8,opt,name=revocation,proto3,enum=vouchd.credential.v1.Revocation" json:"revocation,omitempty"`
 	SpiffeIds     []string               `protobuf:"bytes,9,rep,name=spiffe_ids,json=spiffeIds,proto3" json:"spiffe_ids,omitempty"` // the caller's identities that are granted it
 	Targets       []*Target              `protobuf:"bytes,10,rep,name=targets,proto3" json:"targets,omitempty"`                     // what tools may ask it for
+	Proxy         *Proxy                 `protobuf:"bytes,11,opt,name=proxy,proto3" json:"proxy,omitempty"`                         // unset: its values are handed out
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -398,6 +399,145 @@ func (x *Credential) GetTargets() []*Target {
 	return nil
 }
 
+func (x *Credential) GetProxy() *Proxy {
+	if x != nil {
+		return x.Proxy
+	}
+	return nil
+}
+
+// A Proxy is how calls are made with a credential that the caller does not get: it
+// leases a handle, the field "handle", and sends requests to the proxy's socket.
+type Proxy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Upstream      string                 `protobuf:"bytes,1,opt,name=upstream,proto3" json:"upstream,omitempty"`                  // the base URL that is called
+	Hosts         []string               `protobuf:"bytes,2,rep,name=hosts,proto3" json:"hosts,omitempty"`                        // by which requests find it, beside http://localhost/NAME/
+	Environment   []*Variable            `protobuf:"bytes,3,rep,name=environment,proto3" json:"environment,omitempty"`            // what makes clients call it
+	MainOnly      bool                   `protobuf:"varint,4,opt,name=main_only,json=mainOnly,proto3" json:"main_only,omitempty"` // no process that the caller starts may use the handle
+	Values        bool                   `protobuf:"varint,5,opt,name=values,proto3" json:"values,omitempty"`                     // its values are handed out as well
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Proxy) Reset() {
+	*x = Proxy{}
+	mi := &file_credential_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Proxy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Proxy) ProtoMessage() {}
+
+func (x *Proxy) ProtoReflect() protoreflect.Message {
+	mi := &file_credential_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Proxy.ProtoReflect.Descriptor instead.
+func (*Proxy) Descriptor() ([]byte, []int) {
+	return file_credential_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Proxy) GetUpstream() string {
+	if x != nil {
+		return x.Upstream
+	}
+	return ""
+}
+
+func (x *Proxy) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+func (x *Proxy) GetEnvironment() []*Variable {
+	if x != nil {
+		return x.Environment
+	}
+	return nil
+}
+
+func (x *Proxy) GetMainOnly() bool {
+	if x != nil {
+		return x.MainOnly
+	}
+	return false
+}
+
+func (x *Proxy) GetValues() bool {
+	if x != nil {
+		return x.Values
+	}
+	return false
+}
+
+// A Variable is one of a program's environment. In its value {{url}} stands for where the
+// proxy is called and {{handle}} for the handle.
+type Variable struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Variable) Reset() {
+	*x = Variable{}
+	mi := &file_credential_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Variable) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Variable) ProtoMessage() {}
+
+func (x *Variable) ProtoReflect() protoreflect.Message {
+	mi := &file_credential_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Variable.ProtoReflect.Descriptor instead.
+func (*Variable) Descriptor() ([]byte, []int) {
+	return file_credential_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Variable) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Variable) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
 // A Target is a place for which a tool asks its credential helper.
 type Target struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -410,7 +550,7 @@ type Target struct {
 
 func (x *Target) Reset() {
 	*x = Target{}
-	mi := &file_credential_proto_msgTypes[3]
+	mi := &file_credential_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -422,7 +562,7 @@ func (x *Target) String() string {
 func (*Target) ProtoMessage() {}
 
 func (x *Target) ProtoReflect() protoreflect.Message {
-	mi := &file_credential_proto_msgTypes[3]
+	mi := &file_credential_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -435,7 +575,7 @@ func (x *Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Target.ProtoReflect.Descriptor instead.
 func (*Target) Descriptor() ([]byte, []int) {
-	return file_credential_proto_rawDescGZIP(), []int{3}
+	return file_credential_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Target) GetTool() string {
@@ -472,7 +612,7 @@ type Parameter struct {
 
 func (x *Parameter) Reset() {
 	*x = Parameter{}
-	mi := &file_credential_proto_msgTypes[4]
+	mi := &file_credential_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -484,7 +624,7 @@ func (x *Parameter) String() string {
 func (*Parameter) ProtoMessage() {}
 
 func (x *Parameter) ProtoReflect() protoreflect.Message {
-	mi := &file_credential_proto_msgTypes[4]
+	mi := &file_credential_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -497,7 +637,7 @@ func (x *Parameter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Parameter.ProtoReflect.Descriptor instead.
 func (*Parameter) Descriptor() ([]byte, []int) {
-	return file_credential_proto_rawDescGZIP(), []int{4}
+	return file_credential_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Parameter) GetName() string {
@@ -541,7 +681,7 @@ type GrantCredentialRequest struct {
 
 func (x *GrantCredentialRequest) Reset() {
 	*x = GrantCredentialRequest{}
-	mi := &file_credential_proto_msgTypes[5]
+	mi := &file_credential_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -553,7 +693,7 @@ func (x *GrantCredentialRequest) String() string {
 func (*GrantCredentialRequest) ProtoMessage() {}
 
 func (x *GrantCredentialRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_credential_proto_msgTypes[5]
+	mi := &file_credential_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -566,7 +706,7 @@ func (x *GrantCredentialRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantCredentialRequest.ProtoReflect.Descriptor instead.
 func (*GrantCredentialRequest) Descriptor() ([]byte, []int) {
-	return file_credential_proto_rawDescGZIP(), []int{5}
+	return file_credential_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GrantCredentialRequest) GetName() string {
@@ -614,7 +754,7 @@ type GrantCredentialResponse struct {
 
 func (x *GrantCredentialResponse) Reset() {
 	*x = GrantCredentialResponse{}
-	mi := &file_credential_proto_msgTypes[6]
+	mi := &file_credential_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -626,7 +766,7 @@ func (x *GrantCredentialResponse) String() string {
 func (*GrantCredentialResponse) ProtoMessage() {}
 
 func (x *GrantCredentialResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_credential_proto_msgTypes[6]
+	mi := &file_credential_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -639,7 +779,7 @@ func (x *GrantCredentialResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantCredentialResponse.ProtoReflect.Descriptor instead.
 func (*GrantCredentialResponse) Descriptor() ([]byte, []int) {
-	return file_credential_proto_rawDescGZIP(), []int{6}
+	return file_credential_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GrantCredentialResponse) GetLease() *Lease {
@@ -673,7 +813,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_credential_proto_msgTypes[7]
+	mi := &file_credential_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -685,7 +825,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_credential_proto_msgTypes[7]
+	mi := &file_credential_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -698,7 +838,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_credential_proto_rawDescGZIP(), []int{7}
+	return file_credential_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Lease) GetId() string {
@@ -769,7 +909,7 @@ type Field struct {
 
 func (x *Field) Reset() {
 	*x = Field{}
-	mi := &file_credential_proto_msgTypes[8]
+	mi := &file_credential_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -781,7 +921,7 @@ func (x *Field) String() string {
 func (*Field) ProtoMessage() {}
 
 func (x *Field) ProtoReflect() protoreflect.Message {
-	mi := &file_credential_proto_msgTypes[8]
+	mi := &file_credential_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -794,7 +934,7 @@ func (x *Field) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Field.ProtoReflect.Descriptor instead.
 func (*Field) Descriptor() ([]byte, []int) {
-	return file_credential_proto_rawDescGZIP(), []int{8}
+	return file_credential_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Field) GetName() string {
@@ -828,7 +968,7 @@ type RenewLeaseRequest struct {
 
 func (x *RenewLeaseRequest) Reset() {
 	*x = RenewLeaseRequest{}
-	mi := &file_credential_proto_msgTypes[9]
+	mi := &file_credential_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -840,7 +980,7 @@ func (x *RenewLeaseRequest) String() string {
 func (*RenewLeaseRequest) ProtoMessage() {}
 
 func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_credential_proto_msgTypes[9]
+	mi := &file_credential_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -853,7 +993,7 @@ func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseRequest.ProtoReflect.Descriptor instead.
 func (*RenewLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_credential_proto_rawDescGZIP(), []int{9}
+	return file_credential_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RenewLeaseRequest) GetLeaseId() string {
@@ -879,7 +1019,7 @@ type RenewLeaseResponse struct {
 
 func (x *RenewLeaseResponse) Reset() {
 	*x = RenewLeaseResponse{}
-	mi := &file_credential_proto_msgTypes[10]
+	mi := &file_credential_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -891,7 +1031,7 @@ func (x *RenewLeaseResponse) String() string {
 func (*RenewLeaseResponse) ProtoMessage() {}
 
 func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_credential_proto_msgTypes[10]
+	mi := &file_credential_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -904,7 +1044,7 @@ func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseResponse.ProtoReflect.Descriptor instead.
 func (*RenewLeaseResponse) Descriptor() ([]byte, []int) {
-	return file_credential_proto_rawDescGZIP(), []int{10}
+	return file_credential_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RenewLeaseResponse) GetLease() *Lease {
@@ -923,7 +1063,7 @@ type RevokeLeaseRequest struct {
 
 func (x *RevokeLeaseRequest) Reset() {
 	*x = RevokeLeaseRequest{}
-	mi := &file_credential_proto_msgTypes[11]
+	mi := &file_credential_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -935,7 +1075,7 @@ func (x *RevokeLeaseRequest) String() string {
 func (*RevokeLeaseRequest) ProtoMessage() {}
 
 func (x *RevokeLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_credential_proto_msgTypes[11]
+	mi := &file_credential_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -948,7 +1088,7 @@ func (x *RevokeLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeLeaseRequest.ProtoReflect.Descriptor instead.
 func (*RevokeLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_credential_proto_rawDescGZIP(), []int{11}
+	return file_credential_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RevokeLeaseRequest) GetLeaseId() string {
@@ -966,7 +1106,7 @@ type RevokeLeaseResponse struct {
 
 func (x *RevokeLeaseResponse) Reset() {
 	*x = RevokeLeaseResponse{}
-	mi := &file_credential_proto_msgTypes[12]
+	mi := &file_credential_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -978,7 +1118,7 @@ func (x *RevokeLeaseResponse) String() string {
 func (*RevokeLeaseResponse) ProtoMessage() {}
 
 func (x *RevokeLeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_credential_proto_msgTypes[12]
+	mi := &file_credential_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -991,7 +1131,7 @@ func (x *RevokeLeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeLeaseResponse.ProtoReflect.Descriptor instead.
 func (*RevokeLeaseResponse) Descriptor() ([]byte, []int) {
-	return file_credential_proto_rawDescGZIP(), []int{12}
+	return file_credential_proto_rawDescGZIP(), []int{14}
 }
 
 var File_credential_proto protoreflect.FileDescriptor
@@ -1001,7 +1141,7 @@ const file_credential_proto_rawDesc = "" +
 	"\x10credential.proto\x12\x14vouchd.credential.v1\"\x18\n" +
 	"\x16ListCredentialsRequest\"]\n" +
 	"\x17ListCredentialsResponse\x12B\n" +
-	"\vcredentials\x18\x01 \x03(\v2 .vouchd.credential.v1.CredentialR\vcredentials\"\xb3\x03\n" +
+	"\vcredentials\x18\x01 \x03(\v2 .vouchd.credential.v1.CredentialR\vcredentials\"\xe6\x03\n" +
 	"\n" +
 	"Credential\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12 \n" +
@@ -1020,7 +1160,17 @@ const file_credential_proto_rawDesc = "" +
 	"\n" +
 	"spiffe_ids\x18\t \x03(\tR\tspiffeIds\x126\n" +
 	"\atargets\x18\n" +
-	" \x03(\v2\x1c.vouchd.credential.v1.TargetR\atargets\"T\n" +
+	" \x03(\v2\x1c.vouchd.credential.v1.TargetR\atargets\x121\n" +
+	"\x05proxy\x18\v \x01(\v2\x1b.vouchd.credential.v1.ProxyR\x05proxy\"\xb0\x01\n" +
+	"\x05Proxy\x12\x1a\n" +
+	"\bupstream\x18\x01 \x01(\tR\bupstream\x12\x14\n" +
+	"\x05hosts\x18\x02 \x03(\tR\x05hosts\x12@\n" +
+	"\venvironment\x18\x03 \x03(\v2\x1e.vouchd.credential.v1.VariableR\venvironment\x12\x1b\n" +
+	"\tmain_only\x18\x04 \x01(\bR\bmainOnly\x12\x16\n" +
+	"\x06values\x18\x05 \x01(\bR\x06values\"4\n" +
+	"\bVariable\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"T\n" +
 	"\x06Target\x12\x12\n" +
 	"\x04tool\x18\x01 \x01(\tR\x04tool\x12\x1a\n" +
 	"\blocation\x18\x02 \x01(\tR\blocation\x12\x1a\n" +
@@ -1111,7 +1261,7 @@ func file_credential_proto_rawDescGZIP() []byte {
 }
 
 var file_credential_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_credential_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_credential_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_credential_proto_goTypes = []any{
 	(Bind)(0),                       // 0: vouchd.credential.v1.Bind
 	(Revocation)(0),                 // 1: vouchd.credential.v1.Revocation
@@ -1119,46 +1269,50 @@ var file_credential_proto_goTypes = []any{
 	(*ListCredentialsRequest)(nil),  // 3: vouchd.credential.v1.ListCredentialsRequest
 	(*ListCredentialsResponse)(nil), // 4: vouchd.credential.v1.ListCredentialsResponse
 	(*Credential)(nil),              // 5: vouchd.credential.v1.Credential
-	(*Target)(nil),                  // 6: vouchd.credential.v1.Target
-	(*Parameter)(nil),               // 7: vouchd.credential.v1.Parameter
-	(*GrantCredentialRequest)(nil),  // 8: vouchd.credential.v1.GrantCredentialRequest
-	(*GrantCredentialResponse)(nil), // 9: vouchd.credential.v1.GrantCredentialResponse
-	(*Lease)(nil),                   // 10: vouchd.credential.v1.Lease
-	(*Field)(nil),                   // 11: vouchd.credential.v1.Field
-	(*RenewLeaseRequest)(nil),       // 12: vouchd.credential.v1.RenewLeaseRequest
-	(*RenewLeaseResponse)(nil),      // 13: vouchd.credential.v1.RenewLeaseResponse
-	(*RevokeLeaseRequest)(nil),      // 14: vouchd.credential.v1.RevokeLeaseRequest
-	(*RevokeLeaseResponse)(nil),     // 15: vouchd.credential.v1.RevokeLeaseResponse
-	nil,                             // 16: vouchd.credential.v1.GrantCredentialRequest.ParametersEntry
+	(*Proxy)(nil),                   // 6: vouchd.credential.v1.Proxy
+	(*Variable)(nil),                // 7: vouchd.credential.v1.Variable
+	(*Target)(nil),                  // 8: vouchd.credential.v1.Target
+	(*Parameter)(nil),               // 9: vouchd.credential.v1.Parameter
+	(*GrantCredentialRequest)(nil),  // 10: vouchd.credential.v1.GrantCredentialRequest
+	(*GrantCredentialResponse)(nil), // 11: vouchd.credential.v1.GrantCredentialResponse
+	(*Lease)(nil),                   // 12: vouchd.credential.v1.Lease
+	(*Field)(nil),                   // 13: vouchd.credential.v1.Field
+	(*RenewLeaseRequest)(nil),       // 14: vouchd.credential.v1.RenewLeaseRequest
+	(*RenewLeaseResponse)(nil),      // 15: vouchd.credential.v1.RenewLeaseResponse
+	(*RevokeLeaseRequest)(nil),      // 16: vouchd.credential.v1.RevokeLeaseRequest
+	(*RevokeLeaseResponse)(nil),     // 17: vouchd.credential.v1.RevokeLeaseResponse
+	nil,                             // 18: vouchd.credential.v1.GrantCredentialRequest.ParametersEntry
 }
 var file_credential_proto_depIdxs = []int32{
 	5,  // 0: vouchd.credential.v1.ListCredentialsResponse.credentials:type_name -> vouchd.credential.v1.Credential
-	7,  // 1: vouchd.credential.v1.Credential.parameters:type_name -> vouchd.credential.v1.Parameter
+	9,  // 1: vouchd.credential.v1.Credential.parameters:type_name -> vouchd.credential.v1.Parameter
 	0,  // 2: vouchd.credential.v1.Credential.bind:type_name -> vouchd.credential.v1.Bind
 	1,  // 3: vouchd.credential.v1.Credential.revocation:type_name -> vouchd.credential.v1.Revocation
-	6,  // 4: vouchd.credential.v1.Credential.targets:type_name -> vouchd.credential.v1.Target
-	16, // 5: vouchd.credential.v1.GrantCredentialRequest.parameters:type_name -> vouchd.credential.v1.GrantCredentialRequest.ParametersEntry
-	2,  // 6: vouchd.credential.v1.GrantCredentialRequest.exposure:type_name -> vouchd.credential.v1.Exposure
-	10, // 7: vouchd.credential.v1.GrantCredentialResponse.lease:type_name -> vouchd.credential.v1.Lease
-	11, // 8: vouchd.credential.v1.GrantCredentialResponse.fields:type_name -> vouchd.credential.v1.Field
-	0,  // 9: vouchd.credential.v1.Lease.bind:type_name -> vouchd.credential.v1.Bind
-	1,  // 10: vouchd.credential.v1.Lease.revocation:type_name -> vouchd.credential.v1.Revocation
-	10, // 11: vouchd.credential.v1.RenewLeaseResponse.lease:type_name -> vouchd.credential.v1.Lease
-	3,  // 12: vouchd.credential.v1.CredentialAPI.ListCredentials:input_type -> vouchd.credential.v1.ListCredentialsRequest
-	8,  // 13: vouchd.credential.v1.CredentialAPI.GrantCredential:input_type -> vouchd.credential.v1.GrantCredentialRequest
-	8,  // 14: vouchd.credential.v1.CredentialAPI.WatchCredential:input_type -> vouchd.credential.v1.GrantCredentialRequest
-	12, // 15: vouchd.credential.v1.CredentialAPI.RenewLease:input_type -> vouchd.credential.v1.RenewLeaseRequest
-	14, // 16: vouchd.credential.v1.CredentialAPI.RevokeLease:input_type -> vouchd.credential.v1.RevokeLeaseRequest
-	4,  // 17: vouchd.credential.v1.CredentialAPI.ListCredentials:output_type -> vouchd.credential.v1.ListCredentialsResponse
-	9,  // 18: vouchd.credential.v1.CredentialAPI.GrantCredential:output_type -> vouchd.credential.v1.GrantCredentialResponse
-	9,  // 19: vouchd.credential.v1.CredentialAPI.WatchCredential:output_type -> vouchd.credential.v1.GrantCredentialResponse
-	13, // 20: vouchd.credential.v1.CredentialAPI.RenewLease:output_type -> vouchd.credential.v1.RenewLeaseResponse
-	15, // 21: vouchd.credential.v1.CredentialAPI.RevokeLease:output_type -> vouchd.credential.v1.RevokeLeaseResponse
-	17, // [17:22] is the sub-list for method output_type
-	12, // [12:17] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	8,  // 4: vouchd.credential.v1.Credential.targets:type_name -> vouchd.credential.v1.Target
+	6,  // 5: vouchd.credential.v1.Credential.proxy:type_name -> vouchd.credential.v1.Proxy
+	7,  // 6: vouchd.credential.v1.Proxy.environment:type_name -> vouchd.credential.v1.Variable
+	18, // 7: vouchd.credential.v1.GrantCredentialRequest.parameters:type_name -> vouchd.credential.v1.GrantCredentialRequest.ParametersEntry
+	2,  // 8: vouchd.credential.v1.GrantCredentialRequest.exposure:type_name -> vouchd.credential.v1.Exposure
+	12, // 9: vouchd.credential.v1.GrantCredentialResponse.lease:type_name -> vouchd.credential.v1.Lease
+	13, // 10: vouchd.credential.v1.GrantCredentialResponse.fields:type_name -> vouchd.credential.v1.Field
+	0,  // 11: vouchd.credential.v1.Lease.bind:type_name -> vouchd.credential.v1.Bind
+	1,  // 12: vouchd.credential.v1.Lease.revocation:type_name -> vouchd.credential.v1.Revocation
+	12, // 13: vouchd.credential.v1.RenewLeaseResponse.lease:type_name -> vouchd.credential.v1.Lease
+	3,  // 14: vouchd.credential.v1.CredentialAPI.ListCredentials:input_type -> vouchd.credential.v1.ListCredentialsRequest
+	10, // 15: vouchd.credential.v1.CredentialAPI.GrantCredential:input_type -> vouchd.credential.v1.GrantCredentialRequest
+	10, // 16: vouchd.credential.v1.CredentialAPI.WatchCredential:input_type -> vouchd.credential.v1.GrantCredentialRequest
+	14, // 17: vouchd.credential.v1.CredentialAPI.RenewLease:input_type -> vouchd.credential.v1.RenewLeaseRequest
+	16, // 18: vouchd.credential.v1.CredentialAPI.RevokeLease:input_type -> vouchd.credential.v1.RevokeLeaseRequest
+	4,  // 19: vouchd.credential.v1.CredentialAPI.ListCredentials:output_type -> vouchd.credential.v1.ListCredentialsResponse
+	11, // 20: vouchd.credential.v1.CredentialAPI.GrantCredential:output_type -> vouchd.credential.v1.GrantCredentialResponse
+	11, // 21: vouchd.credential.v1.CredentialAPI.WatchCredential:output_type -> vouchd.credential.v1.GrantCredentialResponse
+	15, // 22: vouchd.credential.v1.CredentialAPI.RenewLease:output_type -> vouchd.credential.v1.RenewLeaseResponse
+	17, // 23: vouchd.credential.v1.CredentialAPI.RevokeLease:output_type -> vouchd.credential.v1.RevokeLeaseResponse
+	19, // [19:24] is the sub-list for method output_type
+	14, // [14:19] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_credential_proto_init() }
@@ -1172,7 +1326,7 @@ func file_credential_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_credential_proto_rawDesc), len(file_credential_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   14,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

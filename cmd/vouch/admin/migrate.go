@@ -18,6 +18,7 @@ import (
 
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
 	"github.com/vouchd/vouchd/credential/dotenv"
+	"github.com/vouchd/vouchd/credential/policy"
 	"github.com/vouchd/vouchd/credential/sealed"
 	"github.com/vouchd/vouchd/secret"
 	"github.com/vouchd/vouchd/state"
@@ -315,8 +316,7 @@ func (m *migration) define(o *cli.Options, view *migrationView) error {
 		if defined.Match(text) || defined.Match(reviewed) {
 			continue
 		}
-		text = fmt.Appendf(text, "  - name: %s\n    description: %s of %s\n    broker: static\n    bind: lease # or unit, for LoadCredential=; or process, for a program that asks by itself\n    static:\n      disclosable: %t # true discloses the value to programs that an entry grants it\n",
-			s.Credential, s.Variable, filepath.Base(m.path), m.disclosable)
+		text = m.definition(text, s)
 	}
 	if len(text) == length {
 		return nil
@@ -326,6 +326,25 @@ func (m *migration) define(o *cli.Options, view *migrationView) error {
 		return err
 	}
 	return state.ReplaceFileDurably(path, text, state.Mode(0o644))
+}
+
+// definition appends the definition of a sealed credential. Calls are made with one whose
+// clients are known; others are undeliverable until somebody says how.
+func (m *migration) definition(text []byte, s migratedView) []byte {
+	text = fmt.Appendf(text, "  - name: %s\n    description: %s of %s\n    broker: static\n", s.Credential, s.Variable, filepath.Base(m.path))
+	preset, known := policy.PresetOf(s.Variable)
+	switch {
+	case m.disclosable:
+		text = append(text, "    bind: lease # or unit, for LoadCredential=; or process, for a program that asks by itself\n    static:\n      disclosable: true # to programs that an entry grants it\n"...)
+		if known {
+			text = fmt.Appendf(text, "    # Better: remove disclosable, and have vouchd make the calls (docs/proxy.md).\n    # proxy: {preset: %s}\n", preset)
+		}
+	case known:
+		text = fmt.Appendf(text, "    ttl: 1h\n    static:\n      disclosable: false\n    proxy: # vouchd makes the calls: the program never has the value (docs/proxy.md)\n      preset: %s\n", preset)
+	default:
+		text = append(text, "    bind: lease # or unit, for LoadCredential=; or process, for a program that asks by itself\n    static:\n      disclosable: false # needs a proxy block (docs/proxy.md), or true, which hands the value to programs\n"...)
+	}
+	return text
 }
 
 // replace puts the handles into the file, if it has not changed since it was read.

@@ -24,10 +24,10 @@ import (
 
 func newExec(*cli.Options) *cobra.Command {
 	var l leaser
-	var wanted []string
+	var wanted, proxies []string
 	var envFile string
 	cmd := &cobra.Command{
-		Use:   "exec {--credential NAME=VARIABLE... | --env-file FILE} -- COMMAND [ARGUMENT...]",
+		Use:   "exec {--proxy NAME... | --credential NAME=VARIABLE... | --env-file FILE} -- COMMAND [ARGUMENT...]",
 		Short: "Run a command with leased credentials, then revoke them",
 		Long: `Exec leases credentials to itself, starts the command with them in its
 environment, waits for it, and then revokes them. The command gets the standard streams
@@ -39,18 +39,25 @@ A credential with one field goes to VARIABLE; with several, each goes to VARIABL
 NAME:FIELD=VARIABLE takes one field. A .env file may contain handles instead of values,
 vouch:NAME or vouch:NAME:FIELD; its other variables are set as they are. Other processes
 of the same user can read a process's environment, so prefer an agent that asks the
-socket itself.`,
+socket itself.
+
+With --proxy the command gets no credential. Its clients are pointed at a port of
+127.0.0.1 that serves the command and what it starts, and nobody else; vouchd makes their
+calls with the credential, within its rules. What stands in place of the key is a handle,
+of no use to any other process. Handles in a .env file are treated likewise if their
+credential is one that the proxy uses. The command must not outlive vouch.`,
 		Example: `  vouch exec --credential openai-research=OPENAI_API_KEY -- python agent.py
   vouch exec --credential warehouse-readonly:url=DATABASE_URL -- psql
   vouch exec --credential warehouse-readonly=PG --param schema=sales -- ./report
-  vouch exec --env-file .env -- ./app`,
+  vouch exec --env-file .env -- ./app
+  vouch exec --proxy openai,github -- node agent.js`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			vars, plain, err := readEnvironment(cmd, envFile)
 			if err != nil {
 				return err
 			}
-			more, err := parseVariables(wanted, envFile != "")
+			more, err := parseVariables(wanted, envFile != "" || len(proxies) > 0)
 			if err != nil {
 				return err
 			}
@@ -59,12 +66,13 @@ socket itself.`,
 			signals := make(chan os.Signal, 16)
 			signal.Notify(signals, passedOn...)
 			defer signal.Stop(signals)
-			return l.exec(cmd.Context(), append(vars, more...), plain, args, signals)
+			return l.exec(cmd.Context(), append(vars, more...), proxies, plain, args, signals)
 		},
 	}
 	l.flags(cmd)
 	cmd.Flags().SetInterspersed(false)
 	cmd.Flags().StringArrayVar(&wanted, "credential", nil, "put a credential into the environment, as `NAME=VARIABLE`; may be repeated")
+	cmd.Flags().StringSliceVar(&proxies, "proxy", nil, "have vouchd make the calls for the credential `NAME`; several with commas")
 	cmd.Flags().StringVar(&envFile, "env-file", "", "set the variables of this .env `file`, with credentials for its handles")
 	cmd.Flags().StringArrayVar(&l.params, "param", nil, "choose a parameter, as `key=value`, or NAME:key=value if there are several credentials; may be repeated")
 	return cmd
@@ -87,7 +95,7 @@ var variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 func parseVariables(wanted []string, fromFile bool) (vars []variable, err error) {
 	if len(wanted) == 0 && !fromFile {
-		return nil, cli.Usagef("--credential NAME=VARIABLE or --env-file is required")
+		return nil, cli.Usagef("--proxy NAME, --credential NAME=VARIABLE or --env-file is required")
 	}
 	for _, w := range wanted {
 		from, to, ok := strings.Cut(w, "=")
@@ -102,13 +110,19 @@ func parseVariables(wanted []string, fromFile bool) (vars []variable, err error)
 
 // exec leases, runs and revokes. Ctx ends the leasing only. An error in revoking
 // does not hide the command's exit code.
-func (l *leaser) exec(ctx context.Context, vars []variable, plain, args []string, signals <-chan os.Signal) error {
+func (l *leaser) exec(ctx context.Context, vars []variable, proxies, plain, args []string, signals <-chan os.Signal) error {
 	client, err := l.client()
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	leases, env, err := l.leaseAll(ctx, client, vars)
+	within, cancel := context.WithTimeout(ctx, l.timeout)
+	of, err := proxiedOf(within, client, vars, proxies)
+	cancel()
+	if err != nil {
+		return err
+	}
+	leases, env, err := l.leaseAll(ctx, client, vars, of)
 	if err == nil {
 		err = ctx.Err()
 	}
@@ -116,6 +130,14 @@ func (l *leaser) exec(ctx context.Context, vars []variable, plain, args []string
 	defer func() { l.revokeAll(ctx, client, leases) }()
 	if err != nil {
 		return err
+	}
+	if len(of) > 0 {
+		more, stop, err := call(ctx, proxySocket(l.socket), of)
+		if err != nil {
+			return err
+		}
+		defer stop()
+		env = append(env, more...)
 	}
 	renewing, stop := context.WithCancel(ctx)
 	for _, lease := range leases {
@@ -126,11 +148,14 @@ func (l *leaser) exec(ctx context.Context, vars []variable, plain, args []string
 }
 
 // leaseAll leases each credential once. With an error, it returns what was leased
-// until then.
-func (l *leaser) leaseAll(ctx context.Context, client *cli.Credentials, vars []variable) (leases []*credentialv1.Lease, env []string, err error) {
+// until then. Handles are put into of.
+func (l *leaser) leaseAll(ctx context.Context, client *cli.Credentials, vars []variable, of map[string]*handled) (leases []*credentialv1.Lease, env []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
 	got := make(map[string][]secret.Field)
+	for name := range of {
+		vars = append(vars, variable{credential: name})
+	}
 	for _, v := range vars {
 		fields, ok := got[v.credential]
 		if !ok {
@@ -145,6 +170,16 @@ func (l *leaser) leaseAll(ctx context.Context, client *cli.Credentials, vars []v
 			defer wipe(of)
 			leases = append(leases, lease)
 			fields, got[v.credential] = of, of
+		}
+		if h := of[v.credential]; h != nil && h.handle == "" {
+			handle, err := fieldNamed(v.credential, fields, "handle")
+			if err != nil {
+				return leases, nil, err
+			}
+			h.handle = string(handle)
+		}
+		if v.name == "" {
+			continue
 		}
 		if env, err = v.add(env, fields); err != nil {
 			return leases, nil, err

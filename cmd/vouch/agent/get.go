@@ -201,6 +201,9 @@ func (l *leaser) lasting(ctx context.Context, client *cli.Credentials, req *cred
 		return nil, nil, err
 	}
 	for _, c := range granted {
+		if c.Name == req.Name && c.Proxy != nil && !c.Proxy.Values {
+			return nil, nil, fmt.Errorf("%[1]s is not handed out: vouchd makes the calls, for the process that leases it and those that this starts; use vouch exec --proxy %[1]s -- COMMAND", req.Name)
+		}
 		if c.Name == req.Name && c.Bind == credentialv1.Bind_BIND_PROCESS &&
 			c.Revocation != credentialv1.Revocation_REVOCATION_EXPIRY_ONLY && c.Revocation != credentialv1.Revocation_REVOCATION_NONE {
 			return nil, nil, fmt.Errorf("%[1]s ends with the process that leases it, which would be vouch; use vouch exec --credential %[1]s=ENV -- COMMAND, or --write with --follow, or give its definition bind: lease or bind: unit", req.Name)
