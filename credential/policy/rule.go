@@ -141,7 +141,8 @@ func (c *Condition) holds(v Value) bool {
 	return slices.Contains(c.OneOf, v.Text)
 }
 
-// A Pattern is a path in which * is one segment and ** the rest, even none.
+// A Pattern is a path in which ** is the rest, even none, and * one segment or, beside
+// other text, a part of one that is not empty.
 type Pattern string
 
 // check returns an error if the pattern could not match what it seems to.
@@ -156,8 +157,8 @@ func (p Pattern) check() error {
 		case part == "**" && i < len(parts)-1:
 			return fmt.Errorf("path %q has ** before its end; it stands for the rest", p)
 		case part == "*" || part == "**":
-		case strings.Contains(part, "*"):
-			return fmt.Errorf("path %q has * within a segment; it stands for a whole one", p)
+		case strings.Count(part, "*") > 1:
+			return fmt.Errorf("path %q has * twice in a segment", p)
 		case part == "" && i < len(parts)-1, part == ".", part == "..":
 			return fmt.Errorf("path %q has a segment that no request has", p)
 		case strings.ContainsAny(part, "%?#"):
@@ -177,7 +178,7 @@ func (p Pattern) matches(segments []string) bool {
 		if len(segments) == 0 {
 			return part == "" && !more
 		}
-		if part != segments[0] && (part != "*" || segments[0] == "") {
+		if !matchesSegment(part, segments[0]) {
 			return false
 		}
 		segments = segments[1:]
@@ -188,6 +189,14 @@ func (p Pattern) matches(segments []string) bool {
 			return rest == "**"
 		}
 	}
+}
+
+func matchesSegment(pattern, segment string) bool {
+	before, after, wild := strings.Cut(pattern, "*")
+	if !wild {
+		return pattern == segment
+	}
+	return len(segment) > len(before)+len(after) && strings.HasPrefix(segment, before) && strings.HasSuffix(segment, after)
 }
 
 // covers reports whether p matches every path that q does.

@@ -18,15 +18,9 @@ type Slot struct {
 	SigV4  *SigV4
 }
 
-// A SigV4 has requests signed as AWS does.
+// A SigV4 has requests signed as AWS does, with the fields that the federation broker
+// has for AWS: access_key_id, secret_access_key and, if there is one, session_token.
 type SigV4 struct{ Region, Service string }
-
-// Valid fields of SigV4 credentials, as the federation broker names them.
-const (
-	fieldAccessKey    = "access_key_id"
-	fieldSecretKey    = "secret_access_key"
-	fieldSessionToken = "session_token"
-)
 
 // HeaderName returns the header that the slot is in; empty for a query's key.
 func (s *Slot) HeaderName() string {
@@ -36,7 +30,7 @@ func (s *Slot) HeaderName() string {
 	return s.Header
 }
 
-// Everywhere lists headers that carry credentials at one vendor or another. They are
+// everywhere lists headers that carry credentials at one vendor or another. They are
 // policed in every request, whatever the definition names.
 var everywhere = []string{
 	"Authorization", "Proxy-Authorization", "Cookie",

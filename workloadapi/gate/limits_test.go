@@ -14,7 +14,6 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/connectivity"
 
-	"github.com/vouchd/vouchd/attest/process"
 	"github.com/vouchd/vouchd/identity"
 )
 
@@ -27,15 +26,6 @@ func transportWith(t testing.TB, limits connLimits) *transport {
 		t.Fatal(err)
 	}
 	return newTransport(limits, newPersons(subuid), new(counters)).(*transport)
-}
-
-func placeFor(t testing.TB, p *process.Peer) *place {
-	t.Helper()
-	at, err := transportWith(t, defaultConnLimits).admit(p.PID(), p.UID())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return at
 }
 
 // take has people take places until each is refused, and returns how many they

@@ -211,8 +211,10 @@ func TestSecretDoesNotComeBack(t *testing.T) {
 		return func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, text) }
 	}
 	for name, handler := range map[string]http.HandlerFunc{
-		"plain":             says("key: " + secret + "."),
-		"an error page":     func(w http.ResponseWriter, r *http.Request) { http.Error(w, "bad key "+secret, 401) },
+		"plain": says("key: " + secret + "."),
+		"an error page": func(w http.ResponseWriter, r *http.Request) {
+			http.Error(w, "bad key "+secret, http.StatusUnauthorized)
+		},
 		"percent":           says("key=" + url.QueryEscape(secret) + "&x"),
 		"hex":               says(hex.EncodeToString([]byte(secret))),
 		"HEX":               says(strings.ToUpper(hex.EncodeToString([]byte(secret)))),
@@ -231,7 +233,7 @@ func TestSecretDoesNotComeBack(t *testing.T) {
 			w.WriteHeader(204)
 		},
 		"in a redirect": func(w http.ResponseWriter, r *http.Request) {
-			http.Redirect(w, r, "/x?key="+url.QueryEscape(secret), 302)
+			http.Redirect(w, r, "/x?key="+url.QueryEscape(secret), http.StatusFound)
 		},
 		"in a cookie": func(w http.ResponseWriter, r *http.Request) { w.Header().Set("Set-Cookie", "k="+secret) },
 		"in a trailer": func(w http.ResponseWriter, r *http.Request) {
