@@ -1,0 +1,97 @@
+package brokers
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/policy"
+)
+
+// examples loads the definitions that the packages ship for four kinds of agent.
+func examples(t *testing.T) *credential.Definitions {
+	t.Helper()
+	files, err := filepath.Glob("../../packaging/etc/credentials.d/*.disabled")
+	if err != nil || len(files) != 4 {
+		t.Fatalf("%q: %v", files, err)
+	}
+	dir := t.TempDir()
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, strings.TrimSuffix(filepath.Base(f), ".disabled")), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defs, err := credential.LoadDefinitions(dir, All(Deps{}), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(defs.Close)
+	return defs
+}
+
+// TestFourAgentsAreHeldToTheirScopesByRules, whatever the tokens could do.
+func TestFourAgentsAreHeldToTheirScopesByRules(t *testing.T) {
+	t.Parallel()
+	defs := examples(t)
+	for name, of := range map[string]struct{ allowed, refused []string }{
+		"openai-research": {
+			[]string{`POST /v1/responses {"model":"gpt-5-mini","tools":[{"type":"web_search"}],"input":"tides"}`, `GET /v1/models`},
+			[]string{
+				`POST /v1/responses {"model":"gpt-5","tools":[{"type":"web_search"}]}`,
+				`POST /v1/responses {"model":"gpt-5-mini","tools":[{"type":"code_interpreter"}]}`,
+				`POST /v1/responses {"model":"gpt-5-mini","tools":[{"type":"web_search"},{"type":"mcp","server_url":"https://evil.example"}]}`,
+				`POST /v1/responses {"model":"gpt-5-mini","model":"gpt-5","tools":[{"type":"web_search"}]}`,
+				`POST /v1/responses {"model":"gpt-5-mini"}`, `POST /v1/files {}`, `POST /v1/chat/completions {"model":"gpt-5-mini"}`, `DELETE /v1/responses/1`,
+			},
+		},
+		"crm-sync": {
+			[]string{`GET /v3/objects/contacts?limit=10`, `PATCH /v3/objects/contacts/7 {}`, `POST /v3/objects/contacts/search {}`},
+			[]string{`GET /v3/objects/companies`, `GET /v3/objects/invoices/1`, `DELETE /v3/objects/contacts/7`, `POST /v3/objects/contacts/batch/archive {}`, `GET /v3/owners`, `POST /oauth/token {}`},
+		},
+		"sandbox": {
+			[]string{`PUT /agent-sandbox/code-runner/task-1/out.txt`, `GET /agent-sandbox/code-runner/task-1/in/a.csv`},
+			[]string{`GET /agent-sandbox/other/x`, `GET /agent-sandbox?list-type=2`, `DELETE /agent-sandbox/code-runner/task-1/x`, `PUT /agent-sandbox/code-runner/task-1/x?acl`, `GET /other-bucket/code-runner/t/x`, `PUT /agent-sandbox/code-runner`},
+		},
+		"mail-drafts": {
+			[]string{`POST /v1.0/users/me@example.com/messages {}`, `PATCH /v1.0/users/me@example.com/messages/AAA {}`, `GET /v1.0/users/me@example.com/mailFolders/drafts/messages`},
+			[]string{
+				`POST /v1.0/users/me@example.com/sendMail {}`, `POST /v1.0/users/me@example.com/messages/AAA/send`, `POST /v1.0/users/me@example.com/messages/AAA/forward {}`,
+				`GET /v1.0/users/me@example.com/messages`, `POST /v1.0/users/me@example.com/mailFolders/inbox/messageRules {}`, `POST /beta/users/me@example.com/sendMail {}`, `POST /v1.0/$batch {}`,
+			},
+		},
+	} {
+		d, ok := defs.Get(name)
+		if !ok || d.Proxy == nil || d.Deliver != credential.DeliverProxy {
+			t.Errorf("%s is not delivered by the proxy", name)
+			continue
+		}
+		for effect, lines := range map[policy.Effect][]string{policy.Allow: of.allowed, policy.Deny: of.refused} {
+			for _, line := range lines {
+				parts := strings.SplitN(line, " ", 3)
+				target, err := policy.ParseTarget(parts[1], d.Proxy.Slashes)
+				if err != nil {
+					t.Errorf("%s: %s: %v", name, line, err)
+					continue
+				}
+				q := &policy.Request{Method: parts[0], Target: target}
+				if len(parts) == 3 {
+					if !json.Valid([]byte(parts[2])) {
+						t.Fatalf("%s", line)
+					}
+					q.Type, q.Size = "application/json", int64(len(parts[2]))
+					q.JSON, _ = policy.ReadJSON([]byte(parts[2]), d.Proxy.Pointers(q.Method, target)) // nil: it cannot be read
+				}
+				if v := d.Proxy.Judge(q); v.Effect != effect {
+					t.Errorf("%s: %s: %s by %q, want %s", name, line, v.Effect, v.Rule, effect)
+				}
+			}
+		}
+	}
+}
