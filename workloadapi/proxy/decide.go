@@ -33,6 +33,7 @@ type question struct {
 	def    *credential.Definition
 	call   audit.Call // as it is recorded
 	lease  *lease.Call
+	window string // request ID of the call whose record stands for this one, if any
 }
 
 // answer decides a request, and tells the process.

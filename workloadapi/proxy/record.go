@@ -10,9 +10,16 @@ import (
 )
 
 // begin records a call that is about to be made. When it returns nil, the record is
-// durable.
-func (s *session) begin(ctx context.Context, q *question) error {
-	return q.caller.Record(ctx, q.describe(audit.EventCall))
+// durable: its own, or that of the window that it is in.
+func (s *session) begin(ctx context.Context, q *question) (err error) {
+	open := func() error { return q.caller.Record(ctx, q.describe(audit.EventCall)) }
+	if !q.def.Proxy.Window {
+		return open()
+	}
+	p := q.caller.Process
+	key := windowKey{q.entry.ID, q.def.Name, q.call.Rule, p.PID, p.StartTime}
+	q.window, err = s.windows.enter(key, q.caller.RequestID, open)
+	return err
 }
 
 // describe is the record of a call.
@@ -41,6 +48,9 @@ func (s *session) record(ctx context.Context, q *question, o *link.Outcome) {
 	if o.Problem != "" {
 		r.Outcome, r.Reason = audit.Failed, o.Problem
 	}
+	if q.window != "" {
+		r.RequestID, c.Count = q.window, 1
+	}
 	s.outcomes.add(context.WithoutCancel(ctx), s.Server, r)
 }
 
@@ -58,7 +68,7 @@ const outcomesEvery = 100 * time.Millisecond
 func (o *outcomes) add(ctx context.Context, s *Server, r audit.Record) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.records = append(o.records, r)
+	o.take(r)
 	if o.due {
 		return
 	}
@@ -74,4 +84,24 @@ func (o *outcomes) add(ctx context.Context, s *Server, r audit.Record) {
 			s.Logger.Error("recording what came of calls", "calls", len(records), "err", err)
 		}
 	})
+}
+
+// take adds a record, or what it says to the one of the same window that went the same
+// way.
+func (o *outcomes) take(r audit.Record) {
+	for i := range o.records {
+		if r.Call.Count == 0 {
+			break // it is one call's alone
+		}
+		other := &o.records[i]
+		if other.RequestID != r.RequestID || other.Outcome != r.Outcome || other.Reason != r.Reason || other.Call.Status != r.Call.Status || other.Call.WithinTTL != r.Call.WithinTTL {
+			continue
+		}
+		c := other.Call
+		c.Count++
+		c.Sent, c.Received, c.Redacted = c.Sent+r.Call.Sent, c.Received+r.Call.Received, c.Redacted+r.Call.Redacted
+		other.Duration = max(other.Duration, r.Duration)
+		return
+	}
+	o.records = append(o.records, r)
 }

@@ -35,6 +35,7 @@ type Options struct {
 type Server struct {
 	Options
 	outcomes outcomes
+	windows  windows
 
 	mu   sync.Mutex // guards the field below
 	link *session   // nil while no process is there

@@ -5,9 +5,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
 	"github.com/vouchd/vouchd/cmd/vouchd/daemon/proxytest"
 )
 
@@ -69,4 +72,32 @@ func TestConnectionIsKeptBetweenRequests(t *testing.T) {
 	if dials != 1 {
 		t.Errorf("5 requests took %d connections", dials)
 	}
+}
+
+// TestOneRecordStandsForTheCallsOfAWindow, and says how many there were.
+func TestOneRecordStandsForTheCallsOfAWindow(t *testing.T) {
+	t.Parallel()
+	h := proxytest.New(t, "record: window")
+	h.Start()
+	c := h.Client()
+	const calls = 150 // more than one window has
+	for range calls {
+		if resp, body := get(t, c, "http://localhost/api/x"); body != "ok" {
+			t.Fatalf("%s %s", resp.Status, body)
+		}
+	}
+	begun := h.Records("proxy.call", audit.Success)
+	if n := len(begun); n < 2 || n > calls/2 {
+		t.Errorf("%d calls have %d records", calls, n)
+	}
+	daemontest.Eventually(t, "what came of all of them is recorded", func() bool {
+		n := uint64(0)
+		for _, r := range h.Records("proxy.outcome", audit.Success) {
+			n += r.Call.Count
+			if !slices.ContainsFunc(begun, func(b audit.Leaf) bool { return b.RequestID == r.RequestID }) {
+				t.Fatalf("an outcome is of request %s, which has no record", r.RequestID)
+			}
+		}
+		return n == calls
+	})
 }
