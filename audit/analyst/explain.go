@@ -186,10 +186,43 @@ func (x *explainer) saying(l *audit.Leaf) string {
 	if l.Use != nil {
 		s += ", " + x.use(l.Use)
 	}
+	if l.Call != nil {
+		s += ", " + Call(l)
+	}
 	if reason := Reason(l); reason != "" {
 		s += " (" + reason + ")"
 	}
 	return s
+}
+
+// Call says which call a record is about and, if it is known, what came of it.
+func Call(l *audit.Leaf) string {
+	c := l.Call
+	var b strings.Builder
+	b.WriteString(strings.TrimSpace(c.Method + " " + c.Path))
+	if c.Rule != "" {
+		b.WriteString(" by rule " + c.Rule)
+	}
+	if c.Unenforced {
+		b.WriteString(", which no rule allows, but the rules are only tried out")
+	}
+	if c.Count > 1 {
+		fmt.Fprintf(&b, ", %d calls", c.Count)
+	}
+	if l.Event != audit.EventCallEnd {
+		return b.String()
+	}
+	if c.Status > 0 {
+		fmt.Fprintf(&b, ": status %d", c.Status)
+	}
+	fmt.Fprintf(&b, ", %d bytes sent and %d received in %v", c.Sent, c.Received, l.Duration.Round(time.Millisecond))
+	if c.Redacted > 0 {
+		fmt.Fprintf(&b, ", the credential taken out %s", Times(c.Redacted))
+	}
+	if !c.WithinTTL {
+		b.WriteString(", beyond the lease's end")
+	}
+	return b.String()
 }
 
 // use says how a lease was used, as far as somebody saw it.

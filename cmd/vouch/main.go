@@ -52,7 +52,7 @@ Exit codes: 0 success, 1 failed, 2 wrong usage.`,
 	root.AddCommand(agent.Commands(&o)...)
 	root.AddCommand(admin.Commands(&o)...)
 	root.AddCommand(auditor.Commands(&o)...)
-	root.AddCommand(newNode(&o))
+	root.AddCommand(newNode(&o), newPolicy(&o))
 	for _, cmd := range root.Commands() {
 		cli.Strict(cmd)
 	}
@@ -71,6 +71,19 @@ challenge, verify and appraise work on the files that the first one made.`,
 	}
 	cmd.AddCommand(admin.NodeCommands(o)...)
 	cmd.AddCommand(auditor.NodeCommands(o)...)
+	return cmd
+}
+
+// newPolicy is for those who write rules, and reads what the log has of refusals.
+func newPolicy(o *cli.Options) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "policy",
+		Short: "Try the rules of calls that vouchd makes, and find those that lack",
+		Long: `The policy commands are about the rules in proxy blocks of credentials, by which
+vouchd makes calls for agents that do not hold the key (docs/proxy.md).`,
+	}
+	cmd.AddCommand(admin.PolicyCommands(o)...)
+	cmd.AddCommand(auditor.PolicyCommands(o)...)
 	return cmd
 }
 

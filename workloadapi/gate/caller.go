@@ -23,6 +23,7 @@ type Caller struct {
 	gate    *Gate
 	request Request
 	lost    []identity.Entry // what it was entitled to, and is no longer
+	as      identity.Entry   // under which it asks, once that is known
 	present func(context.Context) error
 	proven  bool
 }
@@ -147,6 +148,9 @@ func (c *Caller) Again(ctx context.Context, still func(now *Caller) error) error
 	}
 	return still(now)
 }
+
+// As notes the entry under which the caller asks, for the record should it be refused.
+func (c *Caller) As(e identity.Entry) { c.as = e }
 
 // EntryOf returns the caller's entry for an identity. All entries of one identity
 // name the same credentials.

@@ -113,6 +113,9 @@ func refusalOf(c *Caller, event audit.Event, cause error) audit.Record {
 	if len(c.lost) > 0 {
 		r.SPIFFEID, r.Workload.Entry = c.lost[0].ID.String(), c.lost[0].Pos.String()
 	}
+	if !c.as.ID.IsZero() {
+		r.SPIFFEID, r.Workload.Entry = c.as.ID.String(), c.as.Pos.String()
+	}
 	if c.request.Credential != "" {
 		r.Credential = &audit.Credential{Name: c.request.Credential}
 	}

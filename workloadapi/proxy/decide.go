@@ -167,6 +167,7 @@ func (q *question) choose(defs []*credential.Definition) error {
 		q.def = nil
 		return fmt.Errorf("%w: %s; call by name, as http://localhost/%s/", errAmbiguous, strings.Join(names, " and "), names[0])
 	}
+	q.caller.As(q.entry)
 	return nil
 }
 

@@ -126,6 +126,9 @@ func (q *query) line(l *audit.Leaf) string {
 	if l.Credential != nil {
 		b.WriteString(q.credential(l))
 	}
+	if l.Call != nil {
+		fmt.Fprintf(&b, "  %s", analyst.Call(l))
+	}
 	if k := l.Key; k != nil {
 		fmt.Fprintf(&b, "  key %s", k.KeyID)
 	}
@@ -171,6 +174,7 @@ func (q *query) credential(l *audit.Leaf) string {
 var columns = []string{
 	"record", "time", "event", "outcome", "spiffe_id", "credential", "kind", "upstream", "handle", "lease", "scope", "not_after",
 	"uses", "first_use", "last_use", "seen_by", "svid", "audience", "pid", "uid", "program", "unit", "request", "reason",
+	"method", "path", "rule", "status", "sent", "received", "redacted", "calls",
 }
 
 func row(l *audit.Leaf) []string {
@@ -206,5 +210,17 @@ func row(l *audit.Leaf) []string {
 		add(strconv.Itoa(w.PID), strconv.FormatUint(uint64(w.UID), 10), w.Path, w.Unit)
 	}
 	add(l.RequestID, analyst.Reason(l))
+	k := l.Call
+	if k == nil {
+		k = new(audit.Call)
+	}
+	add(k.Method, k.Path, k.Rule)
+	for _, n := range []uint64{k.Status, k.Sent, k.Received, k.Redacted, k.Count} {
+		if n == 0 {
+			add("")
+		} else {
+			add(strconv.FormatUint(n, 10))
+		}
+	}
 	return analyst.Cells(cells)
 }

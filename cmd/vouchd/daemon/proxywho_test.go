@@ -196,3 +196,29 @@ func TestCommandCallsByALoopbackPortThatIsItsOwn(t *testing.T) {
 		}
 	}
 }
+
+// TestRefusedRequestsBecomeProposedRules, and explain tells of them.
+func TestRefusedRequestsBecomeProposedRules(t *testing.T) {
+	t.Parallel()
+	h := proxytest.New(t, `rules: [{name: models, effect: allow, methods: [GET], paths: [/models]}, {name: no-keys, effect: deny, methods: [GET], paths: [/keys]}]`)
+	h.Start()
+	c := h.Client()
+	for _, path := range []string{"/v1/users/17/mail", "/v1/users/18/mail", "/keys", "/models"} {
+		get(t, c, "http://localhost/api"+path)
+	}
+	out := h.OK("policy", "suggest", "--credential", "api")
+	if !matches(`(?m)^  # 2 requests, last .*, by spiffe://example.org/agent; see: vouch log explain \d+$`, out) ||
+		!strings.Contains(out, `- {name: suggested-1, effect: allow, methods: [GET], paths: ["/v1/users/*/mail"]}`) || strings.Contains(out, "keys") || strings.Contains(out, "models") {
+		t.Errorf("suggest prints\n%s", out)
+	}
+	daemontest.Eventually(t, "what came of the call is recorded", func() bool {
+		return strings.Contains(h.OK("log", "show", "--event", "proxy.outcome"), "GET /models by rule models: status 200, 0 bytes sent and 2 received")
+	})
+	found := h.Records("proxy.call", audit.Success)
+	explained := h.OK("log", "explain", fmt.Sprint(found[0].Index))
+	for _, want := range []string{"GET /models by rule models", "status 200", "spiffe://example.org/agent", "credential api"} {
+		if !strings.Contains(explained, want) {
+			t.Errorf("explain lacks %q:\n%s", want, explained)
+		}
+	}
+}
