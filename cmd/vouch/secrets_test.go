@@ -61,7 +61,7 @@ func TestCommandLineKeepsSecrets(t *testing.T) {
 		{"", []string{"secret", "list"}, 0, `stripe-key\s+20 bytes\s+sealed 0 days ago\s+rotate by .*never used`, `^$`},
 		{"", []string{"get", "stripe", "--field", "value"}, 0, `^sk_live_canary-4f1b\n$`, `^$`},
 		{"", []string{"exec", "--credential", "stripe:value=KEY", "--", "sh", "-c", "echo $KEY"}, 0, `^sk_live_canary-4f1b\n$`, `^$`},
-		{"", []string{"get", "proxied"}, 1, `^$`, `value of proxied is not handed out, and there is no proxy yet .* set disclosable: true in its definition`},
+		{"", []string{"get", "proxied"}, 1, `^$`, `value of proxied is not handed out; add a proxy block to its definition, for vouchd to make calls with it, or set disclosable: true`},
 		{"", []string{"secret", "list"}, 0, `used 2 times, last .* by spiffe://example.org/agent`, `^$`},
 		{"new", []string{"secret", "rotate", "stripe-key", "--broad", "--rotate-after", "45d"}, 0, `revision 2`, `^$`},
 		{"", []string{"get", "stripe", "--field", "value"}, 0, `^new$`, `^$`},

@@ -104,12 +104,12 @@ func (s *Server) Serve(ctx context.Context, l *link.Conn) error {
 		if f != nil {
 			f.Close()
 		}
-		if err := turns.Acquire(ctx, 1); err != nil {
-			return nil
-		}
 		work.Go(func() {
-			defer turns.Release(1)
-			of.answer(ctx, m)
+			// Not before: those who have a turn may wait for what comes next.
+			if turns.Acquire(ctx, 1) == nil {
+				defer turns.Release(1)
+				of.answer(ctx, m)
+			}
 		})
 	}
 }
