@@ -78,7 +78,7 @@ challenge, verify and appraise work on the files that the first one made.`,
 func newPolicy(o *cli.Options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "policy",
-		Short: "Try the rules of calls that vouchd makes, and find those that lack",
+		Short: "Try and propose rules for calls that vouchd makes",
 		Long: `The policy commands are about the rules in proxy blocks of credentials, by which
 vouchd makes calls for agents that do not hold the key (docs/proxy.md).`,
 	}

@@ -31,7 +31,7 @@ func main() {
 	case len(os.Args) > 3 && os.Args[1] == "search":
 		err = search([]byte(os.Args[2]), os.Args[3:])
 	default:
-		err = fmt.Errorf("usage: vendor serve DIR | search KEY PID...")
+		err = fmt.Errorf("usage: vendor serve DIR | search KEY PID [PID]")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "vendor:", err)
