@@ -55,6 +55,7 @@ var mayImport = map[string][]string{
 	"workloadapi/admin/client":         {"secret", "workloadapi/admin/view"},
 	"workloadapi/admin/view":           nil,
 	"examples/agent":                   nil,
+	"examples/demo/vendor":             nil,
 	"credential":                       {"config", "credential/policy", "secret"},
 	"credential/policy":                {"config"},
 	"credential/brokers":               {"credential", "credential/federation", "credential/fetched", "credential/github", "credential/oauth2", "credential/postgres", "credential/sshca", "credential/static", "credential/vault"},
