@@ -59,7 +59,7 @@ func (c *Caller) prove(ctx context.Context) error {
 		return fmt.Errorf("%w: proving its presence: %w", ErrAttestation, err)
 	}
 	// It may have become another program since, which then answered.
-	if err := c.gate.attester.Unchanged(c.Peer(), c.Process); err != nil {
+	if err := c.unchanged(); err != nil {
 		return fmt.Errorf("%w: observing it again: %w", ErrAttestation, err)
 	}
 	if err := c.gate.cutOff(c.Entries); err != nil {
@@ -73,6 +73,13 @@ func (c *Caller) prove(ctx context.Context) error {
 	}
 	c.proven = true
 	return nil
+}
+
+func (c *Caller) unchanged() error {
+	if o, ok := c.request.Peer.(Observer); ok {
+		return o.Unchanged(c.gate.attester, c.Process)
+	}
+	return c.gate.attester.Unchanged(c.Peer(), c.Process)
 }
 
 // Answer returns what build makes for an admitted caller. While it is made the

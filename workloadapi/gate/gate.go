@@ -52,6 +52,12 @@ type Peer interface {
 	Challenge() (wait func(context.Context) error, err error)
 }
 
+// An Observer is a [Peer] that looks itself whether what was attested of the process is
+// so still, as [process.Attester.Unchanged] does.
+type Observer interface {
+	Unchanged(*process.Attester, *process.Attested) error
+}
+
 // A Request is what a front knows about a caller.
 type Request struct {
 	Peer  Peer

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/vouchd/vouchd/attest/process"
 	"github.com/vouchd/vouchd/credential"
@@ -19,41 +18,7 @@ type conn struct {
 
 	mu      sync.Mutex // guards the fields below
 	holders map[string]*holder
-	seen    map[*process.Peer]*sighting
 	closed  bool
-}
-
-// A sighting is what a process was attested as, and when.
-type sighting struct {
-	as *process.Attested
-	at time.Time
-}
-
-// attestedFor is how long what was attested of a process counts for the next requests
-// over its connection. Before each of them is answered, the gate looks whether the
-// process is still the same program, under the same credentials, in the same place.
-const attestedFor = time.Second
-
-// attest returns what a process is.
-func (c *conn) attest(ctx context.Context, a *process.Attester, p *process.Peer) (*process.Attested, error) {
-	c.mu.Lock()
-	last := c.seen[p]
-	c.mu.Unlock()
-	if last != nil && time.Since(last.at) < attestedFor {
-		return last.as, nil
-	}
-	now := time.Now()
-	at, err := a.Attest(ctx, p)
-	if err != nil {
-		return nil, err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.seen == nil || len(c.seen) > maxHolders {
-		c.seen = make(map[*process.Peer]*sighting)
-	}
-	c.seen[p] = &sighting{at, now}
-	return at, nil
 }
 
 // A holder is the process whose handle was shown, pinned for as long as the connection
@@ -126,7 +91,6 @@ func (c *conn) pin(handle string, a process.Ancestor) (*process.Peer, error) {
 // that it descends from. It is a [gate.Peer].
 type caller struct {
 	*session
-	conn    *conn
 	id      uint64 // of the request
 	process *process.Peer
 	http2   bool // it is at the connection itself, and can be challenged
@@ -140,7 +104,7 @@ func (c *caller) Process() *process.Peer { return c.process }
 // become another user than the one that connected is not believed: it may run a program
 // that is entitled to more, while the request is from before.
 func (c *caller) Attest(ctx context.Context, a *process.Attester) (*process.Attested, error) {
-	at, err := c.conn.attest(ctx, a, c.process)
+	at, err := c.sightings.attest(ctx, a, c.process)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", gate.ErrAttestation, err)
 	}
@@ -148,6 +112,11 @@ func (c *caller) Attest(ctx context.Context, a *process.Attester) (*process.Atte
 		return nil, fmt.Errorf("%w: it connected as user %d and group %d, and is user %d and group %d now", gate.ErrAttestation, c.process.UID(), c.process.GID(), at.UID, at.GID)
 	}
 	return at, nil
+}
+
+// Unchanged implements [gate.Observer].
+func (c *caller) Unchanged(a *process.Attester, at *process.Attested) error {
+	return c.looks.unchanged(a, c.process, at)
 }
 
 // Challenge implements [gate.Peer].

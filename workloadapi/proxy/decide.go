@@ -77,7 +77,7 @@ func (s *session) decide(ctx context.Context, q *question) (*link.Answer, error)
 	if len(defs) == 0 {
 		return nil, errUnknown
 	}
-	who := &caller{session: s, conn: q.conn, id: q.id, process: q.conn.peer, http2: q.ask.HTTP2}
+	who := &caller{session: s, id: q.id, process: q.conn.peer, http2: q.ask.HTTP2}
 	if q.ask.Handle != "" {
 		p, err := s.holderOf(q.conn, q.ask.Handle, defs[0].Name)
 		if err != nil {

@@ -50,7 +50,9 @@ func New(o Options) *Server { return &Server{Options: o} }
 // A session is one process that makes calls, for as long as it is linked.
 type session struct {
 	*Server
-	link *link.Conn
+	link      *link.Conn
+	sightings sightings
+	looks     looks
 
 	mu      sync.Mutex // guards the fields below
 	conns   map[uint64]*conn
@@ -89,6 +91,7 @@ func (s *Server) Serve(ctx context.Context, l *link.Conn) error {
 	var work sync.WaitGroup
 	defer work.Wait()
 	defer cancel() // first
+	work.Go(func() { of.sightings.forgetAt(ctx, s.Gate.Changed) })
 	for {
 		m, f, err := l.Receive()
 		if err != nil {
@@ -166,13 +169,16 @@ func (s *session) handle(ctx context.Context, m *link.Message, f *os.File) {
 		if w != nil {
 			w <- m.Present
 		}
-	case m.Outcome != nil:
-		s.mu.Lock()
-		q := s.asked[m.ID]
-		delete(s.asked, m.ID)
-		s.mu.Unlock()
-		if q != nil {
-			s.record(ctx, q, m.Outcome)
+	case m.Outcomes != nil:
+		for i := range m.Outcomes {
+			o := &m.Outcomes[i]
+			s.mu.Lock()
+			q := s.asked[o.ID]
+			delete(s.asked, o.ID)
+			s.mu.Unlock()
+			if q != nil {
+				s.record(ctx, q, o)
+			}
 		}
 	}
 	if f != nil {

@@ -77,13 +77,19 @@ func (c *call) make() (err error) {
 	return c.respond(ctx, resp)
 }
 
+// maxProblem bounds what is said of a call that failed, in bytes.
+const maxProblem = 512
+
 // report tells the daemon how the call went.
 func (c *call) report(err error) {
-	o := &link.Outcome{Status: c.status, Sent: c.sent.Load(), Received: c.received, Redacted: c.redacted, Duration: time.Since(c.began)}
+	o := link.Outcome{ID: c.id, Status: c.status, Sent: c.sent.Load(), Received: c.received, Redacted: c.redacted, Duration: time.Since(c.began)}
 	if err != nil {
 		o.Problem = c.scrub(err.Error())
 	}
-	c.daemon.link.Send(&link.Message{ID: c.id, Outcome: o}, nil) // a link that has failed ends elsewhere
+	if len(o.Problem) > maxProblem {
+		o.Problem = strings.ToValidUTF8(o.Problem[:maxProblem], "") + "…"
+	}
+	c.daemon.tell(o)
 }
 
 // scrub takes the credential out of text that is not from the upstream's content.

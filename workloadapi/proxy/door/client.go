@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/vouchd/vouchd/credential/policy"
 	"github.com/vouchd/vouchd/workloadapi/proxy/link"
@@ -24,6 +25,8 @@ type client struct {
 	running map[string]map[uint64]context.CancelCauseFunc // requests by their lease
 	next    uint64
 	ended   bool
+	done    []link.Outcome // not told yet
+	telling bool           // that they will be is arranged
 }
 
 // A pending question waits for its answer.
@@ -199,6 +202,35 @@ func (c *client) start(lease string, id uint64, cancel context.CancelCauseFunc) 
 		if delete(of, id); len(of) == 0 {
 			delete(c.running, lease)
 		}
+	}
+}
+
+// tellEvery is how long outcomes wait for others, to be told together, and tellMost how
+// many of them a message has.
+const (
+	tellEvery = 10 * time.Millisecond
+	tellMost  = 128
+)
+
+// tell tells the daemon how a call went. Nothing waits for it.
+func (c *client) tell(o link.Outcome) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.done = append(c.done, o)
+	if !c.telling {
+		c.telling = true
+		time.AfterFunc(tellEvery, c.tellAll)
+	}
+}
+
+// tellAll tells of the calls that have ended.
+func (c *client) tellAll() {
+	c.mu.Lock()
+	done := c.done
+	c.done, c.telling = nil, false
+	c.mu.Unlock()
+	for some := range slices.Chunk(done, tellMost) {
+		c.link.Send(&link.Message{Outcomes: some}, nil) // a link that has failed ends elsewhere
 	}
 }
 

@@ -85,6 +85,9 @@ func Serve(ctx context.Context, o Options) error {
 	if err := h.Shutdown(drain); err != nil {
 		h.Close()
 	}
+	if d := s.linked(); d != nil {
+		d.tellAll()
+	}
 	unlink()
 	if err := group.Wait(); !errors.Is(err, io.EOF) {
 		return err

@@ -39,11 +39,11 @@ type Message struct {
 	ID uint64 `json:"id,omitempty"`
 
 	// From the process.
-	Open    *Open    `json:"open,omitempty"`    // with a descriptor
-	Close   bool     `json:"close,omitempty"`   // the connection has ended
-	Ask     *Ask     `json:"ask,omitempty"`     // answered by Answer, and maybe Challenge before
-	Present *Present `json:"present,omitempty"` // the result of a Challenge
-	Outcome *Outcome `json:"outcome,omitempty"` // after an Answer that allows
+	Open     *Open     `json:"open,omitempty"`     // with a descriptor
+	Close    bool      `json:"close,omitempty"`    // the connection has ended
+	Ask      *Ask      `json:"ask,omitempty"`      // answered by Answer, and maybe Challenge before
+	Present  *Present  `json:"present,omitempty"`  // the result of a Challenge
+	Outcomes []Outcome `json:"outcomes,omitempty"` // each after an Answer that allows
 
 	// From the daemon.
 	Route     *Route  `json:"route,omitempty"` // one for each definition, and a last one without a name
@@ -105,6 +105,7 @@ type Refuse struct {
 
 // Outcome is how a request went that was allowed.
 type Outcome struct {
+	ID       uint64        `json:"id"`
 	Status   int           `json:"status,omitempty"` // of the upstream; 0 without an answer
 	Problem  string        `json:"problem,omitempty"`
 	Sent     int64         `json:"sent,omitempty"`     // bytes of content to the upstream
