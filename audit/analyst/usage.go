@@ -67,6 +67,8 @@ type CredentialUsage struct {
 	AfterTTL   uint64    `json:"uses_after_ttl,omitempty"`
 	BroaderBy  uint64    `json:"grants_broader_than_asked,omitempty"`
 
+	Calls *CallsUsage `json:"calls,omitempty"` // nil where the proxy made none
+
 	lifetimes lifetimes
 	peak      peak
 }
@@ -323,6 +325,11 @@ func (id *IdentityUsage) take(l *audit.Leaf) {
 		id.First = l.Time
 	}
 	id.Last = l.Time
+	if l.Call != nil && l.Credential != nil {
+		if c := id.credential(l.Credential.Name); c != nil && c.call(l) && l.Event == audit.EventCallEnd {
+			return // the call itself was counted as it began
+		}
+	}
 	if l.Outcome == audit.Denied || l.Outcome == audit.Failed {
 		id.refused(l)
 		return

@@ -133,6 +133,9 @@ func (t *usageText) credential(c *CredentialUsage) {
 }
 
 func (t *usageText) use(c *CredentialUsage) string {
+	if c.Calls != nil {
+		return c.Calls.said()
+	}
 	s := "used " + Times(c.Uses)
 	switch {
 	case c.Uses == 0 && c.Unseen > 0:

@@ -101,3 +101,23 @@ func TestOneRecordStandsForTheCallsOfAWindow(t *testing.T) {
 		return n == calls
 	})
 }
+
+// TestReportTellsOfCalls: how many, by which rules, and how they went.
+func TestReportTellsOfCalls(t *testing.T) {
+	t.Parallel()
+	h := proxytest.New(t, `rules: [{name: models, effect: allow, methods: [GET], paths: ["/models/**"]}, {name: echo, effect: allow, methods: [GET], paths: [/echo]}]`)
+	h.Upstream.Handle(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/echo" {
+			io.WriteString(w, r.Header.Get("Authorization"))
+		}
+	})
+	h.Start()
+	for _, path := range []string{"/models", "/models/a", "/echo", "/files"} {
+		get(t, h.Client(), "http://localhost/api"+path)
+	}
+	want := "called 3 times (1 by rule echo, 2 by rule models), 0 bytes sent and 35 received, 1 refused, 1 with the credential in the response, which was taken out"
+	daemontest.Eventually(t, "the report has the calls", func() bool { return strings.Contains(h.OK("log", "report"), "called 3") })
+	if out := h.OK("log", "report"); !strings.Contains(out, want) {
+		t.Errorf("the report says\n%s", out)
+	}
+}
