@@ -68,15 +68,15 @@ func (c *calls) call(ctx context.Context, h credential.Holder, a credential.Ask)
 	s := c.seatOf(h, d)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	before := s.lease
-	if err := c.sit(ctx, s, h, a, d, false); err != nil {
+	granted, err := c.sit(ctx, s, h, a, d, false)
+	if err != nil {
 		return nil, err
 	}
 	call, err := c.use(ctx, s.lease, h.ID)
 	if err != nil {
 		return nil, err
 	}
-	call.New = s.lease != before
+	call.New = granted
 	return call, nil
 }
 
@@ -86,7 +86,7 @@ func (c *calls) grant(ctx context.Context, h credential.Holder, a credential.Ask
 	s := c.seatOf(h, d)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := c.sit(ctx, s, h, a, d, true); err != nil {
+	if _, err := c.sit(ctx, s, h, a, d, true); err != nil {
 		return nil, err
 	}
 	used, err := c.use(ctx, s.lease, h.ID)
@@ -102,8 +102,9 @@ func (c *calls) grant(ctx context.Context, h credential.Holder, a credential.Ask
 	return g, nil
 }
 
-// sit sees to it that the seat has a lease that lasts. The seat's mu is held.
-func (c *calls) sit(ctx context.Context, s *seat, h credential.Holder, a credential.Ask, d *credential.Definition, anew bool) error {
+// sit sees to it that the seat has a lease that lasts, and reports whether it had to be
+// granted. The seat's mu is held.
+func (c *calls) sit(ctx context.Context, s *seat, h credential.Holder, a credential.Ask, d *credential.Definition, anew bool) (granted bool, err error) {
 	c.book.mu.Lock()
 	if s.lease == nil {
 		s.lease = c.find(h, d)
@@ -117,21 +118,21 @@ func (c *calls) sit(ctx context.Context, s *seat, h credential.Holder, a credent
 	c.book.mu.Unlock()
 	switch {
 	case lasts && a.TTL == 0 && len(a.Params) == 0:
-		return nil
+		return false, nil
 	case revoked && !anew:
-		return fmt.Errorf("%w: %s: %s", credential.ErrRevoked, d.Name, reason)
+		return false, fmt.Errorf("%w: %s: %s", credential.ErrRevoked, d.Name, reason)
 	}
 	g, err := c.grants.grant(ctx, h, a)
 	if err != nil {
-		return err
+		return false, err
 	}
 	g.Wipe()
 	c.book.mu.Lock()
 	defer c.book.mu.Unlock()
 	if s.lease = c.book.leases[g.Lease.ID]; s.lease == nil {
-		return fmt.Errorf("%w: %s", credential.ErrHolderGone, d.Name)
+		return false, fmt.Errorf("%w: %s", credential.ErrHolderGone, d.Name)
 	}
-	return nil
+	return true, nil
 }
 
 // find returns a lease that the holder has from before the daemon started. The book's
