@@ -98,7 +98,8 @@ func TestFileIsKeptFreshForItsReader(t *testing.T) {
 		}
 		return len(logins) == 3
 	})
-	eventually(t, "the reader was told of two", func() bool { return strings.Count(told.String(), "told") == 2 })
+	// One renewal may come between two looks at the file: it is told of too.
+	eventually(t, "the reader was told of two", func() bool { return strings.Count(told.String(), "told") >= 2 })
 
 	// The daemon's end is not the file's.
 	h.Kill()
