@@ -45,7 +45,7 @@ func mustLoad(t *testing.T, block string) *Policy {
 	return p
 }
 
-// ask is a request as a client writes it: METHOD TARGET [JSON].
+// ask is a request as a client writes it: METHOD[:MEDIA-TYPE] TARGET [JSON].
 func ask(t *testing.T, p *Policy, line string) *Request {
 	t.Helper()
 	parts := strings.SplitN(line, " ", 3)
@@ -53,7 +53,8 @@ func ask(t *testing.T, p *Policy, line string) *Request {
 	if err != nil {
 		t.Fatal(err)
 	}
-	q := &Request{Method: parts[0], Target: target}
+	method, media, _ := strings.Cut(parts[0], ":")
+	q := &Request{Method: method, Target: target, Type: media}
 	if len(parts) == 3 {
 		q.Type, q.Size = "application/json", int64(len(parts[2]))
 		q.JSON, _ = ReadJSON([]byte(parts[2]), p.Pointers(q.Method, target))
