@@ -8,8 +8,12 @@
 // A filter can leak what it hides. If it held data back while that might still become the
 // secret, whoever can have text repeated would learn the secret one byte at a time from
 // what comes late. So when a byte passes depends on two things only: how many follow it,
-// and whether one of them is in no form of any secret, such as the line feed that ends an
-// event. Nothing depends on how much of a secret has matched until all of it has.
+// and whether one of them is a control character, such as the line feed that ends an
+// event, that is in no secret. Nothing depends on how much of a secret has matched until
+// all of it has: neither what passes and in which pieces, nor the work for a byte, which is
+// one step of an automaton that was made whole before.
 //
-// Out of reach: an encoding that is not listed, and so an upstream that wants to leak.
+// Out of reach: an encoding that is not listed, encodings inside each other other than JSON
+// in JSON and base64 in the rest, base64 that is broken into lines, and so an upstream that
+// wants to leak. Of base64, the characters at either end that other bytes share stay.
 package redact

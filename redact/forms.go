@@ -5,29 +5,26 @@ import (
 	"encoding/hex"
 	"fmt"
 	"strings"
+	"unicode/utf16"
+	"unicode/utf8"
 )
 
 // A form is a way to write a secret: for each of its characters, the texts that may stand
-// there. The letters of hexadecimal digits in them stand for both cases.
+// there.
 type form [][]text
 
-// A text is one way to write a character.
+// A text is one way to write characters.
 type text struct {
 	bytes string
 	folds bool // in either case
+	more  int  // characters after the first that it stands for as well
 }
 
 // formsOf returns the forms of a secret.
 func formsOf(secret []byte) []form {
-	forms := []form{written(string(secret), everyWay), folded(hex.EncodeToString(secret))}
+	forms := []form{withRunes(written(string(secret), everyWay), secret), folded(hex.EncodeToString(secret))}
 	for shift := range 3 {
-		for _, encoding := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
-			inside := interior(encoding, secret, shift)
-			if encoding == base64.RawURLEncoding && inside == interior(base64.RawStdEncoding, secret, shift) {
-				continue
-			}
-			forms = append(forms, written(inside, specials))
-		}
+		forms = append(forms, written(interior(secret, shift), inBase64))
 	}
 	return forms
 }
@@ -35,8 +32,8 @@ func formsOf(secret []byte) []form {
 // interior is the part of a secret's base64 that is the same whatever stands around it,
 // if that many bytes stand before it (RFC 4648 §4): the characters that hold nothing but
 // its bits.
-func interior(e *base64.Encoding, secret []byte, before int) string {
-	all := e.EncodeToString(append(make([]byte, before), secret...))
+func interior(secret []byte, before int) string {
+	all := base64.RawStdEncoding.EncodeToString(append(make([]byte, before), secret...))
 	from, to := (8*before+5)/6, 8*(before+len(secret))/6
 	return all[from:to]
 }
@@ -52,7 +49,7 @@ func written(s string, ways func(c byte) []text) form {
 func folded(s string) form {
 	f := make(form, len(s))
 	for i := range len(s) {
-		f[i] = []text{{s[i : i+1], true}}
+		f[i] = []text{{bytes: s[i : i+1], folds: true}}
 	}
 	return f
 }
@@ -61,8 +58,11 @@ func folded(s string) form {
 // and HTML.
 func everyWay(c byte) []text {
 	ways := []text{
-		{fmt.Sprintf("%%%02x", c), true}, {fmt.Sprintf(`\u%04x`, c), true}, {fmt.Sprintf(`\x%02x`, c), true},
-		{fmt.Sprintf("&#%d;", c), false}, {fmt.Sprintf("&#x%x;", c), true},
+		{bytes: fmt.Sprintf("%%%02x", c), folds: true},
+		{bytes: fmt.Sprintf(`\u%04x`, c), folds: true},
+		{bytes: fmt.Sprintf(`\x%02x`, c), folds: true},
+		{bytes: fmt.Sprintf("&#%d;", c)},
+		{bytes: fmt.Sprintf("&#x%x;", c), folds: true},
 	}
 	if name, ok := entities[c]; ok {
 		ways = append(ways, text{bytes: name})
@@ -73,8 +73,28 @@ func everyWay(c byte) []text {
 	if c == ' ' {
 		ways = append(ways, text{bytes: "+"})
 	}
+	if !alphanumeric(c) {
+		ways = append(ways, moreWays(c, ways)...)
+	}
 	return ways
 }
+
+// moreWays is what happens to punctuation alone: HTML numbers have a zero before them,
+// and JSON is inside a string of JSON, as arguments of tools are.
+func moreWays(c byte, ways []text) (more []text) {
+	if c < 100 {
+		more = append(more, text{bytes: fmt.Sprintf("&#%03d;", c)})
+	}
+	for _, w := range ways {
+		if w.bytes[0] == '\\' && w.bytes[1] != 'x' {
+			w.bytes = inString.Replace(w.bytes)
+			more = append(more, w)
+		}
+	}
+	return more
+}
+
+var inString = strings.NewReplacer(`\`, `\\`, `"`, `\"`)
 
 // The characters that a backslash and a letter stand for, and the letters.
 const (
@@ -84,10 +104,34 @@ const (
 
 var entities = map[byte]string{'&': "&amp;", '<': "&lt;", '>': "&gt;", '"': "&quot;", '\'': "&apos;"}
 
-// specials escapes what is not a letter or digit: nobody escapes those of base64.
-func specials(c byte) []text {
-	if 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' {
-		return nil
+// inBase64 is a character of base64url as well (RFC 4648 §5), and escapes what is not a
+// letter or digit: nobody escapes those of base64.
+func inBase64(c byte) []text {
+	switch c {
+	case '+':
+		return append(everyWay(c), text{bytes: "-"})
+	case '/':
+		return append(everyWay(c), text{bytes: "_"})
 	}
-	return everyWay(c)
+	return nil
+}
+
+func alphanumeric(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+}
+
+// withRunes adds the ways to escape a character of several bytes of UTF-8 as one.
+func withRunes(f form, secret []byte) form {
+	for i := 0; i < len(secret); {
+		r, n := utf8.DecodeRune(secret[i:])
+		if n > 1 {
+			units := ""
+			for _, u := range utf16.Encode([]rune{r}) {
+				units += fmt.Sprintf(`\u%04x`, u)
+			}
+			f[i] = append(f[i], text{units, true, n - 1}, text{fmt.Sprintf("&#%d;", r), false, n - 1}, text{fmt.Sprintf("&#x%x;", r), true, n - 1})
+		}
+		i += n
+	}
+	return f
 }
