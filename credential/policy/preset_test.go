@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -146,20 +147,57 @@ func TestPresetsAllowWhatTheySayAndRefuseTheRest(t *testing.T) {
 	}
 }
 
-func TestDocumentListsEveryPreset(t *testing.T) {
-	t.Parallel()
-	b, err := os.ReadFile("../../docs/proxy.md")
+// row is a preset's line in the document that lists them, given what it is for.
+func row(t *testing.T, p Preset, use string) string {
+	t.Helper()
+	_, block, err := readPreset(p.Name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range Presets() {
-		var variants []string
-		for _, v := range p.Variants {
-			variants = append(variants, "`"+v.Name+"`")
+	slot := "yours to give"
+	switch s := block.Slot.slot(); {
+	case s.Basic != "":
+		slot = fmt.Sprintf("basic, user `%s`", s.Basic)
+	case s.Header != "":
+		slot = fmt.Sprintf("`%s: %s`", s.Header, s.Form)
+	}
+	if block.Upstream.Value == "" {
+		slot += "; `upstream` too"
+	}
+	var variants []string
+	for _, v := range p.Variants {
+		variants = append(variants, fmt.Sprintf("`%s`: %s", v.Name, v.Says))
+	}
+	source, read, _ := strings.Cut(p.Source, ", ")
+	if read != "" {
+		source = fmt.Sprintf("[%s](%s)", read, source)
+	}
+	return fmt.Sprintf("| `%s` | %s | %s | %s | %s |", p.Name, use, slot, strings.Join(variants, "<br>"), source)
+}
+
+func TestDocumentSaysWhatEveryPresetIs(t *testing.T) {
+	t.Parallel()
+	b, err := os.ReadFile("../../docs/presets.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := 0
+	for line := range strings.Lines(string(b)) {
+		name, rest, ok := strings.Cut(strings.TrimPrefix(line, "| `"), "` | ")
+		if !ok || !strings.HasPrefix(line, "| `") {
+			continue
 		}
-		if row := fmt.Sprintf("| `%s` | %s |", p.Name, strings.Join(variants, ", ")); !strings.Contains(string(b), row) {
-			t.Errorf("docs/proxy.md lacks the row %s", row)
+		rows++
+		use, _, _ := strings.Cut(rest, " | ")
+		i := slices.IndexFunc(Presets(), func(p Preset) bool { return p.Name == name })
+		if i < 0 || use == "" {
+			t.Errorf("docs/presets.md has a row of %q, for %q", name, use)
+		} else if want := row(t, Presets()[i], use); strings.TrimSpace(line) != want {
+			t.Errorf("docs/presets.md lacks the row\n%s", want)
 		}
+	}
+	if rows != len(Presets()) {
+		t.Errorf("docs/presets.md has %d presets, and there are %d", rows, len(Presets()))
 	}
 }
 
