@@ -67,6 +67,10 @@ func newAutomaton(forms []form) (*automaton, error) {
 	return a, nil
 }
 
+func (a *automaton) size() int {
+	return 8*len(a.table) + 12*len(a.into) + 4*len(a.first)
+}
+
 // separator is the bytes that let all before them pass, if no form has them. They are the
 // same for nearly all secrets: if it was any byte that a secret has not, what passes when
 // would tell which letters it has.

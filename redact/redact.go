@@ -49,6 +49,9 @@ func isAmong(values []secret.Bytes, v secret.Bytes) bool {
 	return false
 }
 
+// Size returns about how much memory they take, in bytes.
+func (s *Secrets) Size() int { return s.a.size() }
+
 // String returns text without the secrets, and how many there were.
 func (s *Secrets) String(text string) (string, int) {
 	var b strings.Builder

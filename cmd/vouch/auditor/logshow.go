@@ -45,11 +45,9 @@ It checks the records' form only; vouch log verify checks the proofs.`,
 				return err
 			}
 			defer done()
-			var from uint64
-			if !q.From.IsZero() {
-				if from, err = reader.Since(fsys, q.From); err != nil {
-					return err
-				}
+			from, err := q.first(fsys)
+			if err != nil {
+				return err
 			}
 			records := reader.Records(cmd.Context(), fsys, from)
 			if follow {

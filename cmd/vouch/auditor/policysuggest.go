@@ -52,11 +52,9 @@ archive.`,
 				return err
 			}
 			defer done()
-			var from uint64
-			if !q.From.IsZero() {
-				if from, err = reader.Since(fsys, q.From); err != nil {
-					return err
-				}
+			from, err := q.first(fsys)
+			if err != nil {
+				return err
 			}
 			var s suggestions
 			for e, err := range reader.Records(cmd.Context(), fsys, from) {

@@ -1,6 +1,7 @@
 package auditor
 
 import (
+	"io/fs"
 	"slices"
 	"strings"
 	"time"
@@ -8,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vouchd/vouchd/audit/analyst"
+	"github.com/vouchd/vouchd/audit/reader"
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
 )
 
@@ -105,4 +107,12 @@ func (q *query) near(t, other time.Time) string {
 // outputs are the formats of what can be a table.
 func outputs(o *cli.Options, cmd *cobra.Command) {
 	cmd.PersistentPreRunE = func(*cobra.Command, []string) error { return o.CheckOutput("text", "json", "csv") }
+}
+
+// first returns the index of the first record that can be of the time asked for.
+func (q *query) first(fsys fs.FS) (uint64, error) {
+	if q.From.IsZero() {
+		return 0, nil
+	}
+	return reader.Since(fsys, q.From)
 }

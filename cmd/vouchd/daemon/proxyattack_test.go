@@ -294,6 +294,55 @@ func TestResponsesThatCannotBeSearchedAreWithheld(t *testing.T) {
 }
 
 // TestUpstreamIsThePinnedOne: whatever its name leads to, and whatever it says.
+// TestConnectionThatGoesOnInAnotherProtocolEndsWhereTheSecretComes: it is searched as it
+// is, so that the upstream is not asked for compression of its own.
+func TestConnectionThatGoesOnInAnotherProtocolEndsWhereTheSecretComes(t *testing.T) {
+	t.Parallel()
+	h := proxytest.New(t, "websocket: true")
+	h.Upstream.Handle(func(w http.ResponseWriter, r *http.Request) {
+		c, both, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.Close()
+		fmt.Fprintf(both, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: x\r\n\r\n")
+		both.Flush()
+		for {
+			line, err := both.ReadString('\n')
+			if err != nil {
+				return
+			}
+			fmt.Fprint(both, strings.Replace(line, "the secret", r.Header.Get("Authorization"), 1))
+			both.Flush()
+		}
+	})
+	h.Start()
+	c, err := h.Dial(t.Context())
+	must(t, err)
+	defer c.Close()
+	must(t, c.SetDeadline(time.Now().Add(20*time.Second)))
+	fmt.Fprint(c, "GET /api/v1 HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n")
+	in := bufio.NewReader(c)
+	resp, err := http.ReadResponse(in, nil)
+	must(t, err)
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatal(resp.Status)
+	}
+	if got := h.Upstream.Got(); len(got) != 1 || got[0].Header.Get("Sec-WebSocket-Extensions") != "" {
+		t.Errorf("the upstream got %v", got)
+	}
+	fmt.Fprintln(c, "tides")
+	if line, err := in.ReadString('\n'); err != nil || line != "tides\n" {
+		t.Errorf("%q, %v", line, err)
+	}
+	fmt.Fprintln(c, "the secret")
+	rest, err := io.ReadAll(in)
+	if err != nil || bytes.Contains(rest, []byte(proxytest.Secret)) {
+		t.Errorf("%q, %v", rest, err)
+	}
+}
+
 func TestUpstreamIsThePinnedOne(t *testing.T) {
 	t.Parallel()
 	h := proxytest.New(t)

@@ -128,7 +128,7 @@ var hopByHop = []string{"Connection", "Proxy-Connection", "Keep-Alive", "Proxy-A
 
 // dropped are headers of a request that tell the upstream of somebody else, or ask for
 // parts of a response in which the credential could not be found.
-var dropped = []string{"Accept-Encoding", "Expect", "Forwarded", "If-Range", "Range", "Referer", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Proto", "X-Real-Ip"}
+var dropped = []string{"Accept-Encoding", "Expect", "Forwarded", "If-Range", "Range", "Referer", "Sec-Websocket-Extensions", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Proto", "X-Real-Ip"}
 
 // request builds what is sent. The credential goes in last.
 func (c *call) request(ctx context.Context) (*http.Request, error) {
