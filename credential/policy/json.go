@@ -16,8 +16,8 @@ const maxDepth = 64
 // ErrJSON means content that two readers of JSON could read differently.
 var ErrJSON = errors.New("the content is not JSON that all readers read alike")
 
-// ReadJSON returns the values that the pointers (RFC 6901) name, of those that are
-// there. It refuses duplicate keys, keys that differ from one that a pointer
+// ReadJSON returns the values that the pointers (RFC 6901) name, with [Missing] for those
+// that are not there. It refuses duplicate keys, keys that differ from one that a pointer
 // names by their case alone, text that is not UTF-8, more than 64 levels, and
 // anything after the value. The error wraps [ErrJSON].
 func ReadJSON(content []byte, pointers []string) (map[string]Value, error) {
@@ -39,6 +39,11 @@ func ReadJSON(content []byte, pointers []string) (map[string]Value, error) {
 	}
 	if _, err := r.dec.Token(); !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("%w: something follows it", ErrJSON)
+	}
+	for _, p := range pointers {
+		if _, ok := r.found[p]; !ok {
+			r.found[p] = Value{Kind: Missing}
+		}
 	}
 	return r.found, nil
 }

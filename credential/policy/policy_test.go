@@ -248,6 +248,25 @@ func TestSlotIsFilledOnlyWithWhatARequestCanCarry(t *testing.T) {
 	}
 }
 
+// TestValueThatWasNotLookedForFulfilsNothing: the rules have changed since.
+func TestValueThatWasNotLookedForFulfilsNothing(t *testing.T) {
+	t.Parallel()
+	before := mustLoad(t, `{upstream: https://a.example, slot: {header: Authorization, form: "Bearer {{value}}"}, rules: [{name: a, effect: allow, methods: [POST], paths: [/a], json: [{at: /model, one_of: [small]}]}]}`)
+	q := ask(t, before, `POST /a {"model":"small","background":true}`)
+	if v := before.Judge(q); v.Effect != Allow {
+		t.Fatalf("before: %+v", v)
+	}
+	for _, rules := range []string{
+		`[{name: a, effect: allow, methods: [POST], paths: [/a], json: [{at: /model, one_of: [small]}, {at: /background, absent: true}]}]`,
+		`[{name: no, effect: deny, methods: [POST], paths: [/a], json: [{at: /background, one_of: ["true"]}]}, {name: a, effect: allow, methods: [POST], paths: [/a], json: [{at: /model, one_of: [small]}]}]`,
+	} {
+		now := mustLoad(t, `{upstream: https://a.example, slot: {header: Authorization, form: "Bearer {{value}}"}, rules: `+rules+`}`)
+		if v := now.Judge(q); v.Effect == Allow {
+			t.Errorf("%s: %+v", rules, v)
+		}
+	}
+}
+
 // FuzzReadJSON: what is accepted, the standard library reads the same way.
 func FuzzReadJSON(f *testing.F) {
 	for _, s := range []string{`{"a":1}`, `{"a":{"b":"x"},"c":[1,2]}`, `{"a":1,"a":2}`, `{"A":1}`, `[]`, `"\u0061"`, `{"a":1}x`} {
@@ -267,7 +286,7 @@ func FuzzReadJSON(f *testing.F) {
 		}
 		object, _ := v.(map[string]any)
 		a, there := object["a"]
-		if got, ok := got["/a"]; ok != there {
+		if got := got["/a"]; (got.Kind != Missing) != there {
 			t.Errorf("%q: /a is %v, and %v", b, got, a)
 		} else if s, is := a.(string); is && (got.Kind != String || got.Text != s) {
 			t.Errorf("%q: /a is %+v, and %q", b, got, s)

@@ -48,8 +48,8 @@ type Request struct {
 	Target Target
 	Type   string // media type of the content; empty without one
 	Size   int64  // of the content in bytes; -1 if that is not known yet
-	// JSON has the values of the content that [Policy.Pointers] names and are there,
-	// once each. It is nil if the content is no JSON that all readers read alike.
+	// JSON has the values of the content that [Policy.Pointers] names, as [ReadJSON]
+	// returns them. It is nil if the content is no JSON that all readers read alike.
 	JSON map[string]Value
 }
 
@@ -67,12 +67,14 @@ type Kind byte
 const (
 	String Kind = iota
 	Number
-	Other // true, false, null; and anything that holds values, which is equal to nothing
+	Other   // true, false, null; and anything that holds values, which is equal to nothing
+	Missing // it was looked for, and is not there
 )
 
 // holds reports whether a request fulfils all of a rule's conditions. Where the
-// content cannot be read, conditions on it fail for a rule that allows, and hold for
-// one that denies.
+// content cannot be read, or a value in it was not looked for, as when the rules have
+// changed since, conditions on it fail for a rule that allows, and hold for one that
+// denies.
 func (r *Rule) holds(q *Request) bool {
 	return slices.Contains(r.Methods, q.Method) &&
 		slices.ContainsFunc(r.Paths, func(p Pattern) bool { return p.matches(q.Target.Segments) }) &&
@@ -121,7 +123,10 @@ func (r *Rule) jsonHolds(q *Request) bool {
 	}
 	return !slices.ContainsFunc(r.JSON, func(c Condition) bool {
 		v, ok := q.JSON[c.At]
-		if !ok {
+		switch {
+		case !ok:
+			return r.Effect == Allow
+		case v.Kind == Missing:
 			return !c.Absent
 		}
 		return !c.holds(v)
