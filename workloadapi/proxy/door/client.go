@@ -135,6 +135,10 @@ var errNoDaemon = errors.New("the daemon does not answer")
 
 // ask returns what becomes of a request, and its ID.
 func (c *client) ask(ctx context.Context, over *conn, a *link.Ask) (*link.Answer, uint64, error) {
+	if err := over.user.asked.Acquire(ctx, 1); err != nil {
+		return nil, 0, err
+	}
+	defer over.user.asked.Release(1)
 	p := &pending{conn: over, ctx: ctx, answer: make(chan *link.Answer, 1)}
 	c.mu.Lock()
 	if c.ended {

@@ -2,13 +2,16 @@ package door
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vouchd/vouchd/credential/policy"
 	"github.com/vouchd/vouchd/workloadapi/proxy/link"
@@ -46,6 +49,10 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // serve takes a request from its parts to the upstream's response. An error is to be
 // told to the caller; once the response has begun there is none.
 func (s *server) serve(w http.ResponseWriter, r *http.Request, over *conn) error {
+	if !over.user.requests.TryAcquire(1) {
+		return refuse(http.StatusTooManyRequests, "busy", "user %d makes %d calls already, the most at a time; wait for some to end", over.uid, maxRequestsEach)
+	}
+	defer over.user.requests.Release(1)
 	daemon := s.linked()
 	if daemon == nil {
 		return refuse(http.StatusServiceUnavailable, "no_daemon", "%v; is vouchd running?", errNoDaemon)
@@ -67,7 +74,7 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request, over *conn) error
 	if err != nil {
 		return err
 	}
-	content, release, err := s.content(w, r, p, t.target)
+	content, release, err := s.content(w, r, over, p, t.target)
 	if err != nil {
 		return err
 	}
@@ -246,44 +253,78 @@ func elsewhere(r *http.Request, t policy.Target, headers, keys map[string]bool, 
 	return nil
 }
 
-// maxInspected bounds content that rules look at, in bytes of one request, and
-// maxInspectedAll of all together.
+// Bounds of content that rules look at.
 const (
-	maxInspected    = 8 << 20
+	maxInspected    = 8 << 20 // bytes, of one request
 	maxInspectedAll = 128 << 20
+	contentTimeout  = time.Minute // for it to arrive
 )
 
 // content reads the content of a request whose rules look at it, and puts it back. The
-// memory is given back by release.
-func (s *server) content(w http.ResponseWriter, r *http.Request, p *policy.Policy, t policy.Target) (values map[string]policy.Value, release func(), err error) {
+// values are nil if there is none that can be read. The content counts as the user's until
+// release is called.
+func (s *server) content(w http.ResponseWriter, r *http.Request, over *conn, p *policy.Policy, t policy.Target) (values map[string]policy.Value, release func(), err error) {
 	pointers := p.Pointers(r.Method, t)
-	release = func() {}
 	if len(pointers) == 0 || r.ContentLength == 0 || r.Header.Get("Content-Encoding") != "" {
-		return nil, release, nil
+		return nil, func() {}, nil
 	}
 	if r.ContentLength > maxInspected {
-		return nil, release, tooLong(r.ContentLength)
+		return nil, nil, tooLong(r.ContentLength)
 	}
 	length := r.ContentLength
 	if length < 0 {
 		length = maxInspected
 	}
-	if err := s.inspected.Acquire(r.Context(), length); err != nil {
-		return nil, release, refuse(http.StatusServiceUnavailable, "busy", "%v", err)
-	}
-	release = func() { s.inspected.Release(length) }
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxInspected))
-	if tooMuch := (*http.MaxBytesError)(nil); errors.As(err, &tooMuch) {
-		return nil, release, tooLong(maxInspected + 1)
-	}
+	give, err := s.reserve(r.Context(), over.user, length)
 	if err != nil {
-		return nil, release, refuse(http.StatusBadRequest, "content", "reading the content: %v", err)
+		return nil, nil, refuse(http.StatusServiceUnavailable, "busy", "%v", err)
 	}
-	r.Body, r.ContentLength, r.TransferEncoding = io.NopCloser(bytes.NewReader(body)), int64(len(body)), nil
+	body, err := s.read(w, r)
+	if err != nil {
+		give(length)
+		return nil, nil, err
+	}
+	give(length - int64(len(body)))
+	length = int64(len(body))
+	r.Body, r.ContentLength, r.TransferEncoding = io.NopCloser(bytes.NewReader(body)), length, nil
 	if values, err = policy.ReadJSON(body, pointers); err != nil {
-		return nil, release, nil // rules that look at it see that it cannot be read
+		values = nil // rules that look at it see that it cannot be read
 	}
-	return values, release, nil
+	return values, func() { give(length) }, nil
+}
+
+// read reads the content of a request, within bounds.
+func (s *server) read(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	control := http.NewResponseController(w)
+	if err := control.SetReadDeadline(time.Now().Add(s.contentTimeout)); err != nil {
+		return nil, err
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxInspected))
+	switch tooMuch := (*http.MaxBytesError)(nil); {
+	case errors.As(err, &tooMuch):
+		return nil, tooLong(maxInspected + 1)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, refuse(http.StatusRequestTimeout, "content", "the content did not arrive within %v", s.contentTimeout)
+	case err != nil:
+		return nil, refuse(http.StatusBadRequest, "content", "reading the content: %v", err)
+	}
+	return body, control.SetReadDeadline(time.Time{})
+}
+
+// reserve waits until n bytes of content may be read for a user. They are given back in
+// parts.
+func (s *server) reserve(ctx context.Context, u *user, n int64) (give func(int64), err error) {
+	if err := u.inspected.Acquire(ctx, n); err != nil {
+		return nil, err
+	}
+	if err := s.inspected.Acquire(ctx, n); err != nil {
+		u.inspected.Release(n)
+		return nil, err
+	}
+	return func(n int64) {
+		s.inspected.Release(n)
+		u.inspected.Release(n)
+	}, nil
 }
 
 func tooLong(n int64) error {

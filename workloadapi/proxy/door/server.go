@@ -25,7 +25,6 @@ import (
 // The bounds of what agents may have open.
 const (
 	maxConns      = 8192
-	maxConnsEach  = 4096 // of one user
 	maxHeader     = 64 << 10
 	headerTimeout = 30 * time.Second // for a request's header to arrive
 	idleTimeout   = 5 * time.Minute  // between requests
@@ -46,19 +45,21 @@ type server struct {
 	logger    *slog.Logger
 	upstreams upstreams
 	filters   filters
-	inspected *semaphore.Weighted
+	inspected *semaphore.Weighted // bytes of content
+
+	contentTimeout time.Duration
 
 	mu     sync.Mutex // guards the fields below
 	daemon *client    // nil while there is no link
 	conns  map[uint64]*conn
-	users  map[uint32]int // open connections
-	next   uint64         // ID of a connection
+	users  map[uint32]*user
+	next   uint64 // ID of a connection
 }
 
 // Serve makes calls until the context ends; those under way then have 30 seconds to end,
 // as they do when the daemon is gone for good. It closes the listener and the link.
 func Serve(ctx context.Context, o Options) error {
-	s := &server{logger: o.Logger, inspected: semaphore.NewWeighted(maxInspectedAll), conns: make(map[uint64]*conn), users: make(map[uint32]int)}
+	s := newServer(o.Logger)
 	defer s.upstreams.close()
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
@@ -93,6 +94,13 @@ func Serve(ctx context.Context, o Options) error {
 		return err
 	}
 	return nil
+}
+
+func newServer(l *slog.Logger) *server {
+	return &server{
+		logger: l, inspected: semaphore.NewWeighted(maxInspectedAll), contentTimeout: contentTimeout,
+		conns: make(map[uint64]*conn), users: make(map[uint32]*user),
+	}
 }
 
 // keepLinked has a daemon answer, one after the other, until the server is to end.
@@ -147,6 +155,7 @@ type conn struct {
 	unix *net.UnixConn // for its descriptor alone
 	id   uint64
 	uid  uint32
+	user *user
 }
 
 // A listener accepts connections whose every byte is from the process that connected.
@@ -206,20 +215,24 @@ func (s *server) admit(u *net.UnixConn) (*conn, error) {
 func (s *server) enter(c *conn) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.conns) >= maxConns || s.users[c.uid] >= maxConnsEach {
-		return fmt.Errorf("user %d has %d connections of %d, the maximum", c.uid, s.users[c.uid], len(s.conns))
+	if c.user = s.users[c.uid]; c.user == nil {
+		c.user = newUser()
+	}
+	if len(s.conns) >= maxConns || c.user.conns >= maxConnsEach {
+		return fmt.Errorf("user %d has %d connections of %d, the maximum", c.uid, c.user.conns, len(s.conns))
 	}
 	s.next++
 	c.id = s.next
 	s.conns[c.id] = c
-	s.users[c.uid]++
+	s.users[c.uid] = c.user
+	c.user.conns++
 	return nil
 }
 
 func (s *server) leave(c *conn) {
 	s.mu.Lock()
 	delete(s.conns, c.id)
-	if s.users[c.uid]--; s.users[c.uid] == 0 {
+	if c.user.conns--; c.user.conns == 0 {
 		delete(s.users, c.uid)
 	}
 	d := s.daemon
