@@ -48,11 +48,16 @@ func (s *session) answer(ctx context.Context, m *link.Message) {
 	if q.def != nil {
 		a.Definition = q.def.Name
 	}
-	if q.caller != nil {
-		a.RequestID = q.caller.RequestID
-	}
 	if err := s.link.Send(&link.Message{ID: m.ID, Answer: a}, nil); err != nil {
 		s.Logger.Error("answering the proxy", "err", err)
+	}
+	if a.Lease == "" {
+		return
+	}
+	select {
+	case <-q.lease.Over: // and its cut may have come before the answer
+		s.link.Send(&link.Message{Cut: a.Lease}, nil) // a link that has failed ends elsewhere
+	default:
 	}
 }
 
@@ -116,7 +121,7 @@ func (s *session) decide(ctx context.Context, q *question) (*link.Answer, error)
 		return nil, err
 	}
 	s.watch(q)
-	a := &link.Answer{Lease: s.Leases.LeaseHash(q.lease.Lease.ID), Rule: q.call.Rule}
+	a := &link.Answer{Lease: s.Leases.LeaseHash(q.lease.Lease.ID)}
 	for _, f := range q.lease.Fields {
 		a.Fields = append(a.Fields, link.Field{Name: f.Name, Value: f.Value.Reveal(), Public: f.Public})
 	}

@@ -150,7 +150,7 @@ func (s *session) sendRoutes() error {
 // handle takes a message that is no question.
 func (s *session) handle(ctx context.Context, m *link.Message, f *os.File) {
 	switch {
-	case m.Open != nil:
+	case m.Open:
 		s.open(m.ID, f)
 		return
 	case m.Close:

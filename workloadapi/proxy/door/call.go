@@ -52,11 +52,8 @@ var errIdle = errors.New("nothing was sent or received for too long")
 
 // make makes the call, and tells the daemon what came of it. An error is to be told to the
 // caller, who has no response yet.
-func (c *call) make() (err error) {
+func (c *call) make(ctx context.Context, cancel context.CancelCauseFunc) (err error) {
 	c.began = time.Now()
-	ctx, cancel := context.WithCancelCause(c.r.Context())
-	defer cancel(nil)
-	defer c.daemon.start(c.answer.Lease, c.id, cancel)()
 	c.idle = time.AfterFunc(c.policy.Idle, func() { cancel(errIdle) })
 	defer c.idle.Stop()
 	defer func() { c.report(err) }()

@@ -33,7 +33,8 @@ type client struct {
 type pending struct {
 	conn   *conn
 	ctx    context.Context
-	answer chan *link.Answer // gets one, or is closed
+	cancel context.CancelCauseFunc // ends the call
+	answer chan *link.Answer       // gets one, or is closed
 }
 
 // routes are the definitions in force. They do not change.
@@ -82,16 +83,38 @@ func (c *client) run(ctx context.Context) error {
 		case m.Challenge:
 			c.challenge(m.ID)
 		case m.Answer != nil:
-			c.mu.Lock()
-			p := c.pending[m.ID]
-			delete(c.pending, m.ID)
-			c.mu.Unlock()
-			if p != nil {
-				p.answer <- m.Answer
-			}
+			c.answered(m.ID, m.Answer)
 		case m.Cut != "":
 			c.cut(m.Cut)
 		}
+	}
+}
+
+// answered hands an answer over. A call that it allows can be cut from here on: the next
+// message may say so.
+func (c *client) answered(id uint64, a *link.Answer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.pending[id]
+	if p == nil {
+		return
+	}
+	delete(c.pending, id)
+	if a.Lease != "" {
+		if c.running[a.Lease] == nil {
+			c.running[a.Lease] = make(map[uint64]context.CancelCauseFunc)
+		}
+		c.running[a.Lease][id] = p.cancel
+	}
+	p.answer <- a
+}
+
+// finished notes that a call has ended.
+func (c *client) finished(lease string, id uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if delete(c.running[lease], id); len(c.running[lease]) == 0 {
+		delete(c.running, lease)
 	}
 }
 
@@ -133,13 +156,14 @@ func (c *client) inForce() *routes {
 // errNoDaemon means that there is nobody to decide.
 var errNoDaemon = errors.New("the daemon does not answer")
 
-// ask returns what becomes of a request, and its ID.
-func (c *client) ask(ctx context.Context, over *conn, a *link.Ask) (*link.Answer, uint64, error) {
+// ask returns what becomes of a request, and its ID. If it is allowed, it is under way
+// until [client.finished], and cancel is called when its lease ends.
+func (c *client) ask(ctx context.Context, cancel context.CancelCauseFunc, over *conn, a *link.Ask) (*link.Answer, uint64, error) {
 	if err := over.user.asked.Acquire(ctx, 1); err != nil {
 		return nil, 0, err
 	}
 	defer over.user.asked.Release(1)
-	p := &pending{conn: over, ctx: ctx, answer: make(chan *link.Answer, 1)}
+	p := &pending{conn: over, ctx: ctx, cancel: cancel, answer: make(chan *link.Answer, 1)}
 	c.mu.Lock()
 	if c.ended {
 		c.mu.Unlock()
@@ -188,25 +212,6 @@ func (c *client) challenge(id uint64) {
 		return
 	}
 	go func() { present(wait(p.ctx)) }()
-}
-
-// start notes a call by its lease, until done.
-func (c *client) start(lease string, id uint64, cancel context.CancelCauseFunc) (done func()) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	of := c.running[lease]
-	if of == nil {
-		of = make(map[uint64]context.CancelCauseFunc)
-		c.running[lease] = of
-	}
-	of[id] = cancel
-	return func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if delete(of, id); len(of) == 0 {
-			delete(c.running, lease)
-		}
-	}
 }
 
 // tellEvery is how long outcomes wait for others, to be told together, and tellMost how

@@ -81,7 +81,9 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request, over *conn) error
 	defer release()
 	q := &policy.Request{Method: r.Method, Target: t.target, Type: r.Header.Get("Content-Type"), Size: r.ContentLength, JSON: content}
 	upgrade := upgradeOf(r)
-	a, id, err := daemon.ask(r.Context(), over, &link.Ask{
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	a, id, err := daemon.ask(ctx, cancel, over, &link.Ask{
 		Conn: over.id, Definitions: t.names, Handle: handle, HTTP2: r.ProtoMajor == 2, Upgrade: upgrade != "", Request: q,
 	})
 	switch {
@@ -93,7 +95,8 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request, over *conn) error
 		return &refusal{*a.Refused}
 	}
 	c := &call{server: s, daemon: daemon, w: w, r: r, policy: p, target: t.target, answer: a, id: id, handle: handle, upgrade: upgrade}
-	return c.make()
+	defer daemon.finished(a.Lease, id)
+	return c.make(ctx, cancel)
 }
 
 // A target is which definition a request is for, and what of it.
@@ -141,7 +144,7 @@ func hostOf(host string) string {
 
 // which has the daemon say which of several definitions the caller is granted.
 func which(daemon *client, r *http.Request, over *conn, t *target) error {
-	a, _, err := daemon.ask(r.Context(), over, &link.Ask{Conn: over.id, Definitions: t.names, HTTP2: r.ProtoMajor == 2})
+	a, _, err := daemon.ask(r.Context(), nil, over, &link.Ask{Conn: over.id, Definitions: t.names, HTTP2: r.ProtoMajor == 2})
 	switch {
 	case err != nil:
 		return refuse(http.StatusServiceUnavailable, "no_daemon", "%v; is vouchd running?", err)

@@ -130,7 +130,7 @@ func (s *server) attach(ctx context.Context, l *link.Conn) error {
 	open := slices.Collect(maps.Values(s.conns))
 	s.mu.Unlock()
 	for _, o := range open {
-		c.link.Send(&link.Message{ID: o.id, Open: &link.Open{}}, o.unix) // a link that has failed ends run
+		c.link.Send(&link.Message{ID: o.id, Open: true}, o.unix) // a link that has failed ends run
 	}
 	err := c.run(ctx)
 	s.mu.Lock()
@@ -206,7 +206,7 @@ func (s *server) admit(u *net.UnixConn) (*conn, error) {
 		return nil, err
 	}
 	if d := s.linked(); d != nil {
-		d.link.Send(&link.Message{ID: c.id, Open: &link.Open{}}, u) // a link that has failed ends elsewhere
+		d.link.Send(&link.Message{ID: c.id, Open: true}, u) // a link that has failed ends elsewhere
 	}
 	return c, nil
 }

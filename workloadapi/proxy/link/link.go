@@ -39,8 +39,8 @@ type Message struct {
 	ID uint64 `json:"id,omitempty"`
 
 	// From the process.
-	Open     *Open     `json:"open,omitempty"`     // with a descriptor
-	Close    bool      `json:"close,omitempty"`    // the connection has ended
+	Open     bool      `json:"open,omitempty"`     // a connection, whose descriptor comes with it
+	Close    bool      `json:"close,omitempty"`    // it has ended
 	Ask      *Ask      `json:"ask,omitempty"`      // answered by Answer, and maybe Challenge before
 	Present  *Present  `json:"present,omitempty"`  // the result of a Challenge
 	Outcomes []Outcome `json:"outcomes,omitempty"` // each after an Answer that allows
@@ -50,11 +50,6 @@ type Message struct {
 	Challenge bool    `json:"challenge,omitempty"`
 	Answer    *Answer `json:"answer,omitempty"`
 	Cut       string  `json:"cut,omitempty"` // the lease whose requests are to end now
-}
-
-// Open announces a connection, whose descriptor comes with it.
-type Open struct {
-	TCP bool `json:"tcp,omitempty"` // on loopback, of a program that calls by vouch exec
 }
 
 // A Route is a definition by which calls can be made.
@@ -83,8 +78,6 @@ type Answer struct {
 	Definition string  `json:"definition,omitempty"`
 	Refused    *Refuse `json:"refused,omitempty"` // else it is allowed
 	Lease      string  `json:"lease,omitempty"`   // by which Cut names it
-	RequestID  string  `json:"request,omitempty"`
-	Rule       string  `json:"rule,omitempty"`
 	Fields     []Field `json:"fields,omitempty"`
 }
 

@@ -45,11 +45,11 @@ func TestAConnectionArrivesWithItsMessage(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer served.Close()
-	if err := a.Send(&Message{ID: 7, Open: &Open{}}, served); err != nil {
+	if err := a.Send(&Message{ID: 7, Open: true}, served); err != nil {
 		t.Fatal(err)
 	}
 	m, f, err := b.Receive()
-	if err != nil || m.ID != 7 || m.Open == nil || f == nil {
+	if err != nil || m.ID != 7 || !m.Open || f == nil {
 		t.Fatalf("%+v with %v (%v)", m, f, err)
 	}
 	defer f.Close()
