@@ -41,13 +41,17 @@ type Broker interface {
 	Renew(ctx context.Context, h Handle, ttl time.Duration) (notAfter time.Time, err error)
 
 	// Revoke ends an issued credential, and returns nil once the upstream has
-	// confirmed it. It is called again after an error, and possibly after
-	// success.
+	// confirmed it. An answer that a credential still alive could get too, such as
+	// a refusal of the daemon's own login or of a proxy on the way, confirms
+	// nothing and is an error: the caller tries again until the credential has
+	// expired. It is called again after an error and, across a restart, possibly
+	// after success.
 	Revoke(ctx context.Context, h Handle) (Use, error)
 
 	// Recover finds out what became of a plan whose Issue gave no answer, and
 	// ends it. It returns nil once the upstream holds nothing under the handle
-	// and never will, though the request may still be on its way there.
+	// and never will, though the request may still be on its way there. What
+	// confirms that is as strict as in Revoke.
 	Recover(ctx context.Context, h Handle) error
 }
 

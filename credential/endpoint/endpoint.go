@@ -155,14 +155,17 @@ func (c *Client) send(ctx context.Context, method, to string, body []byte, heade
 	case resp.StatusCode >= 200 && resp.StatusCode < 300:
 		return resp.StatusCode, answer, nil
 	}
-	return 0, nil, &StatusError{Status: resp.StatusCode, err: refusal(to, resp, answer)}
+	var said struct{ Message string }
+	json.Unmarshal(answer, &said) // none if it is not JSON
+	return 0, nil, &StatusError{Status: resp.StatusCode, Message: said.Message, err: refusal(to, resp, answer)}
 }
 
 // A StatusError is an answer that is not a success. It wraps
 // [credential.ErrUpstream] or [credential.ErrRefused].
 type StatusError struct {
-	Status int // of HTTP
-	err    error
+	Status  int    // of HTTP
+	Message string // of a JSON answer; to compare, not to repeat
+	err     error
 }
 
 func (e *StatusError) Error() string { return e.err.Error() }

@@ -230,9 +230,12 @@ func (b *Broker) Revoke(ctx context.Context, h credential.Handle) (credential.Us
 }
 
 func (b *Broker) end(ctx context.Context, token string) error {
-	_, err := b.client.Ask(ctx, http.MethodDelete, b.settings.base()+"/installation/token", nil, header(token))
-	if status, ok := errors.AsType[*endpoint.StatusError](err); ok && status.Status == http.StatusUnauthorized {
+	answer, err := b.client.Ask(ctx, http.MethodDelete, b.settings.base()+"/installation/token", nil, header(token))
+	if status, ok := errors.AsType[*endpoint.StatusError](err); ok && status.Status == http.StatusUnauthorized && status.Message == "Bad credentials" {
 		return nil // it is not a token, or no longer one
+	}
+	if err == nil && len(answer) > 0 {
+		return fmt.Errorf("%w: the answer to revoking the token is not GitHub's, which is empty", credential.ErrUpstream)
 	}
 	return err
 }

@@ -301,6 +301,36 @@ func TestGitHubFaults(t *testing.T) {
 	}
 }
 
+func TestAnswerOfSomethingBesideGitHubConfirmsNoRevocation(t *testing.T) {
+	t.Parallel()
+	v, file := newApp(t)
+	b := open(t, machine(t), v, file, "")
+	_, i, err := issue(t, b, "site")
+	must(t, err)
+	for name, fault := range map[string]struct {
+		status int
+		body   string
+	}{
+		"a proxy's login":     {401, `{"message":"Authentication required"}`},
+		"a page":              {401, "<html>"},
+		"a portal's welcome":  {200, "<html>"},
+		"a forbidden request": {403, `{"message":"Bad credentials"}`},
+	} {
+		v.SetFault(func(w http.ResponseWriter, _ *http.Request) bool {
+			w.WriteHeader(fault.status)
+			io.WriteString(w, fault.body)
+			return true
+		})
+		if _, err := b.Revoke(t.Context(), *i.Handle); err == nil {
+			t.Errorf("%s was taken for the token's end", name)
+		}
+	}
+	v.SetFault(nil)
+	if _, err := b.Revoke(t.Context(), *i.Handle); err != nil || v.Living() != 0 {
+		t.Errorf("GitHub's own answer: %v, %d live", err, v.Living())
+	}
+}
+
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {

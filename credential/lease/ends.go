@@ -205,12 +205,14 @@ func (d *ends) finish(l *lease, how event, use credential.Use, took time.Duratio
 func (d *ends) upstream(l *lease) (credential.Use, event, error) {
 	now := d.clock.now()
 	d.book.mu.Lock()
-	use, source := l.use, l.source
+	use, source, ended := l.use, l.source, l.ended
 	ranOut := !l.notAfter.IsZero() && !now.Before(l.notAfter)
 	certain := ranOut && now.After(l.notAfter.Add(clockSlack))
 	onlyExpires := l.Revocation == credential.ExpiryOnly
 	d.book.mu.Unlock()
 	switch {
+	case ended:
+		return use, confirm, nil
 	case onlyExpires && !ranOut:
 		return credential.Use{}, await, nil
 	case onlyExpires || l.Revocation == credential.Unrevocable:
@@ -233,7 +235,7 @@ func (d *ends) upstream(l *lease) (credential.Use, event, error) {
 	switch {
 	case err == nil:
 		d.book.mu.Lock()
-		l.use = use // should the record fail, the next attempt sees nothing
+		l.use, l.ended = use, true // should the record fail, the next attempt could not tell
 		d.book.mu.Unlock()
 		return use, confirm, nil
 	case certain:

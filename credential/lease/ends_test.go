@@ -225,6 +225,27 @@ func TestRevocationIsRetriedUntilItIsConfirmed(t *testing.T) {
 	})
 }
 
+func TestConfirmedEndIsNotAskedForAgainWhenItsRecordFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, plainDefinition)
+		a, exit, _ := agent("one", 1)
+		h.grant(a)
+		h.log.set(func(credential.Event) error { return errors.New("disk full") })
+		close(exit)
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		h.wantStates(map[credential.State]int{credential.Revoking: 1})
+		h.log.set(nil)
+		time.Sleep(lastRetry)
+		synctest.Wait()
+		h.wantStates(map[credential.State]int{})
+		h.wantStory("credential.intent success", "credential.grant success", "credential.revoke success")
+		if n := len(h.up.attempts()); n != 1 {
+			t.Errorf("the upstream was asked %d times to end what it had confirmed", n)
+		}
+	})
+}
+
 func TestAdministratorNeedNotWaitForTheNextAttempt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, plainDefinition)

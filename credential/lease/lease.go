@@ -22,6 +22,7 @@ type lease struct {
 	notAfter time.Time      // when the upstream ends it on its own; zero if never
 	issued   bool           // the upstream gave it, and the plan became a credential
 	use      credential.Use // as far as an earlier attempt to revoke could tell
+	ended    bool           // the upstream confirmed its end, and only the record is missing
 
 	source *credential.Definition // by which it is ended; nil if none is left
 	due    time.Duration

@@ -50,6 +50,13 @@ func (b *Broker) Recover(ctx context.Context, h credential.Handle) error {
 // that is not there is done with.
 func (b *Broker) drop(ctx context.Context, conn *pgx.Conn, role string) (use credential.Use, err error) {
 	var oid uint32
+	var standby bool
+	if err := conn.QueryRow(ctx, "SELECT pg_is_in_recovery()").Scan(&standby); err != nil {
+		return use, err
+	}
+	if standby {
+		return use, errors.New("the server is a standby, which may not know the role yet; let host name the primary")
+	}
 	err = conn.QueryRow(ctx, "SELECT oid FROM pg_roles WHERE rolname = $1", role).Scan(&oid)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return use, nil

@@ -35,13 +35,14 @@ type fake struct {
 	logins      []string             // who logged in, and how
 	maySync     bool                 // the policy allows sys/leases/revoke
 	mayRevoke   bool                 // and auth/token/revoke-self
+	mayLookUp   bool                 // and auth/token/lookup-self
 	noAccessor  bool
 	unrenewable bool
 	fault       func(w http.ResponseWriter, r *http.Request) bool
 }
 
 func newFake(t *testing.T, domain *credentialtest.Workload) *fake {
-	f := &fake{t: t, domain: domain, tokens: make(map[string]time.Time), byCert: make(map[string]bool), leases: make(map[string]string), mayRevoke: true}
+	f := &fake{t: t, domain: domain, tokens: make(map[string]time.Time), byCert: make(map[string]bool), leases: make(map[string]string), mayRevoke: true, mayLookUp: true}
 	f.Server = httptest.NewUnstartedServer(http.HandlerFunc(f.serve))
 	f.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
 	f.StartTLS()
@@ -82,7 +83,7 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 		seconds, _ := body["increment"].(float64)
 		f.tokens[token] = time.Now().Add(time.Duration(seconds) * time.Second)
 		answer(w, map[string]any{"auth": map[string]any{"client_token": token, "accessor": "a", "lease_duration": int(seconds), "renewable": true}})
-	case path == "auth/token/lookup-self":
+	case path == "auth/token/lookup-self" && f.mayLookUp:
 		answer(w, map[string]any{"data": map[string]any{"id": token}})
 	case path == "auth/token/revoke-self" && f.mayRevoke:
 		delete(f.tokens, token)

@@ -38,7 +38,9 @@ func (b *Broker) Recover(ctx context.Context, at credential.Handle) error {
 	return err
 }
 
-// revokeToken revokes the token. One that the server does not know has ended.
+// revokeToken revokes the token. The server answers in the same words for a
+// token that has ended and for one whose policy allows nothing: after two
+// refusals, only the token's own end tells.
 func (b *Broker) revokeToken(ctx context.Context, c *api.Client) error {
 	err := c.Auth().Token().RevokeSelfWithContext(ctx, "")
 	if err == nil {
@@ -47,15 +49,23 @@ func (b *Broker) revokeToken(ctx context.Context, c *api.Client) error {
 	if status(err) != http.StatusForbidden {
 		return failure("revoking the token", err)
 	}
-	// Either the token has ended, or its policy does not let it end itself.
-	_, lookup := c.Auth().Token().LookupSelfWithContext(ctx)
-	switch {
-	case status(lookup) == http.StatusForbidden:
-		return nil
-	case lookup == nil:
+	switch err := b.lookUp(ctx, c); {
+	case err == nil:
 		return fmt.Errorf("%w: role %s may not revoke its own token; allow auth/token/revoke-self, as the policy default does", credential.ErrRefused, b.settings.Role)
+	case status(err) == http.StatusForbidden:
+		return fmt.Errorf("%w: whether the token has ended is unknown until it expires: it may be neither revoked nor looked up; revoke its accessor by hand, or let role %s have the policy default", credential.ErrUpstream, b.settings.Role)
+	default:
+		return failure("looking the token up", err)
 	}
-	return failure("looking the token up", lookup)
+}
+
+// lookUp returns nil if the server knows the token, and lets it ask.
+func (b *Broker) lookUp(ctx context.Context, c *api.Client) error {
+	answer, err := c.Auth().Token().LookupSelfWithContext(ctx)
+	if err == nil && (answer == nil || len(answer.Data) == 0) {
+		err = errors.New("the answer is empty")
+	}
+	return err
 }
 
 // status is the HTTP status of the server's refusal, or 0.

@@ -126,6 +126,15 @@ func (b *Broker) Issue(ctx context.Context, r credential.Request, p credential.P
 	}
 	asked := b.now()
 	tokenEnds := p.NotAfter
+	if b.settings.Leased.Value && !b.settings.Static.Value {
+		// Without, nobody could tell later whether the token has ended.
+		switch err := b.lookUp(ctx, c); {
+		case status(err) == http.StatusForbidden:
+			return credential.Issued{}, fmt.Errorf("%w: role %s may not look its own token up, so that its end could not be told; allow auth/token/lookup-self, as the policy default does", credential.ErrRefused, b.settings.Role)
+		case err != nil:
+			return credential.Issued{}, failure("looking the token up", err)
+		}
+	}
 	if b.settings.Leased.Value && b.renewsToken() {
 		if tokenEnds, err = b.renewToken(ctx, c, r.TTL); err != nil {
 			return credential.Issued{}, err

@@ -86,10 +86,8 @@ func TestWorkloadLogsInAsItselfAndItsLeaseEndsWithItsToken(t *testing.T) {
 			if p.Handle.Name != i.Handle.Name || strings.Contains(p.Handle.Name, canary) || !slices.Equal(i.Scope, []string{"database/creds/readonly"}) {
 				t.Errorf("handle %q, then %q; scope %q", p.Handle.Name, i.Handle.Name, i.Scope)
 			}
-			for range 2 {
-				if _, err := b.Revoke(t.Context(), *i.Handle); err != nil {
-					t.Fatal(err)
-				}
+			if _, err := b.Revoke(t.Context(), *i.Handle); err != nil {
+				t.Fatal(err)
 			}
 			if tokens, leases := f.left(); tokens != 0 || leases != 0 {
 				t.Errorf("%d tokens and %d leases are left", tokens, leases)
@@ -139,6 +137,51 @@ func TestRevokeWaitsForTheEngineWhereThePolicyAllows(t *testing.T) {
 	}
 	if _, leases := f.left(); leases != 0 {
 		t.Error("the lease was not revoked by itself")
+	}
+}
+
+func TestTokenThatIsRefusedTwiceIsNotTakenForEnded(t *testing.T) {
+	t.Parallel()
+	w := newWorkload(t)
+	f := newFake(t, w)
+	b := open(t, f, readonly)
+	p, i := issue(t, b, w)
+	f.set(func(f *fake) { f.mayRevoke, f.mayLookUp = false, false }) // the policy default was taken away
+	unknown := func(err error) {
+		t.Helper()
+		if !errors.Is(err, credential.ErrUpstream) || !strings.Contains(err.Error(), "unknown until it expires") {
+			t.Errorf("got %v, want that it is unknown", err)
+		}
+	}
+	_, err := b.Revoke(t.Context(), *i.Handle)
+	unknown(err)
+	unknown(b.Recover(t.Context(), p.Handle))
+	if _, leases := f.left(); leases != 1 {
+		t.Fatal("the login is gone, and the test shows nothing")
+	}
+	f.set(func(f *fake) { f.mayRevoke = true })
+	if _, err := b.Revoke(t.Context(), *i.Handle); err != nil {
+		t.Errorf("once the policy is back: %v", err)
+	}
+	_, err = b.Revoke(t.Context(), *i.Handle) // after a restart, whoever ended it
+	unknown(err)
+}
+
+func TestTokenThatCannotBeLookedUpIsGivenNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorkload(t)
+	f := newFake(t, w)
+	f.mayLookUp = false
+	b := open(t, f, readonly)
+	r, p, err := plan(t, b, w, "db1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Issue(t.Context(), r, p); !errors.Is(err, credential.ErrRefused) || !strings.Contains(err.Error(), "auth/token/lookup-self") {
+		t.Errorf("got %v, want what to allow", err)
+	}
+	if _, leases := f.left(); leases != 0 {
+		t.Error("a lease was made whose end nobody could tell")
 	}
 }
 
