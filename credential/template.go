@@ -79,9 +79,19 @@ func (t Template) Check(d *Definition, own []string, verbs ...string) error {
 	return nil
 }
 
+// Names returns the name at each place, in their order.
+func (t Template) Names() (names []string) {
+	for _, p := range t.parts {
+		if p.name != "" {
+			names = append(names, p.name)
+		}
+	}
+	return names
+}
+
 // Uses reports whether the template has a place for the value.
 func (t Template) Uses(name string) bool {
-	return slices.ContainsFunc(t.parts, func(p part) bool { return p.name == name })
+	return slices.Contains(t.Names(), name)
 }
 
 // Expand puts values in. Quote is given the verb and the value, and returns

@@ -446,3 +446,28 @@ func TestSessionTagsThatAWSWouldRefuseAreNot(t *testing.T) {
 		}
 	}
 }
+
+func TestPlaceInASessionPolicyIsInAStringThatNamesSomething(t *testing.T) {
+	t.Parallel()
+	for policy, ok := range map[string]bool{
+		`{"Statement":[{"Effect":"Allow","Action":"s3:GetObject","Resource":"arn:aws:s3:::b/{{who}}/x"}]}`:         true,
+		`{"Statement":[{"Effect":"Allow","Action":"s3:{{who}}","Resource":"arn:aws:s3:::${aws:userid}/{{who}}"}]}`: true,
+		`{"Statement":[{"Effect":"{{who}}","Action":"s3:GetObject","Resource":"*"}]}`:                              false,
+		`{"Statement":[{"Effect":"Allow","{{who}}":"s3:GetObject","Resource":"*"}]}`:                               false,
+		`{"Statement":[{"Effect":"Allow","Action":"s3:GetObject","Resource":"b/${aws:{{who}}}"}]}`:                 false,
+		`{"Statement":[{"Effect":"Allow","Action":"s3:GetObject","Resource":"b/${{{who}}"}]}`:                      false,
+		`{"Statement":[{"Effect":"Allow","Action":"s3:GetObject","Resource":{{who}}}]}`:                            false,
+		`{"Statement":[{"Effect":"Allow","Action":"s3:GetObject","Resource":"\{{who}}"}]}`:                         false,
+		`{"Statement":[{"Effect":"Allow","Action":"s3:GetObject","Resource":"\u00{{who}}"}]}`:                      false,
+	} {
+		dir := t.TempDir()
+		text := fmt.Sprintf("credentials:\n  - name: api\n    broker: federation\n    max_ttl: 1h\n    parameters: [{name: who, pattern: \"[a-z]+\"}]\n    federation: {profile: aws-2011-06-15, audience: a, region: r, role_arn: x, session_policy: '%s'}\n", policy)
+		if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := credential.LoadDefinitions(dir, credential.Brokers{"federation": federation.Open}, true)
+		if ok != (err == nil) || err != nil && !strings.Contains(err.Error(), "session_policy") {
+			t.Errorf("%s: %v", policy, err)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package federation
 
 import (
 	"cmp"
+	"crypto/rand"
 	"context"
 	"encoding/json"
 	"errors"
@@ -192,14 +193,44 @@ func checkPolicy(d *credential.Definition, policy config.At[credential.Template]
 		problems.Add(policy.Pos, "session_policy %v", err)
 		return
 	}
-	values := make(map[string]string)
+	values, mark := make(map[string]string), rand.Text()
 	for _, p := range d.Parameters {
-		values[p.Name] = "x"
+		values[p.Name] = mark
 	}
 	text, err := policy.Value.Expand(values, quoteJSON)
-	if err != nil || !json.Valid([]byte(text)) {
+	var parsed any
+	if err != nil || json.Unmarshal([]byte(text), &parsed) != nil {
 		problems.Add(policy.Pos, "session_policy is not JSON; put places for values inside of its strings")
+		return
 	}
+	if places(parsed, mark) != len(policy.Value.Names()) {
+		problems.Add(policy.Pos, "session_policy has a place in a key, in an Effect or in a variable such as ${aws:…}; put places for values in the strings that name resources, actions and conditions")
+	}
+}
+
+// places counts the places of a policy at which a value is one thing and no
+// more: keys, effects and policy variables decide what the rest means.
+func places(v any, mark string) (n int) {
+	switch v := v.(type) {
+	case string:
+		for before, after, found := strings.Cut(v, mark); found; before, after, found = strings.Cut(after, mark) {
+			if open := strings.LastIndex(before, "${"); open >= 0 && !strings.Contains(before[open:], "}") {
+				return n // the rest of it may be in the variable too
+			}
+			n++
+		}
+	case []any:
+		for _, e := range v {
+			n += places(e, mark)
+		}
+	case map[string]any:
+		for key, e := range v {
+			if !strings.EqualFold(key, "Effect") {
+				n += places(e, mark)
+			}
+		}
+	}
+	return n
 }
 
 // quoteJSON makes a value part of a JSON string. What means something to a

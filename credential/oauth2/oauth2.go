@@ -162,7 +162,7 @@ func (b *Broker) form(ctx context.Context, r credential.Request) (url.Values, []
 
 // quoteScope lets a value be part of one scope and no more (RFC 6749 §3.3).
 func quoteScope(_, value string) (string, error) {
-	if strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }) {
+	if strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' || r == ',' }) {
 		return "", errors.New("holds a character that a scope may not have")
 	}
 	return value, nil

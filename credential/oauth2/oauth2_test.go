@@ -336,7 +336,7 @@ func TestCallersValueIsPartOfOneScope(t *testing.T) {
 	t.Parallel()
 	e := newEnv(t)
 	b := e.open(t, exchange+password)
-	for _, object := range []string{"a admin", `a"b`} {
+	for _, object := range []string{"a admin", `a"b`, "a,admin"} {
 		if _, err := e.issueFor(t, b, object); !errors.Is(err, credential.ErrParameter) {
 			t.Errorf("%q: %v", object, err)
 		}

@@ -69,6 +69,8 @@ func readSettings(d *credential.Definition, section config.Section) (settings, e
 	for _, g := range s.Grants {
 		if err := g.Value.Check(d, own, literalVerb); err != nil {
 			problems.Add(g.Pos, "grants: %v", err)
+		} else if err := checkPlaces(g.Value); err != nil {
+			problems.Add(g.Pos, "grants: %.80q %v", g.Value.String(), err)
 		}
 	}
 	for _, p := range d.Parameters {

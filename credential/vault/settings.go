@@ -89,6 +89,9 @@ func (s *settings) checkPath(d *credential.Definition, problems *config.Errors) 
 	if err != nil || !plainPath.MatchString(path) {
 		problems.Add(s.Path.Pos, "path %.80q is not one of a secret; write it like database/creds/readonly", s.Path.Value.String())
 	}
+	if step, _, _ := strings.Cut(s.Path.Value.String(), "/"); strings.Contains(step, "{{") {
+		problems.Add(s.Path.Pos, "path %.80q lets the caller choose the engine; write its mount out", s.Path.Value.String())
+	}
 	for _, own := range []string{"cubbyhole/", "sys/", "auth/"} {
 		if strings.HasPrefix(path, own) {
 			problems.Add(s.Path.Pos, "path %.80q holds no secret; name one of an engine's", s.Path.Value.String())

@@ -165,7 +165,7 @@ func (b *Broker) ask(ctx context.Context, c *api.Client, params map[string]strin
 	} else {
 		data := make(map[string]any)
 		for _, a := range b.settings.Data {
-			data[a.Name.Value], err = a.Value.Value.Expand(params, func(_, value string) (string, error) { return value, nil })
+			data[a.Name.Value], err = a.Value.Value.Expand(params, quoteData(a.Value.Value))
 			if err != nil {
 				return "", nil, fmt.Errorf("%w: %w", credential.ErrParameter, err)
 			}
@@ -187,6 +187,19 @@ func quotePath(_, value string) (string, error) {
 		return "", errors.New("cannot be one step of a path")
 	}
 	return value, nil
+}
+
+// quoteData lets a value be part of one element: engines take lists, such as
+// alt_names, separated by commas.
+func quoteData(t credential.Template) func(verb, value string) (string, error) {
+	names := t.Names()
+	alone := len(names) == 1 && strings.HasPrefix(t.String(), "{{") && strings.Index(t.String(), "}}") == len(t.String())-2
+	return func(_, value string) (string, error) {
+		if !alone && strings.Contains(value, ",") {
+			return "", errors.New("has a comma, after which another element of a list would begin")
+		}
+		return value, nil
+	}
 }
 
 func (b *Broker) issued(answer *api.Secret, h handle, p credential.Plan, asked, tokenEnds time.Time) (credential.Issued, error) {

@@ -291,10 +291,16 @@ func TestPathsThatNothingEndsAreMeantOrRefused(t *testing.T) {
 		"path: sys/raw, static: true":                        "holds no secret",
 		"path: auth/token/create":                            "holds no secret",
 		"path: cubbyhole/x, static: true":                    "holds no secret",
+		`path: "{{engine}}/creds/x", parameters: on`:         "lets the caller choose the engine",
+		`path: "database-{{engine}}/x", parameters: on`:      "lets the caller choose the engine",
 		"path: x, static: true, data: [{name: a, value: b}]": "data does not go with static",
 	} {
 		dir := t.TempDir()
+		more, parameters := strings.CutSuffix(more, ", parameters: on")
 		text := fmt.Sprintf("credentials:\n  - {name: api, broker: vault, vault: {address: \"https://vault.internal\", role: r, %s}}\n", more)
+		if parameters {
+			text = strings.Replace(text, "broker:", "parameters: [{name: engine, one_of: [a]}], broker:", 1)
+		}
 		if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -337,6 +343,20 @@ func TestCallersValueIsOneStepOfThePath(t *testing.T) {
 		if _, err := b.Issue(t.Context(), r, p); !errors.Is(err, credential.ErrParameter) {
 			t.Errorf("%q: %v", host, err)
 		}
+	}
+}
+
+func TestCallersValueIsOneElementOfAList(t *testing.T) {
+	t.Parallel()
+	w := newWorkload(t)
+	f := newFake(t, w)
+	b := open(t, f, `path: pki/issue/agent, leased: false, data: [{name: alt_names, value: "{{host}}.example.org"}]`)
+	r, p, err := plan(t, b, w, "evil.test,db1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Issue(t.Context(), r, p); !errors.Is(err, credential.ErrParameter) {
+		t.Errorf("two names for one: %v", err)
 	}
 }
 
