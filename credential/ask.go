@@ -15,6 +15,10 @@ type Ask struct {
 	RequestID string            // ties the events together
 	Exposure  Exposure          // where the value goes, as far as the caller says
 	Asker     *Asker            // in every event of the ask; nil if there is none to name
+	// Reuse takes an earlier lease to the same identity, for the same parameters,
+	// that has at least half of its life left. It is for credential helpers, which
+	// exit before their answer is used.
+	Reuse bool
 }
 
 // A Renewal is what a holder asks for a lease that it has.
@@ -46,6 +50,7 @@ type Asker struct {
 type Grant struct {
 	Lease  Lease
 	Fields []Field
+	Reused bool // others have it too
 }
 
 // Wipe overwrites the values. A nil Grant has none.

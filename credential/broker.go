@@ -33,7 +33,8 @@ type Broker interface {
 	Plan(ctx context.Context, r Request) (Plan, error)
 
 	// Issue obtains the credential. After an error, or none because the daemon
-	// died, Recover is called with the plan's handle.
+	// died, Recover is called with the plan's handle. An error that wraps ErrRefused
+	// says that the upstream issued nothing that outlives Recover.
 	Issue(ctx context.Context, r Request, p Plan) (Issued, error)
 
 	// Renew lets the credential live for ttl from now, and returns when the upstream

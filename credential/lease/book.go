@@ -32,7 +32,8 @@ type quota struct {
 
 // usage counts against limits. There are no more of them than entries grant.
 type usage struct {
-	leases int // that have not ended
+	leases int // that count: see uncount
+	others int // that have not ended, and do not count
 	grants *rate.Limiter
 	rate   credential.Rate // that grants was made for
 }
@@ -64,6 +65,9 @@ func (b *book) reserve(l *lease, now time.Time) error {
 	if u.leases >= d.Limits.Concurrent {
 		return fmt.Errorf("%w: %s has %d leases of %s, and may have %d; revoke one, or wait", credential.ErrLimit, l.Identity, u.leases, d.Name, d.Limits.Concurrent)
 	}
+	if u.others >= maxOthers {
+		return fmt.Errorf("%w: %s has %d leases of %s that are ending or wait for their expiry; wait, or have an administrator run vouch lease revoke --identity %s", credential.ErrLimit, l.Identity, u.others, d.Name, l.Identity)
+	}
 	if u.rate != d.Limits.Rate {
 		r := d.Limits.Rate
 		u.rate, u.grants = r, rate.NewLimiter(rate.Limit(float64(r.N)/r.Per.Seconds()), r.N)
@@ -76,10 +80,35 @@ func (b *book) reserve(l *lease, now time.Time) error {
 	return nil
 }
 
+// maxOthers bounds the leases of one credential that an identity does not hold
+// and that are not gone.
+const maxOthers = 10_000
+
 // enter counts a lease. The book's mu is held.
 func (b *book) enter(l *lease) {
 	b.usageOf(l).leases++
+	l.counts = counted
 	b.leases[l.ID] = l
+}
+
+// uncount takes a lease off its identity's limit: nobody holds it, and the
+// identity can do nothing about its end. The book's mu is held.
+func (b *book) uncount(l *lease) {
+	if u := b.usageOf(l); l.counts == counted {
+		l.counts = other
+		u.leases--
+		u.others++
+	}
+}
+
+// free takes a lease off every limit, as an administrator wants it. The book's mu
+// is held.
+func (b *book) free(l *lease) {
+	b.uncount(l)
+	if l.counts == other {
+		l.counts = freed
+		b.usageOf(l).others--
+	}
 }
 
 // usageOf returns the count that a lease belongs to. The book's mu is held.
@@ -106,7 +135,7 @@ func (b *book) adopt(l *lease) {
 // remove strikes a lease out. The book's mu is held.
 func (b *book) remove(l *lease) {
 	delete(b.leases, l.ID)
-	b.usageOf(l).leases--
+	b.free(l)
 	if l.source != nil {
 		b.held[l.source]--
 		b.retire(l.source)

@@ -116,6 +116,9 @@ func (d *ends) enqueue(l *lease) {
 	}
 	d.schedule.remove(l)
 	l.queued = true
+	if !l.issued {
+		d.book.uncount(l) // nobody was given it
+	}
 	q := d.queues[l.source]
 	if q == nil {
 		q = &queue{}
@@ -209,10 +212,13 @@ func (d *ends) upstream(l *lease) (credential.Use, event, error) {
 	ranOut := !l.notAfter.IsZero() && !now.Before(l.notAfter)
 	certain := ranOut && now.After(l.notAfter.Add(clockSlack))
 	onlyExpires := l.Revocation == credential.ExpiryOnly
+	nothing := l.denied && !l.issued
 	d.book.mu.Unlock()
 	switch {
 	case ended:
 		return use, confirm, nil
+	case onlyExpires && nothing:
+		return credential.Use{Known: true}, confirm, nil
 	case onlyExpires && !ranOut:
 		return credential.Use{}, await, nil
 	case onlyExpires || l.Revocation == credential.Unrevocable:
@@ -240,6 +246,8 @@ func (d *ends) upstream(l *lease) (credential.Use, event, error) {
 		return use, confirm, nil
 	case certain:
 		return use, runOut, nil
+	case errors.Is(err, credential.ErrOnlyExpires) && nothing:
+		return credential.Use{Known: true}, confirm, nil
 	case errors.Is(err, credential.ErrOnlyExpires) && !l.notAfter.IsZero():
 		return use, await, nil
 	}
@@ -256,6 +264,7 @@ func (d *ends) await(l *lease) error {
 	}
 	l.Revocation = credential.ExpiryOnly
 	l.queued = false
+	d.book.uncount(l)
 	d.schedule.at(l, l.notAfter)
 	l.tellGone()
 	return nil
@@ -318,4 +327,5 @@ func (d *ends) forget(l *lease) {
 	for _, f := range l.fields {
 		f.Value.Wipe()
 	}
+	l.reuse.wipe()
 }

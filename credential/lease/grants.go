@@ -36,6 +36,9 @@ func (g *grants) grant(ctx context.Context, h credential.Holder, a credential.As
 		}
 		return nil, errors.Join(err, g.records.record(ctx, e))
 	}
+	if p.again != nil {
+		return g.handAgain(ctx, p)
+	}
 	granted, err := g.obtain(ctx, p)
 	if err = g.release(p.lease, err); err != nil {
 		granted.Wipe()
@@ -51,6 +54,7 @@ type pending struct {
 	lease   *lease
 	request credential.Request
 	began   time.Duration
+	again   *credential.Grant // of an earlier lease, that answers it
 }
 
 // admit checks a request, and reserves a lease that counts against the limits.
@@ -82,8 +86,12 @@ func (g *grants) admit(h credential.Holder, a credential.Ask) (*pending, error) 
 	if err != nil {
 		return nil, err
 	}
-	if d.Bind != credential.BindLease && h.End(d.Bind) == nil {
-		return nil, fmt.Errorf("%w: %s is bound to the caller's %s, but the caller is in none", credential.ErrHolderGone, d.Name, d.Bind)
+	if bind := bindOf(d, a); bind != credential.BindLease && h.End(bind) == nil {
+		return nil, fmt.Errorf("%w: %s is bound to the caller's %s, but the caller is in none", credential.ErrHolderGone, d.Name, bind)
+	}
+	request := credential.Request{RequestID: a.RequestID, Holder: h, Params: params, TTL: earlier(now.Add(ttl), until).Sub(now)}
+	if earlier, again := g.reusable(d, request, a); again != nil {
+		return &pending{ask: a, def: d, lease: earlier, request: request, began: g.clock.since(), again: again}, nil
 	}
 	l := &lease{
 		Lease: credential.Lease{
@@ -93,7 +101,7 @@ func (g *grants) admit(h credential.Holder, a credential.Ask) (*pending, error) 
 			Upstream:   d.Traits.Upstream,
 			Identity:   h.ID,
 			Process:    h.Process,
-			Bind:       d.Bind,
+			Bind:       bindOf(d, a),
 			Revocation: d.Traits.Revocation,
 			State:      shown[reserved],
 			Granted:    now,
@@ -107,13 +115,8 @@ func (g *grants) admit(h credential.Holder, a credential.Ask) (*pending, error) 
 	if err := g.book.reserve(l, now); err != nil {
 		return nil, err
 	}
-	return &pending{
-		ask:     a,
-		def:     d,
-		lease:   l,
-		request: credential.Request{LeaseID: l.ID, RequestID: a.RequestID, Holder: h, Params: params, TTL: l.Expires.Sub(now)},
-		began:   g.clock.since(),
-	}, nil
+	request.LeaseID = l.ID
+	return &pending{ask: a, def: d, lease: l, request: request, began: g.clock.since()}, nil
 }
 
 func earlier(t, until time.Time) time.Time {
@@ -187,6 +190,9 @@ func (g *grants) issue(ctx context.Context, p *pending, issued credential.Issued
 	l := p.lease
 	g.book.mu.Lock()
 	l.issued = true
+	if p.ask.Reuse && p.def.Proxy == nil {
+		l.reuse = &reusable{p.request.Params, cloned(issued.Fields), issued.Scope, issued.Audience}
+	}
 	if issued.Handle != nil {
 		l.handle, l.Handle = *issued.Handle, issued.Handle.Name
 	}
@@ -233,6 +239,7 @@ func (l *lease) lifetime(d *credential.Definition, notAfter time.Time) error {
 // refused records that nothing came of a request.
 func (g *grants) refused(ctx context.Context, p *pending, err error) error {
 	g.book.mu.Lock()
+	p.lease.denied = errors.Is(err, credential.ErrRefused) && !errors.Is(err, credential.ErrUpstream)
 	m, refusal := p.lease.take(refuse)
 	e := g.event(credential.EventGrant, p)
 	if p.lease.recalled {

@@ -22,7 +22,10 @@ type lease struct {
 	notAfter time.Time      // when the upstream ends it on its own; zero if never
 	issued   bool           // the upstream gave it, and the plan became a credential
 	use      credential.Use // as far as an earlier attempt to revoke could tell
-	ended    bool           // the upstream confirmed its end, and only the record is missing
+	denied   bool           // the upstream said no to issuing it
+	reuse    *reusable      // what a helper's next ask is answered with; nil if nothing
+	counts   counts
+	ended    bool // the upstream confirmed its end, and only the record is missing
 
 	source *credential.Definition // by which it is ended; nil if none is left
 	due    time.Duration
@@ -42,6 +45,15 @@ type lease struct {
 	asker    *credential.Asker  // who requested its end; nil if nobody did
 	gone     chan struct{}      // closed when nothing is left of it; made on demand
 }
+
+// counts is what a lease counts against.
+type counts uint8
+
+const (
+	freed   counts = iota // nothing
+	counted               // what its identity may hold
+	other                 // what may wait for its end besides
+)
 
 // goneChannel returns a channel that is closed when nothing is left of the lease
 // that could be ended. The book's mu is held.

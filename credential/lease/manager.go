@@ -194,11 +194,16 @@ func (m *Manager) Revoke(ctx context.Context, h credential.Holder, id string, as
 	return m.engine.ends.wait(ctx, ended)
 }
 
-// RevokeWhere ends leases, returns how many, and waits as Revoke does.
+// RevokeWhere ends leases, returns how many, and waits as Revoke does. They no
+// longer count against the limits of their identities, however long their end takes.
 func (m *Manager) RevokeWhere(ctx context.Context, w credential.Where, reason string) (int, error) {
 	b := m.engine.book
 	b.mu.Lock()
-	ended := m.engine.ends.beginAll(b.choose(w), clip(reason, maxReason))
+	chosen := b.choose(w)
+	for _, l := range chosen {
+		b.free(l)
+	}
+	ended := m.engine.ends.beginAll(chosen, clip(reason, maxReason))
 	b.mu.Unlock()
 	return len(ended), m.engine.ends.wait(ctx, ended)
 }

@@ -100,7 +100,9 @@ func (a *API) grant(ctx context.Context, r *request, hand func(*credential.Grant
 	}
 	if err := hand(g); err != nil {
 		g.Wipe()
-		a.leases.Abandon(g.Lease.ID, "its holder did not get it: "+err.Error())
+		if !g.Reused {
+			a.leases.Abandon(g.Lease.ID, "its holder did not get it: "+err.Error())
+		}
 		return err
 	}
 	return nil
@@ -114,6 +116,7 @@ func (a *API) WatchCredential(req *credentialv1.GrantCredentialRequest, stream g
 	if err != nil {
 		return a.status(err)
 	}
+	r.ask.Reuse = false // the next lease is to be another
 	defer a.gate.Streams.Begin()()
 	go func() {
 		select {

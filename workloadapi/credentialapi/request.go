@@ -45,6 +45,7 @@ func (a *API) begin(ctx context.Context, req *credentialv1.GrantCredentialReques
 		RequestID: c.RequestID,
 		Exposure:  exposures[req.Exposure],
 		Asker:     asker(c, entry),
+		Reuse:     req.Reuse,
 	}}, nil
 }
 

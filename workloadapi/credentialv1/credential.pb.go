@@ -669,12 +669,17 @@ func (x *Parameter) GetRequired() bool {
 }
 
 type GrantCredentialRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // of the credential; required
-	Parameters    map[string]string      `protobuf:"bytes,2,rep,name=parameters,proto3" json:"parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	TtlSeconds    int64                  `protobuf:"varint,3,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // 0: the definition's
-	SpiffeId      string                 `protobuf:"bytes,4,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`        // unset: the first of the caller's that is granted it
-	Exposure      Exposure               `protobuf:"varint,5,opt,name=exposure,proto3,enum=vouchd.credential.v1.Exposure" json:"exposure,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Name       string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // of the credential; required
+	Parameters map[string]string      `protobuf:"bytes,2,rep,name=parameters,proto3" json:"parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	TtlSeconds int64                  `protobuf:"varint,3,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // 0: the definition's
+	SpiffeId   string                 `protobuf:"bytes,4,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`        // unset: the first of the caller's that is granted it
+	Exposure   Exposure               `protobuf:"varint,5,opt,name=exposure,proto3,enum=vouchd.credential.v1.Exposure" json:"exposure,omitempty"`
+	// For a credential helper, which exits before its answer is used: the answer may
+	// be an earlier lease to the same identity with the same parameters that has at
+	// least half of its life left. A credential that can only expire is not bound to
+	// the helper's process then.
+	Reuse         bool `protobuf:"varint,6,opt,name=reuse,proto3" json:"reuse,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -742,6 +747,13 @@ func (x *GrantCredentialRequest) GetExposure() Exposure {
 		return x.Exposure
 	}
 	return Exposure_EXPOSURE_UNSPECIFIED
+}
+
+func (x *GrantCredentialRequest) GetReuse() bool {
+	if x != nil {
+		return x.Reuse
+	}
+	return false
 }
 
 type GrantCredentialResponse struct {
@@ -1179,7 +1191,7 @@ const file_credential_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x15\n" +
 	"\x06one_of\x18\x02 \x03(\tR\x05oneOf\x12\x18\n" +
 	"\apattern\x18\x03 \x01(\tR\apattern\x12\x1a\n" +
-	"\brequired\x18\x04 \x01(\bR\brequired\"\xc3\x02\n" +
+	"\brequired\x18\x04 \x01(\bR\brequired\"\xd9\x02\n" +
 	"\x16GrantCredentialRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\\\n" +
 	"\n" +
@@ -1188,7 +1200,8 @@ const file_credential_proto_rawDesc = "" +
 	"\vttl_seconds\x18\x03 \x01(\x03R\n" +
 	"ttlSeconds\x12\x1b\n" +
 	"\tspiffe_id\x18\x04 \x01(\tR\bspiffeId\x12:\n" +
-	"\bexposure\x18\x05 \x01(\x0e2\x1e.vouchd.credential.v1.ExposureR\bexposure\x1a=\n" +
+	"\bexposure\x18\x05 \x01(\x0e2\x1e.vouchd.credential.v1.ExposureR\bexposure\x12\x14\n" +
+	"\x05reuse\x18\x06 \x01(\bR\x05reuse\x1a=\n" +
 	"\x0fParametersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x81\x01\n" +

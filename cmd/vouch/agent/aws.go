@@ -37,6 +37,7 @@ federation with AWS or of Vault's AWS secrets engine.`,
 			if err != nil {
 				return err
 			}
+			req.Reuse = true
 			client, err := l.client()
 			if err != nil {
 				return err

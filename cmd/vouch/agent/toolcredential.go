@@ -96,6 +96,7 @@ func (h *helper) find(ctx context.Context, client *cli.Credentials, asked creden
 	if err != nil {
 		return nil, err
 	}
+	req.Reuse = true
 	lease, fields, err := client.Grant(ctx, req)
 	if err != nil {
 		return nil, err
