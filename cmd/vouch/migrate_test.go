@@ -96,7 +96,7 @@ func TestMigratedFileHoldsHandlesAndItsProgramTheSameValues(t *testing.T) {
 	}
 
 	// Again: nothing is left to do.
-	out = h.OK("migrate", "env", file, "--credential-prefix", "app")
+	out = h.OK("migrate", "env", file, "--credential-prefix", "app", "--proxy-later")
 	if read(t, file) != want || !strings.Contains(out, "STRIPE_KEY kept as is: already a handle") || strings.Contains(out, "Review") {
 		t.Errorf("once more it says\n%s", out)
 	}
@@ -124,7 +124,7 @@ func TestMigrationThatWasCutShortGoesOn(t *testing.T) {
 	h.Start()
 	// A former run has sealed the first and died.
 	h.VouchReads([]byte("canary-1"), "secret", "seal", "app-a-key")
-	h.OK("migrate", "env", file, "--credential-prefix", "app")
+	h.OK("migrate", "env", file, "--credential-prefix", "app", "--proxy-later")
 	if got := read(t, file); got != "A_KEY=vouch:app-a-key\nB_KEY=vouch:app-b-key\n" {
 		t.Errorf("the file is\n%s", got)
 	}
@@ -136,7 +136,7 @@ func TestMigrationThatWasCutShortGoesOn(t *testing.T) {
 	reviewed := strings.Replace(definitions, "disclosable: false", "disclosable: true", 1)
 	h.Write("credentials.d/app.yaml.disabled", reviewed)
 	h.Write("app.env", read(t, file)+"C_KEY=canary-3\n")
-	h.OK("migrate", "env", file, "--credential-prefix", "app")
+	h.OK("migrate", "env", file, "--credential-prefix", "app", "--proxy-later")
 	if now := read(t, h.Path("credentials.d/app.yaml.disabled")); !strings.HasPrefix(now, reviewed) || strings.Count(now, "- name:") != 3 {
 		t.Errorf("definitions are\n%s", now)
 	}
@@ -152,12 +152,13 @@ func TestNothingIsLostWhereAFileCannotBeMigrated(t *testing.T) {
 		{"a quote that nothing closes", "A_KEY=canary\nB='canary\n", `app.env: line 2: has a quote that nothing closes`},
 		{"two values of one variable", "A_KEY=canary\nA_KEY=canary-2\n", `line 2: A_KEY has a different value on line 1`},
 		{"a value and a handle of one variable", "A_KEY=canary\nA_KEY=vouch:x\n", `line 2: A_KEY is given twice`},
-		{"a value that some expand", "A_KEY=pa$$canary\n", `line 1: value of A_KEY: some expand .* --keep A_KEY`},
+		{"a value that some expand", "A_KEY=pa$$canary\n", `line 1: value of A_KEY: some expand .* single quotes around it`},
+		{"a value that begins with #", "A_KEY=canary\nB_KEY=#canary\n", `line 2: value of B_KEY: some read #`},
 		{"two variables of one name", "A_KEY=canary\nA-KEY=canary\n", `A-KEY and A_KEY would both be app-a-key`},
 		{"a secret that is sealed with another value", "A_KEY=canary\nB_KEY=canary\n", `secret app-b-key: another value .* is unchanged`},
 	} {
 		h.Write("app.env", tt.text)
-		_, stderr, code := h.Vouch("migrate", "env", file, "--credential-prefix", "app")
+		_, stderr, code := h.Vouch("migrate", "env", file, "--credential-prefix", "app", "--disclosable")
 		if code != 1 || !matches(tt.want, stderr) || strings.Contains(stderr, "canary") {
 			t.Errorf("%s exits %d: %s, want %s", tt.name, code, stderr, tt.want)
 		}
@@ -187,13 +188,64 @@ func TestWhatLooksLikeASecretIsSealedUnlessSaidOtherwise(t *testing.T) {
 	t.Parallel()
 	h, file := newMigratingHost(t, "ADMIN_PIN=1234\nMODEL=gpt-4o-2026\nWEBHOOK=https://hooks.example.org/T0/B0/xyz\nREGION=eu-central-1\nHOST=db1.internal:5432\nWORD=info\n# OLD_KEY=sk_live_canary\n")
 	h.Start()
-	out := h.OK("migrate", "env", file, "--credential-prefix", "app", "--keep", "MODEL", "--seal", "WORD")
+	out := h.OK("migrate", "env", file, "--credential-prefix", "app", "--keep", "MODEL", "--seal", "WORD", "--disclosable")
 	want := "ADMIN_PIN=vouch:app-admin-pin\nMODEL=gpt-4o-2026\nWEBHOOK=vouch:app-webhook\nREGION=eu-central-1\nHOST=db1.internal:5432\nWORD=vouch:app-word\n# OLD_KEY=sk_live_canary\n"
 	if got := read(t, file); got != want {
 		t.Errorf("the file is\n%s\nwant\n%s", got, want)
 	}
 	if !strings.Contains(out, "app.env:7: OLD_KEY: a comment that may contain a secret; remove it") {
 		t.Errorf("it says\n%s", out)
+	}
+}
+
+func TestEachVariableIsSealedOrKeptForAReasonThatIsSaid(t *testing.T) {
+	t.Parallel()
+	sealed := []string{
+		"EMAIL_PASS=hunter", "DB_PASS=hunter", "SMTP_PASS=hunter", "PASS=hunter", "FTP_PW=hunter", "MYSQL_PWD=hunter", "GMAIL=abcdefghijklmnop",
+		"NOTIFY=https://hooks.zapier.com/catch/abc/def", "FLOW=https://hook.eu.make.com/abcdefghijkl", "SLACK=https://hooks.slack.com/services/a/b/c",
+		"BOT=https://api.telegram.org/bot/sendmessage", "REPORTS=https://u:p@reports.example.org", "FEED=https://example.org/feed?k=abc",
+		"SENTRY_DSN=https://o.ingest.sentry.io/a", "IFTTT=https://maker.ifttt.com/trigger/a/with/b", "AZURE_CONNECTION_STRING=local",
+	}
+	kept := []string{
+		"GOOGLE_APPLICATION_CREDENTIALS=/etc/app/sa.json", "TLS_KEY_FILE=/etc/app/tls.key", "PORT=8080", "DEBUG=true", "API_URL=https://api.example.org/v1",
+		"LOG_LEVEL=info", "REGION=eu-central-1", "CACHE_TTL=30s", "BIND=10.0.0.1:80", "EMPTY=",
+	}
+	h, file := newMigratingHost(t, strings.Join(append(slices.Clone(sealed), kept...), "\n")+"\n")
+	h.Start()
+	out := h.OK("migrate", "env", file, "--credential-prefix", "app", "--disclosable")
+	after := read(t, file)
+	for i, line := range append(slices.Clone(sealed), kept...) {
+		name, _, _ := strings.Cut(line, "=")
+		verb := "sealed as .*: (its name|its value)"
+		if i >= len(sealed) {
+			verb = "kept as is: .+"
+		}
+		if !matches(fmt.Sprintf(`app.env:%d: %s %s`, i+1, name, verb), out) {
+			t.Errorf("of %s it does not say %s:\n%s", line, verb, out)
+		}
+		if strings.Contains(after, line+"\n") != (i >= len(sealed)) {
+			t.Errorf("%s is treated wrongly in\n%s", line, after)
+		}
+	}
+}
+
+func TestFileThatItsProgramCouldNotBeStartedWithIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	const text = "OPENAI_API_KEY=sk-canary\nDB_PASS=canary\n"
+	h, file := newMigratingHost(t, text)
+	h.Start()
+	_, stderr, code := h.Vouch("migrate", "env", file, "--credential-prefix", "app")
+	if code != 1 || !matches(`line 2: no preset makes calls with DB_PASS, .*--disclosable`, stderr) || strings.Contains(stderr, "OPENAI") {
+		t.Errorf("it exits %d: %s", code, stderr)
+	}
+	secrets, err := h.Admin().Secrets.List(t.Context())
+	must(t, err)
+	if read(t, file) != text || len(secrets) != 0 {
+		t.Error("something was changed nevertheless")
+	}
+	h.OK("migrate", "env", file, "--credential-prefix", "app", "--keep", "DB_PASS")
+	if got := read(t, file); got != "OPENAI_API_KEY=vouch:app-openai-api-key\nDB_PASS=canary\n" {
+		t.Errorf("the file is\n%s", got)
 	}
 }
 

@@ -15,9 +15,12 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"unicode"
 
 	"github.com/vouchd/vouchd/secret"
 )
+
+const byteOrderMark = "\xef\xbb\xbf"
 
 // MaxLen bounds a file, in bytes.
 const MaxLen = 1 << 20
@@ -68,8 +71,8 @@ func Parse(data []byte) (*File, error) {
 	}
 	p := parser{data: data, line: 1}
 	p.file.data = data
-	if bytes.HasPrefix(data, []byte("\xef\xbb\xbf")) {
-		p.at = 3 // a byte order mark
+	if bytes.HasPrefix(data, []byte(byteOrderMark)) {
+		p.at = len(byteOrderMark)
 	}
 	for p.at < len(data) {
 		p.statement()
@@ -176,6 +179,9 @@ func (p *parser) value(v Variable) {
 	default:
 		value = p.unquoted(&v, text)
 	}
+	if v.Line == 1 && bytes.HasPrefix(p.data, []byte(byteOrderMark)) {
+		v.Unclear = "there is a byte order mark before it, which some read as part of the name; remove it"
+	}
 	if ok {
 		if v.end = p.at; v.Unclear == "" {
 			v.Value = secret.Of(value)
@@ -199,16 +205,18 @@ func (p *parser) tail(v *Variable) {
 // unquoted reads to the end of the line or to a comment.
 func (p *parser) unquoted(v *Variable, text []byte) []byte {
 	value := text
-	if len(text) > 0 && text[0] == '#' {
-		value = nil
-	} else if i := commentAt(text); i >= 0 {
+	if i := commentAt(text); i >= 0 {
 		value = text[:i]
 	}
 	value = bytes.TrimRight(value, " \t")
 	p.at += len(value)
 	switch {
+	case len(value) > 0 && value[0] == '#':
+		v.Unclear = "some read # as the beginning of a comment, and others as the value's; put single quotes around the value, or '' before a comment"
+	case bytes.ContainsFunc(value, oddSpace):
+		v.Unclear = "it has a space in it that some cut off and others keep; put single quotes around it, or remove the space"
 	case bytes.ContainsAny(value, `"'\`):
-		v.Unclear = "it has a quote or a backslash and no quotes around it"
+		v.Unclear = "it has a quote or a backslash and no quotes around it; " + byHand
 	case bytes.IndexByte(value, '#') >= 0:
 		v.Unclear = "some read # as the beginning of a comment; put single quotes around it"
 	case expands(value):
@@ -219,10 +227,19 @@ func (p *parser) unquoted(v *Variable, text []byte) []byte {
 	return bytes.Clone(value)
 }
 
-// commentAt returns where a comment begins: at a # after a blank.
+// byHand is the way out where no quotes help.
+const byHand = "seal it with vouch secret seal, and write its handle (vouch:NAME)"
+
+// oddSpace reports whether only some count r as space, or as the end of a line.
+func oddSpace(r rune) bool {
+	return unicode.IsSpace(r) && r != ' ' && r != '\t' && r != '\r' && r != '\n' || r == '\u200b' || r == '\ufeff'
+}
+
+// commentAt returns where a comment begins: at a # after a space.
+// Not all take a tab for one.
 func commentAt(text []byte) int {
 	for i := 1; i < len(text); i++ {
-		if text[i] == '#' && (text[i-1] == ' ' || text[i-1] == '\t') {
+		if text[i] == '#' && text[i-1] == ' ' {
 			return i
 		}
 	}
@@ -251,12 +268,16 @@ func (p *parser) quoted(v *Variable, quote byte) (value []byte, ok bool) {
 			p.at += i + 2
 			p.line += bytes.Count(body[:i], []byte("\n"))
 			return value, true
-		case c == '\r' && i+1 < len(body) && body[i+1] == '\n':
-			v.Unclear = "its lines end in carriage returns, which some drop"
+		case c == '\r':
+			v.Unclear = "it has carriage returns in it, which some drop or read as line ends"
+		case c == 0xe2 && (bytes.HasPrefix(body[i:], []byte("\u2028")) || bytes.HasPrefix(body[i:], []byte("\u2029"))):
+			v.Unclear = "it has a line separator in it, at which some end the line; " + byHand
+		case c == '$' && quote == '\'' && i+1 < len(body) && body[i+1] == '{':
+			v.Unclear = "some expand ${…} even in single quotes; " + byHand
 		case quote == '"' && expands(body[i:min(i+2, len(body))]):
 			v.Unclear = "some expand $ and ` in it; put single quotes around it"
 		case c == '\\' && quote != '"':
-			v.Unclear = "some read a backslash in these quotes as more than itself"
+			v.Unclear = "some read a backslash in these quotes as more than itself; " + byHand
 		case c == '\\':
 			var used int
 			if value, used = v.escape(value, body[i+1:]); used > 0 {
@@ -279,9 +300,7 @@ func (v *Variable) escape(value, rest []byte) ([]byte, int) {
 	}
 	switch rest[0] {
 	case '"', '\\', '$':
-		if rest[0] != '"' {
-			v.Unclear = "some read a backslash before \\ or $ as itself; put single quotes around it"
-		}
+		v.Unclear = "some keep a backslash before \", \\ or $; put single quotes around it"
 		return append(value, rest[0]), 1
 	case 'n':
 		// A shell keeps both characters; the libraries all make it a line end.

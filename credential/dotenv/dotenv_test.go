@@ -15,10 +15,10 @@ const example = "\xef\xbb\xbf# keys of the example\r\n" +
 	"PLAIN=sk_live_1\r\n" +
 	"export EXPORTED = two words # a comment\n" +
 	"  SINGLE='it is $HOME # not a comment'# one\n" +
-	"DOUBLE=\"a \\\"quoted\\\" line\\nand another\"\n" +
+	"DOUBLE=\"a 'quoted' line\\nand another\"\n" +
 	"LINES=\"-----BEGIN KEY-----\nMIIE\n-----END KEY-----\"\n" +
 	"EMPTY=\n" +
-	"ALSO_EMPTY= # nothing\n" +
+	"ALSO_EMPTY='' # nothing\n" +
 	"PASSED_THROUGH\n" +
 	"export ALSO_PASSED\n" +
 	"EQUALS=a=b==\n" +
@@ -28,7 +28,7 @@ const example = "\xef\xbb\xbf# keys of the example\r\n" +
 	"LAST=end"
 
 var values = map[string]string{
-	"PLAIN": "sk_live_1", "EXPORTED": "two words", "SINGLE": "it is $HOME # not a comment", "DOUBLE": "a \"quoted\" line\nand another",
+	"PLAIN": "sk_live_1", "EXPORTED": "two words", "SINGLE": "it is $HOME # not a comment", "DOUBLE": "a 'quoted' line\nand another",
 	"LINES": "-----BEGIN KEY-----\nMIIE\n-----END KEY-----", "EMPTY": "", "ALSO_EMPTY": "", "EQUALS": "a=b==", "TWICE": "same", "LAST": "end",
 }
 
@@ -68,8 +68,8 @@ func TestReplacingChangesValuesAlone(t *testing.T) {
 	}
 	got := string(f.Replace(handle))
 	want := strings.NewReplacer(
-		"'it is $HOME # not a comment'# one", "vouch:single # one", "ALSO_EMPTY= # nothing", "ALSO_EMPTY= vouch:also_empty # nothing",
-		"sk_live_1", "vouch:plain", "\"a \\\"quoted\\\" line\\nand another\"", "vouch:double",
+		"'it is $HOME # not a comment'# one", "vouch:single # one", "ALSO_EMPTY='' # nothing", "ALSO_EMPTY=vouch:also_empty # nothing",
+		"sk_live_1", "vouch:plain", "\"a 'quoted' line\\nand another\"", "vouch:double",
 		"\"-----BEGIN KEY-----\nMIIE\n-----END KEY-----\"", "vouch:lines", "a=b==", "vouch:equals",
 		"TWICE=same", "TWICE=vouch:twice", "'same'", "vouch:twice", "end", "vouch:last").Replace(example)
 	if got != want {
@@ -96,10 +96,25 @@ func TestValuesThatLoadersReadDifferentlyAreTold(t *testing.T) {
 		`A="a\tb"`:               "backslash",
 		`A="a\\b"`:               "backslash",
 		"A='a\r\nb'":             "carriage returns",
+		"A='a\rb'":               "carriage returns",
 		"A=a\rb":                 "carriage return",
 		`A="cost: \$5"`:          "backslash",
 		"A=\"a\\\nb\"":           "backslash",
 		`export A=pa$$word # 12`: "expand",
+		"A=a\t# b":               "beginning of a comment",
+		`A=#secret`:              "beginning of a comment",
+		`A= #secret`:             "beginning of a comment",
+		`A= # a comment`:         "beginning of a comment",
+		`A="a\"b"`:               "backslash",
+		`A='${B}'`:               "even in single quotes",
+		`A='a${B:-c}'`:           "even in single quotes",
+		"A=a\u00a0":              "a space in it",
+		"A=\u00a0a":              "a space in it",
+		"A=a\u3000b":             "a space in it",
+		"A=a\vb":                 "a space in it",
+		"A=a\u2028b":             "a space in it",
+		"A='a\u2028b'":           "line separator",
+		"\xef\xbb\xbfA=a":        "byte order mark",
 	} {
 		f, err := dotenv.Parse([]byte(text + "\nB=b\n"))
 		if err != nil {
@@ -161,6 +176,9 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("%q becomes %q", data, replaced)
 		}
 		for i, v := range again.Variables {
+			if strings.Contains(v.Unclear, "byte order mark") {
+				continue // which stays where it is
+			}
 			if v.Name != file.Variables[i].Name || string(v.Value.Reveal()) != "vouch:"+v.Name {
 				t.Fatalf("%q becomes %q: %s is %q, %s", data, replaced, v.Name, v.Value.Reveal(), v.Unclear)
 			}

@@ -44,6 +44,7 @@ type migration struct {
 	prefix      string   // of credentials and secrets
 	keep, seal  []string // variables, whatever they look like
 	disclosable bool
+	proxyLater  bool
 	definitions string // file
 	dryRun      bool
 }
@@ -87,7 +88,8 @@ behind the handles.
 Values that are clearly not secret stay: switches, numbers, host names, paths. Override
 that with --keep and --seal. A value that programs parse differently (with an unquoted
 backslash or dollar sign) is refused with its line, as is a variable given twice with
-different values. The file changes last, atomically, after every value is sealed; if
+different values, and one that its program could not be started with: vouchd makes the
+calls for those that a preset knows, and --disclosable hands the others out. The file changes last, atomically, after every value is sealed; if
 interrupted, run the command again. Treat anything that was in a file as leaked: rotate
 it at its source.`,
 		Example: `  vouch migrate env .env --credential-prefix app --dry-run
@@ -107,6 +109,8 @@ it at its source.`,
 	cmd.Flags().StringArrayVar(&m.keep, "keep", nil, "leave this `variable` as it is; may be repeated")
 	cmd.Flags().StringArrayVar(&m.seal, "seal", nil, "seal this `variable` even if it looks harmless; may be repeated")
 	cmd.Flags().BoolVar(&m.disclosable, "disclosable", false, "write definitions that disclose the values, not proxy-only ones")
+	cmd.Flags().BoolVar(&m.proxyLater, "proxy-later", false, "write definitions that need a proxy block by hand before a program can start")
+	cmd.MarkFlagsMutuallyExclusive("disclosable", "proxy-later")
 	cmd.Flags().StringVar(&m.definitions, "definitions", "", "write definitions to this `file` (default PREFIX.yaml.disabled in the credentials directory)")
 	cmd.Flags().BoolVar(&m.dryRun, "dry-run", false, "print what would be done, and change nothing")
 	return cmd
@@ -175,13 +179,13 @@ func (m *migration) plan(file *dotenv.File) (*migrationView, error) {
 	named := make(map[string]string) // variables by credential
 	for _, v := range file.Variables {
 		name := m.credentialOf(v.Name)
-		why := m.stays(v)
+		why, because := m.stays(v)
 		switch first, again := view.values[v.Name]; {
+		case v.Unclear != "": // --keep does not help: vouch exec --env-file reads it too
+			problems = append(problems, fmt.Errorf("line %d: value of %s: %s", v.Line, v.Name, v.Unclear))
+			continue
 		case slices.Contains(m.keep, v.Name):
 			view.Kept = append(view.Kept, migratedView{v.Name, v.Line, "", "--keep"})
-			continue
-		case v.Unclear != "":
-			problems = append(problems, fmt.Errorf("line %d: value of %s: %s; or leave it with --keep %[2]s", v.Line, v.Name, v.Unclear))
 			continue
 		case bytes.HasPrefix(v.Value.Reveal(), []byte(handlePrefix)):
 			credential, _, _ := strings.Cut(strings.TrimPrefix(string(v.Value.Reveal()), handlePrefix), ":")
@@ -202,12 +206,20 @@ func (m *migration) plan(file *dotenv.File) (*migrationView, error) {
 			problems = append(problems, fmt.Errorf("line %d: %w", v.Line, err))
 			continue
 		}
-		view.Sealed = append(view.Sealed, migratedView{v.Name, v.Line, name, ""})
+		if _, known := policy.PresetOf(v.Name); !known && !m.disclosable && !m.proxyLater {
+			undeliverable := fmt.Errorf("no preset makes calls with %s, so that its program could not start; give --disclosable to hand values to the programs that an entry grants them, --keep %[1]s, or --proxy-later to write its proxy block by hand", v.Name)
+			if !m.dryRun {
+				problems = append(problems, fmt.Errorf("line %d: %w", v.Line, undeliverable))
+				continue
+			}
+			because += "; but " + undeliverable.Error()
+		}
+		view.Sealed = append(view.Sealed, migratedView{v.Name, v.Line, name, because})
 		view.Credentials = append(view.Credentials, name)
 		view.values[v.Name], named[name] = value{name, v.Value, v.Line}, v.Name
 	}
 	for _, c := range file.Comments {
-		if c.Value.Len() > 0 && harmless(c.Name, c.Value) == "" {
+		if why, _ := harmless(c.Name, c.Value); c.Value.Len() > 0 && why == "" {
 			view.Comments = append(view.Comments, migratedView{c.Name, c.Line, "", "a comment that may contain a secret; remove it"})
 		}
 	}
@@ -227,46 +239,57 @@ func (m *migration) credentialOf(variable string) string {
 	return m.prefix + "-" + strings.ReplaceAll(strings.ToLower(variable), "_", "-")
 }
 
-// stays says why a value needs no sealing; empty if it does.
-func (m *migration) stays(v dotenv.Variable) string {
+// stays says why a value needs no sealing, or else why it is sealed.
+func (m *migration) stays(v dotenv.Variable) (why, because string) {
 	switch {
 	case v.Value.Len() == 0:
-		return "empty"
+		return "empty", ""
 	case slices.Contains(m.seal, v.Name):
-		return ""
+		return "", "--seal"
 	}
 	return harmless(v.Name, v.Value)
 }
 
-// Names that suggest a secret, and values that are plainly not one.
+// Names and values that suggest a secret, and values that are plainly not one.
 var (
-	secretName  = regexp.MustCompile(`(?i)key|token|secret|passw|passphrase|pwd|pin$|credential|private|auth|cookie|salt|sign|webhook|dsn|session`)
+	secretName  = regexp.MustCompile(`(?i)key|token|secret|pass($|[_-]|w|phrase|code)|(^|_)pw($|d|_)|pwd|pin$|cred|private|auth|cookie|salt|sign|hook|dsn|session|conn(ection)?_?str|licen[cs]e|mnemonic|otp|hmac|bearer|jwt`)
+	pathName    = regexp.MustCompile(`(?i)_(file|path|dir|folder|socket)$|^(google_application_credentials|kubeconfig|ssh_auth_sock|ssl_cert_file)$`)
+	path        = regexp.MustCompile(`^/[A-Za-z0-9._-]{1,64}(/[A-Za-z0-9._-]{1,64})+$`)
 	switchValue = regexp.MustCompile(`(?i)^(true|false|yes|no|on|off|null|none)$`)
-	plainValues = []*regexp.Regexp{
-		regexp.MustCompile(`^-?[0-9]{1,6}([.][0-9]{1,6})?$`),
-		regexp.MustCompile(`^[0-9]{1,6}(ms|s|m|h|d|k|kb|mb|gb)$`),
-		regexp.MustCompile(`^[a-z]{1,16}$`),
-		regexp.MustCompile(`^v?[0-9]{1,4}([.][0-9]{1,4}){1,3}(:[0-9]{1,5})?$`), // a version, or an address
-		regexp.MustCompile(`^(https?://)?(localhost|([a-z0-9-]{1,32}[.])+[a-z]{2,12})(:[0-9]{1,5})?(/[a-z0-9/._-]{0,32})?$`),
-		regexp.MustCompile(`^/[A-Za-z0-9._/-]{0,128}$`),
-		regexp.MustCompile(`^[a-z]{2}-[a-z]{4,9}-[0-9]$`), // a cloud's region
+	// A URL that is a secret itself: whoever has a hook's address may use it.
+	secretURL   = regexp.MustCompile(`(?i)^[a-z][a-z0-9+.-]*://([^/]*@|[^?]*hook|[^/]*/(services|key|trigger|bot)/|.*[?&])`)
+	plainValues = []struct {
+		is     string
+		values *regexp.Regexp
+	}{
+		{"a number", regexp.MustCompile(`^-?[0-9]{1,6}([.][0-9]{1,6})?$`)},
+		{"a size or a time", regexp.MustCompile(`^[0-9]{1,6}(ms|s|m|h|d|k|kb|mb|gb)$`)},
+		{"a word", regexp.MustCompile(`^[a-z]{1,12}$`)}, // an app password is one of 16 letters
+		{"a version or an address", regexp.MustCompile(`^v?[0-9]{1,4}([.][0-9]{1,4}){1,3}(:[0-9]{1,5})?$`)},
+		{"a host or a URL", regexp.MustCompile(`^(https?://)?(localhost|([a-z0-9-]{1,32}[.])+[a-z]{2,12})(:[0-9]{1,5})?(/([a-z_-]{1,16}|v[0-9]{1,2}([.][0-9]{1,2})?))*/?$`)},
+		{"a path", regexp.MustCompile(`^/[A-Za-z0-9._/-]{0,128}$`)},
+		{"a region", regexp.MustCompile(`^[a-z]{2}-[a-z]{4,9}-[0-9]$`)},
 	}
 )
 
-// harmless says why a value is plainly not a secret; empty if it may be one.
-func harmless(name string, v secret.Bytes) string {
-	if switchValue.Match(v.Reveal()) {
-		return "a switch"
-	}
-	if secretName.MatchString(name) {
-		return ""
+// harmless says why a value is plainly not a secret, or else why it may be one.
+func harmless(name string, v secret.Bytes) (why, because string) {
+	switch text := v.Reveal(); {
+	case switchValue.Match(text):
+		return "a switch", ""
+	case pathName.MatchString(name) && path.Match(text):
+		return "the path of a file, which may hold a secret itself; --seal " + name + " seals the path", ""
+	case secretURL.Match(text):
+		return "", "its value, a URL that may be a secret"
+	case secretName.MatchString(name):
+		return "", "its name"
 	}
 	for _, plain := range plainValues {
-		if plain.Match(v.Reveal()) {
-			return "looks harmless; --seal " + name + " seals it"
+		if plain.values.Match(v.Reveal()) {
+			return "looks harmless (" + plain.is + "); --seal " + name + " seals it", ""
 		}
 	}
-	return ""
+	return "", "its value, which is nothing plain"
 }
 
 // sealAll has every value sealed. Values already sealed, such as by an interrupted
@@ -374,7 +397,7 @@ func (v *migrationView) writeText(w io.Writer) {
 		verb = "would be sealed"
 	}
 	for _, s := range v.Sealed {
-		fmt.Fprintf(w, "%s:%d: %s %s as %s\n", v.File, s.Line, s.Variable, verb, s.Credential)
+		fmt.Fprintf(w, "%s:%d: %s %s as %s: %s\n", v.File, s.Line, s.Variable, verb, s.Credential, s.Why)
 	}
 	for _, k := range v.Kept {
 		fmt.Fprintf(w, "%s:%d: %s kept as is: %s\n", v.File, k.Line, k.Variable, k.Why)
@@ -386,7 +409,7 @@ func (v *migrationView) writeText(w io.Writer) {
 		fmt.Fprintf(w, "\nReview %s and rename it to end in .yaml.\n", v.Definitions)
 	}
 	if len(v.Credentials) > 0 {
-		fmt.Fprintf(w, "Add to the entry of the program that needs them:\n\n    credentials: [%s]\n\nStart the program with: vouch exec --env-file %s -- COMMAND\n", strings.Join(v.Credentials, ", "), v.File)
+		fmt.Fprintf(w, "Add to the entry of the program that needs them:\n\n    credentials: [%s]\n\nThen start the program with: vouch exec --env-file %s -- COMMAND\n", strings.Join(v.Credentials, ", "), v.File)
 	}
 	if len(v.Sealed) > 0 && !v.DryRun {
 		fmt.Fprintf(w, "The values were in a file and may be in its backups: rotate them at their sources.\n")
