@@ -135,8 +135,18 @@ func (w Window) end(t time.Time) (time.Time, bool) {
 	if !w.days[local.Weekday()] || minute < w.from || minute >= w.to {
 		return time.Time{}, false
 	}
+	// On a day when the clocks change, an hour may come twice, or not at all.
+	ofDay := time.Duration(local.Hour())*time.Hour + time.Duration(local.Minute())*time.Minute + time.Duration(local.Second())*time.Second + time.Duration(local.Nanosecond())
+	end := t.Add(time.Duration(w.to)*time.Minute - ofDay)
+	if l := end.In(w.zone); l.Hour()*60+l.Minute() == w.to%(24*60) {
+		return end, true
+	}
 	y, m, d := local.Date()
-	return time.Date(y, m, d, 0, w.to, 0, 0, w.zone), true
+	end = time.Date(y, m, d, 0, w.to, 0, 0, w.zone)
+	if _, change := local.ZoneBounds(); end.In(w.zone).Minute() != w.to%60 || end.In(w.zone).Hour() != w.to/60%24 {
+		end = change // to is in the hour that is left out
+	}
+	return end, end.After(t)
 }
 
 // Open returns until when a credential may be had at t: zero for always. A

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/vouchd/vouchd/config"
 )
@@ -34,14 +35,20 @@ const maxLocation = 2048 // bytes
 // NewTarget returns the target of a tool at a place, in whichever form the tool
 // writes that.
 func NewTarget(tool, location string) (Target, error) {
-	if len(location) > maxLocation || strings.ContainsFunc(location, func(r rune) bool { return r > unicode.MaxASCII || unicode.IsControl(r) || r == ' ' }) {
+	odd := func(r rune) bool { return r > unicode.MaxASCII || unicode.IsControl(r) || r == ' ' }
+	if tool == Git { // whose paths are people's words
+		odd = func(r rune) bool { return !unicode.IsPrint(r) }
+	}
+	if len(location) > maxLocation || !utf8.ValidString(location) || strings.ContainsFunc(location, odd) {
 		return Target{}, errors.New("is not a place that a tool asks for")
 	}
 	var text string
 	var err error
 	switch tool {
-	case Git, Kubernetes:
-		text, err = plainURL(location)
+	case Git:
+		text, err = plainURL(location, true)
+	case Kubernetes:
+		text, err = plainURL(location, false)
 	case Docker:
 		text, err = registry(location)
 	default:
@@ -51,8 +58,9 @@ func NewTarget(tool, location string) (Target, error) {
 }
 
 // plainURL returns a URL in one form: lower-case host, no default port, no slash
-// at the end.
-func plainURL(s string) (string, error) {
+// at the end. Its path is as it reads once it is decoded, and may have been
+// written with escapes, if words is true.
+func plainURL(s string, words bool) (string, error) {
 	u, err := url.Parse(s)
 	if err != nil {
 		return "", errors.New("is not a plain URL; write it like https://host/path")
@@ -65,7 +73,8 @@ func plainURL(s string) (string, error) {
 		return "", errors.New("is not https, and another machine's; the secret would pass in clear")
 	case u.Scheme != "https" && u.Scheme != "http":
 		return "", errors.New("is not https")
-	case u.RawPath != "" || steps != "" && path.Clean(steps) != steps:
+	case u.RawPath != "" && (!words || hiddenStep.MatchString(u.RawPath)) || steps != "" && path.Clean(steps) != steps,
+		!utf8.ValidString(steps) || strings.ContainsFunc(steps, func(r rune) bool { return !unicode.IsPrint(r) || r == '\\' }):
 		return "", errors.New("has a path with escapes, empty steps or dots")
 	}
 	host, err := plainHost(u.Host, map[string]string{"https": "443", "http": "80"}[u.Scheme])
@@ -74,6 +83,10 @@ func plainURL(s string) (string, error) {
 	}
 	return u.Scheme + "://" + host + steps, nil
 }
+
+// hiddenStep is an escape that decoded would be another step of a path, or part
+// of one on some servers.
+var hiddenStep = regexp.MustCompile(`(?i)%2f|%5c|%00`)
 
 // registry returns a registry's host. Docker writes some with a scheme and an
 // API version, and its own hub by three names.

@@ -16,6 +16,10 @@ func TestPlaceOfAToolHasOneForm(t *testing.T) {
 		{credential.Git, "http://127.0.0.1:8080/x", "http://127.0.0.1:8080/x"},
 		{credential.Git, "http://localhost:80", "http://localhost"},
 		{credential.Git, "https://[2001:DB8::1]:443/x", "https://[2001:db8::1]/x"},
+		{credential.Git, "https://dev.azure.com/org/My%20Project", "https://dev.azure.com/org/My Project"},
+		{credential.Git, "https://dev.azure.com/org/My Project", "https://dev.azure.com/org/My Project"},
+		{credential.Git, "https://dev.azure.com/org/Team%20(A)", "https://dev.azure.com/org/Team (A)"},
+		{credential.Git, "https://dev.azure.com/org/Gr%C3%BCn/x", "https://dev.azure.com/org/Grün/x"},
 		{credential.Docker, "registry.example.com", "registry.example.com"},
 		{credential.Docker, "https://Registry.example.com:443/v2/", "registry.example.com"},
 		{credential.Docker, "localhost:5000", "localhost:5000"},
@@ -35,11 +39,11 @@ func TestWhatIsNoPlaceOfAToolIsRefused(t *testing.T) {
 	for tool, bad := range map[string][]string{
 		credential.Git: {
 			"", "github.com", "http://github.com", "ssh://github.com", "https://", "https:///x", "https://user@github.com", "https://github.com?x", "https://github.com#x",
-			"https://github.com/a/../b", "https://github.com//a", "https://github.com/%2e%2e/b", "https://github.com/a%2fb", "https://git hub.com", "https://github.com/a\nb",
+			"https://github.com/a/../b", "https://github.com//a", "https://github.com/%2e%2e/b", "https://github.com/a%2fb", "https://github.com/a%5Cb", "https://github.com/a%00b", "https://github.com/a%0ab", "https://github.com/%ff", "https://git hub.com", "https://github.com/a\nb",
 			"https://github.com:", "https://github.com:0x1", "https://*.github.com", "https://github..com/" + strings.Repeat("a", 3000), "https://gïthub.com", "http://127.0.0.1.example.com",
 		},
 		credential.Docker:     {"", "registry.example.com/team", "http://registry.example.com", "http://https://registry.example.com", "ftp://registry.example.com", "user@registry.example.com", "*", "registry.example.com:", "a b"},
-		credential.Kubernetes: {"", "10.0.0.1:6443", "http://10.0.0.1", "https://u:p@10.0.0.1"},
+		credential.Kubernetes: {"", "https://10.0.0.1/a b", "10.0.0.1:6443", "http://10.0.0.1", "https://u:p@10.0.0.1"},
 		"helm":                {"https://example.com"},
 	} {
 		for _, in := range bad {

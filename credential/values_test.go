@@ -57,6 +57,12 @@ func TestWindow(t *testing.T) {
 		{"single days", "tue,thu 00:00-24:00", "2026-11-23T12:00:00Z", ""},
 		{"another zone", "mon 08:00-18:00 Europe/Berlin", "2026-11-23T07:30:00Z", "2026-11-23T17:00:00Z"},
 		{"another zone's day", "mon 00:00-01:00 Europe/Berlin", "2026-11-22T23:30:00Z", "2026-11-23T00:00:00Z"},
+		{"an hour that comes twice, first", "sun 02:00-02:30 Europe/Berlin", "2026-10-25T00:15:00Z", "2026-10-25T00:30:00Z"},
+		{"an hour that comes twice, between", "sun 02:00-02:30 Europe/Berlin", "2026-10-25T00:45:00Z", ""},
+		{"an hour that comes twice, then", "sun 02:00-02:30 Europe/Berlin", "2026-10-25T01:15:00Z", "2026-10-25T01:30:00Z"},
+		{"over an hour that comes twice", "sun 01:00-04:00 Europe/Berlin", "2026-10-24T23:30:00Z", "2026-10-25T03:00:00Z"},
+		{"over an hour that is left out", "sun 01:00-04:00 Europe/Berlin", "2026-03-29T00:30:00Z", "2026-03-29T02:00:00Z"},
+		{"up to an hour that is left out", "sun 01:00-02:30 Europe/Berlin", "2026-03-29T00:30:00Z", "2026-03-29T01:00:00Z"},
 		{"the day that has 25 hours", "sun 00:00-24:00 Europe/Berlin", "2026-10-25T12:00:00Z", "2026-10-25T23:00:00Z"},
 	} {
 		var w Window

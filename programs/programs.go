@@ -223,13 +223,17 @@ func passable(name string) error {
 		return errors.New("is not a variable name")
 	}
 	exact := []string{
-		"BASH_ENV", "CDPATH", "CLASSPATH", "DOTNET_STARTUP_HOOKS", "ENV", "GCONV_PATH", "GLIBC_TUNABLES", "HOME",
-		"IFS", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "LOCPATH", "LOGNAME", "MALLOC_CHECK_", "NLSPATH", "PATH",
-		"PS4", "PWD", "RES_OPTIONS", "SHELL", "SHELLOPTS", "TMPDIR", "USER", "_JAVA_OPTIONS",
+		"AWS_CA_BUNDLE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AZURE_CONFIG_DIR", "BASH_ENV",
+		"BROWSER", "CDPATH", "CLASSPATH", "DOCKER_CONFIG", "DOTNET_STARTUP_HOOKS", "EDITOR", "ENV", "GCONV_PATH", "GLIBC_TUNABLES",
+		"GOENV", "GOFLAGS", "GOPATH", "GOPROXY", "GOROOT", "GOTOOLCHAIN", "GREP_OPTIONS", "HGRCPATH", "HOME", "IFS", "INPUTRC",
+		"KUBECONFIG", "KUBE_EDITOR", "LIBPATH", "LOCALDOMAIN", "LOCPATH", "LOGNAME", "MAKEFLAGS", "MALLOC_CHECK_", "MANPAGER", "NETRC",
+		"NLSPATH", "PAGER", "PATH", "PS4", "PSQLRC", "PWD", "RES_OPTIONS", "RSYNC_RSH", "RUSTFLAGS", "SHELL", "SHELLOPTS",
+		"SSH_AUTH_SOCK", "SUDO_EDITOR", "TERMCAP", "TMPDIR", "USER", "VIMINIT", "VISUAL", "WGETRC", "_JAVA_OPTIONS",
 	}
 	prefixes := []string{
-		"BASH_FUNC", "BUN_", "CORECLR_", "DENO_", "DYLD_", "GEM_", "GI_", "GIT_", "GTK_", "LD_", "LUA_", "NODE_", "NPM_",
-		"OPENSSL_", "PERL", "PHP", "PYTHON", "QT_", "RUBY", "SSL_", "VIRTUAL_ENV", "XDG_",
+		"ANSIBLE_", "BASH_FUNC", "BUN_", "CARGO_", "CLOUDSDK_", "CORECLR_", "CURL_", "DENO_", "DYLD_", "GEM_", "GI_", "GIT_", "GRADLE_",
+		"GTK_", "HELM_", "JAVA_", "JDK_", "LD_", "LESS", "LUA_", "MAVEN_", "NODE_", "NPM_", "OPENSSL_", "PERL", "PHP", "PIP_", "PYTHON",
+		"QT_", "RUBY", "RUSTC", "SSH_ASKPASS", "SSL_", "SUDO_ASKPASS", "TERMINFO", "TF_CLI_", "UV_", "VIRTUAL_ENV", "XDG_",
 	}
 	upper := strings.ToUpper(name)
 	if slices.Contains(exact, upper) || slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(upper, p) }) {

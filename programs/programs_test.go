@@ -130,12 +130,14 @@ func TestWhoMayStart(t *testing.T) {
 
 func TestPassableNames(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"TERM", "LANG", "LC_ALL", "COLORTERM", "TZ", "NO_COLOR"} {
+	for _, name := range []string{"TERM", "LANG", "LC_ALL", "COLORTERM", "TZ", "NO_COLOR", "AWS_REGION", "GOOGLE_CLOUD_PROJECT", "GOMAXPROCS"} {
 		if err := passable(name); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	for _, name := range []string{"", "A=B", "1A", "a b", "ld_preload", "LD_LIBRARY_PATH", "NODE_OPTIONS", "PERL5OPT", "RUBYOPT", "BASH_ENV", "PYTHONSTARTUP"} {
+	for _, name := range []string{"", "A=B", "1A", "a b", "ld_preload", "LD_LIBRARY_PATH", "NODE_OPTIONS", "PERL5OPT", "RUBYOPT", "BASH_ENV", "PYTHONSTARTUP",
+		"AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "KUBECONFIG", "EDITOR", "VISUAL", "PAGER", "LESSOPEN", "SSH_ASKPASS", "MAVEN_OPTS",
+		"TERMINFO", "TERMINFO_DIRS", "GRADLE_OPTS", "JAVA_HOME", "CARGO_HOME", "TF_CLI_CONFIG_FILE", "CURL_HOME", "GOFLAGS", "PIP_INDEX_URL", "BROWSER"} {
 		if passable(name) == nil {
 			t.Errorf("%q passes", name)
 		}

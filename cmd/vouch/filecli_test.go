@@ -98,7 +98,7 @@ func TestFileIsKeptFreshForItsReader(t *testing.T) {
 		}
 		return len(logins) == 3
 	})
-	// One renewal may come between two looks at the file: it is told of too.
+	// The first value is told of too, unless one renewal comes between two looks at the file.
 	eventually(t, "the reader was told of two", func() bool { return strings.Count(told.String(), "told") >= 2 })
 
 	// The daemon's end is not the file's.

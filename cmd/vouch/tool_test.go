@@ -182,7 +182,7 @@ func TestGitHelperSpeaksTheProtocol(t *testing.T) {
 	h, f := newForge(t)
 	request := "protocol=https\nhost=" + strings.TrimPrefix(f.git.URL, "https://") + "\npath=acme/site.git\n"
 	out, stderr, code := h.ask("capability[]=authtype\ncapability[]=state\n"+request, nil, "vouch", "git-credential", "get")
-	if code != 0 || !strings.HasPrefix(out, "capability[]=state\nstate[]=vouch:lease=") || !matches(`\nusername=x-access-token\npassword=ghs_\S+\npassword_expiry_utc=\d+\n$`, out) {
+	if code != 0 || !strings.HasPrefix(out, "capability[]=authtype\nephemeral=1\ncapability[]=state\nstate[]=vouch:lease=") || !matches(`\nusername=x-access-token\npassword=ghs_\S+\npassword_expiry_utc=\d+\n$`, out) {
 		t.Fatalf("get exits %d: %s%s", code, out, stderr)
 	}
 	if f.Living() != 1 {
@@ -296,6 +296,12 @@ func TestKubectlPluginSpeaksTheProtocol(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &got); err != nil || code != 0 || !got.Status.ExpirationTimestamp.After(time.Now()) {
 		t.Fatalf("--audience exits %d: %s%s", code, out, stderr)
 	}
+	if out, stderr, code := h.ask("", []string{"KUBERNETES_EXEC_INFO="}, "vouch", "kubectl-credential", "--audience", "kubernetes"); code != 0 || !strings.Contains(out, `"token"`) {
+		t.Errorf("for a client that says nothing, --audience exits %d: %s", code, stderr)
+	}
+	if out, stderr, code := h.ask("", []string{"KUBERNETES_EXEC_INFO="}, "vouch", "kubectl-credential", "--cluster", "https://10.0.0.1:6443"); code != 0 || !strings.Contains(out, `"token"`) {
+		t.Errorf("for a client that says nothing, --cluster exits %d: %s", code, stderr)
+	}
 	var claims struct {
 		Sub string
 		Aud string
@@ -309,7 +315,7 @@ func TestKubectlPluginSpeaksTheProtocol(t *testing.T) {
 		"no credential for cluster https://10.0.0.3:6443 is granted to this process": info("https://10.0.0.3:6443"),
 		"no credential for cluster https://10.0.0.2:6443":                            info("https://10.0.0.2:6443"), // another's
 		"provideClusterInfo: true":                                                   info(""),
-		"this is for kubectl to run":                                                 {"KUBERNETES_EXEC_INFO="},
+		"or give --cluster":                                                          {"KUBERNETES_EXEC_INFO="},
 		"set apiVersion":                                                             {`KUBERNETES_EXEC_INFO={"apiVersion":"client.authentication.k8s.io/v1beta1","kind":"ExecCredential"}`},
 	} {
 		if out, stderr, code := h.ask("", env, "vouch", "kubectl-credential"); code != 1 || out != "" || !strings.Contains(stderr, want) {

@@ -583,7 +583,7 @@ func TestWatchGrantsTheNextBeforeTheLastExpires(t *testing.T) {
 		var got []*credential.Grant
 		began := time.Now()
 		var at []time.Duration
-		err := h.m.Watch(ctx, a, askAPI, func(g *credential.Grant) error {
+		err := h.m.Watch(ctx, a, askAPI, noCheck, func(g *credential.Grant) error {
 			got, at = append(got, g), append(at, time.Since(began))
 			if len(got) == 4 {
 				cancel()
@@ -615,9 +615,25 @@ func TestWatchGoesOnThroughAnOutageThatIsShorterThanALease(t *testing.T) {
 			}
 			return nil
 		}
-		err := h.m.Watch(t.Context(), a, askAPI, func(*credential.Grant) error { sent++; return nil })
+		err := h.m.Watch(t.Context(), a, askAPI, noCheck, func(*credential.Grant) error { sent++; return nil })
 		if !errors.Is(err, credential.ErrUpstream) || sent != 2 {
 			t.Errorf("%v after %d, want the second to come late, and the third never", err, sent)
+		}
+	})
+}
+
+// noCheck lets a watch go on.
+func noCheck() error { return nil }
+
+func TestWatchAsksNothingForACallerThatIsNoLongerEntitled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, plainDefinition)
+		a, _, _ := agent("one", 1)
+		lost := errors.New("no longer entitled")
+		sent := 0
+		err := h.m.Watch(t.Context(), a, askAPI, func() error { return lost }, func(*credential.Grant) error { sent++; return nil })
+		if !errors.Is(err, lost) || sent != 1 || h.up.asked != 1 {
+			t.Errorf("%v after %d grants, and the upstream was asked %d times", err, sent, h.up.asked)
 		}
 	})
 }
@@ -627,7 +643,7 @@ func TestWatchThatIsCutRevokesWhatDidNotArrive(t *testing.T) {
 		h := newHost(t, plainDefinition)
 		a, _, _ := agent("one", 1)
 		cut := errors.New("stream is cut")
-		if err := h.m.Watch(t.Context(), a, askAPI, func(*credential.Grant) error { return cut }); !errors.Is(err, cut) {
+		if err := h.m.Watch(t.Context(), a, askAPI, noCheck, func(*credential.Grant) error { return cut }); !errors.Is(err, cut) {
 			t.Error(err)
 		}
 		synctest.Wait()
@@ -643,7 +659,7 @@ func TestWatchEndsWhenItsLeaseIsRevoked(t *testing.T) {
 		a, _, _ := agent("one", 1)
 		done := make(chan error)
 		go func() {
-			done <- h.m.Watch(context.Background(), a, askAPI, func(*credential.Grant) error { return nil })
+			done <- h.m.Watch(context.Background(), a, askAPI, noCheck, func(*credential.Grant) error { return nil })
 		}()
 		synctest.Wait()
 		if n, err := h.m.RevokeWhere(t.Context(), credential.Where{All: true}, "incident"); n != 1 || err != nil {

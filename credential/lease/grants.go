@@ -86,6 +86,10 @@ func (g *grants) admit(h credential.Holder, a credential.Ask) (*pending, error) 
 	if err != nil {
 		return nil, err
 	}
+	if d.Traits.ChoosesTTL && d.Traits.Revocation == credential.ExpiryOnly && !until.IsZero() && until.Before(now.Add(ttl)) {
+		// The upstream may give no less, and what it gives cannot be taken back.
+		return nil, fmt.Errorf("%w: credential %s lives for %s and cannot be revoked, and its hours end at %s", credential.ErrHours, d.Name, config.FormatDuration(ttl), until.UTC().Format(time.RFC3339))
+	}
 	if bind := bindOf(d, a); bind != credential.BindLease && h.End(bind) == nil {
 		return nil, fmt.Errorf("%w: %s is bound to the caller's %s, but the caller is in none", credential.ErrHolderGone, d.Name, bind)
 	}

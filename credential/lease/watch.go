@@ -12,10 +12,16 @@ import (
 // well before the last expires, until ctx ends, send fails or the last grant has expired
 // without a next. Each is a lease of its own, and the previous one lives on until it
 // expires, so that whatever uses it keeps working during the change; limits.concurrent must
-// allow two. A grant that send did not deliver is revoked. Revoking a lease ends the watch.
-func (m *Manager) Watch(ctx context.Context, h credential.Holder, a credential.Ask, send func(*credential.Grant) error) error {
+// allow two. A grant that send did not deliver is revoked. Revoking a lease ends the watch, and so
+// does an error of still, which is asked before the upstream is asked for the next one.
+func (m *Manager) Watch(ctx context.Context, h credential.Holder, a credential.Ask, still func() error, send func(*credential.Grant) error) error {
 	var last *credential.Grant
 	for {
+		if last != nil {
+			if err := still(); err != nil {
+				return err
+			}
+		}
 		g, err := m.grants.grantBefore(ctx, h, a, last)
 		if err != nil {
 			return err

@@ -3,6 +3,7 @@ package tool
 import (
 	"fmt"
 	"io"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -27,6 +28,7 @@ type GitRequest struct {
 	Username string // that the URL names
 	Lease    string // that an earlier answer was of
 	CanState bool   // git keeps states
+	CanAuth  bool   // git knows authtype, and with it what is ephemeral
 }
 
 // ParseGit reads a request. Attributes that are not known are skipped, as the
@@ -60,6 +62,7 @@ func ParseGit(r io.Reader) (req GitRequest, err error) {
 			req.Username = value
 		case "capability[]":
 			req.CanState = req.CanState || value == "state"
+			req.CanAuth = req.CanAuth || value == "authtype"
 		case "state[]":
 			if lease, ok := strings.CutPrefix(value, gitState); ok {
 				req.Lease = lease
@@ -72,14 +75,14 @@ func ParseGit(r io.Reader) (req GitRequest, err error) {
 // Target is what the request is for. An error means that no credential can be
 // for it: it is of another protocol than git's over https.
 func (r GitRequest) Target() (credential.Target, error) {
-	if strings.ContainsAny(r.Host, "/?#@\\") || strings.ContainsAny(r.Path, "?#\\") {
+	if strings.ContainsAny(r.Host, "/?#@%\\") || strings.ContainsAny(r.Path, "?#\\") {
 		return credential.Target{}, fmt.Errorf("host %.80q is not one", r.Host)
 	}
-	location := r.Protocol + "://" + r.Host
-	if r.Path != "" {
-		location += "/" + strings.TrimLeft(r.Path, "/")
+	location := url.URL{Scheme: r.Protocol, Host: r.Host}
+	if r.Path != "" { // as git has decoded it
+		location.Path = "/" + strings.TrimLeft(r.Path, "/")
 	}
-	return credential.NewTarget(credential.Git, location)
+	return credential.NewTarget(credential.Git, location.String())
 }
 
 // Answer writes a login, until when it is good, and the lease if git keeps it.
@@ -92,6 +95,10 @@ func (r GitRequest) Answer(w io.Writer, l Login, expires time.Time, lease string
 	}
 	var b []byte
 	defer func() { clear(b) }()
+	if r.CanAuth {
+		// So that no other helper, such as store, writes it down.
+		b = append(b, "capability[]=authtype\nephemeral=1\n"...)
+	}
 	if r.CanState {
 		b = append(b, "capability[]=state\nstate[]="+gitState+lease+"\n"...)
 	}

@@ -23,10 +23,10 @@ type ExecInfo struct {
 	server string // of the cluster; empty if kubectl does not say
 }
 
-// ParseExecInfo reads KUBERNETES_EXEC_INFO.
+// ParseExecInfo reads KUBERNETES_EXEC_INFO, which some clients do not set.
 func ParseExecInfo(info string) (ExecInfo, error) {
 	if info == "" {
-		return ExecInfo{}, errors.New("KUBERNETES_EXEC_INFO is not set: this is for kubectl to run, as a user's exec in a kubeconfig")
+		return ExecInfo{}, nil // by clients that set nothing
 	}
 	if len(info) > maxExecInfo {
 		return ExecInfo{}, fmt.Errorf("KUBERNETES_EXEC_INFO has %d bytes and may have %d", len(info), maxExecInfo)
@@ -49,16 +49,27 @@ func ParseExecInfo(info string) (ExecInfo, error) {
 	return ExecInfo{in.Spec.Cluster.Server}, nil
 }
 
-// Target is the cluster that kubectl asks for.
-func (i ExecInfo) Target() (credential.Target, error) {
-	if i.server == "" {
-		return credential.Target{}, errors.New("kubectl does not say which cluster it asks for; set provideClusterInfo: true in the kubeconfig's exec")
+// Target is the cluster that kubectl asks for: the one it says, or else the one
+// that its configuration names for it. The two must not differ.
+func (i ExecInfo) Target(named string) (credential.Target, error) {
+	if i.server == "" && named == "" {
+		return credential.Target{}, errors.New("the client does not say which cluster it asks for; set provideClusterInfo: true in the kubeconfig's exec, or give --cluster")
 	}
-	t, err := credential.NewTarget(credential.Kubernetes, i.server)
-	if err != nil {
-		return credential.Target{}, fmt.Errorf("cluster %.80q %w", i.server, err)
+	var asked []credential.Target
+	for _, server := range []string{i.server, named} {
+		if server == "" {
+			continue
+		}
+		t, err := credential.NewTarget(credential.Kubernetes, server)
+		if err != nil {
+			return credential.Target{}, fmt.Errorf("cluster %.80q %w", server, err)
+		}
+		asked = append(asked, t)
 	}
-	return t, nil
+	if asked[0] != asked[len(asked)-1] {
+		return credential.Target{}, fmt.Errorf("the client asks for cluster %s, and --cluster names %s; remove one", asked[0].Location, asked[1].Location)
+	}
+	return asked[0], nil
 }
 
 // AnswerExec writes a credential as an ExecCredential: a client certificate

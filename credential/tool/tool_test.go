@@ -43,10 +43,50 @@ func TestLoginIsFoundAmongFields(t *testing.T) {
 	}
 }
 
+func TestGitsPathMayHaveBlanksLettersAndBrackets(t *testing.T) {
+	t.Parallel()
+	of, err := credential.NewTarget(credential.Git, "https://dev.azure.com/org")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{ // as git has decoded them
+		"org/My Project/_git/repo": "https://dev.azure.com/org/My Project/_git/repo",
+		"org/Grün/_git/repo":       "https://dev.azure.com/org/Grün/_git/repo",
+		"org/Team (A)/[x]/repo":    "https://dev.azure.com/org/Team (A)/[x]/repo",
+		"org/100%/50%25":           "https://dev.azure.com/org/100%/50%25",
+	} {
+		got, err := GitRequest{Protocol: "https", Host: "dev.azure.com", Path: path}.Target()
+		if err != nil || got.Location != want || !of.Covers(got) {
+			t.Errorf("%s is %+v, %v", path, got, err)
+		}
+	}
+	for _, path := range []string{"org x/repo", "org/../other/repo", "org\\x", "org/a\u202eb", "org/a\xff", "org/a\x7fb"} {
+		if got, err := (GitRequest{Protocol: "https", Host: "dev.azure.com", Path: path}).Target(); err == nil && of.Covers(got) {
+			t.Errorf("%q is below %s as %q", path, of.Location, got.Location)
+		}
+	}
+	if got, err := (GitRequest{Protocol: "https", Host: "dev.azure.com%2forg"}).Target(); err == nil {
+		t.Errorf("a host with an escape is %+v", got)
+	}
+}
+
+func TestNothingElseIsToldToKeepALogin(t *testing.T) {
+	t.Parallel()
+	for _, knows := range []bool{false, true} {
+		var out bytes.Buffer
+		if err := (GitRequest{CanAuth: knows}).Answer(&out, Login{"u", []byte("p")}, time.Unix(1700000000, 0), "L"); err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(out.String(), "capability[]=authtype\nephemeral=1\n") != knows {
+			t.Errorf("to a git that knows authtype (%v) it says %q", knows, out.String())
+		}
+	}
+}
+
 func TestGitsRequestIsReadAndAnswered(t *testing.T) {
 	t.Parallel()
 	req, err := ParseGit(strings.NewReader("capability[]=authtype\ncapability[]=state\nprotocol=https\nhost=github.com:443\npath=acme/site.git\nwwwauth[]=Basic realm=\"x\"\nstate[]=other:x\nstate[]=vouch:lease=L1\nusername=u\n\nhost=ignored\n"))
-	if err != nil || req != (GitRequest{"https", "github.com:443", "acme/site.git", "u", "L1", true}) {
+	if err != nil || req != (GitRequest{"https", "github.com:443", "acme/site.git", "u", "L1", true, true}) {
 		t.Fatalf("%+v, %v", req, err)
 	}
 	if target, err := req.Target(); err != nil || target.Location != "https://github.com/acme/site.git" {
@@ -56,7 +96,7 @@ func TestGitsRequestIsReadAndAnswered(t *testing.T) {
 	if err := req.Answer(&out, Login{"u", []byte("p=1 ")}, time.Unix(1700000000, 0), "L2"); err != nil {
 		t.Fatal(err)
 	}
-	if want := "capability[]=state\nstate[]=vouch:lease=L2\nusername=u\npassword=p=1 \npassword_expiry_utc=1700000000\n"; out.String() != want {
+	if want := "capability[]=authtype\nephemeral=1\ncapability[]=state\nstate[]=vouch:lease=L2\nusername=u\npassword=p=1 \npassword_expiry_utc=1700000000\n"; out.String() != want {
 		t.Errorf("answered %q, want %q", out.String(), want)
 	}
 	out.Reset()
@@ -132,6 +172,27 @@ func TestDockersRequestIsReadAndAnswered(t *testing.T) {
 	}
 }
 
+func TestClusterIsNamedForClientsThatDoNotSayIt(t *testing.T) {
+	t.Parallel()
+	none, err := ParseExecInfo("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if target, err := none.Target("https://K8s.internal:6443/"); err != nil || target.Location != "https://k8s.internal:6443" {
+		t.Errorf("%+v, %v", target, err)
+	}
+	said := ExecInfo{"https://k8s.internal:6443"}
+	if target, err := said.Target("https://k8s.internal:6443"); err != nil || target.Location != said.server {
+		t.Errorf("the same twice: %+v, %v", target, err)
+	}
+	if target, err := said.Target("https://other.internal"); err == nil {
+		t.Errorf("another than the client says: %+v", target)
+	}
+	if target, err := none.Target("http://k8s.internal"); err == nil {
+		t.Errorf("in clear: %+v", target)
+	}
+}
+
 // The documents are those of "client-go credential plugins" of Kubernetes.
 func TestKubectlsRequestIsReadAndAnswered(t *testing.T) {
 	t.Parallel()
@@ -139,7 +200,7 @@ func TestKubectlsRequestIsReadAndAnswered(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if target, err := info.Target(); err != nil || target.Location != "https://172.17.4.100:6443" {
+	if target, err := info.Target(""); err != nil || target.Location != "https://172.17.4.100:6443" {
 		t.Errorf("%+v, %v", target, err)
 	}
 	expires := time.Date(2030, 1, 2, 3, 4, 5, 6, time.FixedZone("", 3600))
@@ -165,7 +226,6 @@ func TestKubectlsRequestIsReadAndAnswered(t *testing.T) {
 func TestKubectlsMalformedRequestSaysWhatToSet(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
-		"":  "for kubectl to run",
 		"{": "is not JSON",
 		`{"apiVersion":"client.authentication.k8s.io/v1beta1","kind":"ExecCredential"}`: "set apiVersion: client.authentication.k8s.io/v1",
 		`{"apiVersion":"client.authentication.k8s.io/v1","kind":"Secret"}`:              `asks for "Secret"`,
@@ -176,7 +236,7 @@ func TestKubectlsMalformedRequestSaysWhatToSet(t *testing.T) {
 		}
 	}
 	for server, want := range map[string]string{"": "provideClusterInfo: true", "http://10.0.0.1": "is not https"} {
-		if _, err := (ExecInfo{server}).Target(); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := (ExecInfo{server}).Target(""); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("server %q: %v", server, err)
 		}
 	}
@@ -229,7 +289,7 @@ func FuzzParseExecInfo(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if target, err := info.Target(); err == nil && !strings.HasPrefix(target.Location, "http") {
+		if target, err := info.Target(""); err == nil && !strings.HasPrefix(target.Location, "http") {
 			t.Errorf("%q is %+v", in, target)
 		}
 	})

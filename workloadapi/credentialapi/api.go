@@ -146,7 +146,9 @@ func (a *API) WatchCredential(req *credentialv1.GrantCredentialRequest, stream g
 // delivered.
 func (a *API) watch(ctx context.Context, r *request, hand func(*credential.Grant) error) error {
 	var refused error
-	err := a.leases.Watch(ctx, r.holder, r.ask, func(g *credential.Grant) error {
+	// Attested again before the next is asked for, with an SVID of the caller's.
+	still := func() error { refused = r.caller.Again(ctx, r.still); return refused }
+	err := a.leases.Watch(ctx, r.holder, r.ask, still, func(g *credential.Grant) error {
 		if refused = hand(g); refused != nil {
 			g.Wipe()
 		}

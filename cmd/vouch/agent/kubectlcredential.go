@@ -16,14 +16,15 @@ import (
 
 func newKubectlCredential(o *cli.Options) *cobra.Command {
 	var h helper
-	var audience string
+	var audience, cluster string
 	cmd := &cobra.Command{
 		Use:   "kubectl-credential",
 		Short: "Serve as kubectl's credential plug-in",
 		Long: `Kubectl-credential gives kubectl, and other clients built on client-go, an
 ExecCredential of client.authentication.k8s.io/v1, which they keep until it expires.
 It leases the credential whose definition names the requested cluster, from those
-granted to this process. kubectl passes the cluster only with provideClusterInfo: true.
+granted to this process. kubectl passes the cluster only with provideClusterInfo: true,
+and some clients do not at all; --cluster names it for these.
 
 With --audience it returns this process's JWT-SVID for that audience instead, for
 clusters that trust vouchd as an issuer. No secret is then stored anywhere.`,
@@ -55,16 +56,17 @@ clusters that trust vouchd as an issuer. No secret is then stored anywhere.`,
 			if audience != "" {
 				return (&fetcher{Options: o, socket: h.socket, timeout: h.timeout}).answerExec(ctx, out, audience)
 			}
-			return h.kubectl(ctx, out, info)
+			return h.kubectl(ctx, out, info, cluster)
 		},
 	}
 	h.flags(cmd)
+	cmd.Flags().StringVar(&cluster, "cluster", "", "lease for the cluster at this `URL`, for clients that do not say")
 	cmd.Flags().StringVar(&audience, "audience", "", "return the JWT-SVID for this `audience`")
 	return cmd
 }
 
-func (h *helper) kubectl(ctx context.Context, out io.Writer, info tool.ExecInfo) error {
-	asked, err := info.Target()
+func (h *helper) kubectl(ctx context.Context, out io.Writer, info tool.ExecInfo, cluster string) error {
+	asked, err := info.Target(cluster)
 	if err != nil {
 		return err
 	}

@@ -71,6 +71,24 @@ func TestFollowedFileIsRemovedBeforeItsValueEnds(t *testing.T) {
 	}
 }
 
+func TestReaderIsToldOfTheFirstValueAfterARestart(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "value")
+	for _, value := range []string{"one", "two"} { // two runs, each of which removes its file
+		p := &Place{Path: path, Mode: "0600", Follow: true, Command: "cat " + path + " >>" + path + ".told"}
+		if err := p.Prepare(); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Put(t.Context(), []byte(value)); err != nil {
+			t.Fatal(err)
+		}
+		p.Close()
+	}
+	if told, err := os.ReadFile(path + ".told"); err != nil || string(told) != "onetwo" {
+		t.Errorf("the reader was told %q, %v", told, err)
+	}
+}
+
 func TestFileThatSomebodyElsePutThereStays(t *testing.T) {
 	t.Parallel()
 	p := &Place{Path: private(t), Mode: "0600", Follow: true}

@@ -156,14 +156,16 @@ func (p *Place) gone() <-chan struct{} {
 	return p.pinned.Done()
 }
 
-// Put replaces the file, and notifies its reader if there was one before.
+// Put replaces the file, and notifies its reader if there was one before. That is
+// certain of one that is kept fresh: an earlier run may have removed its file, and
+// the reader still goes on with what was in it.
 func (p *Place) Put(ctx context.Context, data []byte) error {
 	_, err := os.Lstat(p.Path)
 	replaced := err == nil
 	if p.wrote, err = state.ReplaceFile(p.Path, data, state.Ownership{Mode: p.mode, UID: p.uid, GID: p.gid}); err != nil {
 		return fmt.Errorf("writing %s: %w", p.Path, err)
 	}
-	if !replaced {
+	if !replaced && !p.Follow {
 		return nil
 	}
 	err = p.tell(ctx)

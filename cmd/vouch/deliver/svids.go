@@ -71,9 +71,10 @@ func (w *svidWatcher) OnX509ContextUpdate(got *spiffe.X509Context) {
 	if first {
 		if err := k.Ready(); err != nil {
 			w.end(err)
+			return
 		}
-		return
 	}
+	// The first time too: the reader may have what an earlier run had written.
 	if err := k.tell(w.ctx); err != nil {
 		fmt.Fprintf(os.Stderr, "vouch: %v\n", err) // the files are fresh nonetheless
 	}
