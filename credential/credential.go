@@ -77,6 +77,7 @@ type Lease struct {
 	Renewable  bool
 	Reason     string // why it is ending or stuck; empty while it is active
 	Attempts   int    // at revoking it, that failed
+	Failure    string // why the last of them did
 }
 
 // A State is how far along its life a lease is.

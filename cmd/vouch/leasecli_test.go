@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -39,6 +41,7 @@ func TestCommandLineLeases(t *testing.T) {
 		{[]string{"exec", "--credential", "tides", "--", "true"}, 2, `^$`, `want NAME=VARIABLE`},
 		{[]string{"exec", "--credential", "tides=PG", "--", "sh", "-c", "echo $PG_USERNAME; exit 7"}, 7, `^vouch_tides_\w+\n$`, `^$`},
 		{[]string{"exec", "--credential", "tides:username=WHO", "--", "sh", "-c", "echo $WHO; kill -KILL $$"}, 137, `^vouch_tides_\w+\n$`, `^$`},
+		{[]string{"exec", "--on-revoke", "panic", "--credential", "tides=PG", "--", "true"}, 2, `^$`, `want signal, stop or ignore`},
 		{[]string{"exec", "--credential", "tides:nothing=WHO", "--", "true"}, 2, `^$`, `no field "nothing"`},
 		{[]string{"exec", "--credential", "tides=PG", "--", "/nonexistent"}, 127, `^$`, `nonexistent`},
 		{[]string{"lease", "revoke"}, 2, `^$`, `--all alone`},
@@ -165,5 +168,56 @@ func TestBrokenCredentialsLeaveTheLastGoodInForce(t *testing.T) {
 	eventually(t, "all is well again", func() bool { return status().Credentials.Error == "" && len(status().Problems) == 0 })
 	if out, stderr, code := h.Vouch("check"); code != 0 || !strings.Contains(out, "3 credentials") {
 		t.Errorf("vouch check exits %d: %s%s", code, out, stderr)
+	}
+}
+
+func TestCommandIsToldThatItsLeaseWasRevoked(t *testing.T) {
+	t.Parallel()
+	h, _ := newLeasingHost(t)
+	h.Start()
+	for _, tt := range []struct {
+		how  string
+		code int
+	}{{"signal", 9}, {"stop", 9}, {"ignore", 3}} {
+		cmd := exec.Command(daemontest.Program(t, "vouch"), "exec", "--on-revoke", tt.how, "--credential", "tides=PG", "--", "sh", "-c",
+			`trap 'exit 9' TERM; trap 'exit 3' USR1; echo runs; while :; do sleep 0.01; done`)
+		cmd.Env = append(os.Environ(), "SPIFFE_ENDPOINT_SOCKET=unix://"+h.Path("agent.sock"))
+		out, said := daemontest.NewLines(), daemontest.NewLines()
+		cmd.Stdout, cmd.Stderr = out, said
+		must(t, cmd.Start())
+		waited := make(chan error, 1)
+		go func() { waited <- cmd.Wait(); out.Close(); said.Close() }()
+		t.Cleanup(func() { cmd.Process.Kill(); <-out.Closed() })
+		out.Wait(t, "runs")
+		h.OK("lease", "revoke", "--credential", "tides")
+		said.Wait(t, "the lease of tides was revoked")
+		if tt.how == "ignore" {
+			must(t, cmd.Process.Signal(syscall.SIGUSR1)) // it still runs
+		}
+		<-waited
+		if code := cmd.ProcessState.ExitCode(); code != tt.code {
+			t.Errorf("--on-revoke %s: exits %d, want %d: %s", tt.how, code, tt.code, said.String())
+		}
+	}
+}
+
+func TestSignalEndsExecWhileItLeases(t *testing.T) {
+	t.Parallel()
+	socket := filepath.Join(t.TempDir(), "agent.sock")
+	deaf, err := net.Listen("unix", socket) // and never answers
+	must(t, err)
+	defer deaf.Close()
+	for _, s := range []syscall.Signal{syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT} {
+		cmd := exec.Command(daemontest.Program(t, "vouch"), "exec", "--timeout", "10m", "--credential", "tides=PG", "--", "true")
+		cmd.Env = append(os.Environ(), "SPIFFE_ENDPOINT_SOCKET=unix://"+socket)
+		must(t, cmd.Start())
+		conn, err := deaf.Accept() // it has begun to ask
+		must(t, err)
+		must(t, cmd.Process.Signal(s))
+		cmd.Wait()
+		conn.Close()
+		if code := cmd.ProcessState.ExitCode(); code != 128+int(s) {
+			t.Errorf("%v: exits %d", s, code)
+		}
 	}
 }

@@ -173,10 +173,7 @@ func (c *calls) use(ctx context.Context, l *lease, by spiffeid.ID) (*Call, error
 		return nil, fmt.Errorf("%w: %s: %s", credential.ErrHolderGone, l.Credential, l.Reason)
 	}
 	l.fields, l.Handle = fields, handle
-	if l.over == nil {
-		l.over = make(chan struct{})
-	}
-	return &Call{Lease: l.Lease, Fields: fields, Over: l.over}, nil
+	return &Call{Lease: l.Lease, Fields: fields, Over: l.overChannel()}, nil
 }
 
 // seatOf returns the seat of a holder, which has one until it ends.

@@ -292,6 +292,7 @@ func (d *ends) retry(l *lease, cause error) {
 	}
 	d.book.mu.Lock()
 	l.Attempts++
+	l.Failure = clip(cause.Error(), maxReason)
 	failed := fail
 	if (l.Attempts >= stuckAfter || l.source == nil) && l.stage != stuck {
 		failed = giveUp

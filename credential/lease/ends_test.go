@@ -207,7 +207,7 @@ func TestRevocationIsRetriedUntilItIsConfirmed(t *testing.T) {
 		synctest.Wait()
 		h.wantStates(map[credential.State]int{credential.Stuck: 1})
 		h.wantStory("credential.intent success", "credential.grant success", "credential.revoke error")
-		if l := h.m.Leases()[0]; l.Attempts < stuckAfter || l.Reason != "process ended" {
+		if l := h.m.Leases()[0]; l.Attempts < stuckAfter || l.Reason != "process ended" || l.Failure != credential.ErrUpstream.Error() {
 			t.Errorf("stuck lease %+v", l)
 		}
 		tried := h.up.attempts()

@@ -64,6 +64,15 @@ func (l *lease) goneChannel() <-chan struct{} {
 	return l.gone
 }
 
+// overChannel returns a channel that is closed when the end of the lease begins.
+// The book's mu is held.
+func (l *lease) overChannel() <-chan struct{} {
+	if l.over == nil {
+		l.over = make(chan struct{})
+	}
+	return l.over
+}
+
 // tellGone closes what goneChannel gave out. The book's mu is held.
 func (l *lease) tellGone() {
 	if l.gone != nil {

@@ -194,6 +194,34 @@ func (m *Manager) Revoke(ctx context.Context, h credential.Holder, id string, as
 	return m.engine.ends.wait(ctx, ended)
 }
 
+// Await returns why a lease of the holder ends, once that begins, and whether it
+// is because it expired.
+func (m *Manager) Await(ctx context.Context, h credential.Holder, id string) (reason string, expired bool, err error) {
+	b := m.engine.book
+	b.mu.Lock()
+	l := b.leases[id]
+	if l == nil || !h.Holds(&l.Lease) {
+		b.mu.Unlock()
+		return "", false, fmt.Errorf("awaiting the end of lease %.64q: %w", id, credential.ErrNoLease)
+	}
+	over := l.overChannel()
+	if l.ending() {
+		defer b.mu.Unlock()
+		return l.Reason, strings.HasPrefix(l.Reason, "expired"), nil
+	}
+	b.mu.Unlock()
+	select {
+	case <-over:
+	case <-ctx.Done():
+		return "", false, ctx.Err()
+	case <-m.engine.ctx.Done():
+		return "", false, credential.ErrClosed
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return l.Reason, strings.HasPrefix(l.Reason, "expired"), nil
+}
+
 // RevokeWhere ends leases, returns how many, and waits as Revoke does. They no
 // longer count against the limits of their identities, however long their end takes.
 func (m *Manager) RevokeWhere(ctx context.Context, w credential.Where, reason string) (int, error) {

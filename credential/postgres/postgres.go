@@ -2,12 +2,14 @@
 //
 // Each lease is a role of its own, with a random password, an expiry (VALID UNTIL) and what
 // the definition's statements grant it. Revoking removes its right to log in, terminates its
-// sessions, drops what it owns and drops it; each step can be repeated. The password reaches
+// sessions, drops what it owns and drops it (what others depend on is kept, as the
+// daemon's user's); each step can be repeated. The password reaches
 // the server only as a SCRAM verifier, so no statement log contains it.
 //
 // Out of reach: what a session did before its end stays done. VALID UNTIL ends password
 // logins, not open sessions, so if the database is unreachable, both remain until it is
-// back. Objects that the role made are dropped with it.
+// back. A right that somebody else granted the role keeps it, without a login, until they
+// revoke that.
 package postgres
 
 import (
@@ -229,7 +231,11 @@ func failure(what string, err error) error {
 		case "08", "40", "53", "55", "57", "58", "XX": // connection, conflict, resources, locks, operator, system, internal
 			kind = credential.ErrUpstream
 		}
-		return fmt.Errorf("%s: %w: SQLSTATE %s: %.200s", what, kind, e.Code, e.Message)
+		detail := ""
+		if e.Code == dependentObjects { // names what somebody else has to take back
+			detail = fmt.Sprintf(" (%.300s); whoever granted it has to revoke it", e.Detail)
+		}
+		return fmt.Errorf("%s: %w: SQLSTATE %s: %.200s%s", what, kind, e.Code, e.Message, detail)
 	}
 	return fmt.Errorf("%s: %w: %w", what, credential.ErrUpstream, err)
 }

@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -217,6 +218,87 @@ func TestRevokeDropsWhatTheRoleOwnsInOtherDatabases(t *testing.T) {
 	}
 	if roleExists(t, fields["username"]) {
 		t.Error("the role outlived the revocation")
+	}
+}
+
+func TestViewOfSomebodyElseKeepsNoRoleAndIsKept(t *testing.T) {
+	t.Parallel()
+	b := open(t, definition(""))
+	p, fields := issue(t, b, "orders")
+	conn, err := pgx.Connect(t.Context(), fields["url"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	table := "sales.seen_" + fields["username"][len(fields["username"])-8:]
+	if _, err := conn.Exec(t.Context(), "CREATE TABLE "+table+" AS SELECT 7 AS n"); err != nil {
+		t.Fatal(err)
+	}
+	admin := server.Admin(t, "warehouse")
+	if _, err := admin.Exec(t.Context(), "CREATE VIEW "+table+"_view AS SELECT * FROM "+table); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Revoke(t.Context(), p.Handle); err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if err := admin.QueryRow(t.Context(), "SELECT n FROM "+table+"_view").Scan(&n); err != nil || n != 7 || roleExists(t, fields["username"]) {
+		t.Errorf("the view reads %d, %v; the role is there: %v", n, err, roleExists(t, fields["username"]))
+	}
+}
+
+func TestGrantOfSomebodyElseIsNamedAndTheLoginEndsRegardless(t *testing.T) {
+	t.Parallel()
+	b := open(t, definition(""))
+	p, fields := issue(t, b, "orders")
+	admin := server.Admin(t, "warehouse")
+	table := "public.theirs_" + fields["username"][len(fields["username"])-8:]
+	if _, err := admin.Exec(t.Context(), "CREATE TABLE "+table+" (); GRANT SELECT ON "+table+" TO "+fields["username"]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Revoke(t.Context(), p.Handle); err == nil || !strings.Contains(err.Error(), "privileges for table "+table) {
+		t.Errorf("got %v, want what keeps the role", err)
+	}
+	if _, err := pgx.Connect(t.Context(), fields["url"]); err == nil {
+		t.Error("the login outlived the revocation")
+	}
+	if _, err := admin.Exec(t.Context(), "REVOKE ALL ON "+table+" FROM "+fields["username"]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Revoke(t.Context(), p.Handle); err != nil || roleExists(t, fields["username"]) {
+		t.Errorf("once it is taken back: %v", err)
+	}
+}
+
+func TestReaderThatIdlesHoldsUpNobodyElse(t *testing.T) {
+	t.Parallel()
+	b := open(t, definition(""))
+	p, fields := issue(t, b, "orders")
+	conn, err := pgx.Connect(t.Context(), fields["url"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	table := "sales.read_" + fields["username"][len(fields["username"])-8:]
+	if _, err := conn.Exec(t.Context(), "CREATE TABLE "+table+" (); GRANT SELECT ON "+table+" TO PUBLIC"); err != nil {
+		t.Fatal(err)
+	}
+	reader := server.Admin(t, "warehouse")
+	if _, err := reader.Exec(t.Context(), "BEGIN; SELECT * FROM "+table); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if _, err := b.Revoke(t.Context(), p.Handle); !errors.Is(err, credential.ErrUpstream) {
+		t.Errorf("while it reads: %v", err)
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("everybody else waited for %v", took)
+	}
+	if _, err := reader.Exec(t.Context(), "COMMIT"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Revoke(t.Context(), p.Handle); err != nil || roleExists(t, fields["username"]) {
+		t.Errorf("once it has read: %v", err)
 	}
 }
 

@@ -119,9 +119,9 @@ func terminate(ctx context.Context, conn *pgx.Conn, condition string, arg any) e
 // dropOwned drops the role with all that it owns, in other databases too: it
 // may have been let in there.
 func (b *Broker) dropOwned(ctx context.Context, conn *pgx.Conn, role string, oid uint32) error {
-	statements := []string{"DROP OWNED BY " + identifier(role), "DROP ROLE " + identifier(role)}
+	statements := []string{ownLocks, "DROP OWNED BY " + identifier(role), "DROP ROLE " + identifier(role)}
 	err := transact(ctx, conn, statements, b.session)
-	if e, ok := errors.AsType[*pgconn.PgError](err); !ok || e.Code != dependentObjects {
+	if !dependsOn(err) {
 		return err
 	}
 	if _, err := conn.Exec(ctx, "ROLLBACK"); err != nil {
@@ -130,7 +130,29 @@ func (b *Broker) dropOwned(ctx context.Context, conn *pgx.Conn, role string, oid
 	if err := b.dropElsewhere(ctx, conn, role, oid); err != nil {
 		return err
 	}
-	return transact(ctx, conn, statements, b.session)
+	return b.reassigning(ctx, conn, role, statements)
+}
+
+// reassigning runs statements that drop what a role owns. What others depend on,
+// such as with a view, becomes the daemon's user's: dropping it would drop theirs.
+func (b *Broker) reassigning(ctx context.Context, conn *pgx.Conn, role string, statements []string) error {
+	err := transact(ctx, conn, statements, b.session)
+	if !dependsOn(err) {
+		return err
+	}
+	if _, err := conn.Exec(ctx, "ROLLBACK"); err != nil {
+		return err
+	}
+	return transact(ctx, conn, append([]string{"REASSIGN OWNED BY " + identifier(role) + " TO CURRENT_USER"}, statements...), b.session)
+}
+
+// ownLocks bounds the wait for a table that a reader has open: everybody else's
+// roles wait for the lock that is held meanwhile, and there is another attempt.
+const ownLocks = "SET LOCAL lock_timeout = '500ms'"
+
+func dependsOn(err error) bool {
+	e, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && e.Code == dependentObjects
 }
 
 const dependentObjects = "2BP01"
@@ -167,5 +189,5 @@ func (b *Broker) dropIn(ctx context.Context, database, role string) error {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	return transact(ctx, conn, []string{"DROP OWNED BY " + identifier(role)}, b.session)
+	return b.reassigning(ctx, conn, role, []string{ownLocks, "DROP OWNED BY " + identifier(role)})
 }

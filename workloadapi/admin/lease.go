@@ -45,7 +45,7 @@ func (l *Leases) list(w http.ResponseWriter, _ *http.Request) {
 			Lease: l.Hash(lease.ID), Credential: lease.Credential, SPIFFEID: lease.Identity.String(),
 			State: string(lease.State), Bind: string(lease.Bind), PID: lease.Process.PID, Unit: lease.Process.Unit,
 			Upstream: lease.Upstream, Handle: lease.Handle, Revocation: string(lease.Revocation),
-			Granted: lease.Granted, Expires: lease.Expires, Reason: lease.Reason, Attempts: lease.Attempts,
+			Granted: lease.Granted, Expires: lease.Expires, Reason: lease.Reason, Attempts: lease.Attempts, Failure: lease.Failure,
 		})
 	}
 	reply(w, views)

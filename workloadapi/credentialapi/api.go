@@ -234,6 +234,40 @@ func (a *API) RevokeLease(ctx context.Context, req *credentialv1.RevokeLeaseRequ
 	return &credentialv1.RevokeLeaseResponse{}, nil
 }
 
+// AwaitEnd tells when the end of a lease begins.
+func (a *API) AwaitEnd(req *credentialv1.AwaitEndRequest, stream grpc.ServerStreamingServer[credentialv1.AwaitEndResponse]) error {
+	if err := checkLeaseID(req.LeaseId); err != nil {
+		return status.Error(codes.InvalidArgument, err.Error())
+	}
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	c, err := a.present(ctx, audit.EventLeaseRevokeIntent)
+	if err != nil {
+		return a.status(err)
+	}
+	holder, _, lease, err := a.holderOf(ctx, c, req.LeaseId)
+	if err != nil {
+		return a.status(c.Refuse(ctx, audit.EventLeaseRevokeIntent, err))
+	}
+	defer a.gate.Streams.Begin()()
+	go func() {
+		select {
+		case <-a.gate.Streams.Stopping():
+		case <-holder.Exit:
+		case <-ctx.Done():
+		}
+		cancel()
+	}()
+	reason, expired, err := a.leases.Await(ctx, holder, lease.ID)
+	if stopping := a.gate.Streams.Err(); stopping != nil {
+		err = stopping
+	}
+	if err != nil {
+		return a.status(err)
+	}
+	return stream.Send(&credentialv1.AwaitEndResponse{Expired: expired, Reason: reason})
+}
+
 // present returns a caller that has proven its presence.
 func (a *API) present(ctx context.Context, event audit.Event) (*gate.Caller, error) {
 	c, err := a.gate.AdmitRPC(ctx, event)

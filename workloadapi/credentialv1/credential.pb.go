@@ -1146,6 +1146,102 @@ func (*RevokeLeaseResponse) Descriptor() ([]byte, []int) {
 	return file_credential_proto_rawDescGZIP(), []int{14}
 }
 
+type AwaitEndRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	LeaseId       string                 `protobuf:"bytes,1,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"` // required
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwaitEndRequest) Reset() {
+	*x = AwaitEndRequest{}
+	mi := &file_credential_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwaitEndRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwaitEndRequest) ProtoMessage() {}
+
+func (x *AwaitEndRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_credential_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwaitEndRequest.ProtoReflect.Descriptor instead.
+func (*AwaitEndRequest) Descriptor() ([]byte, []int) {
+	return file_credential_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *AwaitEndRequest) GetLeaseId() string {
+	if x != nil {
+		return x.LeaseId
+	}
+	return ""
+}
+
+type AwaitEndResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Expired       bool                   `protobuf:"varint,1,opt,name=expired,proto3" json:"expired,omitempty"` // by its own clock; otherwise it was revoked
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwaitEndResponse) Reset() {
+	*x = AwaitEndResponse{}
+	mi := &file_credential_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwaitEndResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwaitEndResponse) ProtoMessage() {}
+
+func (x *AwaitEndResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_credential_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwaitEndResponse.ProtoReflect.Descriptor instead.
+func (*AwaitEndResponse) Descriptor() ([]byte, []int) {
+	return file_credential_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *AwaitEndResponse) GetExpired() bool {
+	if x != nil {
+		return x.Expired
+	}
+	return false
+}
+
+func (x *AwaitEndResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 var File_credential_proto protoreflect.FileDescriptor
 
 const file_credential_proto_rawDesc = "" +
@@ -1234,7 +1330,12 @@ const file_credential_proto_rawDesc = "" +
 	"\x05lease\x18\x01 \x01(\v2\x1b.vouchd.credential.v1.LeaseR\x05lease\"/\n" +
 	"\x12RevokeLeaseRequest\x12\x19\n" +
 	"\blease_id\x18\x01 \x01(\tR\aleaseId\"\x15\n" +
-	"\x13RevokeLeaseResponse*M\n" +
+	"\x13RevokeLeaseResponse\",\n" +
+	"\x0fAwaitEndRequest\x12\x19\n" +
+	"\blease_id\x18\x01 \x01(\tR\aleaseId\"D\n" +
+	"\x10AwaitEndResponse\x12\x18\n" +
+	"\aexpired\x18\x01 \x01(\bR\aexpired\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason*M\n" +
 	"\x04Bind\x12\x14\n" +
 	"\x10BIND_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fBIND_PROCESS\x10\x01\x12\r\n" +
@@ -1252,14 +1353,15 @@ const file_credential_proto_rawDesc = "" +
 	"\x14EXPOSURE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fEXPOSURE_MEMORY\x10\x01\x12\x11\n" +
 	"\rEXPOSURE_FILE\x10\x02\x12\x18\n" +
-	"\x14EXPOSURE_ENVIRONMENT\x10\x032\xa6\x04\n" +
+	"\x14EXPOSURE_ENVIRONMENT\x10\x032\x83\x05\n" +
 	"\rCredentialAPI\x12n\n" +
 	"\x0fListCredentials\x12,.vouchd.credential.v1.ListCredentialsRequest\x1a-.vouchd.credential.v1.ListCredentialsResponse\x12n\n" +
 	"\x0fGrantCredential\x12,.vouchd.credential.v1.GrantCredentialRequest\x1a-.vouchd.credential.v1.GrantCredentialResponse\x12p\n" +
 	"\x0fWatchCredential\x12,.vouchd.credential.v1.GrantCredentialRequest\x1a-.vouchd.credential.v1.GrantCredentialResponse0\x01\x12_\n" +
 	"\n" +
 	"RenewLease\x12'.vouchd.credential.v1.RenewLeaseRequest\x1a(.vouchd.credential.v1.RenewLeaseResponse\x12b\n" +
-	"\vRevokeLease\x12(.vouchd.credential.v1.RevokeLeaseRequest\x1a).vouchd.credential.v1.RevokeLeaseResponseB3Z1github.com/vouchd/vouchd/workloadapi/credentialv1b\x06proto3"
+	"\vRevokeLease\x12(.vouchd.credential.v1.RevokeLeaseRequest\x1a).vouchd.credential.v1.RevokeLeaseResponse\x12[\n" +
+	"\bAwaitEnd\x12%.vouchd.credential.v1.AwaitEndRequest\x1a&.vouchd.credential.v1.AwaitEndResponse0\x01B3Z1github.com/vouchd/vouchd/workloadapi/credentialv1b\x06proto3"
 
 var (
 	file_credential_proto_rawDescOnce sync.Once
@@ -1274,7 +1376,7 @@ func file_credential_proto_rawDescGZIP() []byte {
 }
 
 var file_credential_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_credential_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_credential_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_credential_proto_goTypes = []any{
 	(Bind)(0),                       // 0: vouchd.credential.v1.Bind
 	(Revocation)(0),                 // 1: vouchd.credential.v1.Revocation
@@ -1294,7 +1396,9 @@ var file_credential_proto_goTypes = []any{
 	(*RenewLeaseResponse)(nil),      // 15: vouchd.credential.v1.RenewLeaseResponse
 	(*RevokeLeaseRequest)(nil),      // 16: vouchd.credential.v1.RevokeLeaseRequest
 	(*RevokeLeaseResponse)(nil),     // 17: vouchd.credential.v1.RevokeLeaseResponse
-	nil,                             // 18: vouchd.credential.v1.GrantCredentialRequest.ParametersEntry
+	(*AwaitEndRequest)(nil),         // 18: vouchd.credential.v1.AwaitEndRequest
+	(*AwaitEndResponse)(nil),        // 19: vouchd.credential.v1.AwaitEndResponse
+	nil,                             // 20: vouchd.credential.v1.GrantCredentialRequest.ParametersEntry
 }
 var file_credential_proto_depIdxs = []int32{
 	5,  // 0: vouchd.credential.v1.ListCredentialsResponse.credentials:type_name -> vouchd.credential.v1.Credential
@@ -1304,7 +1408,7 @@ var file_credential_proto_depIdxs = []int32{
 	8,  // 4: vouchd.credential.v1.Credential.targets:type_name -> vouchd.credential.v1.Target
 	6,  // 5: vouchd.credential.v1.Credential.proxy:type_name -> vouchd.credential.v1.Proxy
 	7,  // 6: vouchd.credential.v1.Proxy.environment:type_name -> vouchd.credential.v1.Variable
-	18, // 7: vouchd.credential.v1.GrantCredentialRequest.parameters:type_name -> vouchd.credential.v1.GrantCredentialRequest.ParametersEntry
+	20, // 7: vouchd.credential.v1.GrantCredentialRequest.parameters:type_name -> vouchd.credential.v1.GrantCredentialRequest.ParametersEntry
 	2,  // 8: vouchd.credential.v1.GrantCredentialRequest.exposure:type_name -> vouchd.credential.v1.Exposure
 	12, // 9: vouchd.credential.v1.GrantCredentialResponse.lease:type_name -> vouchd.credential.v1.Lease
 	13, // 10: vouchd.credential.v1.GrantCredentialResponse.fields:type_name -> vouchd.credential.v1.Field
@@ -1316,13 +1420,15 @@ var file_credential_proto_depIdxs = []int32{
 	10, // 16: vouchd.credential.v1.CredentialAPI.WatchCredential:input_type -> vouchd.credential.v1.GrantCredentialRequest
 	14, // 17: vouchd.credential.v1.CredentialAPI.RenewLease:input_type -> vouchd.credential.v1.RenewLeaseRequest
 	16, // 18: vouchd.credential.v1.CredentialAPI.RevokeLease:input_type -> vouchd.credential.v1.RevokeLeaseRequest
-	4,  // 19: vouchd.credential.v1.CredentialAPI.ListCredentials:output_type -> vouchd.credential.v1.ListCredentialsResponse
-	11, // 20: vouchd.credential.v1.CredentialAPI.GrantCredential:output_type -> vouchd.credential.v1.GrantCredentialResponse
-	11, // 21: vouchd.credential.v1.CredentialAPI.WatchCredential:output_type -> vouchd.credential.v1.GrantCredentialResponse
-	15, // 22: vouchd.credential.v1.CredentialAPI.RenewLease:output_type -> vouchd.credential.v1.RenewLeaseResponse
-	17, // 23: vouchd.credential.v1.CredentialAPI.RevokeLease:output_type -> vouchd.credential.v1.RevokeLeaseResponse
-	19, // [19:24] is the sub-list for method output_type
-	14, // [14:19] is the sub-list for method input_type
+	18, // 19: vouchd.credential.v1.CredentialAPI.AwaitEnd:input_type -> vouchd.credential.v1.AwaitEndRequest
+	4,  // 20: vouchd.credential.v1.CredentialAPI.ListCredentials:output_type -> vouchd.credential.v1.ListCredentialsResponse
+	11, // 21: vouchd.credential.v1.CredentialAPI.GrantCredential:output_type -> vouchd.credential.v1.GrantCredentialResponse
+	11, // 22: vouchd.credential.v1.CredentialAPI.WatchCredential:output_type -> vouchd.credential.v1.GrantCredentialResponse
+	15, // 23: vouchd.credential.v1.CredentialAPI.RenewLease:output_type -> vouchd.credential.v1.RenewLeaseResponse
+	17, // 24: vouchd.credential.v1.CredentialAPI.RevokeLease:output_type -> vouchd.credential.v1.RevokeLeaseResponse
+	19, // 25: vouchd.credential.v1.CredentialAPI.AwaitEnd:output_type -> vouchd.credential.v1.AwaitEndResponse
+	20, // [20:26] is the sub-list for method output_type
+	14, // [14:20] is the sub-list for method input_type
 	14, // [14:14] is the sub-list for extension type_name
 	14, // [14:14] is the sub-list for extension extendee
 	0,  // [0:14] is the sub-list for field type_name
@@ -1339,7 +1445,7 @@ func file_credential_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_credential_proto_rawDesc), len(file_credential_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   16,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -41,6 +41,7 @@ const (
 	CredentialAPI_WatchCredential_FullMethodName = "/vouchd.credential.v1.CredentialAPI/WatchCredential"
 	CredentialAPI_RenewLease_FullMethodName      = "/vouchd.credential.v1.CredentialAPI/RenewLease"
 	CredentialAPI_RevokeLease_FullMethodName     = "/vouchd.credential.v1.CredentialAPI/RevokeLease"
+	CredentialAPI_AwaitEnd_FullMethodName        = "/vouchd.credential.v1.CredentialAPI/AwaitEnd"
 )
 
 // CredentialAPIClient is the client API for CredentialAPI service.
@@ -66,6 +67,9 @@ type CredentialAPIClient interface {
 	// RevokeLease ends one of the caller's leases, and answers once the source
 	// has confirmed it or can do no more than let the credential expire.
 	RevokeLease(ctx context.Context, in *RevokeLeaseRequest, opts ...grpc.CallOption) (*RevokeLeaseResponse, error)
+	// AwaitEnd sends one message once the end of one of the caller's leases begins,
+	// and nothing until then.
+	AwaitEnd(ctx context.Context, in *AwaitEndRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AwaitEndResponse], error)
 }
 
 type credentialAPIClient struct {
@@ -135,6 +139,25 @@ func (c *credentialAPIClient) RevokeLease(ctx context.Context, in *RevokeLeaseRe
 	return out, nil
 }
 
+func (c *credentialAPIClient) AwaitEnd(ctx context.Context, in *AwaitEndRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AwaitEndResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &CredentialAPI_ServiceDesc.Streams[1], CredentialAPI_AwaitEnd_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[AwaitEndRequest, AwaitEndResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CredentialAPI_AwaitEndClient = grpc.ServerStreamingClient[AwaitEndResponse]
+
 // CredentialAPIServer is the server API for CredentialAPI service.
 // All implementations must embed UnimplementedCredentialAPIServer
 // for forward compatibility.
@@ -158,6 +181,9 @@ type CredentialAPIServer interface {
 	// RevokeLease ends one of the caller's leases, and answers once the source
 	// has confirmed it or can do no more than let the credential expire.
 	RevokeLease(context.Context, *RevokeLeaseRequest) (*RevokeLeaseResponse, error)
+	// AwaitEnd sends one message once the end of one of the caller's leases begins,
+	// and nothing until then.
+	AwaitEnd(*AwaitEndRequest, grpc.ServerStreamingServer[AwaitEndResponse]) error
 	mustEmbedUnimplementedCredentialAPIServer()
 }
 
@@ -182,6 +208,9 @@ func (UnimplementedCredentialAPIServer) RenewLease(context.Context, *RenewLeaseR
 }
 func (UnimplementedCredentialAPIServer) RevokeLease(context.Context, *RevokeLeaseRequest) (*RevokeLeaseResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RevokeLease not implemented")
+}
+func (UnimplementedCredentialAPIServer) AwaitEnd(*AwaitEndRequest, grpc.ServerStreamingServer[AwaitEndResponse]) error {
+	return status.Error(codes.Unimplemented, "method AwaitEnd not implemented")
 }
 func (UnimplementedCredentialAPIServer) mustEmbedUnimplementedCredentialAPIServer() {}
 func (UnimplementedCredentialAPIServer) testEmbeddedByValue()                       {}
@@ -287,6 +316,17 @@ func _CredentialAPI_RevokeLease_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _CredentialAPI_AwaitEnd_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(AwaitEndRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(CredentialAPIServer).AwaitEnd(m, &grpc.GenericServerStream[AwaitEndRequest, AwaitEndResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CredentialAPI_AwaitEndServer = grpc.ServerStreamingServer[AwaitEndResponse]
+
 // CredentialAPI_ServiceDesc is the grpc.ServiceDesc for CredentialAPI service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -315,6 +355,11 @@ var CredentialAPI_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "WatchCredential",
 			Handler:       _CredentialAPI_WatchCredential_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "AwaitEnd",
+			Handler:       _CredentialAPI_AwaitEnd_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -48,6 +48,9 @@ has not.`,
 					if l.Reason != "" {
 						fmt.Fprintf(w, "\t%s, %s failed", l.Reason, cli.Count(l.Attempts, "attempt", "attempts"))
 					}
+					if l.Failure != "" {
+						fmt.Fprintf(w, ", the last with: %s", l.Failure)
+					}
 					fmt.Fprintln(w)
 				}
 				w.Flush()

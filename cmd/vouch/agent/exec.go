@@ -25,7 +25,7 @@ import (
 func newExec(*cli.Options) *cobra.Command {
 	var l leaser
 	var wanted, proxies []string
-	var envFile string
+	var envFile, onRevoke string
 	cmd := &cobra.Command{
 		Use:   "exec {--proxy NAME... | --credential NAME=VARIABLE... | --env-file FILE} -- COMMAND [ARGUMENT...]",
 		Short: "Run a command with leased credentials, then revoke them",
@@ -34,6 +34,11 @@ environment, waits for it, and then revokes them. The command gets the standard 
 and signals, and exec returns its exit code: 128 plus the signal's number if a signal
 ended it, 127 if it cannot be started. Renewable leases are renewed while the command
 runs. If vouch itself is killed, the daemon revokes what is bound to its process.
+
+It is vouch that leases, so an entry's selectors have to fit vouch as it is started here,
+and not COMMAND. If a lease is revoked, by an administrator or because the entry no longer
+grants it, vouch says so, and --on-revoke decides what happens to the command: signal
+sends it SIGTERM, stop kills it 10 seconds later as well, and ignore lets it run.
 
 A credential with one field goes to VARIABLE; with several, each goes to VARIABLE_FIELD.
 NAME:FIELD=VARIABLE takes one field. A .env file may contain handles instead of values,
@@ -53,6 +58,9 @@ credential is one that the proxy uses. The command must not outlive vouch.`,
   vouch exec --proxy openai,github -- node agent.js`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if !slices.Contains([]string{onRevokeSignal, onRevokeStop, onRevokeIgnore}, onRevoke) {
+				return cli.Usagef("--on-revoke %q: want signal, stop or ignore", onRevoke)
+			}
 			vars, plain, err := readEnvironment(cmd, envFile)
 			if err != nil {
 				return err
@@ -66,7 +74,7 @@ credential is one that the proxy uses. The command must not outlive vouch.`,
 			signals := make(chan os.Signal, 16)
 			signal.Notify(signals, passedOn...)
 			defer signal.Stop(signals)
-			return l.exec(cmd.Context(), append(vars, more...), proxies, plain, args, signals)
+			return l.exec(cmd.Context(), append(vars, more...), proxies, plain, args, signals, onRevoke)
 		},
 	}
 	l.flags(cmd)
@@ -74,9 +82,17 @@ credential is one that the proxy uses. The command must not outlive vouch.`,
 	cmd.Flags().StringArrayVar(&wanted, "credential", nil, "put a credential into the environment, as `NAME=VARIABLE`; may be repeated")
 	cmd.Flags().StringSliceVar(&proxies, "proxy", nil, "have vouchd make the calls for the credential `NAME`; several with commas")
 	cmd.Flags().StringVar(&envFile, "env-file", "", "set the variables of this .env `file`, with credentials for its handles")
+	cmd.Flags().StringVar(&onRevoke, "on-revoke", onRevokeSignal, "what to do to the command when a lease is revoked: `signal, stop or ignore`")
 	cmd.Flags().StringArrayVar(&l.params, "param", nil, "choose a parameter, as `key=value`, or NAME:key=value if there are several credentials; may be repeated")
 	return cmd
 }
+
+// What happens to the command when one of its leases is revoked.
+const (
+	onRevokeSignal = "signal"
+	onRevokeStop   = "stop"
+	onRevokeIgnore = "ignore"
+)
 
 // passedOn is what another process may send to the command by way of vouch.
 // SIGTSTP and SIGCONT are left to the kernel: a terminal sends them to both.
@@ -108,21 +124,27 @@ func parseVariables(wanted []string, fromFile bool) (vars []variable, err error)
 	return vars, nil
 }
 
-// exec leases, runs and revokes. Ctx ends the leasing only. An error in revoking
-// does not hide the command's exit code.
-func (l *leaser) exec(ctx context.Context, vars []variable, proxies, plain, args []string, signals <-chan os.Signal) error {
+// exec leases, runs and revokes. Ctx and the signals end the leasing only. An error
+// in revoking does not hide the command's exit code.
+func (l *leaser) exec(ctx context.Context, vars []variable, proxies, plain, args []string, signals <-chan os.Signal, onRevoke string) error {
 	client, err := l.client()
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	within, cancel := context.WithTimeout(ctx, l.timeout)
+	leasing, leased := untilSignal(ctx, signals)
+	within, cancel := context.WithTimeout(leasing, l.timeout)
 	of, err := proxiedOf(within, client, vars, proxies)
 	cancel()
-	if err != nil {
-		return err
+	var leases []*credentialv1.Lease
+	var env []string
+	if err == nil {
+		leases, env, err = l.leaseAll(leasing, client, vars, of)
 	}
-	leases, env, err := l.leaseAll(ctx, client, vars, of)
+	if s := leased(); s != nil {
+		l.revokeAll(context.WithoutCancel(ctx), client, leases)
+		return cli.ExitError(128 + int(s.(syscall.Signal)))
+	}
 	if err == nil {
 		err = ctx.Err()
 	}
@@ -144,7 +166,66 @@ func (l *leaser) exec(ctx context.Context, vars []variable, proxies, plain, args
 		go keepRenewed(renewing, client, lease)
 	}
 	defer stop()
-	return runCommand(args, append(plain, env...), signals)
+	revoked := make(chan struct{}, len(leases))
+	for _, lease := range leases {
+		go awaitRevocation(renewing, client, lease, revoked)
+	}
+	return runCommand(args, append(plain, env...), signals, revoked, onRevoke)
+}
+
+// untilSignal returns a context that ends with a signal. Done ends the listening,
+// and returns the signal, if one came.
+func untilSignal(ctx context.Context, signals <-chan os.Signal) (_ context.Context, done func() os.Signal) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop, got := make(chan struct{}), make(chan os.Signal, 1)
+	go func() {
+		select {
+		case s := <-signals:
+			got <- s
+			cancel()
+		case <-stop:
+			got <- nil
+		}
+	}()
+	return ctx, func() os.Signal {
+		close(stop)
+		defer cancel()
+		if s := <-got; s != nil {
+			return s
+		}
+		select {
+		case s := <-signals: // at the same time
+			return s
+		default:
+			return nil
+		}
+	}
+}
+
+// awaitRevocation tells when a lease ends before it expires. While the daemon is
+// away it tries again: a lease that is gone when it is back was revoked meanwhile.
+func awaitRevocation(ctx context.Context, client *cli.Credentials, lease *credentialv1.Lease, revoked chan<- struct{}) {
+	for delay := time.Second; ; delay = min(2*delay, time.Minute) {
+		reason, expired, err := client.AwaitEnd(ctx, lease.Id)
+		switch {
+		case ctx.Err() != nil || expired:
+			return
+		case err == nil || errors.Is(err, cli.ErrNoLease) && !lease.Renewable && time.Now().Before(time.Unix(lease.ExpiresAt, 0)):
+			if err != nil {
+				reason = "it ended while the daemon was away"
+			}
+			fmt.Fprintf(os.Stderr, "vouch: the lease of %s was revoked: %s\n", lease.Credential, reason)
+			revoked <- struct{}{}
+			return
+		case !cli.MayTryAgain(err):
+			return // of no use, such as with an older daemon
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(delay):
+		}
+	}
 }
 
 // leaseAll leases each credential once. With an error, it returns what was leased
@@ -235,6 +316,9 @@ func keepRenewed(ctx context.Context, client *cli.Credentials, lease *credential
 	}
 }
 
+// killAfter is how long a command that is to be stopped has to end by itself.
+const killAfter = 10 * time.Second
+
 // revokeTimeout bounds how long revoking delays vouch's exit: the daemon keeps
 // trying in any case.
 const revokeTimeout = 10 * time.Second
@@ -251,7 +335,7 @@ func (l *leaser) revokeAll(ctx context.Context, client *cli.Credentials, leases 
 
 // runCommand runs a command on vouch's own streams and returns how it ended as
 // an [exitError].
-func runCommand(args, env []string, signals <-chan os.Signal) error {
+func runCommand(args, env []string, signals <-chan os.Signal, revoked <-chan struct{}, onRevoke string) error {
 	const cannotStart = 127 // as shells have it
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), env...) // the last of a name counts
@@ -262,8 +346,18 @@ func runCommand(args, env []string, signals <-chan os.Signal) error {
 	}
 	ended := make(chan struct{})
 	go func() {
+		var kill <-chan time.Time
 		for {
 			select {
+			case <-revoked:
+				if onRevoke != onRevokeIgnore {
+					cmd.Process.Signal(syscall.SIGTERM)
+				}
+				if onRevoke == onRevokeStop && kill == nil {
+					kill = time.After(killAfter)
+				}
+			case <-kill:
+				cmd.Process.Kill()
 			case s := <-signals:
 				if !sentByTerminal(s) {
 					cmd.Process.Signal(s) // an error means that it has ended

@@ -81,7 +81,7 @@ func (l *leaser) sshAgentFor(ctx context.Context, name string, args []string) er
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan error, 1)
 	go func() { ended <- agent.Serve(serving, listener) }()
-	err = runCommand(args, []string{"SSH_AUTH_SOCK=" + socket}, signals)
+	err = runCommand(args, []string{"SSH_AUTH_SOCK=" + socket}, signals, nil, onRevokeIgnore)
 	stop()
 	return errors.Join(err, <-ended)
 }

@@ -38,6 +38,7 @@ type Lease struct {
 	Expires    time.Time `json:"expires"`
 	Reason     string    `json:"reason,omitempty"` // why it is ending or stuck
 	Attempts   int       `json:"attempts,omitempty"`
+	Failure    string    `json:"failure,omitempty"` // of the last attempt to revoke it
 }
 
 // A Revoked says how far a revocation came.

@@ -137,6 +137,21 @@ func (c *Client) Revoke(ctx context.Context, leaseID string) error {
 	return nil
 }
 
+// AwaitEnd returns why a lease of this process ends, once that begins, and whether
+// it is because it expired. The error wraps [ErrNoLease] if nothing is left of it.
+func (c *Client) AwaitEnd(ctx context.Context, leaseID string) (reason string, expired bool, err error) {
+	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, securityHeader, "true"))
+	defer cancel()
+	stream, err := c.api.AwaitEnd(ctx, &credentialv1.AwaitEndRequest{LeaseId: leaseID})
+	if err == nil {
+		var resp *credentialv1.AwaitEndResponse
+		if resp, err = stream.Recv(); err == nil {
+			return resp.Reason, resp.Expired, nil
+		}
+	}
+	return "", false, c.explain(ctx, "awaiting the end of a lease", err)
+}
+
 // What a caller can tell apart, beside [MayTryAgain].
 var (
 	// ErrNoLease means that nothing is left of a lease.
