@@ -55,6 +55,8 @@ func (v *vaultServer) answer(w http.ResponseWriter, r *http.Request) {
 	switch path {
 	case "auth/token/renew-self":
 		leasetest.Send(w, 200, map[string]any{"auth": map[string]any{"client_token": token, "lease_duration": body["increment"], "renewable": true}})
+	case "auth/token/lookup-self":
+		leasetest.Send(w, 200, map[string]any{"data": map[string]any{"ttl": 60}})
 	case "auth/token/revoke-self":
 		if v.refuseRevoke {
 			leasetest.Send(w, 500, map[string]any{"errors": []string{"internal error"}})

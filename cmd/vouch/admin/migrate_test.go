@@ -32,7 +32,7 @@ func TestFileThatChangedMeanwhileIsLeftAsItIs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		m := migration{path: path, prefix: "app"}
+		m := migration{proxyLater: true, path: path, prefix: "app"}
 		view, err := m.plan(file)
 		if err != nil {
 			t.Fatal(err)
