@@ -2,14 +2,13 @@
 //
 // Each lease is a role of its own, with a random password, an expiry (VALID UNTIL) and what
 // the definition's statements grant it. Revoking removes its right to log in, terminates its
-// sessions, drops what it owns and drops it (what others depend on is kept, as the
-// daemon's user's); each step can be repeated. The password reaches
-// the server only as a SCRAM verifier, so no statement log contains it.
+// sessions, drops what it owns and drops it; each step can be repeated. The password
+// reaches the server only as a SCRAM verifier, so no statement log contains it.
 //
 // Out of reach: what a session did before its end stays done. VALID UNTIL ends password
 // logins, not open sessions, so if the database is unreachable, both remain until it is
 // back. A right that somebody else granted the role keeps it, without a login, until they
-// revoke that.
+// revoke that, and so does what others depend on, unless there is an heir for it.
 package postgres
 
 import (
@@ -233,7 +232,7 @@ func failure(what string, err error) error {
 		}
 		detail := ""
 		if e.Code == dependentObjects { // names what somebody else has to take back
-			detail = fmt.Sprintf(" (%.300s); whoever granted it has to revoke it", e.Detail)
+			detail = fmt.Sprintf(" (%.300s); whoever granted or made that has to revoke or drop it, or name an heir for it", e.Detail)
 		}
 		return fmt.Errorf("%s: %w: SQLSTATE %s: %.200s%s", what, kind, e.Code, e.Message, detail)
 	}

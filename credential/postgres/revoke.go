@@ -134,16 +134,26 @@ func (b *Broker) dropOwned(ctx context.Context, conn *pgx.Conn, role string, oid
 }
 
 // reassigning runs statements that drop what a role owns. What others depend on,
-// such as with a view, becomes the daemon's user's: dropping it would drop theirs.
+// such as with a view, becomes the heir's: dropping it would drop theirs. It is
+// never the daemon's own, in whose name the role's functions and views would run.
 func (b *Broker) reassigning(ctx context.Context, conn *pgx.Conn, role string, statements []string) error {
 	err := transact(ctx, conn, statements, b.session)
-	if !dependsOn(err) {
+	if !dependsOn(err) || b.settings.Heir == "" {
 		return err
 	}
 	if _, err := conn.Exec(ctx, "ROLLBACK"); err != nil {
 		return err
 	}
-	return transact(ctx, conn, append([]string{"REASSIGN OWNED BY " + identifier(role) + " TO CURRENT_USER"}, statements...), b.session)
+	var powerless bool
+	err = conn.QueryRow(ctx, `SELECT NOT (rolcanlogin OR rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls)
+		AND NOT EXISTS (SELECT FROM pg_auth_members WHERE member = r.oid) FROM pg_roles r WHERE rolname = $1`, b.settings.Heir).Scan(&powerless)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return err
+	}
+	if !powerless {
+		return fmt.Errorf("heir %s is not a role without login, attributes and memberships; make one with CREATE ROLE %[1]s", b.settings.Heir)
+	}
+	return transact(ctx, conn, append([]string{"REASSIGN OWNED BY " + identifier(role) + " TO " + identifier(b.settings.Heir)}, statements...), b.session)
 }
 
 // ownLocks bounds the wait for a table that a reader has open: everybody else's

@@ -21,6 +21,7 @@ type settings struct {
 	CertFile        config.At[string]                `yaml:"client_cert_file" like:"/etc/vouchd/warehouse.pem"`
 	KeyFile         config.At[string]                `yaml:"client_key_file" like:"/etc/vouchd/secrets/warehouse.key"`
 	ConnectionLimit int                              `yaml:"connection_limit" default:"4" min:"1" max:"1000"`
+	Heir            string                           `yaml:"heir" like:"vouch_heir"`
 	Grants          []config.At[credential.Template] `yaml:"grants" like:"GRANT SELECT ON sales.orders TO {{role}}"`
 }
 
