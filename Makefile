@@ -28,9 +28,11 @@ test-vault: ## check the vault broker against the Vault or OpenBao at VAULT_ADDR
 	$(GO) test -tags vaultsuite -count 1 -v -run TestRealServer ./credential/vault
 
 test-clients: test-tools ## run the examples in Python and Node against the daemon; asks the npm registry
-	@packaging/install-missing python3-grpcio protobuf-compiler python3-httpx python3-requests gh curl
+	@packaging/install-missing python3-grpcio protobuf-compiler python3-httpx python3-requests gh curl awscli python3-botocore
+	@command -v kubectl >/dev/null || packaging/install-missing kubernetes-client
+	@command -v docker >/dev/null || packaging/install-missing docker.io
 	@command -v npm >/dev/null || packaging/install-missing npm
-	$(GO) test -tags clients -count 1 -run 'TestExampleClients|TestProxyClients' ./cmd/vouch
+	$(GO) test -tags clients -count 1 -run 'TestExampleClients|TestProxyClients|TestRealTools' ./cmd/vouch
 
 check: ## what must hold before a commit: formatting, vet, staticcheck, a tidy go.mod
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }

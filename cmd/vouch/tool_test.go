@@ -31,8 +31,9 @@ type forge struct {
 	caFile string // of git
 }
 
-// newForge returns a forge and a host whose daemon has a key of its app.
-func newForge(t *testing.T) (*host, *forge) {
+// newForge returns a forge and a host whose daemon has a key of its app, and gives
+// acme's tokens for more places than GitHub's too.
+func newForge(t *testing.T, more ...string) (*host, *forge) {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	must(t, err)
@@ -52,14 +53,14 @@ func newForge(t *testing.T) (*host, *forge) {
       - {git: %q}
       - {docker: %s}
       - {kubernetes: %q}
-    github: {api_url: %q, ca_file: %s, app_id: %s, installation_id: 42, app_key_file: %s, repositories: [site], permissions: [contents:read]}
+%s    github: {api_url: %q, ca_file: %s, app_id: %s, installation_id: 42, app_key_file: %s, repositories: [site], permissions: [contents:read]}
 `
 	text := "credentials:"
-	for name, of := range map[string][3]string{
-		"acme":  {f.git.URL + "/acme", "ghcr.io", "https://10.0.0.1:6443"},
+	for name, of := range map[string][4]string{
+		"acme":  {f.git.URL + "/acme", "ghcr.io", "https://10.0.0.1:6443", strings.Join(more, "")},
 		"other": {f.git.URL + "/other", "docker.io", "https://10.0.0.2:6443"},
 	} {
-		text += fmt.Sprintf(definition, name, of[0], of[1], of[2], f.URL, f.CAFile, githubtest.App, h.Path("app.pem"))
+		text += fmt.Sprintf(definition, name, of[0], of[1], of[2], of[3], f.URL, f.CAFile, githubtest.App, h.Path("app.pem"))
 	}
 	h.Write("credentials.d/a.yaml", text)
 	h.Start()

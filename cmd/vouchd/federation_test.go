@@ -18,7 +18,7 @@ func TestAWSSDKReadsWhatItsCredentialProcessPrints(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	u := leasetest.NewUpstream(t, h.Host, leasetest.STS)
-	h.Grants(fmt.Sprintf(`  - {name: s3, broker: federation, max_ttl: 1h, federation: {profile: aws-2011-06-15, audience: sts.amazonaws.com,
+	h.Grants(fmt.Sprintf(`  - {name: s3, broker: federation, ttl: 20m, max_ttl: 1h, federation: {profile: aws-2011-06-15, audience: sts.amazonaws.com,
       endpoint: %q, ca_file: %q, region: eu-central-1, role_arn: "arn:aws:iam::123456789012:role/agent"}}
   - {name: model, broker: federation, max_ttl: 1h, federation: {profile: openai-2026-06, audience: "https://api.openai.com/v1",
       endpoint: %[1]q, ca_file: %[2]q, identity_provider_id: idp_1, service_account_id: sa_1}}

@@ -1,6 +1,7 @@
 package leasetest
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -79,10 +81,15 @@ func STS(u *Upstream, w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, `<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Code>InvalidIdentityToken</Code></Error></ErrorResponse>`)
 		return
 	}
+	seconds, err := strconv.Atoi(cmp.Or(f.Get("DurationSeconds"), "1200"))
+	if err != nil || seconds < 900 {
+		w.WriteHeader(400)
+		return
+	}
 	u.Seen = append(u.Seen, subject+" as "+f.Get("RoleSessionName"))
 	fmt.Fprintf(w, `<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleWithWebIdentityResult>
 <Credentials><SessionToken>%[1]s-session</SessionToken><SecretAccessKey>%[1]s</SecretAccessKey><Expiration>%[2]s</Expiration><AccessKeyId>ASIA1</AccessKeyId></Credentials>
-</AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>`, u.Canary, time.Now().Add(20*time.Minute).UTC().Format(time.RFC3339))
+</AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>`, u.Canary, time.Now().Add(time.Duration(seconds)*time.Second).UTC().Format(time.RFC3339))
 }
 
 // OpenAI is OpenAI's workload identity token exchange.
