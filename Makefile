@@ -6,7 +6,7 @@ GO       ?= go
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS  := -s -w -X github.com/vouchd/vouchd/packaging/version.release=$(VERSION)
 TOOLS    := gcc libc6-dev swtpm swtpm-tools tpm2-tools postgresql-15 openssh-client openssh-server \
-            curl git nginx-light nodejs openssl procps python3 systemd
+            curl git nginx-light nodejs openssl procps python3 python3-dotenv systemd
 FUZZTIME ?= 30s
 
 help: ## list what can be made
@@ -33,6 +33,7 @@ test-clients: test-tools ## run the examples in Python and Node against the daem
 	@command -v docker >/dev/null || packaging/install-missing docker.io
 	@command -v npm >/dev/null || packaging/install-missing npm
 	$(GO) test -tags clients -count 1 -run 'TestExampleClients|TestProxyClients|TestRealTools' ./cmd/vouch
+	$(GO) test -tags clients -count 1 -run TestOtherParsers ./credential/dotenv
 
 check: ## what must hold before a commit: formatting, vet, staticcheck, a tidy go.mod
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }
