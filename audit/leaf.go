@@ -182,6 +182,7 @@ func (c *codec) call(v **Call) {
 	c.uint("redacted", &x.Redacted)
 	c.text("rule", &x.Rule, limitName)
 	c.uint("sent", &x.Sent)
+	c.text("shapes", &x.Shapes, limitReason)
 	c.uint("status", &x.Status)
 	c.flag("unenforced", &x.Unenforced)
 	c.flag("within_ttl", &x.WithinTTL)

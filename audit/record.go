@@ -180,6 +180,7 @@ type Call struct {
 	Sent       uint64 // bytes of content to the upstream
 	Received   uint64 // bytes of content from it
 	Redacted   uint64 // how often the credential was in the response, and was taken out
+	Shapes     string // of other secrets that were in the response, by name, with commas
 	WithinTTL  bool   // the lease had not ended when the call had
 }
 

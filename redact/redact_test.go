@@ -436,6 +436,14 @@ func BenchmarkWriter(b *testing.B) {
 				w.Write(in.of)
 			}
 		})
+		b.Run(in.name+"/shapes", func(b *testing.B) {
+			b.SetBytes(int64(len(in.of)))
+			b.ReportAllocs()
+			w := Shapes(io.Discard, false)
+			for b.Loop() {
+				w.Write(in.of)
+			}
+		})
 		b.Run(in.name+"/copy", func(b *testing.B) {
 			b.SetBytes(int64(len(in.of)))
 			to := bytes.NewBuffer(make([]byte, 0, 64<<10))

@@ -219,6 +219,9 @@ func Call(l *audit.Leaf) string {
 	if c.Redacted > 0 {
 		fmt.Fprintf(&b, ", the credential taken out %s", Times(c.Redacted))
 	}
+	if c.Shapes != "" {
+		fmt.Fprintf(&b, ", what looks like another secret in it (%s)", strings.ReplaceAll(c.Shapes, ",", ", "))
+	}
 	if !c.WithinTTL {
 		b.WriteString(", beyond the lease's end")
 	}

@@ -17,6 +17,7 @@ type CallsUsage struct {
 	Sent     uint64            `json:"bytes_sent"`        // of content
 	Received uint64            `json:"bytes_received"`
 	Redacted uint64            `json:"redacted,omitempty"`  // times that the credential was in a response
+	Shaped   uint64            `json:"shaped,omitempty"`    // with what looks like another secret in the response
 	AfterTTL uint64            `json:"after_ttl,omitempty"` // ended after their lease had
 	Rules    map[string]uint64 `json:"rules,omitempty"`     // calls, by the rule that allowed them
 }
@@ -40,6 +41,9 @@ func (c *CredentialUsage) call(l *audit.Leaf) bool {
 			u.Failed += n
 		}
 		u.Sent, u.Received, u.Redacted = u.Sent+call.Sent, u.Received+call.Received, u.Redacted+call.Redacted
+		if call.Shapes != "" {
+			u.Shaped += n
+		}
 		if !call.WithinTTL {
 			u.AfterTTL += n
 		}
@@ -72,7 +76,7 @@ func (u *CallsUsage) said() string {
 	for _, part := range []struct {
 		n    uint64
 		what string
-	}{{u.Refused, "refused"}, {u.Failed, "failed"}, {u.Redacted, "with the credential in the response, which was taken out"}, {u.AfterTTL, "ended after the lease"}} {
+	}{{u.Refused, "refused"}, {u.Failed, "failed"}, {u.Redacted, "with the credential in the response, which was taken out"}, {u.Shaped, "with what looks like another secret in the response"}, {u.AfterTTL, "ended after the lease"}} {
 		if part.n > 0 {
 			s += fmt.Sprintf(", %d %s", part.n, part.what)
 		}

@@ -85,7 +85,8 @@ type writtenCondition struct {
 }
 
 type writtenRedact struct {
-	Echo string `yaml:"echo" default:"redact" oneof:"redact block"`
+	Echo   string `yaml:"echo" default:"redact" oneof:"redact block"`
+	Shapes string `yaml:"shapes" default:"mark" oneof:"mark redact block off"`
 }
 
 type writtenVariable struct {
@@ -149,7 +150,7 @@ func (w *written) policy(problems *config.Errors) *Policy {
 		Preset: w.Preset.Value, Upstream: w.Upstream.Value, Slot: w.Slot.slot(), Free: w.Free,
 		Enforce: w.Enforce.Value, MainOnly: w.Who == "main",
 		Window: w.Record == "window", Cookies: w.Cookies == "keep", Slashes: w.Slashes.Value, WebSocket: w.WebSocket.Value,
-		Echo: Echo(w.Redact.Echo), Prefix: w.Prefix,
+		Echo: Echo(w.Redact.Echo), Shapes: Echo(w.Redact.Shapes), Prefix: w.Prefix,
 		Connect: w.Timeouts.Connect, Header: w.Timeouts.Header, Idle: w.Timeouts.Idle,
 	}
 	if v := w.Variant.Value; v != "" {

@@ -33,6 +33,7 @@ type Policy struct {
 	Slashes   bool // a segment of a path may hold an encoded slash
 	WebSocket bool // and other protocols that a request upgrades to
 	Echo      Echo // what becomes of the credential in a response
+	Shapes    Echo // and of what looks like another secret
 
 	Environment []Variable // for a program that calls by way of vouch exec
 	Prefix      string     // of handles, for clients that look at a key's first letters
@@ -49,13 +50,15 @@ type Policy struct {
 	keys    map[string]bool
 }
 
-// An Echo is what becomes of the credential in a response.
+// An Echo is what becomes of a secret in a response.
 type Echo string
 
 // What there is to do about it.
 const (
 	Redact Echo = "redact" // it is replaced
 	Block  Echo = "block"  // the response ends
+	Mark   Echo = "mark"   // it passes, and the record says so
+	Off    Echo = "off"    // it passes
 )
 
 // A Variable is one of a program's environment. In its value {{url}} stands for where
@@ -135,6 +138,9 @@ func (p *Policy) Roots() *x509.CertPool { return p.roots }
 func (p *Policy) Compile() error {
 	if p.Echo == "" {
 		p.Echo = Redact
+	}
+	if p.Shapes == "" {
+		p.Shapes = Mark
 	}
 	for _, t := range []struct {
 		of *time.Duration

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"time"
 
@@ -44,6 +45,7 @@ func (s *session) record(ctx context.Context, q *question, o *link.Outcome) {
 	r.Duration = o.Duration
 	c := r.Call
 	c.Status, c.Sent, c.Received, c.Redacted = uint64(max(0, o.Status)), uint64(max(0, o.Sent)), uint64(max(0, o.Received)), uint64(max(0, o.Redacted))
+	c.Shapes = strings.Join(o.Shapes, ",")
 	c.WithinTTL = !time.Now().After(q.lease.Lease.Expires)
 	if o.Problem != "" {
 		r.Outcome, r.Reason = audit.Failed, o.Problem
@@ -94,7 +96,7 @@ func (o *outcomes) take(r audit.Record) {
 			break // it is one call's alone
 		}
 		other := &o.records[i]
-		if other.RequestID != r.RequestID || other.Outcome != r.Outcome || other.Reason != r.Reason || other.Call.Status != r.Call.Status || other.Call.WithinTTL != r.Call.WithinTTL {
+		if other.RequestID != r.RequestID || other.Outcome != r.Outcome || other.Reason != r.Reason || other.Call.Status != r.Call.Status || other.Call.WithinTTL != r.Call.WithinTTL || other.Call.Shapes != r.Call.Shapes {
 			continue
 		}
 		c := other.Call

@@ -16,6 +16,7 @@ import (
 func Commands(o *cli.Options) []*cobra.Command {
 	return []*cobra.Command{
 		newFetch(o), newGet(o), newExec(o), newProgram(o), newRun(o), newSSHAgent(o),
+		newRedact(o),
 		newGitCredential(o), newDockerCredential(o), newKubectlCredential(o), newAWSCredentialProcess(o),
 	}
 }

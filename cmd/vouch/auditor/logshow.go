@@ -172,7 +172,7 @@ func (q *query) credential(l *audit.Leaf) string {
 var columns = []string{
 	"record", "time", "event", "outcome", "spiffe_id", "credential", "kind", "upstream", "handle", "lease", "scope", "not_after",
 	"uses", "first_use", "last_use", "seen_by", "svid", "audience", "pid", "uid", "program", "unit", "request", "reason",
-	"method", "path", "rule", "status", "sent", "received", "redacted", "calls",
+	"method", "path", "rule", "status", "sent", "received", "redacted", "calls", "shapes",
 }
 
 func row(l *audit.Leaf) []string {
@@ -220,5 +220,6 @@ func row(l *audit.Leaf) []string {
 			add(strconv.FormatUint(n, 10))
 		}
 	}
+	add(k.Shapes)
 	return analyst.Cells(cells)
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/textproto"
 	"net/url"
@@ -43,6 +44,7 @@ type call struct {
 	sent     atomic.Int64
 	received int64
 	redacted int
+	shapes   map[string]int // of other secrets in the response
 	status   int
 	misused  atomic.Bool // the handle was in the content
 }
@@ -79,7 +81,7 @@ const maxProblem = 512
 
 // report tells the daemon how the call went.
 func (c *call) report(err error) {
-	o := link.Outcome{ID: c.id, Status: c.status, Sent: c.sent.Load(), Received: c.received, Redacted: c.redacted, Duration: time.Since(c.began)}
+	o := link.Outcome{ID: c.id, Status: c.status, Sent: c.sent.Load(), Received: c.received, Redacted: c.redacted, Shapes: slices.Sorted(maps.Keys(c.shapes)), Duration: time.Since(c.began)}
 	if err != nil {
 		o.Problem = c.scrub(err.Error())
 	}
@@ -270,11 +272,11 @@ func (c *call) respond(ctx context.Context, resp *http.Response) error {
 			continue
 		}
 		for _, v := range values {
-			h.Add(c.scrub(name), c.scrub(v))
+			h.Add(c.scrub(name), c.cleaned(v))
 		}
 	}
-	if c.redacted > 0 && c.policy.Echo == policy.Block {
-		return c.blocked()
+	if err := c.withheld(); err != nil {
+		return err
 	}
 	bare := c.r.Method == http.MethodHead || resp.StatusCode == http.StatusNoContent || resp.StatusCode == http.StatusNotModified
 	length := resp.ContentLength
@@ -317,27 +319,23 @@ func (c *call) decoded(resp *http.Response) (io.Reader, error) {
 // whole filters short content before it answers.
 func (c *call) whole(ctx context.Context, resp *http.Response, body io.Reader) error {
 	var b bytes.Buffer
-	f := c.secrets.Writer(&b)
+	f := c.screen(&b)
 	n, err := io.Copy(f, io.LimitReader(body, maxWhole+1))
 	c.received += n
 	if err == nil {
 		err = f.Close()
 	}
-	c.redacted += f.Count()
+	f.tally()
 	if err != nil {
 		return c.failure(ctx, err)
 	}
-	if c.redacted > 0 && c.policy.Echo == policy.Block {
-		return c.blocked()
+	if err := c.withheld(); err != nil {
+		return err
 	}
 	c.w.Header().Set("Content-Length", strconv.Itoa(b.Len()))
 	c.w.WriteHeader(resp.StatusCode)
 	c.w.Write(b.Bytes()) // the caller may have gone
 	return nil
-}
-
-func (c *call) blocked() error {
-	return refuse(http.StatusBadGateway, "echo_blocked", "the response has the credential in it, and is withheld")
 }
 
 // A brokenOff is an error after the response had begun: the caller sees that it has no
@@ -355,7 +353,7 @@ func (c *call) stream(ctx context.Context, resp *http.Response, body io.Reader, 
 	}
 	for name, values := range resp.Trailer {
 		for _, v := range values {
-			c.w.Header().Add(http.TrailerPrefix+c.scrub(name), c.scrub(v))
+			c.w.Header().Add(http.TrailerPrefix+c.scrub(name), c.cleaned(v))
 		}
 	}
 	return nil
@@ -373,8 +371,8 @@ func (c *call) copy(control *http.ResponseController, body io.Reader, length int
 	buf := pool.Get().(*[]byte)
 	defer pool.Put(buf)
 	to := &counting{Writer: c.w}
-	f := c.secrets.Writer(to)
-	defer func() { c.redacted += f.Count() }()
+	f := c.screen(to)
+	defer f.tally()
 	for {
 		n, err := body.Read(*buf)
 		c.received += int64(n)
@@ -384,8 +382,8 @@ func (c *call) copy(control *http.ResponseController, body io.Reader, length int
 			if _, err := f.Write((*buf)[:n]); err != nil {
 				return err
 			}
-			if f.Count() > 0 && c.policy.Echo == policy.Block {
-				return c.blocked()
+			if err := f.withheld(); err != nil {
+				return err
 			}
 			if to.n > before {
 				if err := control.Flush(); err != nil {
@@ -434,7 +432,7 @@ func (c *call) tunnel(ctx context.Context, resp *http.Response) error {
 			continue
 		}
 		for _, v := range values {
-			head.Add(c.scrub(name), c.scrub(v))
+			head.Add(c.scrub(name), c.cleaned(v))
 		}
 	}
 	down, buffered, err := http.NewResponseController(c.w).Hijack()
@@ -455,14 +453,15 @@ func (c *call) tunnel(ctx context.Context, resp *http.Response) error {
 		both <- err
 	}()
 	go func() {
-		_, err := io.Copy(down, &searched{active{up, c}, c.secrets.Writer(io.Discard)})
+		f := c.screen(io.Discard)
+		_, err := io.Copy(down, &searched{active{up, c}, f})
+		f.tally()
 		down.Close()
 		both <- err
 	}()
 	first, second := <-both, <-both
 	if err := errors.Join(first, second); errors.Is(err, errEcho) {
-		c.redacted++
-		return brokenOff{c.blocked()}
+		return brokenOff{refuse(http.StatusBadGateway, "echo_blocked", "%v", errEcho)}
 	}
 	if cause := context.Cause(ctx); cause != nil && c.r.Context().Err() == nil {
 		return brokenOff{c.failure(ctx, cause)}
@@ -482,18 +481,18 @@ func (a *active) Read(p []byte) (int, error) {
 	return n, err
 }
 
-var errEcho = errors.New("the credential is in what the upstream sent")
+var errEcho = errors.New("a secret is in what the upstream sent, where it cannot be taken out")
 
-// A searched reader ends where the credential does.
+// A searched reader ends where a secret does that may not pass.
 type searched struct {
 	active
-	filter *redact.Writer
+	screen *screen
 }
 
 func (s *searched) Read(p []byte) (int, error) {
 	n, err := s.active.Read(p)
 	s.call.received += int64(n)
-	if _, wrong := s.filter.Write(p[:n]); wrong != nil || s.filter.Count() > 0 {
+	if _, wrong := s.screen.Write(p[:n]); wrong != nil || s.screen.found() {
 		return 0, errEcho
 	}
 	return n, err

@@ -104,6 +104,7 @@ type Outcome struct {
 	Sent     int64         `json:"sent,omitempty"`     // bytes of content to the upstream
 	Received int64         `json:"received,omitempty"` // bytes of content from it
 	Redacted int           `json:"redacted,omitempty"` // times that the credential was in the response
+	Shapes   []string      `json:"shapes,omitempty"`   // of other secrets that were in it, sorted
 	Duration time.Duration `json:"duration"`
 }
 
