@@ -44,6 +44,9 @@ check: ## what must hold before a commit: formatting, vet, staticcheck, a tidy g
 bench: test-tools ## measure; docs/performance.md says what
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
+bench-proxy: test-tools ## compare calls by the proxy with other ways to the upstream, in one run
+	$(GO) test -run '^$$' -bench BenchmarkProxy -benchtime 3s -timeout 60m ./cmd/vouchd
+
 fuzz: ## fuzz every parser of outside data, FUZZTIME each
 	@packaging/fuzz-all $(FUZZTIME)
 

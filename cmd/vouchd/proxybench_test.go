@@ -143,15 +143,25 @@ func BenchmarkProxy(b *testing.B) {
 		text[i] = "lorem ipsum dolor\n"[i%18]
 	}
 	h.Upstream.Handle(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/events" {
+		switch r.URL.Path {
+		case "/events":
 			events(w, r)
-			return
+		case "/long":
+			for range longContent / len(text) {
+				w.Write(text)
+			}
+		case "/silent":
+			http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		default:
+			w.Write(text)
 		}
-		w.Write(text)
 	})
 	h.Upstream.Forget()
-	h.Write("credentials.d/window.yaml", strings.Replace(h.Definition("window", "record: window"), "ttl: 1h", "ttl: 1h\n    max_ttl: 1h", 1))
-	h.Write("entries.d/b.yaml", strings.ReplaceAll(h.Read("entries.d/a.yaml"), "credentials: [api, other]", "credentials: [api, window]"))
+	for name, more := range map[string]string{"window": "record: window", "unshaped": "redact: {shapes: off}"} {
+		h.Write("credentials.d/"+name+".yaml", strings.Replace(h.Definition(name, more), "ttl: 1h", "ttl: 1h\n    max_ttl: 1h", 1))
+	}
+	h.Write("entries.d/b.yaml", strings.ReplaceAll(h.Read("entries.d/a.yaml"), "credentials: [api, other]", "credentials: [api, window, unshaped]"))
 	must(b, os.Remove(h.Path("entries.d/a.yaml")))
 	h.StartProcess()
 	h.Seal()
@@ -161,18 +171,32 @@ func BenchmarkProxy(b *testing.B) {
 		return &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, MaxIdleConnsPerHost: 256}}
 	}
 	daemon := h.Cmd.Process.Pid
+	vouchd := append([]int{daemon}, children(b, daemon)...)
 	ways := []way{
 		{"direct", direct, h.Upstream.URL, nil},
 		nginx(b, h),
 		floor(b, h, "floor", ""),
 		floor(b, h, "floor-records", h.Path("floor.log")),
-		{"vouchd", over(h.Path("proxy.sock")), "http://localhost/api", append([]int{daemon}, children(b, daemon)...)},
-		{"vouchd-window", over(h.Path("proxy.sock")), "http://localhost/window", append([]int{daemon}, children(b, daemon)...)},
+		{"vouchd", over(h.Path("proxy.sock")), "http://localhost/api", vouchd},
+		{"vouchd-window", over(h.Path("proxy.sock")), "http://localhost/window", vouchd},
+		{"vouchd-unshaped", over(h.Path("proxy.sock")), "http://localhost/unshaped", vouchd},
+	}
+	for _, w := range []way{ways[1], ways[2], ways[4]} { // while nothing else has made them grow
+		before := resident(b, w.pids)
+		for _, streams := range []int{500, 2000} {
+			b.Run(fmt.Sprintf("memory/streams=%d/%s", streams, w.name), func(b *testing.B) { memory(b, w, streams, before) })
+		}
 	}
 	for _, clients := range []int{1, 16, 64} {
 		for _, w := range ways {
-			b.Run(fmt.Sprintf("get/clients=%d/%s", clients, w.name), func(b *testing.B) { measure(b, w, clients) })
+			b.Run(fmt.Sprintf("get/clients=%d/%s", clients, w.name), func(b *testing.B) { measure(b, w, clients, true) })
 		}
+	}
+	for _, w := range ways {
+		b.Run("get-new/clients=16/"+w.name, func(b *testing.B) { measure(b, w, 16, false) })
+	}
+	for _, w := range ways {
+		b.Run("100MB/"+w.name, func(b *testing.B) { download(b, w) })
 	}
 	for _, w := range ways {
 		b.Run("event/streams=16/"+w.name, func(b *testing.B) { delays(b, w) })
@@ -188,14 +212,16 @@ func over(socket string) func() *http.Client {
 	}
 }
 
-// measure has clients, each with a connection that is kept, get 1 KB again and again.
-func measure(b *testing.B, w way, clients int) {
+// measure has clients get 1 KB again and again, each on a connection that is kept, or on
+// a new one each time.
+func measure(b *testing.B, w way, clients int, kept bool) {
 	var mu sync.Mutex
 	var took []time.Duration
 	work := make(chan struct{})
 	var all sync.WaitGroup
 	for range clients {
 		c := w.client()
+		c.Transport.(*http.Transport).DisableKeepAlives = !kept
 		defer c.CloseIdleConnections()
 		must(b, get(c, w.url+"/x")) // the connection is there
 		all.Go(func() {
@@ -240,6 +266,57 @@ func get(c *http.Client, url string) error {
 		return fmt.Errorf("%s: %s", url, resp.Status)
 	}
 	return nil
+}
+
+const longContent = 100 << 20
+
+// download has one client get long content.
+func download(b *testing.B, w way) {
+	c := w.client()
+	defer c.CloseIdleConnections()
+	b.SetBytes(longContent)
+	before := cpu(b, w.pids)
+	for b.Loop() {
+		must(b, get(c, w.url+"/long"))
+	}
+	if len(w.pids) > 0 {
+		b.ReportMetric(float64((cpu(b, w.pids)-before).Milliseconds())/float64(b.N), "cpu-ms/op")
+	}
+}
+
+// memory opens streams on which nothing comes, and tells by how much a way's processes
+// have grown.
+func memory(b *testing.B, w way, streams, before int) {
+	for b.Loop() {
+		c := w.client()
+		ctx, cancel := context.WithCancel(b.Context())
+		for range streams {
+			r, err := http.NewRequestWithContext(ctx, http.MethodGet, w.url+"/silent", nil)
+			must(b, err)
+			resp, err := c.Do(r)
+			must(b, err)
+			defer resp.Body.Close()
+			if resp.StatusCode != http.StatusOK {
+				b.Fatal(resp.Status)
+			}
+		}
+		b.ReportMetric(float64(resident(b, w.pids)-before)/1024/float64(streams), "KB/stream")
+		cancel()
+		c.CloseIdleConnections()
+	}
+}
+
+// resident returns the memory of processes, in bytes.
+func resident(b *testing.B, pids []int) (all int) {
+	b.Helper()
+	for _, pid := range pids {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+		must(b, err)
+		pages, err := strconv.Atoi(strings.Fields(string(text))[1])
+		must(b, err)
+		all += pages * os.Getpagesize()
+	}
+	return all
 }
 
 // events sends an event every 20 ms that says when it was sent.
