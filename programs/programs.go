@@ -32,6 +32,7 @@ type Program struct {
 	Script           string   // what an interpreter runs, else ""
 	SHA256           string   // of the script or, without one, of the program; "" if TreeSHA256 is given
 	TreeSHA256       string   // of the directory that holds it
+	Proxy            []string // credentials with which vouchd makes its calls
 	User             string
 	UID              uint32
 	Directory        string
@@ -56,6 +57,7 @@ type written struct {
 	Command         []config.At[string] `yaml:"command" like:"/usr/bin/python3"`
 	SHA256          config.At[string]   `yaml:"sha256"`
 	TreeSHA256      config.At[string]   `yaml:"tree_sha256"`
+	Proxy           []config.At[string] `yaml:"proxy" like:"openai"`
 	User            config.At[string]   `yaml:"user" required:"true" like:"agent"`
 	Directory       config.At[string]   `yaml:"directory" default:"/"`
 	Environment     []config.At[string] `yaml:"environment" like:"LANG=C.UTF-8"`
@@ -117,6 +119,7 @@ func (w *written) program(problems *config.Errors, anyUser bool) *Program {
 		Command:          values(w.Command),
 		SHA256:           w.SHA256.Value,
 		TreeSHA256:       w.TreeSHA256.Value,
+		Proxy:            values(w.Proxy),
 		User:             w.User.Value,
 		Directory:        w.Directory.Value,
 		Environment:      values(w.Environment),
@@ -139,6 +142,11 @@ func (w *written) program(problems *config.Errors, anyUser bool) *Program {
 		name, value, ok := strings.Cut(e.Value, "=")
 		if !ok || !variableName.MatchString(name) || strings.ContainsAny(value, "\x00\n") {
 			problems.Add(e.Pos, "environment: %q must be NAME=value on one line", e.Value)
+		}
+	}
+	for _, c := range w.Proxy {
+		if !programName.MatchString(c.Value) {
+			problems.Add(c.Pos, "proxy: %q is not the name of a credential", c.Value)
 		}
 	}
 	for _, e := range w.PassEnvironment {

@@ -55,6 +55,7 @@ func TestDefinitionsThatAreRefused(t *testing.T) {
 		{"program in the text", "-I,", "-c,", "may bring in other code"},
 		{"module", "-I,", "-m,", "may bring in other code"},
 		{"variable", "x]", "$X]", "must not contain a newline or a $"},
+		{"proxy with what is no credential", "directory: /opt", `proxy: ["--"]`, "is not the name of a credential"},
 		{"no digest", "sha256: abababababababababababababababababababababababababababababababab", "directory: /", "add sha256"},
 		{"digest that is none", "sha256: ab", "sha256: zz", "64 lower-case hexadecimal digits"},
 		{"root", "user: nobody", "user: root", "is root"},

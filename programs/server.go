@@ -57,6 +57,7 @@ type Server struct {
 	Programs func() map[string]*Program // the definitions in force
 	Units    Units                      // nil where systemd is not PID 1: every start is refused
 	Recorder Recorder
+	Vouch    string      // path of the program that makes calls for those with a proxy
 	Report   func(error) // gets errors that concern no caller; may be nil
 
 	// Serve returns once there has been no caller for this time and no program is running, if
@@ -244,12 +245,19 @@ func (s *Server) prepare(ctx context.Context, asked request, files []*os.File, s
 	if err := p.check(ctx); err != nil {
 		return none, fmt.Errorf("program %s: %w", p.Name, err)
 	}
+	command := append(slices.Clone(p.Command), asked.Arguments...)
+	if len(p.Proxy) > 0 {
+		if _, _, err := file.Hash(ctx, s.Vouch, p.UID); err != nil {
+			return none, fmt.Errorf("program %s: %w", p.Name, err)
+		}
+		command = append([]string{s.Vouch, "exec", "--proxy", strings.Join(p.Proxy, ","), "--"}, command...)
+	}
 	start.Unit = "vouch-run-" + p.Name + "-" + strings.ToLower(rand.Text()[:12]) + ".service"
 	return systemd.Transient{
 		Name:        start.Unit,
 		Description: fmt.Sprintf("%s, started by user %d with vouch run", p.Name, start.UID),
 		Slice:       p.Slice(),
-		Command:     append(slices.Clone(p.Command), asked.Arguments...),
+		Command:     command,
 		User:        p.User,
 		Directory:   p.Directory,
 		Environment: p.environment(asked.Environment),

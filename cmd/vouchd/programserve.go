@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -61,6 +62,7 @@ func servePrograms(ctx context.Context, log *slog.Logger, file string, overrides
 	defer units.Close()
 	s := &programs.Server{
 		Units:     units,
+		Vouch:     vouchPath(),
 		Report:    func(err error) { log.Warn("serving vouch run", "err", err) },
 		IdleAfter: idleAfter,
 	}
@@ -108,6 +110,17 @@ func servePrograms(ctx context.Context, log *slog.Logger, file string, overrides
 	err = group.Wait()
 	systemd.Stopping()
 	return err
+}
+
+// vouchPath is where vouch is: beside this program, or where the packages have it.
+func vouchPath() string {
+	if own, err := os.Executable(); err == nil {
+		beside := filepath.Join(filepath.Dir(own), "vouch")
+		if _, err := os.Stat(beside); err == nil {
+			return beside
+		}
+	}
+	return "/usr/bin/vouch"
 }
 
 // An adminRecorder has the daemon record who had which program started.

@@ -72,6 +72,7 @@ variables. It requires systemd as PID 1.`,
 type programView struct {
 	Name        string   `json:"name"`
 	Command     []string `json:"command"`
+	Proxy       []string `json:"proxy,omitempty"`
 	User        string   `json:"user"`
 	AllowUsers  []string `json:"allow_users,omitempty"`
 	AllowGroups []string `json:"allow_groups,omitempty"`
@@ -100,7 +101,7 @@ it. It does not ask vouchd, which keeps the last valid definitions if these are 
 			views := []programView{}
 			for _, name := range slices.Sorted(maps.Keys(defined)) {
 				p := defined[name]
-				views = append(views, programView{name, p.Command, p.User, p.AllowUsers, p.AllowGroups, p.AllowedArguments, p.Pos.String()})
+				views = append(views, programView{name, p.Command, p.Proxy, p.User, p.AllowUsers, p.AllowGroups, p.AllowedArguments, p.Pos.String()})
 			}
 			return o.Print(cmd, views, func(w io.Writer) {
 				for _, v := range views {
