@@ -64,6 +64,7 @@ func TestTextThatIsNoSecretIsLeftAlone(t *testing.T) {
 		"task-" + strings.Repeat("a", 50), "sk-learn and sk-short", "AKIA" + strings.Repeat("A", 17), "xAKIA" + strings.Repeat("A", 16),
 		"ghp_" + strings.Repeat("a", 35), "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----", "eyJhbGciOiJub25lIn0", "eyJhbGciOiJub25lIn0.x.y",
 		"-----BEGIN PRIVATE KEY-----\n(see the manual)\n-----END PRIVATE KEY-----", "SG.something", "https://hooks.slack.com/services/", "dapi", "AIza",
+		"sk-ant-vouch" + strings.Repeat("a2", 16), "ghp_vouch" + strings.Repeat("a2", 16),
 	} {
 		for _, n := range []int{1, len(text)} {
 			if got, counts := passed(text, n, true); got != text || len(counts) > 0 {
@@ -125,6 +126,9 @@ next:
 						end++
 					}
 					fits = end-from >= p.min && end-from <= p.max
+				}
+				if fits && strings.HasPrefix(text[at+len(s.parts[0].text):], handle) {
+					break
 				}
 				if fits {
 					fmt.Fprintf(&out, "[redacted: %s]", s.name)

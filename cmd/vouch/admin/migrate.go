@@ -280,16 +280,16 @@ func harmless(name string, v secret.Bytes) (why, because string) {
 	case pathName.MatchString(name) && path.Match(text):
 		return "the path of a file, which may hold a secret itself; --seal " + name + " seals the path", ""
 	case secretURL.Match(text):
-		return "", "its value, a URL that may be a secret"
+		return "", "a URL that may be a secret"
 	case secretName.MatchString(name):
-		return "", "its name"
+		return "", "named like a secret"
 	}
 	for _, plain := range plainValues {
 		if plain.values.Match(v.Reveal()) {
 			return "looks harmless (" + plain.is + "); --seal " + name + " seals it", ""
 		}
 	}
-	return "", "its value, which is nothing plain"
+	return "", "its value is nothing plain"
 }
 
 // sealAll has every value sealed. Values already sealed, such as by an interrupted
