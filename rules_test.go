@@ -31,7 +31,8 @@ var mayImport = map[string][]string{
 	"packaging/version":                nil,
 	"packaging/inventory":              nil,
 	"packaging/manual":                 nil,
-	"attest/appraisal":                 {"attest", "config"},
+	"attest/appraisal":                 {"attest", "attest/appraisal/bootlog", "config"},
+	"attest/appraisal/bootlog":         nil,
 	"attest/node":                      {"attest/appraisal", "secret"},
 	"attest/node/tpmtest":              nil,
 	"enrol":                            {"attest/appraisal", "attest/node", "state"},
@@ -85,7 +86,7 @@ var mayImport = map[string][]string{
 var mayUse = map[string][]string{
 	"google.golang.org/grpc":           {"workloadapi", "workloadapi/gate", "workloadapi/gate/gatetest", "workloadapi/credentialapi", "workloadapi/credentialapi/client", "workloadapi/credentialv1"},
 	"github.com/google/go-tpm":         {"attest/appraisal", "attest/node", "attest/node/tpmtest"},
-	"github.com/google/go-attestation": {"attest/appraisal"},
+	"github.com/google/go-attestation": {"attest/appraisal/bootlog"},
 	"github.com/jackc/pgx":             {"credential/postgres", "credential/postgres/pgtest", "cmd/vouchd/daemon/leasetest"},
 	"github.com/openbao/openbao/api":   {"credential/vault"},
 	"github.com/zitadel/oidc":          {"credential/oauth2/oauth2test"}, // tests alone

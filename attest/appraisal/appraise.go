@@ -30,6 +30,8 @@ import (
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
+
+	"github.com/vouchd/vouchd/attest/appraisal/bootlog"
 )
 
 // Given is what a verifier knows besides the evidence and the policy.
@@ -229,9 +231,9 @@ func (a *appraisal) judgePCRs() {
 // log that explains nothing is as good as none.
 func (a *appraisal) judgeBoot() {
 	e := a.evidence
-	log, err := replayEventLog(e.EventLog, e.hash(), e.Quote.PCRs)
+	log, err := e.bootLog()
 	if err == nil {
-		err = log.firmware()
+		err = log.Firmware()
 	}
 	if a.policy.needsEventLog() {
 		a.judge("event log", "explains what the firmware measured", err)
@@ -239,8 +241,8 @@ func (a *appraisal) judgeBoot() {
 	if err != nil {
 		return
 	}
-	s, err := log.secureBoot()
-	a.result.SecureBoot = err == nil && s.on
+	s, err := log.SecureBoot()
+	a.result.SecureBoot = err == nil && s.On
 	if a.policy.SecureBoot.names() {
 		if err == nil {
 			err = a.policy.SecureBoot.judge(s)
@@ -248,28 +250,28 @@ func (a *appraisal) judgeBoot() {
 		a.judge("secure boot", "on, with accepted keys", err)
 	}
 	if a.policy.CommandLine.names() {
-		place, err := log.commandLine(e.Host.CommandLine, e.hash())
+		pcr, err := log.CommandLine(e.Host.CommandLine, a.policy.CommandLine.into())
 		if err == nil {
 			err = a.policy.CommandLine.judge(e.Host.CommandLine)
 		}
-		a.judge("kernel command line", "accepted, as measured into "+place, err)
+		a.judge("kernel command line", fmt.Sprintf("accepted, as measured into PCR %d", pcr), err)
 	}
 }
 
-func (r SecureBootRule) judge(s secureBoot) error {
-	if !s.on {
+func (r SecureBootRule) judge(s bootlog.SecureBoot) error {
+	if !s.On {
 		return errors.New("it is off")
 	}
 	if len(r.Keys) == 0 {
 		return nil
 	}
-	if s.hashes {
+	if s.Hashes {
 		return errors.New("programs may boot by their digest, without a key")
 	}
-	if len(s.authorities) == 0 {
+	if len(s.Authorities) == 0 {
 		return errors.New("no key was used")
 	}
-	for _, k := range s.authorities {
+	for _, k := range s.Authorities {
 		if !slices.Contains(r.Keys, digest(k)) {
 			return fmt.Errorf("certificate %s verified what was booted and is not accepted", k)
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 
 	"github.com/vouchd/vouchd/attest/appraisal"
+	"github.com/vouchd/vouchd/attest/appraisal/bootlog"
 	"github.com/vouchd/vouchd/attest/node"
 	"github.com/vouchd/vouchd/attest/node/tpmtest"
 )
@@ -199,10 +200,10 @@ func TestForgedEvidenceIsRefused(t *testing.T) {
 			g.Activation = &appraisal.Activation{EKSHA256: other.EKSHA256(), AKName: m.AKName()}
 		}, "activation", appraisal.ErrActivation},
 		{"another machine's activation", func(e *appraisal.Evidence, g *appraisal.Given) { g.Activation = othersGiven.Activation }, "activation", appraisal.ErrActivation},
-		{"no event log", func(e *appraisal.Evidence, g *appraisal.Given) { e.EventLog = nil }, "event log", appraisal.ErrEventLog},
+		{"no event log", func(e *appraisal.Evidence, g *appraisal.Given) { e.EventLog = nil }, "event log", bootlog.ErrLog},
 		{"another boot's event log", func(e *appraisal.Evidence, g *appraisal.Given) {
 			e.EventLog = readFile(t, "testdata/kernel-no-secureboot/binary_bios_measurements")
-		}, "event log", appraisal.ErrEventLog},
+		}, "event log", bootlog.ErrLog},
 		{"no IMA list", func(e *appraisal.Evidence, g *appraisal.Given) { e.IMA = nil }, "ima", appraisal.ErrIMA},
 		{"another boot's IMA list", func(e *appraisal.Evidence, g *appraisal.Given) {
 			e.IMA = readFile(t, "testdata/kernel-no-secureboot/ima_binary_runtime_measurements")

@@ -10,13 +10,16 @@ import (
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
+
+	"github.com/vouchd/vouchd/attest/appraisal/bootlog"
 )
 
 // Bounds of evidence, in bytes. An event log is some 10 to 200 KiB, an IMA
-// list some 150 bytes for each program and library that ran.
+// list some 150 bytes for each program and library that ran. In base64, the logs
+// together take less than 29 MiB.
 const (
 	MaxEvidenceLen = 32 << 20
-	MaxEventLogLen = 4 << 20
+	MaxEventLogLen = bootlog.MaxFirmwareLen
 	MaxIMALen      = 16 << 20
 	// MinNonceLen and MaxNonceLen bound the verifier's nonce.
 	MinNonceLen = 16
@@ -39,6 +42,9 @@ type Evidence struct {
 	Quote    Quote           `json:"quote"`
 	EventLog []byte          `json:"event_log,omitempty"`
 	IMA      []byte          `json:"ima,omitempty"`
+	// UserspaceLog is missing unless systemd measured into a PCR that a rule is
+	// about, so that verifiers of earlier versions take what they can judge.
+	UserspaceLog []byte `json:"userspace_log,omitempty"`
 }
 
 // HostFacts are the host's own word. The quote covers them, so nobody changed
@@ -66,6 +72,9 @@ var AllPCRs = []uint{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 1
 // Encode returns the document that [Appraise] and [Challenge] take.
 func (e Evidence) Encode() ([]byte, error) {
 	e.Version = evidenceVersion
+	if !bootlog.ReadsUserspace(e.UserspaceLog) {
+		e.UserspaceLog = nil
+	}
 	b, err := json.Marshal(e)
 	if err == nil && len(b) > MaxEvidenceLen {
 		err = fmt.Errorf("making evidence: %d bytes are more than %d", len(b), MaxEvidenceLen)
@@ -182,6 +191,15 @@ func (e *Evidence) bootDigest() string {
 		h.Write(e.Quote.PCRs[pcr])
 	}
 	return hex.EncodeToString(h.Sum(nil))
+}
+
+// bootLog replays what firmware and systemd measured.
+func (e *Evidence) bootLog() (bootlog.Log, error) {
+	pcrs := make(map[uint][]byte, len(e.Quote.PCRs))
+	for pcr, value := range e.Quote.PCRs {
+		pcrs[pcr] = value
+	}
+	return bootlog.Replay(e.EventLog, e.UserspaceLog, e.hash(), pcrs)
 }
 
 // imaEntries returns the measurements that the quoted PCR 10 proves.

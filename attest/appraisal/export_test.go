@@ -21,12 +21,12 @@ func Authorities(evidenceJSON []byte) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	log, err := replayEventLog(e.EventLog, e.hash(), e.Quote.PCRs)
+	log, err := e.bootLog()
 	if err != nil {
 		return nil, err
 	}
-	s, err := log.secureBoot()
-	return s.authorities, err
+	s, err := log.SecureBoot()
+	return s.Authorities, err
 }
 
 // EKOf returns the endorsement key in evidence.

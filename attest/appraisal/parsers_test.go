@@ -1,40 +1,10 @@
 package appraisal
 
 import (
-	"crypto"
-	"path/filepath"
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
 )
-
-func FuzzEventLog(f *testing.F) {
-	logs, err := filepath.Glob("testdata/*/binary_bios_measurements")
-	if err != nil || len(logs) == 0 {
-		f.Fatal(logs, err)
-	}
-	for _, path := range logs {
-		f.Add(readFile(f, path))
-	}
-	pcrs := recordedPCRs(f, "uki-secureboot")
-	want, err := replayEventLog(readFile(f, ukiLog), crypto.SHA256, pcrs)
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		l, err := replayEventLog(b, crypto.SHA256, pcrs)
-		if err != nil || l.firmware() != nil {
-			return
-		}
-		for pcr, events := range l.proven {
-			if len(events) != len(want.proven[pcr]) {
-				t.Errorf("PCR %d was explained by %d events, really %d", pcr, len(events), len(want.proven[pcr]))
-			}
-		}
-		l.secureBoot()
-		l.commandLine("quiet", crypto.SHA256)
-	})
-}
 
 func FuzzIMA(f *testing.F) {
 	list := readFile(f, "testdata/uki-secureboot/ima_binary_runtime_measurements")

@@ -58,6 +58,18 @@ type SecureBootRule struct {
 type CommandLineRule struct {
 	Allow  []pattern `yaml:"allow" like:"root=/dev/sda1 ro quiet"`
 	Forbid []pattern `yaml:"forbid" like:"init="`
+	// MeasuredInto is the PCR that the machine's boot measures the line into. Root
+	// can be the first to extend one that the boot leaves alone.
+	MeasuredInto string `yaml:"measured_into" oneof:"any 8 9 12" default:"any"`
+}
+
+// into returns the one PCR that counts, zero if all do.
+func (r CommandLineRule) into() uint {
+	pcr, err := strconv.ParseUint(r.MeasuredInto, 10, 8)
+	if err != nil {
+		return 0 // "any"
+	}
+	return uint(pcr)
 }
 
 // IMARule asks which files ran. Every measured file must be named by Allow (if
@@ -207,47 +219,71 @@ func LearnPolicy(evidenceJSON []byte) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
+// learnBoot writes a rule for what the event log proves, and says of each that it
+// leaves out why.
 func (e *Evidence) learnBoot(b *bytes.Buffer) {
-	log, err := replayEventLog(e.EventLog, e.hash(), e.Quote.PCRs)
+	log, err := e.bootLog()
 	if err == nil {
-		err = log.firmware()
+		err = log.Firmware()
 	}
 	if err != nil {
-		fmt.Fprintf(b, "# Nothing about Secure Boot and the command line: %s\n", quoted(err.Error()))
+		notLearned(b, "secure_boot", err)
+		notLearned(b, "kernel_command_line", err)
 		return
 	}
-	if s, err := log.secureBoot(); err == nil && s.on {
+	s, err := log.SecureBoot()
+	if err == nil && !s.On {
+		err = errors.New("it is off")
+	}
+	if err == nil {
 		b.WriteString("secure_boot:\n  required: true\n")
-		if !s.hashes && len(s.authorities) > 0 {
+		if s.Hashes {
+			notLearned(b, "secure_boot.keys", errors.New("programs may boot by their digest, without a key"))
+		} else {
 			b.WriteString("  keys:\n")
-			for _, k := range s.authorities {
+			for _, k := range s.Authorities {
 				fmt.Fprintf(b, "    - %q\n", k)
 			}
 		}
+	} else {
+		notLearned(b, "secure_boot", err)
 	}
-	if _, err := log.commandLine(e.Host.CommandLine, e.hash()); err == nil {
-		fmt.Fprintf(b, "kernel_command_line:\n  allow:\n    - %s\n", quoted(regexp.QuoteMeta(e.Host.CommandLine)))
+	pcr, err := log.CommandLine(e.Host.CommandLine, 0)
+	if err != nil {
+		notLearned(b, "kernel_command_line", err)
+		return
 	}
+	fmt.Fprintf(b, "kernel_command_line:\n  measured_into: \"%d\"\n  allow:\n    - %s\n", pcr, quoted(regexp.QuoteMeta(e.Host.CommandLine)))
 }
 
 func (e *Evidence) learnIMA(b *bytes.Buffer) {
 	entries, err := e.imaEntries()
-	if err != nil || len(entries) == 0 {
+	if len(e.IMA) == 0 {
+		err = errors.New("the evidence has no list of measured files")
+	}
+	if err != nil {
+		notLearned(b, "ima", err)
 		return
 	}
 	b.WriteString("# Every file that ran; a * at a path's end stands for anything.\nima:\n  allow:\n")
 	seen := make(map[string]bool)
 	for _, entry := range entries {
-		sum, ok := strings.CutPrefix(entry.digest, "sha256:")
 		line := fmt.Sprintf("    - path: %s\n", quoted(entry.path))
-		if ok && !entry.violation {
-			line += fmt.Sprintf("      sha256: [%q]\n", sum)
+		if entry.known() {
+			line += fmt.Sprintf("      sha256: [%q]\n", strings.TrimPrefix(entry.digest, "sha256:"))
+		} else {
+			line += "      # any digest: the file was being written, or is not hashed with SHA-256\n"
 		}
 		if !seen[line] {
 			seen[line] = true
 			b.WriteString(line)
 		}
 	}
+}
+
+// notLearned says in a comment why a rule is not in a learned policy.
+func notLearned(b *bytes.Buffer, rule string, why error) {
+	fmt.Fprintf(b, "# No %s: %s\n", rule, quoted(why.Error()))
 }
 
 // quoted writes text as a YAML double-quoted scalar on one line.
