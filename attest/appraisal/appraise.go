@@ -138,6 +138,7 @@ func (s BootState) before(later BootState) error {
 // cloud certified an attestation key that says so.
 func (a *appraisal) judgeEndorsement() {
 	e, rule := a.evidence, a.policy.Endorsement
+	var platform error
 	if e.Platform != nil {
 		key, err := a.platform()
 		if err == nil {
@@ -145,16 +146,16 @@ func (a *appraisal) judgeEndorsement() {
 			a.judge("endorsement", "the platform's attestation key "+key+" is accepted and says that ours is in its TPM", nil)
 			return
 		}
-		if len(rule.PlatformRoots) > 0 {
-			a.judge("endorsement", "", fmt.Errorf("platform's attestation key: %w", err))
-			return
-		}
+		platform = err
 	}
 	ek := e.EK.SHA256()
 	var err error
 	reason := "endorsement key " + ek + " is in the policy"
 	if !slices.Contains(rule.Keys, digest(ek)) {
 		reason, err = a.certified()
+	}
+	if err != nil && len(rule.PlatformRoots) > 0 && platform != nil {
+		err = fmt.Errorf("platform's attestation key: %w; and %w", platform, err)
 	}
 	known := a.judge("endorsement", reason, err)
 	bound := a.given.Activation != nil && a.given.Activation.EKSHA256 == ek && a.given.Activation.AKName == a.result.AKName

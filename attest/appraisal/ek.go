@@ -9,7 +9,9 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -25,6 +27,43 @@ const (
 	maxCertificateLen = 8 << 10 // bytes, each
 	maxCertificates   = 16
 )
+
+// ChainOf returns the certificates that lead up from one, out of the parts that they are
+// kept in. A certificate may go over several parts, and a part may hold anything: what
+// does not begin with a certificate is passed over, and certificates that are not above
+// the one are left out.
+func ChainOf(certificate []byte, parts [][]byte) (chain [][]byte) {
+	below, err := x509.ParseCertificate(certificate)
+	if err != nil {
+		return nil
+	}
+	var pool []*x509.Certificate
+	for ; len(parts) > 0; parts = parts[1:] {
+		for _, der := range SplitCertificates(bytes.Join(parts, nil)) {
+			if c, err := x509.ParseCertificate(der); err == nil && !slices.ContainsFunc(pool, c.Equal) {
+				pool = append(pool, c)
+			}
+		}
+	}
+	for path := []*x509.Certificate{below}; len(path) > 0; path = path[1:] {
+		pool = slices.DeleteFunc(pool, func(c *x509.Certificate) bool {
+			if len(chain) == maxCertificates || !signed(c, path[0]) {
+				return false
+			}
+			chain = append(chain, c.Raw)
+			path = append(path, c)
+			return true
+		})
+	}
+	return chain
+}
+
+// signed reports whether an authority signed the certificate below it. Old makers
+// signed with SHA-1, which crypto/x509 does not verify.
+func signed(authority, below *x509.Certificate) bool {
+	err := below.CheckSignatureFrom(authority)
+	return bytes.Equal(authority.RawSubject, below.RawIssuer) && (err == nil || errors.As(err, new(x509.InsecureAlgorithmError)))
+}
 
 // SplitCertificates returns the DER certificates that b begins with; what
 // makers fill the rest of an index with is dropped.

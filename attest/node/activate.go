@@ -70,6 +70,9 @@ func (n *endorsed) loadEndorsementKey(tr transport.TPM) (tpm2.NamedHandle, *tpm2
 	}
 	for _, h := range handles {
 		r, err := tpm2.ReadPublic{ObjectHandle: h}.Execute(tr)
+		if isUnusable(err) {
+			continue // no endorsement key
+		}
 		if err != nil {
 			return tpm2.NamedHandle{}, nil, err
 		}

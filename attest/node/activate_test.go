@@ -27,7 +27,7 @@ func withEndorsementKey(t *testing.T, kind string) *machine {
 	n := load(t, tpm, store(t))
 	if i := map[string]int{"P-256": 1, "RSA-2048 high": 2, "P-256 high": 3}[kind]; i > 0 {
 		err := tpm.do(t.Context(), "making an EK", creationLimit, func(tr transport.TPM) error {
-			public, err := endorsementPublic(tr, ekTemplates()[i], nil)
+			public, err := deriveEndorsementKey(tr, ekTemplates()[i])
 			if err == nil {
 				n.keys.EK = appraisal.EndorsementKey{Public: tpm2.Marshal(public)}
 			}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/google/go-tpm/tpm2"
@@ -18,25 +19,31 @@ var platforms = []struct{ certificate, handle, template tpm2.TPMHandle }{
 	{certificate: 0x01c10000, template: 0x01c10001}, // Google, RSA-2048
 }
 
-// readPlatformAK returns nil where the machine has none.
+// readPlatformAK returns nil where the machine has none that is of use.
 func (n *endorsed) readPlatformAK(tr transport.TPM) (*appraisal.PlatformKey, error) {
 	for _, place := range platforms {
 		der, err := readNV(tr, place.certificate)
-		if absent(err) {
+		if isUnusable(err) {
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		certificates := appraisal.SplitCertificates(der)
-		key, public, err := loadPlatformKey(tr, place.handle, place.template)
-		if absent(err) || len(certificates) == 0 {
+		p := &appraisal.PlatformKey{Certificates: appraisal.SplitCertificates(der)}
+		if len(p.Certificates) == 0 {
 			continue // another vendor's index
 		}
-		if err != nil {
+		key, public, err := loadPlatformKey(tr, place.handle, place.template)
+		if err == nil {
+			p.Public = public
+			p.Certified, err = n.certifyByPlatform(tr, key)
+		}
+		if err == nil {
+			return p, nil
+		}
+		if !isUnusable(err) {
 			return nil, err
 		}
-		return n.certifyByPlatform(tr, key, &appraisal.PlatformKey{Public: public, Certificates: certificates})
 	}
 	return nil, nil
 }
@@ -64,11 +71,15 @@ func loadPlatformKey(tr transport.TPM, handle, template tpm2.TPMHandle) (tpm2.Na
 }
 
 // certifyByPlatform has the platform's key sign that our AK is in its TPM.
-func (n *endorsed) certifyByPlatform(tr transport.TPM, key tpm2.NamedHandle, p *appraisal.PlatformKey) (*appraisal.PlatformKey, error) {
+func (n *endorsed) certifyByPlatform(tr transport.TPM, key tpm2.NamedHandle) (signed appraisal.Signed, err error) {
+	if key.Handle>>24 == 0x80 { // made for this, not kept loaded
+		defer func() { err = errors.Join(err, flush(tr, key.Handle)) }()
+	}
 	ak, err := n.load(tr, n.keys.AK)
 	if err != nil {
-		return nil, err
+		return signed, err
 	}
+	defer func() { err = errors.Join(err, flush(tr, ak.Handle)) }()
 	c, err := tpm2.Certify{
 		ObjectHandle:   withAuth(ak, tpm2.PasswordAuth(nil)),
 		SignHandle:     withAuth(key, tpm2.PasswordAuth(nil)),
@@ -76,13 +87,7 @@ func (n *endorsed) certifyByPlatform(tr transport.TPM, key tpm2.NamedHandle, p *
 		InScheme:       tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull}, // the key's own
 	}.Execute(tr)
 	if err != nil {
-		return nil, fmt.Errorf("certifying with it: %w", err)
+		return signed, fmt.Errorf("certifying with it: %w", err)
 	}
-	p.Certified = newSigned(c.CertifyInfo, c.Signature)
-	if key.Handle>>24 == 0x80 { // made for this, not kept loaded
-		if err := flush(tr, key.Handle); err != nil {
-			return nil, err
-		}
-	}
-	return p, flush(tr, ak.Handle)
+	return newSigned(c.CertifyInfo, c.Signature), nil
 }

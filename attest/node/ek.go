@@ -1,8 +1,10 @@
 package node
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
@@ -17,45 +19,70 @@ const (
 )
 
 // readEndorsementKey returns the first endorsement key, in the templates' order, whose
-// certificate is in NV memory and fits; if there is no certificate at all, as in many
-// cloud vTPMs, the RSA-2048 key without one.
-func readEndorsementKey(tr transport.TPM) (appraisal.EndorsementKey, error) {
+// certificate is in NV memory and fits; if there is no such certificate, as in many
+// cloud vTPMs, the RSA-2048 key without one. It also returns what it passed over and why.
+func readEndorsementKey(tr transport.TPM) (ek appraisal.EndorsementKey, ignored []string, err error) {
 	persistent, err := persistentKeys(tr)
 	if err != nil {
-		return appraisal.EndorsementKey{}, err
+		return ek, nil, err
 	}
 	for _, template := range ekTemplates() {
-		der, err := readNV(tr, template.certificate)
-		if absent(err) {
+		ek, err := certifiedKey(tr, template, persistent)
+		switch {
+		case errors.Is(err, errNoCertificate):
 			continue
-		}
-		if err != nil {
-			return appraisal.EndorsementKey{}, err
-		}
-		certificates := appraisal.SplitCertificates(der)
-		if len(certificates) == 0 {
+		case isUnusable(err):
+			ignored = append(ignored, fmt.Sprintf("EK certificate in NV index %#x: %v", uint32(template.certificate), err))
 			continue
+		case err != nil:
+			return ek, nil, fmt.Errorf("EK certificate in NV index %#x: %w", uint32(template.certificate), err)
 		}
-		public, err := endorsementPublic(tr, template, persistent)
-		if err != nil {
-			return appraisal.EndorsementKey{}, err
-		}
-		ek := appraisal.EndorsementKey{Public: tpm2.Marshal(public), Certificates: certificates[:1]}
-		if _, err := ek.Certificate(); err != nil {
-			continue // for another template; one of the others may fit
-		}
-		chain, err := readChain(tr)
-		if err != nil {
-			return appraisal.EndorsementKey{}, err
-		}
+		chain, more, err := readChain(tr, ek)
 		ek.Certificates = append(ek.Certificates, chain...)
+		return ek, append(ignored, more...), err
+	}
+	// A key that is kept loaded without a certificate may be anybody's.
+	public, err := deriveEndorsementKey(tr, ekTemplates()[0])
+	if err != nil {
+		return ek, nil, err
+	}
+	return appraisal.EndorsementKey{Public: tpm2.Marshal(public)}, ignored, nil
+}
+
+var errNoCertificate = errors.New("there is no certificate")
+
+// certifiedKey returns the template's key with its certificate.
+func certifiedKey(tr transport.TPM, template ekTemplate, persistent []*tpm2.TPMTPublic) (ek appraisal.EndorsementKey, err error) {
+	der, err := readNV(tr, template.certificate)
+	if errors.Is(err, tpm2.TPMRCHandle) {
+		return ek, errNoCertificate
+	}
+	if err != nil {
+		return ek, err
+	}
+	certificates := appraisal.SplitCertificates(der)
+	if len(certificates) == 0 {
+		return ek, unusable(fmt.Sprintf("its %d bytes do not begin with a certificate", len(der)))
+	}
+	if _, err := x509.ParseCertificate(certificates[0]); err != nil {
+		return ek, unusable(fmt.Sprintf("it is malformed: %v", err))
+	}
+	fits := func(public *tpm2.TPMTPublic) bool {
+		ek = appraisal.EndorsementKey{Public: tpm2.Marshal(public), Certificates: certificates[:1]}
+		_, err = ek.Certificate()
+		return err == nil
+	}
+	if slices.ContainsFunc(persistent, func(p *tpm2.TPMTPublic) bool { return appraisal.Matches(*p, template.public) && fits(p) }) {
 		return ek, nil
 	}
-	public, err := endorsementPublic(tr, ekTemplates()[0], persistent)
+	public, err := deriveEndorsementKey(tr, template)
 	if err != nil {
-		return appraisal.EndorsementKey{}, err
+		return ek, err
 	}
-	return appraisal.EndorsementKey{Public: tpm2.Marshal(public)}, nil
+	if !fits(public) {
+		return ek, unusable(fmt.Sprintf("it is not for this TPM's %s key: %v", template.kind, err))
+	}
+	return ek, nil
 }
 
 // persistentKeys reads the public areas of the endorsement keys that are kept loaded:
@@ -68,6 +95,9 @@ func persistentKeys(tr transport.TPM) ([]*tpm2.TPMTPublic, error) {
 	var keys []*tpm2.TPMTPublic
 	for _, h := range handles {
 		public, err := readPublic(tr, h)
+		if isUnusable(err) {
+			continue // no endorsement key
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -76,12 +106,7 @@ func persistentKeys(tr transport.TPM) ([]*tpm2.TPMTPublic, error) {
 	return keys, nil
 }
 
-func endorsementPublic(tr transport.TPM, template ekTemplate, persistent []*tpm2.TPMTPublic) (*tpm2.TPMTPublic, error) {
-	for _, public := range persistent {
-		if appraisal.Matches(*public, template.public) {
-			return public, nil
-		}
-	}
+func deriveEndorsementKey(tr transport.TPM, template ekTemplate) (*tpm2.TPMTPublic, error) {
 	r, err := tpm2.CreatePrimary{
 		PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)},
 		InPublic:      tpm2.New2B(template.public),
@@ -95,91 +120,38 @@ func endorsementPublic(tr transport.TPM, template ekTemplate, persistent []*tpm2
 	return r.OutPublic.Contents()
 }
 
-const maxChainLen = 128 << 10 // bytes, of all certificates together
+// Indices of the certificates above the endorsement key's: TCG EK Credential
+// Profile, 2.2.1.5.2.
+const (
+	firstChainIndex = tpm2.TPMHandle(0x01c00100)
+	lastChainIndex  = tpm2.TPMHandle(0x01c001ff)
+)
 
-// readChain reads the certificates above the endorsement key's: TCG EK
-// Credential Profile, 2.2.1.5.2.
-func readChain(tr transport.TPM) ([][]byte, error) {
-	indices, err := listHandles(tr, 0x01c00100, 0x01c001ff)
+const maxChainLen = 128 << 10 // bytes, of all indices together
+
+// readChain reads the certificates that lead up from the endorsement key's, and
+// returns what it passed over and why.
+func readChain(tr transport.TPM, ek appraisal.EndorsementKey) (chain [][]byte, ignored []string, err error) {
+	indices, err := listHandles(tr, firstChainIndex, lastChainIndex)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var all []byte // one certificate may go over several indices
+	var parts [][]byte
+	total := 0
 	for _, index := range indices {
 		part, err := readNV(tr, index)
+		if err == nil && total+len(part) > maxChainLen {
+			err = unusable(fmt.Sprintf("with it the chain has more than %d bytes", maxChainLen))
+		}
+		if isUnusable(err) {
+			ignored = append(ignored, fmt.Sprintf("certificate in NV index %#x: %v", uint32(index), err))
+			continue
+		}
 		if err != nil {
-			return nil, err
+			return nil, nil, fmt.Errorf("certificate in NV index %#x: %w", uint32(index), err)
 		}
-		if all = append(all, part...); len(all) > maxChainLen {
-			break
-		}
+		parts = append(parts, part)
+		total += len(part)
 	}
-	return appraisal.SplitCertificates(all), nil
-}
-
-func listHandles(tr transport.TPM, first, last tpm2.TPMHandle) ([]tpm2.TPMHandle, error) {
-	r, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: uint32(first), PropertyCount: uint32(last - first + 1)}.Execute(tr)
-	if err != nil {
-		return nil, err
-	}
-	l, err := r.CapabilityData.Data.Handles()
-	if err != nil {
-		return nil, err
-	}
-	var handles []tpm2.TPMHandle
-	for _, h := range l.Handle {
-		if h >= first && h <= last {
-			handles = append(handles, h)
-		}
-	}
-	return handles, nil
-}
-
-// absent reports whether an NV index is not there for us: not defined, never written,
-// or readable only by others.
-func absent(err error) bool {
-	for _, rc := range []tpm2.TPMRC{
-		tpm2.TPMRCHandle, tpm2.TPMRCNVUninitialized, tpm2.TPMRCNVAuthorization, tpm2.TPMRCNVLocked,
-		tpm2.TPMRCAuthUnavailable, tpm2.TPMRCAuthFail, tpm2.TPMRCBadAuth,
-	} {
-		if errors.Is(err, rc) {
-			return true
-		}
-	}
-	return false
-}
-
-// readNV reads an NV index that anybody, or the owner, may read.
-func readNV(tr transport.TPM, index tpm2.TPMHandle) ([]byte, error) {
-	p, err := tpm2.NVReadPublic{NVIndex: index}.Execute(tr)
-	if err != nil {
-		return nil, err
-	}
-	public, err := p.NVPublic.Contents()
-	if err != nil {
-		return nil, err
-	}
-	h := tpm2.NamedHandle{Handle: index, Name: p.NVName}
-	by := h
-	if !public.Attributes.AuthRead {
-		by = tpm2.NamedHandle{Handle: tpm2.TPMRHOwner, Name: tpm2.HandleName(tpm2.TPMRHOwner)}
-	}
-	data := make([]byte, 0, public.DataSize)
-	const step = 512 // bytes, what every TPM can read at once
-	for len(data) < int(public.DataSize) {
-		r, err := tpm2.NVRead{
-			AuthHandle: withAuth(by, tpm2.PasswordAuth(nil)),
-			NVIndex:    h,
-			Size:       min(step, public.DataSize-uint16(len(data))),
-			Offset:     uint16(len(data)),
-		}.Execute(tr)
-		if err != nil {
-			return nil, fmt.Errorf("reading NV index %#x: %w", index, err)
-		}
-		if len(r.Data.Buffer) == 0 {
-			return nil, fmt.Errorf("reading NV index %#x: no data at %d", index, len(data))
-		}
-		data = append(data, r.Data.Buffer...)
-	}
-	return data, nil
+	return appraisal.ChainOf(ek.Certificates[0], parts), ignored, nil
 }

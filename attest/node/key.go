@@ -228,8 +228,11 @@ type storageRoot struct {
 }
 
 // storageRootHandles are where a storage root key is kept: first where the TCG (and
-// systemd) put it, then nearby if that one is of another kind.
-var storageRootHandles = []tpm2.TPMHandle{0x81000001, 0x81000002, 0x81000010, 0x81000011}
+// systemd) put it, then nearby if that one is of another kind, then at places of our own.
+var storageRootHandles = []tpm2.TPMHandle{
+	0x81000001, 0x81000002, 0x81000010, 0x81000011,
+	0x81007664, 0x81007665, 0x81007666, 0x81007667,
+}
 
 // findStorageRoot finds the ECC storage root key, or makes it and keeps it at
 // the first free handle. If want is given, it must be that key and is looked
@@ -250,6 +253,9 @@ func findStorageRoot(tr transport.TPM, hint tpm2.TPMHandle, want *tpm2.TPMTPubli
 				free = h
 			}
 			continue
+		}
+		if isUnusable(err) {
+			continue // somebody's, of another kind
 		}
 		if err != nil {
 			return storageRoot{}, err
@@ -297,7 +303,11 @@ func readPublic(tr transport.TPM, h tpm2.TPMHandle) (*tpm2.TPMTPublic, error) {
 	if err != nil {
 		return nil, err
 	}
-	return r.OutPublic.Contents()
+	public, err := r.OutPublic.Contents()
+	if err != nil {
+		return nil, unusable(fmt.Sprintf("its public area is malformed: %v", err))
+	}
+	return public, nil
 }
 
 func newSigned(attested tpm2.TPM2BAttest, signature tpm2.TPMTSignature) appraisal.Signed {

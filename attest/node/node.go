@@ -104,6 +104,7 @@ const (
 type keys struct {
 	SRK     storageRoot              `json:"srk"`
 	EK      appraisal.EndorsementKey `json:"ek"`
+	Ignored []string                 `json:"ek_ignored,omitempty"` // what was passed over on the way to it
 	AK      blob                     `json:"ak"`
 	Created appraisal.Creation       `json:"ak_creation"`
 	Node    blob                     `json:"node_key"`
@@ -185,7 +186,7 @@ func (n *Node) create(ctx context.Context, bound *binding) error {
 		if err := n.parseSRK(); err != nil {
 			return err
 		}
-		if k.EK, err = readEndorsementKey(tr); err != nil {
+		if k.EK, k.Ignored, err = readEndorsementKey(tr); err != nil {
 			return fmt.Errorf("endorsement key: %w", err)
 		}
 		if k.AK, k.Created, err = n.createAK(tr); err != nil {
@@ -259,6 +260,10 @@ func (n *endorsed) AKName() string { return hex.EncodeToString(appraisal.ObjectN
 // HasEKCertificate reports whether the TPM's manufacturer certified the endorsement
 // key, so that a verifier can trace it to the manufacturer.
 func (n *endorsed) HasEKCertificate() bool { return len(n.keys.EK.Certificates) > 0 }
+
+// Ignored returns what in the TPM was of no use when the endorsement key and its
+// certificates were read, and why, each in one sentence.
+func (n *endorsed) Ignored() []string { return n.keys.Ignored }
 
 // Signer returns the node key. Signing takes SHA-256 digests only and at most
 // 30 seconds, the TPM's time included.

@@ -24,12 +24,35 @@ func TestDoctorTellsWhetherTheTPMHasACertificate(t *testing.T) {
 	without.TPM.Do(removeCertificates)
 	without.Start()
 	with.Start()
-	const note = "endorsement key: the TPM has no manufacturer's certificate"
+	const note = "endorsement key: the TPM has no usable manufacturer's certificate"
 	if out, _, _ := without.Vouch("doctor"); !strings.Contains(out, note) {
 		t.Errorf("without a certificate: %s", out)
 	}
 	if out, _, _ := with.Vouch("doctor"); strings.Contains(out, note) {
 		t.Errorf("with a certificate: %s", out)
+	}
+}
+
+func TestOddObjectInTheTPMIsNamed(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.TPM.Do(func(tr transport.TPM) error {
+		_, err := tpm2.NVDefineSpace{
+			AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
+			PublicInfo: tpm2.New2B(tpm2.TPMSNVPublic{
+				NVIndex: 0x01c00100, NameAlg: tpm2.TPMAlgSHA256, DataSize: 10,
+				Attributes: tpm2.TPMANV{OwnerWrite: true, OwnerRead: true, NoDA: true},
+			}),
+		}.Execute(tr)
+		return err
+	})
+	h.Start()
+	const object = "certificate in NV index 0x1c00100: it was never written"
+	if out, _, _ := h.Vouch("doctor"); !strings.Contains(out, "TPM: ignored "+object) {
+		t.Errorf("vouch doctor: %s", out)
+	}
+	if out, _, _ := h.Vouch("status", "--output", "json"); !strings.Contains(out, object) {
+		t.Errorf("vouch status: %s", out)
 	}
 }
 

@@ -77,8 +77,11 @@ func examineDaemon(ctx context.Context, c *config.Config, ask Ask) []Finding {
 		level = Note
 	}
 	fs := []Finding{{"node", level, NodeLine(st.Node)}}
+	for _, object := range st.TPM.Ignored {
+		fs = append(fs, Finding{"TPM", Note, "ignored " + object})
+	}
 	if !st.TPM.EKCertificate {
-		fs = append(fs, Finding{"endorsement key", Note, "the TPM has no manufacturer's certificate for it, so a policy cannot trace this machine to its manufacturer; list the key in the policy instead: sha256:" + st.TPM.EKSHA256})
+		fs = append(fs, Finding{"endorsement key", Note, "the TPM has no usable manufacturer's certificate for it, so a policy cannot trace this machine to its manufacturer; list the key in the policy instead: sha256:" + st.TPM.EKSHA256})
 	}
 	fs = append(fs, certificateFindings(st, time.Now())...)
 	if len(st.Problems) == 0 {

@@ -70,6 +70,9 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.machine.close()) }()
+	for _, object := range d.machine.node.Ignored() {
+		d.slog.Warn("ignored an object in the TPM", "object", object)
+	}
 	if err := d.openLog(ctx, agent, admins); err != nil || d.log == nil {
 		return err
 	}

@@ -59,6 +59,7 @@ func (m *machine) report(st *view.Status) {
 		EKSHA256:      m.node.EKSHA256(),
 		AKName:        m.node.AKName(),
 		EKCertificate: m.node.HasEKCertificate(),
+		Ignored:       append([]string{}, m.node.Ignored()...),
 	}
 	st.Node.Bound = m.node.Bound()
 }

@@ -42,7 +42,8 @@ type TPMStatus struct {
 	EKSHA256 string `json:"ek_sha256"` // of the EK's public key, hexadecimal
 	AKName   string `json:"ak_name"`   // hexadecimal
 
-	EKCertificate bool `json:"ek_certificate"` // whether its maker certified the EK
+	EKCertificate bool     `json:"ek_certificate"` // whether its maker certified the EK
+	Ignored       []string `json:"ignored"`        // objects in the TPM that were of no use, and why
 }
 
 // AuthorityStatus says how long the authority's keys remain in use.
