@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
@@ -86,14 +87,18 @@ func Watchdog(ctx context.Context, check func(context.Context) error) error {
 	}
 }
 
-// Listeners returns the listening Unix sockets that systemd has opened for the
-// daemon, by the name that the socket unit gives (FileDescriptorName=), and
-// nothing if there are none. It takes the descriptors from the environment: a
-// second call returns nothing.
-func Listeners() (map[string]*net.UnixListener, error) {
-	listeners := make(map[string]*net.UnixListener)
+// Passed returns what systemd has opened for the daemon, by name: the listening Unix
+// sockets of socket units (FileDescriptorName=) and regular files (OpenFile=), none if
+// there are none. It takes the descriptors from the environment: a second call returns
+// nothing.
+func Passed() (map[string]*net.UnixListener, map[string]*os.File, error) {
+	listeners, files := make(map[string]*net.UnixListener), make(map[string]*os.File)
 	var errs []error
 	for _, f := range activation.Files(true) {
+		if st, err := f.Stat(); err == nil && st.Mode().IsRegular() && files[f.Name()] == nil {
+			files[f.Name()] = f
+			continue
+		}
 		l, err := net.FileListener(f)
 		f.Close() // the listener has a duplicate
 		if err != nil {
@@ -119,7 +124,10 @@ func Listeners() (map[string]*net.UnixListener, error) {
 		for _, l := range listeners {
 			l.Close()
 		}
-		return nil, errors.Join(errs...)
+		for _, f := range files {
+			f.Close()
+		}
+		return nil, nil, errors.Join(errs...)
 	}
-	return listeners, nil
+	return listeners, files, nil
 }

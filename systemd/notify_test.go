@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -19,7 +20,7 @@ import (
 
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "helper:listeners" {
-		printListeners()
+		printPassed()
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
@@ -105,7 +106,7 @@ func TestWithoutSystemdNothingHappens(t *testing.T) {
 		t.Error("there is no watchdog, and yet the daemon is checked")
 		return nil
 	}))
-	if l, err := Listeners(); len(l) != 0 || err != nil {
+	if l, f, err := Passed(); len(l)+len(f) != 0 || err != nil {
 		t.Errorf("listeners %v, %v", l, err)
 	}
 }
@@ -141,11 +142,11 @@ func TestWatchdogIsSilentWhileTheDaemonIsIll(t *testing.T) {
 	}
 }
 
-// printListeners prints what Listeners returns in a process that has
+// printPassed prints what Passed returns in a process that has
 // descriptors from systemd.
-func printListeners() {
+func printPassed() {
 	os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
-	listeners, err := Listeners()
+	listeners, files, err := Passed()
 	if err != nil {
 		fmt.Println("error:", err)
 		return
@@ -155,12 +156,16 @@ func printListeners() {
 			fmt.Println(name, filepath.Base(l.Addr().String()))
 		}
 	}
-	if again, err := Listeners(); len(again) != 0 || err != nil {
+	for name, f := range files {
+		b, err := io.ReadAll(f)
+		fmt.Printf("file %s has %s, %v\n", name, b, err)
+	}
+	if again, files, err := Passed(); len(again)+len(files) != 0 || err != nil {
 		fmt.Println("again:", again, err)
 	}
 }
 
-func TestListeners(t *testing.T) {
+func TestSocketsAndFilesThatSystemdPasses(t *testing.T) {
 	dir := t.TempDir()
 	unix := func(name string) *os.File {
 		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, name), Net: "unix"})
@@ -180,6 +185,10 @@ func TestListeners(t *testing.T) {
 		t.Cleanup(func() { f.Close() })
 		return f
 	}
+	must(t, os.WriteFile(filepath.Join(dir, "log"), []byte("records"), 0o600))
+	log, err := os.Open(filepath.Join(dir, "log"))
+	must(t, err)
+	defer log.Close()
 	null, err := os.Open(os.DevNull)
 	must(t, err)
 	defer null.Close()
@@ -192,6 +201,7 @@ func TestListeners(t *testing.T) {
 		{"two by name", []*os.File{unix("a"), unix("b")}, "admin.sock:agent.sock", "agent.sock b\nadmin.sock a\n"},
 		{"two of one name", []*os.File{unix("c"), unix("d")}, "agent.sock:agent.sock", "error: systemd passes two sockets named agent.sock"},
 		{"TCP", []*os.File{tcp()}, "agent.sock", "error: socket agent.sock from systemd is tcp"},
+		{"a socket and a file", []*os.File{unix("e"), log}, "agent.sock:measured", "agent.sock e\nfile measured has records, <nil>\n"},
 		{"no socket", []*os.File{null}, "agent.sock", "error: socket agent.sock from systemd: "},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -18,9 +18,10 @@ import (
 // list some 150 bytes for each program and library that ran. In base64, the logs
 // together take less than 29 MiB.
 const (
-	MaxEvidenceLen = 32 << 20
-	MaxEventLogLen = bootlog.MaxFirmwareLen
-	MaxIMALen      = 16 << 20
+	MaxEvidenceLen     = 32 << 20
+	MaxEventLogLen     = bootlog.MaxFirmwareLen
+	MaxUserspaceLogLen = bootlog.MaxUserspaceLen
+	MaxIMALen          = 16 << 20
 	// MinNonceLen and MaxNonceLen bound the verifier's nonce.
 	MinNonceLen = 16
 	MaxNonceLen = 64

@@ -27,18 +27,23 @@ type Sources struct {
 	CommandLine string
 	Stat        string // whose line btime says when the machine booted
 	Hostname    string
-	Chain       [][]byte // DER certificates above the endorsement key's that the TPM does not hold
+	// UserspaceLog is systemd's log of what it measured, which root alone may open.
+	// UserspaceLogFile is the file, opened by whoever may.
+	UserspaceLog     string
+	UserspaceLogFile *os.File
+	Chain            [][]byte // DER certificates above the endorsement key's that the TPM does not hold
 }
 
 // LinuxSources returns where Linux has them.
 func LinuxSources() Sources {
 	hostname, _ := os.Hostname()
 	return Sources{
-		EventLog:    "/sys/kernel/security/tpm0/binary_bios_measurements",
-		IMA:         "/sys/kernel/security/ima/binary_runtime_measurements",
-		CommandLine: "/proc/cmdline",
-		Stat:        "/proc/stat",
-		Hostname:    hostname,
+		EventLog:     "/sys/kernel/security/tpm0/binary_bios_measurements",
+		IMA:          "/sys/kernel/security/ima/binary_runtime_measurements",
+		UserspaceLog: "/run/log/systemd/tpm2-measure.log",
+		CommandLine:  "/proc/cmdline",
+		Stat:         "/proc/stat",
+		Hostname:     hostname,
 	}
 }
 
@@ -63,8 +68,11 @@ func (n *Node) Evidence(ctx context.Context, nonce []byte, from Sources) ([]byte
 	if err == nil {
 		err = n.tpm.do(ctx, "making evidence", operationLimit, func(tr transport.TPM) error { return n.attestTo(tr, &e, nonce) })
 	}
-	// The IMA list is read after the quote, so it holds everything that the quoted PCR
-	// 10 covers, and perhaps a little more.
+	// These are read after the quote, so they hold everything that the quoted PCRs
+	// cover, and perhaps a little more.
+	if err == nil {
+		e.UserspaceLog, err = readUserspaceLog(ctx, from)
+	}
 	if err == nil {
 		e.IMA, err = readSource(from.IMA, appraisal.MaxIMALen)
 	}

@@ -86,20 +86,22 @@ func run(ctx context.Context, log *slog.Logger, c *config.Config) error {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
-	passed, err := passedSockets("agent", "admin", "systemd")
+	sockets, files, err := passed("agent", "admin", "systemd")
 	if err != nil {
 		return err
 	}
-	return daemon.Run(ctx, daemon.Options{Config: c, Logger: log, Sockets: passed, Reload: hup, Proxy: startProxy})
+	return daemon.Run(ctx, daemon.Options{
+		Config: c, Logger: log, Sockets: sockets, Measured: files["measured"], Reload: hup, Proxy: startProxy,
+	})
 }
 
-// passedSockets returns the sockets that systemd has opened, by their names.
-func passedSockets(names ...string) (map[string]*net.UnixListener, error) {
-	passed, err := systemd.Listeners()
-	for name := range passed {
+// passed returns the sockets and files that systemd has opened, by their names.
+func passed(names ...string) (map[string]*net.UnixListener, map[string]*os.File, error) {
+	sockets, files, err := systemd.Passed()
+	for name := range sockets {
 		if !slices.Contains(names, name) {
-			return nil, fmt.Errorf("systemd passes a socket named %q; the unit's FileDescriptorName must be %s", name, strings.Join(names, " or "))
+			return nil, nil, fmt.Errorf("systemd passes a socket named %q; the unit's FileDescriptorName must be %s", name, strings.Join(names, " or "))
 		}
 	}
-	return passed, err
+	return sockets, files, err
 }

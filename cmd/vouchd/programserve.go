@@ -54,7 +54,7 @@ func servePrograms(ctx context.Context, log *slog.Logger, file string, overrides
 	if os.Geteuid() != 0 {
 		return errors.New("systemd starts units only for root; run this as root")
 	}
-	passed, err := passedSockets("run")
+	sockets, _, err := passed("run")
 	if err != nil {
 		return err
 	}
@@ -67,7 +67,7 @@ func servePrograms(ctx context.Context, log *slog.Logger, file string, overrides
 		IdleAfter: idleAfter,
 	}
 	c, err := config.Load(file, overrides...)
-	if err != nil && passed["run"] == nil {
+	if err != nil && sockets["run"] == nil {
 		return err
 	}
 	if err != nil {
@@ -80,12 +80,12 @@ func servePrograms(ctx context.Context, log *slog.Logger, file string, overrides
 		if err := systemd.Ready("Nothing is started: the configuration is invalid"); err != nil {
 			return err
 		}
-		return s.Serve(ctx, passed["run"])
+		return s.Serve(ctx, sockets["run"])
 	}
 	for _, w := range c.Warnings {
 		log.Warn(w)
 	}
-	l, err := programs.Listen(passed["run"], c.ProgramsSocket)
+	l, err := programs.Listen(sockets["run"], c.ProgramsSocket)
 	if err != nil {
 		return err
 	}

@@ -70,12 +70,12 @@ func serveProxy(ctx context.Context, log *slog.Logger, inherited bool) error {
 		}
 		return door.Serve(ctx, o)
 	}
-	passed, err := passedSockets("proxy", "proxy-link")
+	sockets, _, err := passed("proxy", "proxy-link")
 	if err != nil {
 		return err
 	}
-	links := passed["proxy-link"]
-	if o.Listener = passed["proxy"]; o.Listener == nil || links == nil {
+	links := sockets["proxy-link"]
+	if o.Listener = sockets["proxy"]; o.Listener == nil || links == nil {
 		return errors.New("systemd passes no sockets; start vouchd-proxy.socket, or let vouchd start the proxy")
 	}
 	o.Listener.SetUnlinkOnClose(false)

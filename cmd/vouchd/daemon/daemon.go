@@ -36,8 +36,10 @@ type Options struct {
 	Config  *config.Config
 	Logger  *slog.Logger
 	Sockets map[string]*net.UnixListener // that systemd has opened: "agent", "admin" and "systemd"; the others are made
-	Reload  <-chan os.Signal             // asks for a look at the files that can be reloaded; may be nil
-	Proxy   StartProxy                   // where systemd does not start it; may be nil
+	// Measured is systemd's log of what it measured, which root alone may open; nil: it is opened.
+	Measured *os.File
+	Reload   <-chan os.Signal // asks for a look at the files that can be reloaded; may be nil
+	Proxy    StartProxy       // where systemd does not start it; may be nil
 }
 
 // A daemon is everything that runs, in the order it is started. Its fields do
@@ -66,7 +68,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	defer agent.Close()
 	defer admins.Close()
-	if d.machine, err = openMachine(ctx, d.config); err != nil {
+	if d.machine, err = openMachine(ctx, d.config, o.Measured); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.machine.close()) }()

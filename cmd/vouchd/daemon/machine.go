@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 
 	"github.com/vouchd/vouchd/attest/node"
@@ -17,14 +18,15 @@ import (
 
 // A machine is the state directory and the TPM, with the keys in both.
 type machine struct {
-	config *config.Config
-	state  *state.Dir
-	tpm    *node.TPM
-	node   *node.Node
+	config   *config.Config
+	measured *os.File // systemd's log; may be nil
+	state    *state.Dir
+	tpm      *node.TPM
+	node     *node.Node
 }
 
-func openMachine(ctx context.Context, c *config.Config) (*machine, error) {
-	m := &machine{config: c}
+func openMachine(ctx context.Context, c *config.Config, measured *os.File) (*machine, error) {
+	m := &machine{config: c, measured: measured}
 	if err := m.open(ctx); err != nil {
 		return nil, errors.Join(err, m.close())
 	}
@@ -67,6 +69,7 @@ func (m *machine) report(st *view.Status) {
 // sources returns where evidence is made from.
 func (m *machine) sources() (node.Sources, error) {
 	from := node.LinuxSources()
+	from.UserspaceLogFile = m.measured
 	var err error
 	from.Chain, err = readCertificates(m.config.Node.EKChainDir)
 	return from, err
