@@ -184,7 +184,7 @@ func (a *appraisal) certified() (reason string, err error) {
 		return "", fmt.Errorf("endorsement key %s is not among the policy's keys", e.EK.SHA256())
 	}
 	if len(e.EK.Certificates) == 0 {
-		return "", fmt.Errorf("%w: the endorsement key has no certificate; list it under endorsement.keys", ErrCertificate)
+		return "", fmt.Errorf("%w: the evidence has none for the endorsement key (vouch doctor, on the machine, names one that is of no use); list the key under endorsement.keys", ErrCertificate)
 	}
 	c, err := e.EK.Certificate()
 	if err != nil {

@@ -98,6 +98,24 @@ func TestForgedPlatformKeysAreRefused(t *testing.T) {
 	})
 }
 
+// Another user of the TPM can put a key in the place of the cloud's. A fleet's policy that
+// accepts either kind of machine accepts this one by its endorsement key.
+func TestUnacceptedPlatformKeyHidesNoEndorsementKey(t *testing.T) {
+	t.Parallel()
+	real := tpmtest.Start(t)
+	cloud{certificate: 0x01c10002, template: 0x01c10003, key: appraisal.AKTemplate()}.equip(t, real)
+	m := booted(t, "uki-secureboot", real)
+	e, given := m.evidence(t)
+	roots := "  platform_roots:\n" + yamlPEM(real.CA[0].Raw) + "boot_state: any\n"
+	r := appraisal.Appraise(e, policy(t, "endorsement:\n  keys: ["+m.EKSHA256()+"]\n"+roots), given)
+	if !r.Passed || r.EKSHA256 != m.EKSHA256() || r.PlatformAKSHA256 != "" {
+		t.Errorf("%v", r)
+	}
+	refused(t, appraisal.Appraise(e, policy(t, "endorsement:\n  keys: ["+other+"]\n"+roots), given), "endorsement", appraisal.ErrCertificate)
+	given.Activation = nil
+	refused(t, appraisal.Appraise(e, policy(t, "endorsement:\n  keys: ["+m.EKSHA256()+"]\n"+roots), given), "activation", appraisal.ErrActivation)
+}
+
 func rsaAK() tpm2.TPMTPublic {
 	ak := appraisal.AKTemplate()
 	ak.Type = tpm2.TPMAlgRSA
