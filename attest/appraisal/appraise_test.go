@@ -266,6 +266,13 @@ func TestEvidenceIsBounded(t *testing.T) {
 			t.Errorf("nonce of %d bytes accepted", length)
 		}
 	}
+	largest := appraisal.Evidence{
+		Bank: appraisal.BankSHA256, EventLog: make([]byte, appraisal.MaxEventLogLen),
+		IMA: make([]byte, appraisal.MaxIMALen), UserspaceLog: make([]byte, appraisal.MaxUserspaceLogLen),
+	}
+	if b, err := largest.Encode(); err != nil || len(b) > appraisal.MaxEvidenceLen-2<<20 {
+		t.Errorf("the largest logs make evidence of %d bytes, %v, which leaves too little for the rest", len(b), err)
+	}
 	r := appraisal.Appraise(make([]byte, appraisal.MaxEvidenceLen+1), appraisal.Policy{}, appraisal.Given{})
 	refused(t, r, "evidence", nil)
 }

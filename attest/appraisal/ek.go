@@ -61,8 +61,11 @@ func ChainOf(certificate []byte, parts [][]byte) (chain [][]byte) {
 // signed reports whether an authority signed the certificate below it. Old makers
 // signed with SHA-1, which crypto/x509 does not verify.
 func signed(authority, below *x509.Certificate) bool {
+	if !bytes.Equal(authority.RawSubject, below.RawIssuer) {
+		return false
+	}
 	err := below.CheckSignatureFrom(authority)
-	return bytes.Equal(authority.RawSubject, below.RawIssuer) && (err == nil || errors.As(err, new(x509.InsecureAlgorithmError)))
+	return err == nil || errors.As(err, new(x509.InsecureAlgorithmError))
 }
 
 // SplitCertificates returns the DER certificates that b begins with; what

@@ -2,6 +2,7 @@ package node
 
 import (
 	"bytes"
+	"encoding/binary"
 	"slices"
 	"strings"
 	"testing"
@@ -143,6 +144,31 @@ func TestOddIndicesHideNoCertificate(t *testing.T) {
 	m.evidence(t)
 	if left := real.Handles(); len(left) > 0 {
 		t.Errorf("handles %x are left", left)
+	}
+}
+
+// A refusing TPM has one NV index, and lets nobody read it.
+type refusing tpm2.TPMSNVPublic
+
+func (r refusing) Send(command []byte) ([]byte, error) {
+	code, parameters := tpm2.TPMRCNVAuthorization, []byte(nil)
+	if tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) == tpm2.TPMCCNVReadPublic {
+		code = tpm2.TPMRCSuccess
+		parameters = append(tpm2.Marshal(tpm2.New2B(tpm2.TPMSNVPublic(r))), 0, 1, 7) // and a name
+	}
+	b := binary.BigEndian.AppendUint32([]byte{0x80, 0x01}, uint32(headerLen+len(parameters)))
+	return append(binary.BigEndian.AppendUint32(b, uint32(code)), parameters...), nil
+}
+
+func TestLargeIndexIsNotRead(t *testing.T) {
+	t.Parallel()
+	a := readable
+	a.Written = true
+	for size, says := range map[uint16]string{0xffff: "its 65535 bytes are more than 8192", 0: "it is empty", 100: "reading it: "} {
+		_, err := readNV(refusing{NVIndex: 0x01c00100, NameAlg: tpm2.TPMAlgSHA256, Attributes: a, DataSize: size}, 0x01c00100)
+		if !isUnusable(err) || !strings.Contains(err.Error(), says) {
+			t.Errorf("of %d bytes: %v, want %q", size, err, says)
+		}
 	}
 }
 

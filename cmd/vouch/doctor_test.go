@@ -51,8 +51,10 @@ func TestOddObjectInTheTPMIsNamed(t *testing.T) {
 	if out, _, _ := h.Vouch("doctor"); !strings.Contains(out, "TPM: ignored "+object) {
 		t.Errorf("vouch doctor: %s", out)
 	}
-	if out, _, _ := h.Vouch("status", "--output", "json"); !strings.Contains(out, object) {
-		t.Errorf("vouch status: %s", out)
+	for _, format := range []string{"text", "json"} {
+		if out, _, _ := h.Vouch("status", "--output", format); !strings.Contains(out, object) {
+			t.Errorf("vouch status in %s: %s", format, out)
+		}
 	}
 }
 

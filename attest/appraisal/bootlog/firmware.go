@@ -46,7 +46,7 @@ type unproven struct {
 func Replay(firmware, userspace []byte, hash crypto.Hash, pcrs map[uint][]byte) (Log, error) {
 	l, err := replayFirmware(firmware, hash, pcrs)
 	if err == nil {
-		l.goOn(userspace, pcrs)
+		l.replayUserspace(userspace, pcrs)
 	}
 	return l, err
 }

@@ -53,7 +53,7 @@ func FuzzUserspaceLog(f *testing.F) {
 			t.Errorf("%d records, %v", len(records), err)
 		}
 		l := Log{hash: crypto.SHA256, proven: map[uint][]tcg.Event{}, unproven: map[uint]unproven{9: {events, ErrLog}}}
-		l.goOn(b, quoted)
+		l.replayUserspace(b, quoted)
 		if _, ok := l.proven[9]; !ok {
 			return
 		}

@@ -178,29 +178,32 @@ func depth(text []byte) (deepest int) {
 	return deepest
 }
 
-// goOn explains PCRs by what user space measured after the firmware. The file is
+// replayUserspace explains PCRs by what user space measured after the firmware. The file is
 // root's to write, so a record counts only as part of a chain that ends at the
 // quoted value, and says nothing about the boot: it can neither change nor come
 // before what the firmware's log says, and no fact is read from it. The log was
 // read after the quote, so records may follow that the quote does not cover.
 //
 // PCRs below 8 are the firmware's, and 10 is IMA's, with a list of its own.
-func (l *Log) goOn(log []byte, pcrs map[uint][]byte) {
+func (l *Log) replayUserspace(log []byte, pcrs map[uint][]byte) {
 	records, err := parseUserspaceLog(log, l.hash)
 	for pcr, u := range l.unproven {
 		if pcr < 8 || pcr > 15 || pcr == imaPCR {
 			continue
 		}
-		if len(log) == 0 {
+		switch {
+		case len(log) == 0:
 			u.why = fmt.Errorf("%w, and the evidence has no log of what systemd measured after them", u.why)
-		} else if err != nil {
+		case err != nil:
 			u.why = fmt.Errorf("systemd's log of what it measured: %w", err)
-		} else if u.why = l.replay(u, pcrs[pcr], pcrRecords(records, pcr)); u.why == nil {
-			l.proven[pcr] = u.events
-			delete(l.unproven, pcr)
-			continue
+		default:
+			u.why = l.addUp(u, pcrs[pcr], pcrRecords(records, pcr))
 		}
 		l.unproven[pcr] = u
+		if u.why == nil {
+			l.proven[pcr] = u.events
+			delete(l.unproven, pcr)
+		}
 	}
 }
 
@@ -208,9 +211,9 @@ func pcrRecords(all []userspaceRecord, pcr uint) []userspaceRecord {
 	return slices.DeleteFunc(slices.Clone(all), func(r userspaceRecord) bool { return r.pcr != pcr })
 }
 
-// replay returns an error unless the events and then the first of the records, one
+// addUp returns an error unless the events and then the first of the records, one
 // or more, add up to the value.
-func (l *Log) replay(u unproven, value []byte, records []userspaceRecord) error {
+func (l *Log) addUp(u unproven, value []byte, records []userspaceRecord) error {
 	if len(records) == 0 {
 		return fmt.Errorf("%w, and systemd's log has no record of it", u.why)
 	}

@@ -60,7 +60,7 @@ func TestWhatSystemdMeasuredExplainsAPCRAfterTheFirmware(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			l.goOn([]byte(tt.log), tt.pcrs)
+			l.replayUserspace([]byte(tt.log), tt.pcrs)
 			pcr, err := l.CommandLine(ukiCommandLine, 0)
 			switch {
 			case tt.wrong == "" && (err != nil || pcr != 9):
@@ -104,7 +104,7 @@ func TestUserSpaceCannotRewriteTheBoot(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			pcrs := map[uint][]byte{tt.pcr: tt.quoted}
 			l := Log{hash: crypto.SHA256, proven: map[uint][]tcg.Event{}, unproven: map[uint]unproven{tt.pcr: {tt.events, ErrLog}}}
-			l.goOn([]byte(tt.log), pcrs)
+			l.replayUserspace([]byte(tt.log), pcrs)
 			if pcr, err := l.CommandLine(good, 0); err == nil {
 				t.Errorf("proven by PCR %d", pcr)
 			}
@@ -126,7 +126,7 @@ func TestUserSpaceCannotRewriteTheBoot(t *testing.T) {
 	// The firmware's own PCRs and IMA's are not user space's to explain.
 	for _, pcr := range []uint{0, 4, 7, 10, 16, 23} {
 		l := Log{hash: crypto.SHA256, proven: map[uint][]tcg.Event{}, unproven: map[uint]unproven{pcr: {nil, ErrLog}}}
-		l.goOn([]byte(measured(pcr, "x")), map[uint][]byte{pcr: value(hashOf(crypto.SHA256, []byte("x")))})
+		l.replayUserspace([]byte(measured(pcr, "x")), map[uint][]byte{pcr: value(hashOf(crypto.SHA256, []byte("x")))})
 		if _, ok := l.unproven[pcr]; !ok {
 			t.Errorf("PCR %d is explained by user space", pcr)
 		}

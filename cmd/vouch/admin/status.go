@@ -64,6 +64,9 @@ func printStatus(out io.Writer, st view.Status) {
 	row("trust domain", "%s", st.TrustDomain)
 	row("version", "%s, up %s", st.Version, cli.Ago(st.Started))
 	row("TPM", "%s, EK %s", st.TPM.Address, st.TPM.EKSHA256)
+	for _, object := range st.TPM.Ignored {
+		row("", "ignored %s", object)
+	}
 	row("node", "%s", doctor.NodeLine(st.Node))
 	if e := st.Node.Enrolment; e != nil {
 		row("enrolled", "by root %s, until %s", e.RootSHA256, cli.Time(e.NotAfter))
