@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os/exec"
@@ -11,6 +12,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	spiffe "github.com/spiffe/go-spiffe/v2/workloadapi"
 
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
 )
 
@@ -22,6 +24,23 @@ func TestHangupReloads(t *testing.T) {
 	h.Write("entries.d/a.yaml", daemontest.EntriesFor(1))
 	must(t, h.Cmd.Process.Signal(syscall.SIGHUP))
 	eventually(t, "the new file is in force", func() bool { _, err := h.Fetch(); return err == nil })
+}
+
+// systemd's log of what it measured is root's: PID 1 opens it for the daemon (OpenFile=).
+func TestLogThatSystemdOpenedGoesIntoEvidence(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	const record = "\x1e" + `{"pcr":9,"digests":[],"content_type":"systemd","content":{}}` + "\n"
+	h.Write("tpm2-measure.log", record)
+	h.Wrap = []string{"sh", "-c", `exec 3<"$0"; rm "$0"; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=measured; exec "$@"`, h.Path("tpm2-measure.log")}
+	h.StartProcess()
+	for range 2 { // from its beginning each time
+		var e appraisal.Evidence
+		must(t, json.Unmarshal([]byte(h.OK("node", "evidence", "--nonce", strings.Repeat("ab", 32))), &e))
+		if string(e.UserspaceLog) != record {
+			t.Errorf("the evidence has %q, want %q", e.UserspaceLog, record)
+		}
+	}
 }
 
 func TestSecondDaemonOnTheSameStateIsRefused(t *testing.T) {
