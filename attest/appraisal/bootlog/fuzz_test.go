@@ -65,3 +65,27 @@ func FuzzUserspaceLog(f *testing.F) {
 		}
 	})
 }
+
+// Whoever extends PCR 7 chooses an event's type and data; its digest then fits.
+func FuzzSecureBootEvents(f *testing.F) {
+	l, err := replayFirmware(readFile(f, ukiLog), crypto.SHA256, recordedPCRs(f, "uki-secureboot"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	off := bytes.Clone(l.proven[7][0].Data) // SecureBoot is measured first
+	off[len(off)-1] = 0
+	before := []tcg.Event{{Index: 7, Type: evVariableConfig, Data: off, Digest: hashOf(crypto.SHA256, off)}}
+	for _, e := range l.proven[7] {
+		f.Add(uint32(e.Type), e.Data, uint32(evSeparator), make([]byte, 4))
+	}
+	f.Fuzz(func(t *testing.T, type1 uint32, data1 []byte, type2 uint32, data2 []byte) {
+		events := before
+		for _, e := range []tcg.Event{{Type: tcg.EventType(type1), Data: data1}, {Type: tcg.EventType(type2), Data: data2}} {
+			e.Index, e.Digest = 7, hashOf(crypto.SHA256, e.Data)
+			events = append(events[:len(events):len(events)], e)
+		}
+		if s, err := (Log{hash: crypto.SHA256, proven: map[uint][]tcg.Event{7: events}}).SecureBoot(); err == nil && s.On {
+			t.Errorf("Secure Boot is on after it was measured off: %x %q, %x %q", type1, data1, type2, data2)
+		}
+	})
+}
