@@ -114,6 +114,8 @@ func TestEachRuleIsJudged(t *testing.T) {
 		{"command line allowed in part only", secure, "kernel_command_line: {allow: ['root=LABEL=vmroot rw']}", "kernel command line", "not among"},
 		{"command line allowed by alternatives that match in part", secure, "kernel_command_line: {allow: ['root=LABEL=vmroot|quiet']}", "kernel command line", "not among"},
 		{"command line not forbidden", secure, "kernel_command_line: {forbid: ['init=']}", "", ""},
+		{"command line measured where the policy says", secure, "kernel_command_line: {measured_into: pcr9, forbid: ['init=']}", "", ""},
+		{"command line measured elsewhere", secure, "kernel_command_line: {measured_into: pcr12, forbid: ['init=']}", "kernel command line", "PCR 12"},
 		{"command line forbidden", secure, "kernel_command_line: {forbid: ['console=']}", "kernel command line", "forbidden"},
 		{"another command line than measured", insecure, "kernel_command_line: {allow: ['.*']}", "kernel command line", "not measured"},
 		{"any file", secure, "ima: {allow: [{path: '*'}]}", "", ""},

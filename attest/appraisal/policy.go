@@ -60,12 +60,12 @@ type CommandLineRule struct {
 	Forbid []pattern `yaml:"forbid" like:"init="`
 	// MeasuredInto is the PCR that the machine's boot measures the line into. Root
 	// can be the first to extend one that the boot leaves alone.
-	MeasuredInto string `yaml:"measured_into" oneof:"any 8 9 12" default:"any"`
+	MeasuredInto string `yaml:"measured_into" oneof:"any pcr8 pcr9 pcr12" default:"any"`
 }
 
 // into returns the one PCR that counts, zero if all do.
 func (r CommandLineRule) into() uint {
-	pcr, err := strconv.ParseUint(r.MeasuredInto, 10, 8)
+	pcr, err := strconv.ParseUint(strings.TrimPrefix(r.MeasuredInto, "pcr"), 10, 8)
 	if err != nil {
 		return 0 // "any"
 	}
@@ -253,7 +253,7 @@ func (e *Evidence) learnBoot(b *bytes.Buffer) {
 		notLearned(b, "kernel_command_line", err)
 		return
 	}
-	fmt.Fprintf(b, "kernel_command_line:\n  measured_into: \"%d\"\n  allow:\n    - %s\n", pcr, quoted(regexp.QuoteMeta(e.Host.CommandLine)))
+	fmt.Fprintf(b, "kernel_command_line:\n  measured_into: pcr%d\n  allow:\n    - %s\n", pcr, quoted(regexp.QuoteMeta(e.Host.CommandLine)))
 }
 
 func (e *Evidence) learnIMA(b *bytes.Buffer) {

@@ -21,7 +21,7 @@ func TestMachineWhoseSystemdMeasuresIntoPCR9Passes(t *testing.T) {
 	m.from.UserspaceLog = file(t, record(11, "enter-initrd")+record(9, nvpcr))
 	e, given := m.evidence(t)
 	p := learned(t, e)
-	if !strings.Contains(learnedText(t, e), `measured_into: "9"`) {
+	if !strings.Contains(learnedText(t, e), "measured_into: pcr9\n") {
 		t.Errorf("the learned policy does not say where the command line is measured:\n%s", learnedText(t, e))
 	}
 	r := appraisal.Appraise(e, p, given)
