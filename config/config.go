@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,6 +42,7 @@ type Authority struct {
 	JWTIssuer       string        `yaml:"jwt_issuer" like:"https://example.org"`
 	JWTKey          string        `yaml:"jwt_key" default:"sealed" oneof:"sealed tpm"`
 	JWTKeyTTL       time.Duration `yaml:"jwt_key_ttl" default:"24h" min:"2h" max:"2160h"`
+	JWTAlgorithms   []string      `yaml:"jwt_algorithms" oneof:"ES256 RS256"` // left out: all that JWTKey can sign, ES256 first
 }
 
 // Log is how the attestation log is anchored, bounded and handed on.
@@ -72,6 +74,12 @@ type Node struct {
 // ModeEnrolled is the value of Mode where an organisation's root is that of the
 // trust domain.
 const ModeEnrolled = "enrolled"
+
+// The values of JWTAlgorithms.
+const (
+	ES256 = "ES256"
+	RS256 = "RS256"
+)
 
 // JWTKeyTPM is the value of JWTKey for a key that never leaves the TPM.
 const JWTKeyTPM = "tpm"
@@ -153,6 +161,7 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 		problem("authority.jwt_key_ttl", "%s is less than twice authority.rotation_overlap; give it %s or more",
 			FormatDuration(a.JWTKeyTTL), FormatDuration(2*a.RotationOverlap))
 	}
+	a.relateAlgorithms(problem)
 	if a.JWTIssuer == "" && !c.TrustDomain.IsZero() {
 		a.JWTIssuer = "https://" + c.TrustDomain.Name()
 	}
@@ -202,6 +211,21 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 	}
 	if c.EntriesDir != "" && c.EntriesDir == c.CredentialsDir {
 		problem("credentials_dir", "is the entries_dir too; give each its own directory")
+	}
+}
+
+// relateAlgorithms fills in JWTAlgorithms, and holds them to what JWTKey can sign.
+func (a *Authority) relateAlgorithms(problem func(key, format string, args ...any)) {
+	const key = "authority.jwt_algorithms"
+	switch {
+	case len(a.JWTAlgorithms) == 0 && a.JWTKey == JWTKeyTPM:
+		a.JWTAlgorithms = []string{ES256}
+	case len(a.JWTAlgorithms) == 0:
+		a.JWTAlgorithms = []string{ES256, RS256}
+	case len(slices.Compact(slices.Sorted(slices.Values(a.JWTAlgorithms)))) < len(a.JWTAlgorithms):
+		problem(key, "names an algorithm twice; remove one")
+	case a.JWTKey == JWTKeyTPM && slices.Contains(a.JWTAlgorithms, RS256):
+		problem(key, "has RS256, but authority.jwt_key is tpm, whose key signs ES256 alone; remove it, or set authority.jwt_key: sealed")
 	}
 }
 

@@ -39,6 +39,7 @@ func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
 			JWTIssuer:       "https://example.org",
 			JWTKey:          "sealed",
 			JWTKeyTTL:       24 * time.Hour,
+			JWTAlgorithms:   []string{"ES256", "RS256"},
 		},
 		Log: Log{AnchorEvery: time.Minute, MaxMiB: 4096, KeepFor: 2160 * time.Hour},
 		Node: Node{
@@ -49,6 +50,28 @@ func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, c, cmp.Comparer(func(a, b spiffeid.TrustDomain) bool { return a == b })); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func TestJWTAlgorithmsAreThoseThatTheKeyCanSign(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ authority, want, err string }{
+		{"{jwt_key: sealed}", "[ES256 RS256]", ""},
+		{"{jwt_key: tpm}", "[ES256]", ""},
+		{"{jwt_algorithms: [RS256]}", "[RS256]", ""},
+		{"{jwt_algorithms: [RS256, ES256]}", "[RS256 ES256]", ""},
+		{"{jwt_algorithms: [HS256]}", "", "jwt_algorithms \"HS256\""},
+		{"{jwt_algorithms: [ES256, ES256]}", "", "names an algorithm twice"},
+		{"{jwt_algorithms: [ES256, RS256], jwt_key: tpm}", "", "set authority.jwt_key: sealed"},
+	} {
+		c, err := Parse("v.yaml", []byte("trust_domain: example.org\nauthority: "+tt.authority+"\n"))
+		if tt.err != "" {
+			if err == nil || !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("%s: %v, want %s", tt.authority, err, tt.err)
+			}
+		} else if err != nil || fmt.Sprint(c.Authority.JWTAlgorithms) != tt.want {
+			t.Errorf("%s: %+v, %v, want %s", tt.authority, c, err, tt.want)
+		}
 	}
 }
 

@@ -15,6 +15,7 @@ package identity
 import (
 	"context"
 	"crypto"
+	"crypto/rsa"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -76,6 +77,10 @@ type Options struct {
 	JWTKey       crypto.Signer // signs all JWT-SVIDs, permanently, in place of keys that rotate; nil: they rotate
 	JWTIssuer    string        // the iss claim; empty: none
 
+	// JWTAlgorithms are those to have keys of, ES256 and RS256; the first signs where
+	// none is asked for. Empty: ES256. A JWTKey is of one.
+	JWTAlgorithms []string
+
 	// Upstream is an organisation's root that signed the node key. The zero
 	// Upstream is one that did not yet; nil: the node key is the root.
 	Upstream *Upstream
@@ -98,6 +103,9 @@ type Authority struct {
 	announced map[string]bool     // IDs of keys that Announce accepted
 	sequence  uint64
 
+	making sync.Mutex                     // held while RSA keys are made; taken before rotating
+	spare  atomic.Pointer[rsa.PrivateKey] // made, and not yet in use
+
 	upstream atomic.Pointer[Upstream] // nil: the node key is the root
 
 	ca     atomic.Pointer[issuingCA]
@@ -109,13 +117,22 @@ type Authority struct {
 }
 
 // NewAuthority loads what the store has, makes what is missing and returns an
-// authority that can issue.
+// authority that can issue. RSA keys, which take long to make, are left to Run and to
+// the first who needs one.
 func NewAuthority(ctx context.Context, o Options) (*Authority, error) {
 	if o.TrustDomain.IsZero() || o.NodeKey == nil || o.Store == nil || o.Sealer == nil || o.Announce == nil {
 		return nil, errors.New("authority: trust domain, node key, store, sealer and announce are required")
 	}
 	if o.Overlap <= 0 || 2*o.Overlap > o.IssuingCATTL || 2*o.Overlap > o.JWTKeyTTL {
 		return nil, fmt.Errorf("authority: rotation overlap %v is not between 0 and half of %v and %v", o.Overlap, o.IssuingCATTL, o.JWTKeyTTL)
+	}
+	if len(o.JWTAlgorithms) == 0 {
+		o.JWTAlgorithms = []string{ES256}
+	}
+	for _, algorithm := range o.JWTAlgorithms {
+		if algorithm != ES256 && algorithm != RS256 {
+			return nil, fmt.Errorf("authority: JWT-SVIDs are signed by ES256 or RS256, not %q", algorithm)
+		}
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -148,7 +165,7 @@ func NewAuthority(ctx context.Context, o Options) (*Authority, error) {
 // tries again; keys that are still valid remain in use.
 func (a *Authority) Run(ctx context.Context) {
 	const look = 10 * time.Second // often enough to notice a clock that jumped
-	timer := time.NewTimer(look)
+	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
@@ -156,7 +173,11 @@ func (a *Authority) Run(ctx context.Context) {
 			return
 		case <-timer.C:
 		}
-		if err := a.Rotate(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, ErrNotEnrolled) {
+		err := a.Rotate(ctx)
+		if errors.Is(err, ErrNotEnrolled) {
+			err = nil
+		}
+		if err = errors.Join(err, a.makeRSA(ctx)); err != nil && ctx.Err() == nil {
 			a.o.Logger.Error("rotating authority keys; those in use stay until they expire", "err", err)
 		}
 		timer.Reset(look)
@@ -194,7 +215,7 @@ type Status struct {
 	RootNotAfter      time.Time
 	IssuingCAKeyID    string
 	IssuingCANotAfter time.Time
-	JWTKeyID          string    // the key that signs now
+	JWTKeyID          string    // the key that signs now, of the first algorithm
 	JWTKeyUntil       time.Time // zero: without end
 	BundleSequence    uint64
 }
@@ -208,7 +229,7 @@ func (a *Authority) Status() Status {
 	if ca := a.ca.Load(); ca != nil {
 		s.IssuingCAKeyID, s.IssuingCANotAfter = ca.keyID, ca.cert.NotAfter
 	}
-	if k := a.jwt.Load().signing(a.o.Now()); k != nil {
+	if k := a.jwt.Load().of(a.o.JWTAlgorithms[0]).signing(a.o.Now()); k != nil {
 		s.JWTKeyID, s.JWTKeyUntil = k.id, k.until
 	}
 	return s

@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
 	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -513,6 +515,132 @@ func TestClockThatJumpsMakesNewKeysAndNoInvalidSVIDs(t *testing.T) {
 	}
 }
 
+// both is the option of keys of both algorithms.
+func both(o *options) { o.JWTAlgorithms = []string{identity.ES256, identity.RS256} }
+
+func issueRS256(t *testing.T, a *identity.Authority) *identity.JWTSVID {
+	t.Helper()
+	svid, err := a.IssueJWTWith(t.Context(), agent, time.Hour, []string{"api"}, identity.With{Algorithm: identity.RS256})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return svid
+}
+
+func TestRS256IsThereForThoseWhoAskAndSurvivesARestart(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	before := keyID(t, h.issueJWT(h.start())) // a version that knew ES256 alone
+	a := h.start(both)
+	if kid := keyID(t, h.issueJWT(a)); kid != before {
+		t.Errorf("with RS256 beside it, %s signs by default, want %s as before", kid, before)
+	}
+	if !a.Bundle().JWKSGoodUntil.Before(h.clock.Now().Add(time.Second)) {
+		t.Error("a bundle without an RSA key claims to verify everything")
+	}
+	svid := issueRS256(t, a)
+	parsed, err := jwt.ParseSigned(svid.Token, []jose.SignatureAlgorithm{jose.RS256})
+	if err != nil || parsed.Headers[0].KeyID != svid.KeyID || parsed.Headers[0].ExtraHeaders["typ"] != "JWT" {
+		t.Fatalf("%+v, %v", parsed, err)
+	}
+	if _, err := a.ValidateJWT(svid.Token, "api"); err != nil {
+		t.Error(err)
+	}
+	if err := a.SelfCheck(t.Context()); err != nil {
+		t.Error(err)
+	}
+	a = h.start(both)
+	if again := issueRS256(t, a); again.KeyID != svid.KeyID {
+		t.Errorf("after a restart %s signs, want %s", again.KeyID, svid.KeyID)
+	}
+	if _, err := a.ValidateJWT(svid.Token, "api"); err != nil {
+		t.Errorf("after a restart: %v", err)
+	}
+	if !slices.ContainsFunc(h.announced, func(k identity.Key) bool { return k.ID == svid.KeyID && len(k.PublicKey) > 0 }) {
+		t.Error("the RSA key was not announced")
+	}
+	if err := h.start().SelfCheck(t.Context()); err != nil {
+		t.Errorf("once RS256 is excluded: %v", err)
+	}
+}
+
+func TestRSAKeysArePublishedALifeBeforeTheySign(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	a := h.start(both)
+	issueRS256(t, a)
+	published := make(map[string]bool)
+	signed := make(map[string]bool)
+	for range 4 {
+		bundle, err := a.WholeBundle(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys, err := jwtbundle.Parse(domain, bundle.JWKS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		kid := issueRS256(t, a).KeyID
+		if len(signed) > 0 && !signed[kid] && !published[kid] {
+			t.Errorf("key %s signs, and was not in the bundle a life before", kid)
+		}
+		signed[kid] = true
+		clear(published)
+		for id := range keys.JWTAuthorities() {
+			published[id] = true
+		}
+		h.clock.move(24 * time.Hour)
+	}
+	if len(signed) < 3 {
+		t.Errorf("%d RSA keys signed in four days", len(signed))
+	}
+}
+
+func TestAnAlgorithmThatIsExcludedSignsNothing(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	for _, change := range []func(*options){func(*options) {}, h.keyInTPM} {
+		_, err := h.start(change).IssueJWTWith(t.Context(), agent, time.Hour, []string{"api"}, identity.With{Algorithm: identity.RS256})
+		if !errors.Is(err, identity.ErrNoAuthority) || !strings.Contains(fmt.Sprint(err), "jwt_algorithms") {
+			t.Errorf("IssueJWTWith = %v, want ErrNoAuthority and the setting", err)
+		}
+	}
+	o := h.options()
+	o.JWTAlgorithms = []string{"HS256"}
+	if _, err := identity.NewAuthority(t.Context(), o); err == nil {
+		t.Error("an authority signs with HS256")
+	}
+	o = h.options()
+	h.keyInTPM(&o)
+	both(&o)
+	if _, err := identity.NewAuthority(t.Context(), o); err == nil {
+		t.Error("a key of the TPM claims to sign RS256")
+	}
+}
+
+func TestManyWhoWantTheFirstRSAKeyGetTheSame(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	a := h.start(both)
+	kids := make(chan string, 8)
+	for range cap(kids) {
+		go func() {
+			svid, err := a.IssueJWTWith(t.Context(), agent, time.Hour, []string{"api"}, identity.With{Algorithm: identity.RS256})
+			if err != nil {
+				t.Error(err)
+				svid = new(identity.JWTSVID)
+			}
+			kids <- svid.KeyID
+		}()
+	}
+	first := <-kids
+	for range cap(kids) - 1 {
+		if kid := <-kids; kid != first {
+			t.Errorf("one was signed by %s, another by %s", first, kid)
+		}
+	}
+}
+
 func TestBundleSequence(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
@@ -610,7 +738,9 @@ func TestJWTSVIDWithAClaimMoreSaysTheRestAsAlways(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	a := h.start()
-	svid, err := a.IssueJWTWith(t.Context(), agent, time.Minute, []string{"api"}, "https://aws.amazon.com/tags", map[string]any{"principal_tags": map[string][]string{"project": {"p"}}})
+	svid, err := a.IssueJWTWith(t.Context(), agent, time.Minute, []string{"api"}, identity.With{
+		Claim: "https://aws.amazon.com/tags", Value: map[string]any{"principal_tags": map[string][]string{"project": {"p"}}},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -619,7 +749,7 @@ func TestJWTSVIDWithAClaimMoreSaysTheRestAsAlways(t *testing.T) {
 		t.Errorf("it says %+v, %v", got, err)
 	}
 	for _, claim := range []string{"", "sub", "aud", "exp", "iss", "iat", "nbf", "jti"} {
-		if _, err := a.IssueJWTWith(t.Context(), agent, time.Minute, []string{"api"}, claim, "x"); err == nil {
+		if _, err := a.IssueJWTWith(t.Context(), agent, time.Minute, []string{"api"}, identity.With{Claim: claim, Value: "x"}); err == nil {
 			t.Errorf("claim %q could be set", claim)
 		}
 	}

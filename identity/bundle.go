@@ -2,6 +2,7 @@ package identity
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
@@ -33,6 +34,13 @@ type Bundle struct {
 
 // Bundle returns the present bundle.
 func (a *Authority) Bundle() *Bundle { return a.bundle.Load() }
+
+// WholeBundle returns the bundle with keys of every algorithm, for those who publish
+// it. It may wait seconds for an RSA key to be made.
+func (a *Authority) WholeBundle(ctx context.Context) (*Bundle, error) {
+	err := a.makeRSA(ctx)
+	return a.Bundle(), err
+}
 
 // Changed returns a channel that is closed when the bundle is next replaced.
 // Take it before Bundle, so as to miss nothing.
@@ -78,7 +86,7 @@ func (a *Authority) makeBundle() (*Bundle, error) {
 			return nil, err
 		}
 	}
-	b.JWKSGoodUntil = a.jwt.Load().good()
+	b.JWKSGoodUntil = a.jwt.Load().good(a.o.JWTAlgorithms, a.o.Now())
 	var err error
 	b.JWKS, err = json.Marshal(set)
 	return b, err

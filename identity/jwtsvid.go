@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -44,20 +45,21 @@ type claims struct {
 // must not be empty (JWT-SVID §3.2). It returns [ErrNoAuthority] if there is no key to
 // sign with and none could be made.
 func (a *Authority) IssueJWT(ctx context.Context, id spiffeid.ID, ttl time.Duration, audience []string) (*JWTSVID, error) {
-	return a.issueJWT(ctx, id, ttl, audience, nil)
+	return a.IssueJWTWith(ctx, id, ttl, audience, With{})
 }
 
-// IssueJWTWith is IssueJWT with one claim more, which JWT-SVID §3 leaves room
-// for: what a relying party takes from tokens alone. It cannot be one of those
-// that every token has.
-func (a *Authority) IssueJWTWith(ctx context.Context, id spiffeid.ID, ttl time.Duration, audience []string, claim string, value any) (*JWTSVID, error) {
-	if claim == "" || slices.Contains([]string{"iss", "sub", "aud", "exp", "iat", "nbf", "jti"}, claim) {
-		return nil, fmt.Errorf("claim %q is not for a caller to set", claim)
+// With is what else a relying party may want of a token. The zero value wants nothing.
+type With struct {
+	Algorithm string // ES256 or RS256; empty: the authority's first
+	Claim     string // one more, which JWT-SVID §3 leaves room for; none that every token has
+	Value     any    // of the claim
+}
+
+// IssueJWTWith is IssueJWT for a relying party that wants more.
+func (a *Authority) IssueJWTWith(ctx context.Context, id spiffeid.ID, ttl time.Duration, audience []string, with With) (*JWTSVID, error) {
+	if slices.Contains([]string{"iss", "sub", "aud", "exp", "iat", "nbf", "jti"}, with.Claim) || with.Claim == "" && with.Value != nil {
+		return nil, fmt.Errorf("claim %q is not for a caller to set", with.Claim)
 	}
-	return a.issueJWT(ctx, id, ttl, audience, map[string]any{claim: value})
-}
-
-func (a *Authority) issueJWT(ctx context.Context, id spiffeid.ID, ttl time.Duration, audience []string, more map[string]any) (*JWTSVID, error) {
 	now := a.o.Now()
 	if err := a.mayIssue(id, ttl, now); err != nil {
 		return nil, err
@@ -65,7 +67,7 @@ func (a *Authority) issueJWT(ctx context.Context, id spiffeid.ID, ttl time.Durat
 	if len(audience) == 0 {
 		return nil, errors.New("a JWT-SVID needs an audience")
 	}
-	key, err := a.jwtKey(ctx, now)
+	key, err := a.jwtKey(ctx, cmp.Or(with.Algorithm, a.o.JWTAlgorithms[0]), now)
 	if err != nil {
 		return nil, err
 	}
@@ -79,8 +81,8 @@ func (a *Authority) issueJWT(ctx context.Context, id spiffeid.ID, ttl time.Durat
 		ExpiresAt: issued.Add(min(ttl, MaxJWTTTL)),
 	}
 	token := jwt.Signed(key.signer)
-	if len(more) > 0 {
-		token = token.Claims(more)
+	if with.Claim != "" {
+		token = token.Claims(map[string]any{with.Claim: with.Value})
 	}
 	svid.Token, err = token.Claims(claims{
 		Issuer:   a.o.JWTIssuer,
@@ -96,12 +98,18 @@ func (a *Authority) issueJWT(ctx context.Context, id spiffeid.ID, ttl time.Durat
 	return svid, nil
 }
 
-func (a *Authority) jwtKey(ctx context.Context, now time.Time) (*jwtKey, error) {
-	if k := a.jwt.Load().signing(now); k != nil {
+func (a *Authority) jwtKey(ctx context.Context, algorithm string, now time.Time) (*jwtKey, error) {
+	if !slices.Contains(a.o.JWTAlgorithms, algorithm) {
+		return nil, fmt.Errorf("%w for %s: it is not among authority.jwt_algorithms", ErrNoAuthority, algorithm)
+	}
+	if k := a.jwt.Load().of(algorithm).signing(now); k != nil {
 		return k, nil
 	}
 	err := a.Rotate(ctx)
-	if k := a.jwt.Load().signing(now); k != nil {
+	if algorithm == RS256 {
+		err = errors.Join(err, a.makeRSA(ctx))
+	}
+	if k := a.jwt.Load().of(algorithm).signing(now); k != nil {
 		return k, nil
 	}
 	return nil, fmt.Errorf("%w: %w", ErrNoAuthority, err)

@@ -34,13 +34,25 @@ func (a *Authority) SelfCheck(ctx context.Context) error {
 	if _, _, err := x509svid.Verify(chain, roots, x509svid.WithTime(a.o.Now())); err != nil {
 		return fmt.Errorf("verifying an issued X509-SVID: %w", err)
 	}
+	for _, algorithm := range a.o.JWTAlgorithms {
+		if a.jwt.Load().of(algorithm).signing(a.o.Now()) == nil && algorithm == RS256 {
+			continue // its key is still being made
+		}
+		if err := a.checkJWT(ctx, id, algorithm); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *Authority) checkJWT(ctx context.Context, id spiffeid.ID, algorithm string) error {
 	const audience = "vouchd self-check"
-	j, err := a.IssueJWT(ctx, id, time.Minute, []string{audience})
+	j, err := a.IssueJWTWith(ctx, id, time.Minute, []string{audience}, With{Algorithm: algorithm})
 	if err != nil {
 		return err
 	}
 	if _, err := a.ValidateJWT(j.Token, audience); err != nil {
-		return fmt.Errorf("verifying an issued JWT-SVID: %w", err)
+		return fmt.Errorf("verifying a JWT-SVID issued with %s: %w", algorithm, err)
 	}
 	return nil
 }

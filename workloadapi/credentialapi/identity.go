@@ -31,7 +31,7 @@ func (w *workloadIdentity) JWT(ctx context.Context, audience string) (secret.Byt
 // JWTWith issues one with a claim more.
 func (w *workloadIdentity) JWTWith(ctx context.Context, audience, claim string, value any) (secret.Bytes, error) {
 	return w.jwt(ctx, audience, func() (*identity.JWTSVID, error) {
-		return w.api.authority.IssueJWTWith(ctx, w.entry.ID, w.entry.JWTTTL, []string{audience}, claim, value)
+		return w.api.authority.IssueJWTWith(ctx, w.entry.ID, w.entry.JWTTTL, []string{audience}, identity.With{Claim: claim, Value: value})
 	})
 }
 

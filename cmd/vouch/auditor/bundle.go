@@ -3,6 +3,7 @@ package auditor
 import (
 	"bytes"
 	"context"
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -128,6 +130,28 @@ that clouds expect.`,
 	return cmd
 }
 
+// algorithmOf returns what a key of this kind signs with.
+func algorithmOf(k jose.JSONWebKey) string {
+	if _, ok := k.Key.(*rsa.PublicKey); ok {
+		return string(jose.RS256)
+	}
+	return string(jose.ES256)
+}
+
+// algorithmsOf returns what the keys sign with, each once.
+func algorithmsOf(view view.Bundle) (algorithms []string, err error) {
+	var set jose.JSONWebKeySet
+	if err := json.Unmarshal(view.JWKS, &set); err != nil {
+		return nil, fmt.Errorf("reading the daemon's keys: %w", err)
+	}
+	for _, k := range set.Keys {
+		if name := algorithmOf(k); !slices.Contains(algorithms, name) {
+			algorithms = append(algorithms, name)
+		}
+	}
+	return algorithms, nil
+}
+
 // jwksOf returns the keys as relying parties outside SPIFFE want them: use sig
 // (RFC 7517 §4.2) in the place of SPIFFE's, and their algorithm.
 func jwksOf(view view.Bundle) ([]byte, error) {
@@ -136,7 +160,7 @@ func jwksOf(view view.Bundle) ([]byte, error) {
 		return nil, fmt.Errorf("reading the daemon's keys: %w", err)
 	}
 	for i := range set.Keys {
-		set.Keys[i].Use, set.Keys[i].Algorithm = "sig", string(jose.ES256)
+		set.Keys[i].Use, set.Keys[i].Algorithm = "sig", algorithmOf(set.Keys[i])
 	}
 	return json.MarshalIndent(set, "", "  ")
 }
@@ -162,7 +186,8 @@ func newBundleOpenID(o *cli.Options) *cobra.Command {
 		Long: `Openid-configuration writes the document to serve at the issuer's
 /.well-known/openid-configuration. It gives the address of the JWK Set: /keys at the
 issuer, or --jwks-uri. The issuer must be the one that tokens name
-(authority.jwt_issuer). The document changes only if these addresses do.`,
+(authority.jwt_issuer). The document changes only if these addresses do, or
+authority.jwt_algorithms.`,
 		Example: `  vouch bundle openid-configuration --issuer https://id.example.org --write /srv/www/.well-known/openid-configuration`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -175,12 +200,17 @@ issuer, or --jwks-uri. The issuer must be the one that tokens name
 			if u, err := url.Parse(keys); err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.Fragment != "" {
 				return cli.Usagef("--jwks-uri %q: want an https URL", keys)
 			}
-			if _, err := p.bundle(cmd.Context(), issuer); err != nil {
+			view, err := p.bundle(cmd.Context(), issuer)
+			if err != nil {
+				return err
+			}
+			algorithms, err := algorithmsOf(view)
+			if err != nil {
 				return err
 			}
 			document, err := json.MarshalIndent(discovery{
 				Issuer: issuer, JWKSURI: keys, Authorization: "", Responses: []string{"id_token"}, Subjects: []string{"public"},
-				Algorithms: []string{string(jose.ES256)}, Claims: []string{"iss", "sub", "aud", "exp", "iat", "jti"},
+				Algorithms: algorithms, Claims: []string{"iss", "sub", "aud", "exp", "iat", "jti"},
 			}, "", "  ")
 			if err != nil {
 				return err

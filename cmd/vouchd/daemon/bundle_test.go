@@ -3,6 +3,7 @@ package daemon_test
 import (
 	"crypto/x509"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -78,13 +79,15 @@ func TestPublishedKeysAreAsCloudsWantThemAndHaveTheNextOne(t *testing.T) {
 		Keys []map[string]any `json:"keys"`
 	}
 	must(t, json.Unmarshal([]byte(h.OK("bundle", "jwks")), &set))
-	if len(set.Keys) != 2 {
-		t.Errorf("%d keys are published, want the one that signs and the next", len(set.Keys))
-	}
+	published := make(map[any]int)
 	for _, k := range set.Keys {
-		if k["use"] != "sig" || k["alg"] != "ES256" || k["kty"] != "EC" || k["kid"] == "" || k["d"] != nil {
+		published[fmt.Sprintf("%v %v", k["alg"], k["kty"])]++
+		if k["use"] != "sig" || k["kid"] == "" || k["d"] != nil {
 			t.Errorf("key %v", k)
 		}
+	}
+	if len(set.Keys) != 4 || published["ES256 EC"] != 2 || published["RS256 RSA"] != 2 {
+		t.Errorf("published: %v; want of each algorithm the key that signs and the next", published)
 	}
 	for _, tt := range []struct {
 		args []string
@@ -104,7 +107,8 @@ func TestPublishedKeysAreAsCloudsWantThemAndHaveTheNextOne(t *testing.T) {
 	}
 	var doc map[string]any
 	must(t, json.Unmarshal([]byte(h.OK("bundle", "openid-configuration", "--issuer", "https://example.org")), &doc))
-	if doc["issuer"] != "https://example.org" || doc["jwks_uri"] != "https://example.org/keys" {
+	if doc["issuer"] != "https://example.org" || doc["jwks_uri"] != "https://example.org/keys" ||
+		fmt.Sprint(doc["id_token_signing_alg_values_supported"]) != "[ES256 RS256]" {
 		t.Errorf("the document is %v", doc)
 	}
 }
@@ -124,7 +128,7 @@ func TestFederatedDomainVerifiesSVIDsByTheBundle(t *testing.T) {
 	if hint, ok := bundle.RefreshHint(); !ok || hint < time.Minute {
 		t.Errorf("refresh hint %v, %v", hint, ok)
 	}
-	if len(bundle.X509Authorities()) != 1 || len(bundle.JWTAuthorities()) != 2 {
+	if len(bundle.X509Authorities()) != 1 || len(bundle.JWTAuthorities()) != 4 {
 		t.Errorf("%d roots and %d JWT keys", len(bundle.X509Authorities()), len(bundle.JWTAuthorities()))
 	}
 	token := strings.TrimSpace(h.OK("fetch", "jwt", "--audience", "far"))

@@ -154,7 +154,7 @@ func (d *daemon) admin() *admin.Server {
 		Gate: i.gate, Attester: i.attester, Recorder: d.leases.recorder, Status: d.status, Logger: d.slog,
 		Node: d.nodeAdmin(), Entries: i.disabled.admin(), Leases: d.leases.admin(), Secrets: d.leases.secretAdmin(),
 		Bundles: &admin.Bundles{
-			TrustDomain: d.config.TrustDomain.Name(), JWTIssuer: d.config.Authority.JWTIssuer, Bundle: i.authority.Bundle,
+			TrustDomain: d.config.TrustDomain.Name(), JWTIssuer: d.config.Authority.JWTIssuer, Bundle: i.authority.WholeBundle,
 		},
 	}
 }

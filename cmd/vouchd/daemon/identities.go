@@ -79,16 +79,17 @@ func (i *identities) open(ctx context.Context, m *machine, e *enrolment) (err er
 func (i *identities) openAuthority(ctx context.Context, m *machine, e *enrolment) (*identity.Authority, error) {
 	a := i.config.Authority
 	o := identity.Options{
-		TrustDomain:  i.config.TrustDomain,
-		NodeKey:      m.node.Signer(),
-		Store:        m.state,
-		Sealer:       m.node,
-		IssuingCATTL: a.IssuingCATTL,
-		Overlap:      a.RotationOverlap,
-		JWTKeyTTL:    a.JWTKeyTTL,
-		JWTIssuer:    a.JWTIssuer,
-		Announce:     i.log.announce,
-		Logger:       i.slog,
+		TrustDomain:   i.config.TrustDomain,
+		NodeKey:       m.node.Signer(),
+		Store:         m.state,
+		Sealer:        m.node,
+		IssuingCATTL:  a.IssuingCATTL,
+		Overlap:       a.RotationOverlap,
+		JWTKeyTTL:     a.JWTKeyTTL,
+		JWTIssuer:     a.JWTIssuer,
+		JWTAlgorithms: a.JWTAlgorithms,
+		Announce:      i.log.announce,
+		Logger:        i.slog,
 	}
 	if a.Mode == config.ModeEnrolled {
 		o.Upstream = e.load()
