@@ -59,7 +59,7 @@ var mayImport = map[string][]string{
 	"examples/demo/vendor":             nil,
 	"credential":                       {"config", "credential/policy", "secret"},
 	"credential/policy":                {"config"},
-	"credential/brokers":               {"credential", "credential/federation", "credential/fetched", "credential/github", "credential/oauth2", "credential/postgres", "credential/sshca", "credential/static", "credential/vault"},
+	"credential/brokers":               {"config", "credential", "credential/federation", "credential/fetched", "credential/github", "credential/oauth2", "credential/postgres", "credential/sshca", "credential/static", "credential/vault"},
 	"credential/lease":                 {"config", "credential", "credential/lease/journal", "secret"},
 	"credential/lease/journal":         {"credential", "state"},
 	"credential/endpoint":              {"credential", "secret"},

@@ -75,6 +75,10 @@ type Traits struct {
 	// ChoosesTTL is true if the upstream, and not the caller, may choose the
 	// lifetime. Expires is then what the upstream said.
 	ChoosesTTL bool
+	// PresentsJWT is true if it may present JWT-SVIDs of the holder, and JWTAlgorithm is
+	// what they are to be signed with; empty: the holder's own.
+	PresentsJWT  bool
+	JWTAlgorithm string
 	// ProxyOnly is true if no workload may be given the value.
 	ProxyOnly bool
 }

@@ -36,13 +36,16 @@ type Definition struct {
 	MaxTTL      time.Duration // no lease lives longer, renewed or not
 	Renewable   bool
 	Bind        Bind
-	Limits      Limits
-	Parameters  []Parameter
-	For         []Offer // what tools may ask it for
-	Deliver     Deliver
-	Proxy       *policy.Policy // nil if nobody makes calls with it
-	Traits      Traits
-	Pos         config.Pos
+	// JWTAlgorithm is what the JWT-SVIDs that it presents are signed with; empty: what
+	// its upstream takes.
+	JWTAlgorithm string
+	Limits       Limits
+	Parameters   []Parameter
+	For          []Offer // what tools may ask it for
+	Deliver      Deliver
+	Proxy        *policy.Policy // nil if nobody makes calls with it
+	Traits       Traits
+	Pos          config.Pos
 
 	broker Broker
 }
@@ -78,6 +81,7 @@ type written struct {
 	MaxTTL      config.At[time.Duration] `yaml:"max_ttl" min:"10s" max:"168h"` // left out, TTL
 	Renewable   config.At[bool]          `yaml:"renewable" default:"false"`
 	Bind        string                   `yaml:"bind" default:"process" oneof:"process unit lease"`
+	JWT         config.At[string]        `yaml:"jwt_algorithm" oneof:"ES256 RS256"`
 	Limits      writtenLimits            `yaml:"limits"`
 	Parameters  []writtenParameter       `yaml:"parameters"`
 	For         []writtenOffer           `yaml:"for"`
@@ -145,15 +149,16 @@ type loader struct {
 func (l *loader) definition(w *written) {
 	before := len(l.problems)
 	d := &Definition{
-		Name:        w.Name.Value,
-		Description: w.Description.Value,
-		Broker:      w.Broker.Value,
-		TTL:         w.TTL.Value,
-		MaxTTL:      cmp.Or(w.MaxTTL.Value, w.TTL.Value),
-		Renewable:   w.Renewable.Value,
-		Bind:        Bind(w.Bind),
-		Limits:      Limits{Rate: w.Limits.Rate, Concurrent: w.Limits.Concurrent},
-		Pos:         w.Pos,
+		Name:         w.Name.Value,
+		Description:  w.Description.Value,
+		Broker:       w.Broker.Value,
+		TTL:          w.TTL.Value,
+		MaxTTL:       cmp.Or(w.MaxTTL.Value, w.TTL.Value),
+		Renewable:    w.Renewable.Value,
+		Bind:         Bind(w.Bind),
+		JWTAlgorithm: w.JWT.Value,
+		Limits:       Limits{Rate: w.Limits.Rate, Concurrent: w.Limits.Concurrent},
+		Pos:          w.Pos,
 	}
 	d.Pos.Column = 0
 	l.kind(w)
@@ -274,6 +279,9 @@ func (l *loader) open(d *Definition, w *written) {
 		return
 	}
 	d.broker, d.Traits = broker, broker.Traits()
+	if d.JWTAlgorithm != "" && !d.Traits.PresentsJWT {
+		l.problems.Add(w.JWT.Pos, "credential %s has a jwt_algorithm, but presents no JWT-SVID; remove the key", d.Name)
+	}
 	if d.Traits.ProxyOnly && d.Deliver == DeliverBoth {
 		l.problems.Add(w.Deliver.Pos, "deliver is both, but the value of credential %s is not handed out; remove the key, or set disclosable: true", d.Name)
 	}

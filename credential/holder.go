@@ -22,14 +22,25 @@ type Holder struct {
 
 // An Identity authenticates to an upstream as the workload.
 type Identity interface {
-	// JWT returns a JWT-SVID of the holder for one audience.
-	JWT(ctx context.Context, audience string) (secret.Bytes, error)
-	// JWTWith returns one with a claim more, for an upstream that takes what it
-	// has to know from the token alone.
-	JWTWith(ctx context.Context, audience, claim string, value any) (secret.Bytes, error)
+	// JWT returns a JWT-SVID of the holder.
+	JWT(ctx context.Context, r JWTRequest) (secret.Bytes, error)
 	// X509 returns an X509-SVID of the holder with its key. Its common name
 	// stands for the SPIFFE ID, for an upstream that goes by that.
 	X509(ctx context.Context) (tls.Certificate, error)
+}
+
+// The algorithms that JWT-SVIDs are signed with.
+const (
+	ES256 = "ES256"
+	RS256 = "RS256"
+)
+
+// A JWTRequest says which JWT-SVID an upstream takes.
+type JWTRequest struct {
+	Audience  string
+	Algorithm string // ES256 or RS256; empty: the holder's own
+	Claim     string // one more, for an upstream that takes what it has to know from the token alone
+	Value     any    // of the claim
 }
 
 // A Process says which process a lease is bound to, well enough to know it again

@@ -23,6 +23,8 @@ type Limits struct {
 	// MaxX509TTL is the longest lifetime an X509-SVID may have, at least a minute. It
 	// keeps X509-SVIDs from outliving the issuing CA that signs them.
 	MaxX509TTL time.Duration
+	// JWTAlgorithms are those that the authority signs with; empty: any.
+	JWTAlgorithms []string
 	// AnyOwner accepts files that other users may write to, for checking a
 	// working copy. The daemon never sets it.
 	AnyOwner bool

@@ -36,6 +36,9 @@ func (c *checker) entry(w *written) Entry {
 		c.problems.Add(ttl.Pos, "x509_svid_ttl %s is longer than the issuing CA is sure to live; give it %s or less, or raise authority.issuing_ca_ttl in vouchd.yaml",
 			config.FormatDuration(ttl.Value), config.FormatDuration(c.limits.MaxX509TTL))
 	}
+	if a := w.JWTAlgorithm; a.Value != "" && len(c.limits.JWTAlgorithms) > 0 && !slices.Contains(c.limits.JWTAlgorithms, a.Value) {
+		c.problems.Add(a.Pos, "jwt_algorithm %s is not among authority.jwt_algorithms in vouchd.yaml; add it there, which needs authority.jwt_key: sealed, or remove the key here", a.Value)
+	}
 	if h := w.Hint; len(h.Value) > maxHintLen {
 		c.problems.Add(h.Pos, "hint has %d bytes and may have %d; shorten it", len(h.Value), maxHintLen)
 	} else if strings.ContainsFunc(h.Value, unicode.IsControl) {
@@ -229,6 +232,8 @@ func difference(a, b Entry) string {
 		return "x509_svid_ttl " + config.FormatDuration(b.X509TTL)
 	case a.JWTTTL != b.JWTTTL:
 		return "jwt_svid_ttl " + config.FormatDuration(b.JWTTTL)
+	case a.JWTAlgorithm != b.JWTAlgorithm:
+		return fmt.Sprintf("jwt_algorithm %q", b.JWTAlgorithm)
 	case a.Hint != b.Hint:
 		return fmt.Sprintf("hint %.80q", b.Hint)
 	case !slices.Equal(sorted(a.Credentials), sorted(b.Credentials)):

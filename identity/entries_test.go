@@ -248,6 +248,23 @@ func TestInterpretersAreKnownByNameWhateverTheirVersion(t *testing.T) {
 	}
 }
 
+func TestEntryAsksForAnAlgorithmThatTheAuthorityHas(t *testing.T) {
+	t.Parallel()
+	dir := write(t, map[string]string{"a.yaml": `
+entries:
+  - {spiffe_id: spiffe://example.org/a, selectors: [unix:uid:1], jwt_algorithm: RS256}
+`})
+	es, err := LoadEntries(dir, td, limits)
+	if err != nil || es.All()[0].JWTAlgorithm != RS256 {
+		t.Fatalf("%+v, %v", es, err)
+	}
+	only := limits
+	only.JWTAlgorithms = []string{ES256}
+	if _, err := LoadEntries(dir, td, only); err == nil || !strings.Contains(err.Error(), "a.yaml:3: jwt_algorithm RS256 is not among authority.jwt_algorithms in vouchd.yaml; add it there") {
+		t.Errorf("LoadEntries = %v", err)
+	}
+}
+
 func TestNearMissesAreBounded(t *testing.T) {
 	t.Parallel()
 	dir := write(t, map[string]string{"a.yaml": `

@@ -14,14 +14,15 @@ import (
 // entitled to its SPIFFE ID and its credentials. It holds at least one
 // selector. Its slices are shared with all who have it and must not be changed.
 type Entry struct {
-	ID          spiffeid.ID
-	Selectors   attest.Selectors // all must hold
-	X509TTL     time.Duration    // of an X509-SVID
-	JWTTTL      time.Duration    // of a JWT-SVID
-	Hint        string           // tells a workload with several identities which is which; may be empty
-	Credentials []string         // names of the credentials it may lease
-	Unanchored  bool             // any user can arrange what it asks for: for a lab
-	Pos         config.Pos       // where it is written
+	ID           spiffeid.ID
+	Selectors    attest.Selectors // all must hold
+	X509TTL      time.Duration    // of an X509-SVID
+	JWTTTL       time.Duration    // of a JWT-SVID
+	JWTAlgorithm string           // that signs its JWT-SVIDs; empty: the authority's first
+	Hint         string           // tells a workload with several identities which is which; may be empty
+	Credentials  []string         // names of the credentials it may lease
+	Unanchored   bool             // any user can arrange what it asks for: for a lab
+	Pos          config.Pos       // where it is written
 }
 
 // Container reports whether the entry means processes of containers. No other
@@ -43,6 +44,7 @@ type written struct {
 	Selectors        []config.At[attest.Selector] `yaml:"selectors" like:"unix:uid:1000"`
 	X509TTL          config.At[time.Duration]     `yaml:"x509_svid_ttl" default:"1h" min:"1m" max:"24h"`
 	JWTTTL           config.At[time.Duration]     `yaml:"jwt_svid_ttl" default:"5m" min:"10s" max:"1h"`
+	JWTAlgorithm     config.At[string]            `yaml:"jwt_algorithm" oneof:"ES256 RS256"`
 	Hint             config.At[string]            `yaml:"hint"`
 	Credentials      []config.At[string]          `yaml:"credentials"`
 	AllowInterpreter bool                         `yaml:"allow_interpreter" default:"false"`
@@ -54,11 +56,12 @@ type written struct {
 // entry returns the values without their places.
 func (w *written) entry(maxX509TTL time.Duration) Entry {
 	e := Entry{
-		ID:      w.ID.Value,
-		X509TTL: w.X509TTL.Value,
-		JWTTTL:  w.JWTTTL.Value,
-		Hint:    w.Hint.Value,
-		Pos:     w.Pos,
+		ID:           w.ID.Value,
+		X509TTL:      w.X509TTL.Value,
+		JWTTTL:       w.JWTTTL.Value,
+		JWTAlgorithm: w.JWTAlgorithm.Value,
+		Hint:         w.Hint.Value,
+		Pos:          w.Pos,
 	}
 	if w.X509TTL.Pos == (config.Pos{}) {
 		e.X509TTL = min(e.X509TTL, maxX509TTL) // the default, and not a choice to refuse

@@ -60,17 +60,17 @@ func (a *Authority) IssueJWTWith(ctx context.Context, id spiffeid.ID, ttl time.D
 	if slices.Contains([]string{"iss", "sub", "aud", "exp", "iat", "nbf", "jti"}, with.Claim) || with.Claim == "" && with.Value != nil {
 		return nil, fmt.Errorf("claim %q is not for a caller to set", with.Claim)
 	}
-	now := a.o.Now()
-	if err := a.mayIssue(id, ttl, now); err != nil {
+	if err := a.mayIssue(id, ttl, a.o.Now()); err != nil {
 		return nil, err
 	}
 	if len(audience) == 0 {
 		return nil, errors.New("a JWT-SVID needs an audience")
 	}
-	key, err := a.jwtKey(ctx, cmp.Or(with.Algorithm, a.o.JWTAlgorithms[0]), now)
+	key, err := a.jwtKey(ctx, cmp.Or(with.Algorithm, a.o.JWTAlgorithms[0]))
 	if err != nil {
 		return nil, err
 	}
+	now := a.o.Now() // a key that had to be made is not valid before
 	issued := now.Truncate(time.Second)
 	svid := &JWTSVID{
 		ID:        id,
@@ -98,18 +98,18 @@ func (a *Authority) IssueJWTWith(ctx context.Context, id spiffeid.ID, ttl time.D
 	return svid, nil
 }
 
-func (a *Authority) jwtKey(ctx context.Context, algorithm string, now time.Time) (*jwtKey, error) {
+func (a *Authority) jwtKey(ctx context.Context, algorithm string) (*jwtKey, error) {
 	if !slices.Contains(a.o.JWTAlgorithms, algorithm) {
 		return nil, fmt.Errorf("%w for %s: it is not among authority.jwt_algorithms", ErrNoAuthority, algorithm)
 	}
-	if k := a.jwt.Load().of(algorithm).signing(now); k != nil {
+	if k := a.jwt.Load().of(algorithm).signing(a.o.Now()); k != nil {
 		return k, nil
 	}
 	err := a.Rotate(ctx)
 	if algorithm == RS256 {
 		err = errors.Join(err, a.makeRSA(ctx))
 	}
-	if k := a.jwt.Load().of(algorithm).signing(now); k != nil {
+	if k := a.jwt.Load().of(algorithm).signing(a.o.Now()); k != nil {
 		return k, nil
 	}
 	return nil, fmt.Errorf("%w: %w", ErrNoAuthority, err)

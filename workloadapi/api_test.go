@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -150,6 +151,27 @@ func TestRecordsComeBeforeTheReplyAndTellOfIt(t *testing.T) {
 	records = s.Records(audit.EventJWTSVID)
 	if len(records) != 1 || records[0].SVID.SHA256 != hexSHA256([]byte(token.Marshal())) || records[0].SVID.Audience[0] != "api" {
 		t.Errorf("records of the JWT-SVID: %+v", records)
+	}
+}
+
+func TestEntrySaysWhatFetchJWTSVIDSignsWith(t *testing.T) {
+	t.Parallel()
+	s := startStack(t, fmt.Sprintf(`  - {spiffe_id: "spiffe://example.org/old", selectors: ["unix:uid:%d"]}
+  - {spiffe_id: "spiffe://example.org/kubernetes", selectors: ["unix:uid:%[1]d"], jwt_algorithm: RS256}
+`, os.Getuid()))
+	client := s.client(t.Context())
+	for id, want := range map[string]string{"/old": "ES256", "/kubernetes": "RS256"} {
+		svid, err := client.FetchJWTSVID(t.Context(), jwtsvid.Params{Audience: "api", Subject: spiffeid.RequireFromPath(spiffeid.RequireTrustDomainFromString("example.org"), id)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		header, _, _ := strings.Cut(svid.Marshal(), ".")
+		if b, err := base64.RawURLEncoding.DecodeString(header); err != nil || !strings.Contains(string(b), `"alg":"`+want+`"`) {
+			t.Errorf("%s: header %s, want %s", id, b, want)
+		}
+		if _, err := client.ValidateJWTSVID(t.Context(), svid.Marshal(), "api"); err != nil {
+			t.Errorf("%s: %v", id, err)
+		}
 	}
 }
 

@@ -59,7 +59,7 @@ func (a *API) jwtSVIDs(ctx context.Context, c *gate.Caller, audience []string, w
 	var records []audit.Record
 	hints := make(map[string]bool)
 	for _, e := range entries {
-		svid, err := a.authority.IssueJWT(ctx, e.ID, e.JWTTTL, audience)
+		svid, err := a.authority.IssueJWTWith(ctx, e.ID, e.JWTTTL, audience, identity.With{Algorithm: e.JWTAlgorithm})
 		if err != nil {
 			return nil, nil, err
 		}

@@ -2,6 +2,7 @@ package brokers
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -34,6 +35,44 @@ func examples(t *testing.T) *credential.Definitions {
 	}
 	t.Cleanup(defs.Close)
 	return defs
+}
+
+func TestDefinitionThatNeedsAnExcludedAlgorithmIsRefused(t *testing.T) {
+	t.Parallel()
+	load := func(text string, algorithms ...string) error {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte("credentials:\n  - name: a\n"+text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		defs, err := credential.LoadDefinitions(dir, All(Deps{JWTAlgorithms: algorithms}), true)
+		defs.Close()
+		return err
+	}
+	const (
+		azure  = "    broker: federation\n    federation: {profile: azure-v2.0, audience: a, tenant_id: t, client_id: c, scope: s}\n"
+		secret = "    broker: azure-secret\n    azure-secret: {tenant_id: t, client_id: c, vault_url: 'https://v.example', secret: s}\n"
+		vault  = "    broker: vault\n    vault: {address: 'https://v.example', role: r, path: database/creds/x, auth: %s}\n"
+		static = "    broker: static\n    static: {secret: s}\n"
+	)
+	for _, tt := range []struct {
+		name, text string
+		algorithms []string
+		err        string
+	}{
+		{"Azure with RS256", azure, []string{"ES256", "RS256"}, ""},
+		{"Azure without", azure, []string{"ES256"}, "credential a needs JWT-SVIDs signed with RS256, which is not among authority.jwt_algorithms in vouchd.yaml; add it there"},
+		{"Azure without, checked alone", azure, nil, ""},
+		{"Key Vault without", secret, []string{"ES256"}, "signed with RS256"},
+		{"Vault, which takes both", fmt.Sprintf(vault, "jwt"), []string{"ES256"}, ""},
+		{"Vault that says so", fmt.Sprintf(vault, "jwt") + "    jwt_algorithm: RS256\n", []string{"ES256"}, "signed with RS256"},
+		{"Vault by certificate", fmt.Sprintf(vault, "cert") + "    jwt_algorithm: RS256\n", nil, "presents no JWT-SVID; remove the key"},
+		{"a secret of the host", static + "    jwt_algorithm: RS256\n", nil, "presents no JWT-SVID; remove the key"},
+		{"an algorithm that nobody has", azure + "    jwt_algorithm: HS256\n", nil, "jwt_algorithm \"HS256\""},
+	} {
+		if err := load(tt.text, tt.algorithms...); (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+			t.Errorf("%s: %v, want %q", tt.name, err, tt.err)
+		}
+	}
 }
 
 // TestFourAgentsAreHeldToTheirScopesByRules, whatever the tokens could do.

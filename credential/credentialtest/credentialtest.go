@@ -3,12 +3,14 @@
 package credentialtest
 
 import (
+	"cmp"
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -37,11 +39,12 @@ const (
 	KeyID  = "k1"
 )
 
-// A Workload is an identity whose trust domain has one key. It is a
-// [credential.Identity].
+// A Workload is an identity whose trust domain has one key for each algorithm, both of
+// the same KeyID. It is a [credential.Identity].
 type Workload struct {
 	ID     spiffeid.ID
-	Key    *ecdsa.PrivateKey // of the trust domain
+	Key    *ecdsa.PrivateKey // of the trust domain, for ES256 and X509-SVIDs
+	RSA    *rsa.PrivateKey   // of the trust domain, for RS256
 	Change func(*jwt.Claims) // what is wrong with its JWT-SVIDs; nil for nothing
 }
 
@@ -52,34 +55,35 @@ func NewWorkload(t testing.TB, id spiffeid.ID) *Workload {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &Workload{ID: id, Key: key}
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &Workload{ID: id, Key: key, RSA: rsaKey}
 }
 
-// JWT returns a JWT-SVID.
-func (w *Workload) JWT(_ context.Context, audience string) (secret.Bytes, error) {
-	return w.sign(audience, nil)
-}
-
-// JWTWith returns one with a claim more.
-func (w *Workload) JWTWith(_ context.Context, audience, claim string, value any) (secret.Bytes, error) {
-	return w.sign(audience, map[string]any{claim: value})
-}
-
-func (w *Workload) sign(audience string, more map[string]any) (secret.Bytes, error) {
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: w.Key, KeyID: KeyID}}, nil)
+// JWT returns a JWT-SVID, signed with ES256 unless another algorithm is asked for.
+func (w *Workload) JWT(_ context.Context, r credential.JWTRequest) (secret.Bytes, error) {
+	var key any = w.Key
+	algorithm := jose.SignatureAlgorithm(cmp.Or(r.Algorithm, credential.ES256))
+	if algorithm == jose.RS256 {
+		key = w.RSA
+	}
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: algorithm, Key: jose.JSONWebKey{Key: key, KeyID: KeyID}},
+		(&jose.SignerOptions{}).WithType("JWT"))
 	if err != nil {
 		return secret.Bytes{}, err
 	}
 	c := jwt.Claims{
-		Issuer: Issuer, Subject: w.ID.String(), Audience: jwt.Audience{audience},
+		Issuer: Issuer, Subject: w.ID.String(), Audience: jwt.Audience{r.Audience},
 		IssuedAt: jwt.NewNumericDate(time.Now()), Expiry: jwt.NewNumericDate(time.Now().Add(5 * time.Minute)),
 	}
 	if w.Change != nil {
 		w.Change(&c)
 	}
 	builder := jwt.Signed(signer).Claims(c)
-	if more != nil {
-		builder = builder.Claims(more)
+	if r.Claim != "" {
+		builder = builder.Claims(map[string]any{r.Claim: r.Value})
 	}
 	token, err := builder.Serialize()
 	return secret.Of([]byte(token)), err
@@ -111,18 +115,32 @@ func (w *Workload) authority() *x509.Certificate {
 	}
 }
 
-// Verify reports whether a token is what somebody accepts who was told to trust
-// the trust domain: its signature and kid, iss, sub, aud, iat and exp.
-func (w *Workload) Verify(token, audience string) bool {
-	parsed, err := jwt.ParseSigned(token, []jose.SignatureAlgorithm{jose.ES256})
-	if err != nil || parsed.Headers[0].KeyID != KeyID {
+// maxLife is the longest that a vendor lets a token live, and clockSkew what it allows.
+const (
+	maxLife   = time.Hour
+	clockSkew = time.Minute
+)
+
+// Verify reports whether a token is what somebody accepts who was told to trust the
+// trust domain: its algorithm (if none are given, either), kid and typ, its signature,
+// iss, sub, aud, iat and exp, and how long it lives.
+func (w *Workload) Verify(token, audience string, algorithms ...jose.SignatureAlgorithm) bool {
+	if len(algorithms) == 0 {
+		algorithms = []jose.SignatureAlgorithm{jose.ES256, jose.RS256}
+	}
+	parsed, err := jwt.ParseSigned(token, algorithms)
+	if err != nil || len(parsed.Headers) != 1 || parsed.Headers[0].KeyID != KeyID || parsed.Headers[0].ExtraHeaders["typ"] != "JWT" {
 		return false
+	}
+	var key any = w.Key.Public()
+	if parsed.Headers[0].Algorithm == string(jose.RS256) {
+		key = w.RSA.Public()
 	}
 	var c jwt.Claims
-	if err := parsed.Claims(w.Key.Public(), &c); err != nil || c.IssuedAt == nil || c.Expiry == nil {
+	if err := parsed.Claims(key, &c); err != nil || c.IssuedAt == nil || c.Expiry == nil || c.Expiry.Time().Sub(c.IssuedAt.Time()) > maxLife {
 		return false
 	}
-	return c.Validate(jwt.Expected{Issuer: Issuer, Subject: w.ID.String(), AnyAudience: jwt.Audience{audience}, Time: time.Now()}) == nil
+	return c.ValidateWithLeeway(jwt.Expected{Issuer: Issuer, Subject: w.ID.String(), AnyAudience: jwt.Audience{audience}, Time: time.Now()}, clockSkew) == nil
 }
 
 // Broker returns the broker of the first definition in text, for the time of

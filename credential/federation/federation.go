@@ -11,6 +11,7 @@
 package federation
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -24,10 +25,11 @@ import (
 
 // A Broker exchanges tokens with one vendor.
 type Broker struct {
-	settings settings
-	profile  profile
-	client   *endpoint.Client
-	now      func() time.Time
+	settings  settings
+	profile   profile
+	algorithm string // of JWT-SVIDs; empty: the workload's own
+	client    *endpoint.Client
+	now       func() time.Time
 }
 
 // Open is the [credential.Opener] of this kind of source.
@@ -36,7 +38,7 @@ func Open(d *credential.Definition, section config.Section) (credential.Broker, 
 	if err != nil {
 		return nil, err
 	}
-	return &Broker{settings: s, profile: p, client: endpoint.New(s.CAFile.Value), now: time.Now}, nil
+	return &Broker{settings: s, profile: p, algorithm: cmp.Or(d.JWTAlgorithm, p.algorithm), client: endpoint.New(s.CAFile.Value), now: time.Now}, nil
 }
 
 // Close closes connections that are not in use.
@@ -44,7 +46,10 @@ func (b *Broker) Close() { b.client.Close() }
 
 // Traits says that a token can only expire.
 func (b *Broker) Traits() credential.Traits {
-	return credential.Traits{Upstream: b.settings.endpoint(b.profile), Revocation: credential.ExpiryOnly, ChoosesTTL: true}
+	return credential.Traits{
+		Upstream: b.settings.endpoint(b.profile), Revocation: credential.ExpiryOnly, ChoosesTTL: true,
+		PresentsJWT: true, JWTAlgorithm: b.algorithm,
+	}
 }
 
 // Plan names the session. Nothing is asked of the vendor.
@@ -89,18 +94,15 @@ const tagsClaimName = "https://aws.amazon.com/tags"
 // assertion returns a JWT-SVID of the workload, and which attributes it carries
 // beside.
 func (b *Broker) assertion(ctx context.Context, r credential.Request) (token secret.Bytes, attributes []string, err error) {
-	audience := b.settings.Audience.Value
-	if len(b.settings.SessionTags) == 0 {
-		token, err = r.Holder.Identity.JWT(ctx, audience)
-	} else {
-		var claim map[string]any
-		if claim, attributes, err = b.settings.tagsClaim(r.Params); err != nil {
+	ask := credential.JWTRequest{Audience: b.settings.Audience.Value, Algorithm: b.algorithm}
+	if len(b.settings.SessionTags) > 0 {
+		ask.Claim = tagsClaimName
+		if ask.Value, attributes, err = b.settings.tagsClaim(r.Params); err != nil {
 			return token, nil, err
 		}
-		token, err = r.Holder.Identity.JWTWith(ctx, audience, tagsClaimName, claim)
 	}
-	if err != nil {
-		return token, nil, fmt.Errorf("getting a JWT-SVID for %s: %w", audience, err)
+	if token, err = r.Holder.Identity.JWT(ctx, ask); err != nil {
+		return token, nil, fmt.Errorf("getting a JWT-SVID for %s: %w", ask.Audience, err)
 	}
 	return token, attributes, nil
 }

@@ -1,6 +1,8 @@
 package federation_test
 
 import (
+	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -156,6 +158,9 @@ func gcp(v *vendor, w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// rs256Header begins a token whose header says first that it is signed with RS256.
+var rs256Header = base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"RS256",`))
+
 func azure(v *vendor, w http.ResponseWriter, r *http.Request) {
 	r.ParseForm()
 	f := r.PostForm
@@ -163,7 +168,10 @@ func azure(v *vendor, w http.ResponseWriter, r *http.Request) {
 	case r.URL.Path != "/tenant/oauth2/v2.0/token" || f.Get("grant_type") != "client_credentials" || f.Get("client_id") != "app" || f.Get("scope") != "https://graph.microsoft.com/.default",
 		f.Get("client_assertion_type") != "urn:ietf:params:oauth:client-assertion-type:jwt-bearer" || f.Has("client_secret"):
 		send(w, 400, map[string]string{"error": "invalid_request"})
-	case !v.verified(f.Get("client_assertion")):
+	case !strings.HasPrefix(f.Get("client_assertion"), rs256Header):
+		send(w, 400, map[string]any{"error": "invalid_request", "error_codes": []int{5002738},
+			"error_description": "AADSTS5002738: Invalid JWT token. It is not a supported signature algorithm. Supported signing algorithms are: 'RS256, HS256'"})
+	case !v.domain.Verify(f.Get("client_assertion"), v.audience, jose.RS256):
 		send(w, 401, map[string]string{"error": "invalid_client", "error_description": f.Get("client_assertion")})
 	default:
 		send(w, 200, map[string]any{"access_token": canary, "token_type": "Bearer", "expires_in": "3599", "ext_expires_in": 3599})
@@ -193,7 +201,7 @@ var vendors = []struct {
 		"tenant_id: tenant, client_id: app, scope: https://graph.microsoft.com/.default", azure, []string{"access_token"}},
 }
 
-func open(t *testing.T, v *vendor, profile, path, settings string) credential.Broker {
+func open(t *testing.T, v *vendor, profile, path, settings string, keys ...string) credential.Broker {
 	t.Helper()
 	text := fmt.Sprintf(`
 credentials:
@@ -202,8 +210,9 @@ credentials:
     ttl: 20m
     max_ttl: 1h
     parameters: [{name: who, one_of: ["alice\"s", "*"]}]
+    %s
     federation: {profile: %s, audience: %q, endpoint: %q, ca_file: %s, %s}
-`, profile, v.audience, v.URL+path, v.caFile, strings.Replace(settings, "IAM", v.URL+"/v1", 1))
+`, strings.Join(keys, ""), profile, v.audience, v.URL+path, v.caFile, strings.Replace(settings, "IAM", v.URL+"/v1", 1))
 	return credentialtest.Broker(t, "federation", federation.Open, text)
 }
 
@@ -268,7 +277,7 @@ func TestVendorRefusesWhatIsNotTheWorkloads(t *testing.T) {
 		t.Run(tt.profile, func(t *testing.T) {
 			t.Parallel()
 			for name, change := range map[string]func(*credentialtest.Workload){
-				"another key": func(d *credentialtest.Workload) { d.Key = newDomain(t).Key },
+				"another key": func(d *credentialtest.Workload) { d.Key, d.RSA = newDomain(t).Key, newDomain(t).RSA },
 				"another identity": func(d *credentialtest.Workload) {
 					d.Change = func(c *jwt.Claims) { c.Subject = "spiffe://example.org/other" }
 				},
@@ -280,7 +289,7 @@ func TestVendorRefusesWhatIsNotTheWorkloads(t *testing.T) {
 			} {
 				trusted := newDomain(t)
 				v := newVendor(t, trusted, tt.audience, tt.answer)
-				d := &credentialtest.Workload{ID: id, Key: trusted.Key}
+				d := &credentialtest.Workload{ID: id, Key: trusted.Key, RSA: trusted.RSA}
 				change(d)
 				_, err := issue(t, open(t, v, tt.profile, tt.path, tt.settings), d, `alice"s`)
 				if !errors.Is(err, credential.ErrRefused) {
@@ -289,6 +298,40 @@ func TestVendorRefusesWhatIsNotTheWorkloads(t *testing.T) {
 				if strings.Contains(fmt.Sprint(err), "eyJ") {
 					t.Errorf("%s: the error repeats the assertion that the vendor echoed", name)
 				}
+			}
+		})
+	}
+}
+
+func TestDefinitionChoosesTheAlgorithm(t *testing.T) {
+	t.Parallel()
+	for _, tt := range vendors {
+		t.Run(tt.profile, func(t *testing.T) {
+			t.Parallel()
+			var said []string
+			d := newDomain(t)
+			v := newVendor(t, d, tt.audience, func(v *vendor, w http.ResponseWriter, r *http.Request) {
+				body, _ := io.ReadAll(r.Body)
+				for _, alg := range []string{"ES256", "RS256"} {
+					if bytes.Contains(body, []byte(base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"`+alg+`",`)))) {
+						said = append(said, alg)
+					}
+				}
+				r.Body = io.NopCloser(bytes.NewReader(body))
+				tt.answer(v, w, r)
+			})
+			for _, alg := range []string{"RS256", "ES256"} {
+				b := open(t, v, tt.profile, tt.path, tt.settings, "jwt_algorithm: "+alg)
+				if got := b.Traits().JWTAlgorithm; got != alg {
+					t.Errorf("the broker says that it needs %q, want %s", got, alg)
+				}
+				_, err := issue(t, b, d, `alice"s`)
+				if refused := tt.profile == "azure-v2.0" && alg == "ES256"; errors.Is(err, credential.ErrRefused) != refused || !refused && err != nil {
+					t.Errorf("%s: %v", alg, err)
+				}
+			}
+			if !slices.Equal(slices.Compact(said), []string{"RS256", "ES256"}) {
+				t.Errorf("presented %q", said)
 			}
 		})
 	}

@@ -55,7 +55,7 @@ var profiles = map[string]profile{
 	// Microsoft identity platform v2.0, client credentials with a federated
 	// credential.
 	"azure-v2.0": {
-		name: "azure-v2.0", needs: []string{"tenant_id", "client_id", "scope"},
+		name: "azure-v2.0", needs: []string{"tenant_id", "client_id", "scope"}, algorithm: credential.RS256,
 		longest: 28 * time.Hour, // with continuous access evaluation
 		endpoint: func(s *settings) string {
 			return "https://login.microsoftonline.com/" + s.TenantID.Value + "/oauth2/v2.0/token"

@@ -260,6 +260,8 @@ type profile struct {
 	may      []string
 	shortest time.Duration // that a token lives
 	longest  time.Duration // that a token may live whose answer was lost
-	endpoint func(*settings) string
-	exchange func(context.Context, exchange) (credential.Issued, error)
+	// algorithm is the only one that the vendor takes; empty: it takes both.
+	algorithm string
+	endpoint  func(*settings) string
+	exchange  func(context.Context, exchange) (credential.Issued, error)
 }

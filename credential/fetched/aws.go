@@ -51,12 +51,13 @@ func OpenAWS(d *credential.Definition, section config.Section) (credential.Broke
 	if err := problems.Err(); err != nil {
 		return nil, err
 	}
+	role := federation.AWS(d.JWTAlgorithm, s.Audience.Value, s.Region.Value, s.RoleARN.Value, s.STSEndpoint.Value, s.CAFile.Value)
 	return newBroker(&aws{
 		settings: s,
-		role:     federation.AWS(s.Audience.Value, s.Region.Value, s.RoleARN.Value, s.STSEndpoint.Value, s.CAFile.Value),
+		role:     role,
 		client:   endpoint.New(s.CAFile.Value),
 		now:      time.Now,
-	}, c), nil
+	}, c, role.Traits().JWTAlgorithm), nil
 }
 
 // aws is AWS Secrets Manager, API version 2017-10-17.

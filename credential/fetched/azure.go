@@ -50,11 +50,12 @@ func OpenAzure(d *credential.Definition, section config.Section) (credential.Bro
 	if err := problems.Err(); err != nil {
 		return nil, err
 	}
+	app := federation.Azure(d.JWTAlgorithm, s.Audience.Value, s.TenantID.Value, s.ClientID.Value, s.Scope.Value, s.Endpoint.Value, s.CAFile.Value)
 	return newBroker(&azure{
 		settings: s,
-		app:      federation.Azure(s.Audience.Value, s.TenantID.Value, s.ClientID.Value, s.Scope.Value, s.Endpoint.Value, s.CAFile.Value),
+		app:      app,
 		client:   endpoint.New(s.CAFile.Value),
-	}, c), nil
+	}, c, app.Traits().JWTAlgorithm), nil
 }
 
 // azure is Azure Key Vault, API version 7.4.

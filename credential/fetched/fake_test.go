@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
+
 	"github.com/vouchd/vouchd/credential/credentialtest"
 )
 
@@ -154,7 +156,7 @@ func azureVendor(v *vendor, w http.ResponseWriter, r *http.Request) {
 	name, secret := strings.CutPrefix(r.URL.Path, "/secrets/")
 	switch {
 	case !secret && r.URL.Path == "/tenant/oauth2/v2.0/token":
-		if f := r.PostForm; f.Get("client_id") != "app" || f.Get("scope") != "https://vault.azure.net/.default" || !v.domain.Verify(f.Get("client_assertion"), v.audience) {
+		if f := r.PostForm; f.Get("client_id") != "app" || f.Get("scope") != "https://vault.azure.net/.default" || !v.domain.Verify(f.Get("client_assertion"), v.audience, jose.RS256) {
 			send(w, "application/json", 401, map[string]string{"error": "invalid_client"})
 			return
 		}

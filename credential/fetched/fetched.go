@@ -40,13 +40,14 @@ type store interface {
 
 // A Broker delivers the secret of one definition.
 type Broker struct {
-	store  store
-	secret credential.Template
-	fields []string // keys of the secret's JSON; none for the whole of it
+	store     store
+	secret    credential.Template
+	fields    []string // keys of the secret's JSON; none for the whole of it
+	algorithm string   // of JWT-SVIDs; empty: the workload's own
 }
 
-func newBroker(s store, c common) *Broker {
-	b := &Broker{store: s, secret: c.Secret.Value}
+func newBroker(s store, c common, algorithm string) *Broker {
+	b := &Broker{store: s, secret: c.Secret.Value, algorithm: algorithm}
 	for _, f := range c.Fields {
 		b.fields = append(b.fields, f.Value)
 	}
@@ -58,7 +59,7 @@ func (b *Broker) Close() { b.store.close() }
 
 // Traits says that nothing can be taken back.
 func (b *Broker) Traits() credential.Traits {
-	return credential.Traits{Upstream: b.store.upstream(), Revocation: credential.Unrevocable}
+	return credential.Traits{Upstream: b.store.upstream(), Revocation: credential.Unrevocable, PresentsJWT: true, JWTAlgorithm: b.algorithm}
 }
 
 // Plan names the session by which the store's log has it.

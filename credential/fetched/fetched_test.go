@@ -138,12 +138,15 @@ func TestStoreRefusesWhatIsNotTheWorkloads(t *testing.T) {
 			for name, change := range map[string]func(*credentialtest.Workload){
 				"another identity": func(d *credentialtest.Workload) { d.Change = func(c *jwt.Claims) { c.Subject += "x" } },
 				"another audience": func(d *credentialtest.Workload) { d.Change = func(c *jwt.Claims) { c.Audience = jwt.Audience{"x"} } },
-				"another key":      func(d *credentialtest.Workload) { d.Key = credentialtest.NewWorkload(t, id).Key },
+				"another key": func(d *credentialtest.Workload) {
+					other := credentialtest.NewWorkload(t, id)
+					d.Key, d.RSA = other.Key, other.RSA
+				},
 			} {
 				trusted := credentialtest.NewWorkload(t, id)
 				v := newVendor(t, trusted, tt.audience, tt.fake)
 				v.secrets["warehouse"] = tt.answer(canary)
-				d := &credentialtest.Workload{ID: id, Key: trusted.Key}
+				d := &credentialtest.Workload{ID: id, Key: trusted.Key, RSA: trusted.RSA}
 				change(d)
 				_, _, err := issue(t, open(t, v, tt.broker, tt.open, tt.settings, ""), d, "warehouse")
 				if !errors.Is(err, credential.ErrRefused) || strings.Contains(err.Error(), "eyJ") {

@@ -52,13 +52,14 @@ func OpenInfisical(d *credential.Definition, section config.Section) (credential
 	if err := problems.Err(); err != nil {
 		return nil, err
 	}
-	return newBroker(&infisical{settings: s, client: endpoint.New(s.CAFile.Value)}, c), nil
+	return newBroker(&infisical{settings: s, algorithm: d.JWTAlgorithm, client: endpoint.New(s.CAFile.Value)}, c, d.JWTAlgorithm), nil
 }
 
 // infisical is Infisical's REST API: OIDC Auth v1, and secrets v4.
 type infisical struct {
-	settings infisicalSettings
-	client   *endpoint.Client
+	settings  infisicalSettings
+	algorithm string // of JWT-SVIDs
+	client    *endpoint.Client
 }
 
 func (i *infisical) upstream() string { return strings.TrimSuffix(i.settings.SiteURL.Value, "/") }
@@ -95,7 +96,7 @@ func (i *infisical) read(ctx context.Context, r credential.Request, _ credential
 }
 
 func (i *infisical) logIn(ctx context.Context, id credential.Identity) (token string, err error) {
-	assertion, err := id.JWT(ctx, i.settings.Audience.Value)
+	assertion, err := id.JWT(ctx, credential.JWTRequest{Audience: i.settings.Audience.Value, Algorithm: i.algorithm})
 	if err != nil {
 		return "", fmt.Errorf("getting a JWT-SVID for %s: %w", i.settings.Audience.Value, err)
 	}

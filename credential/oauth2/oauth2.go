@@ -31,10 +31,11 @@ import (
 
 // A Broker leases access tokens of one client of one server.
 type Broker struct {
-	settings settings
-	client   *endpoint.Client
-	secrets  *credential.Secrets
-	now      func() time.Time
+	settings  settings
+	algorithm string // of JWT-SVIDs; empty: the workload's own
+	client    *endpoint.Client
+	secrets   *credential.Secrets
+	now       func() time.Time
 }
 
 // Opener returns the [credential.Opener] of this kind of source, which keeps
@@ -45,7 +46,7 @@ func Opener(secrets *credential.Secrets) credential.Opener {
 		if err != nil {
 			return nil, err
 		}
-		return &Broker{settings: s, client: endpoint.New(s.CAFile.Value), secrets: secrets, now: time.Now}, nil
+		return &Broker{settings: s, algorithm: d.JWTAlgorithm, client: endpoint.New(s.CAFile.Value), secrets: secrets, now: time.Now}, nil
 	}
 }
 
@@ -54,7 +55,8 @@ func (b *Broker) Close() { b.client.Close() }
 
 // Traits says that only opaque tokens can be revoked.
 func (b *Broker) Traits() credential.Traits {
-	t := credential.Traits{Upstream: b.settings.TokenURL.Value, Revocation: credential.Hard}
+	t := credential.Traits{Upstream: b.settings.TokenURL.Value, Revocation: credential.Hard, JWTAlgorithm: b.algorithm}
+	t.PresentsJWT = b.settings.Grant.Value == tokenExchange || b.settings.ClientAuth.Value == authJWTSVID
 	if b.settings.RevocationURL.Value == "" {
 		t.Revocation, t.ChoosesTTL = credential.ExpiryOnly, true
 	}
@@ -148,7 +150,7 @@ func (b *Broker) form(ctx context.Context, r credential.Request) (url.Values, []
 	case refreshToken:
 		form.Set("grant_type", "refresh_token")
 	case tokenExchange:
-		subject, err := r.Holder.Identity.JWT(ctx, b.settings.SubjectAudience.Value)
+		subject, err := r.Holder.Identity.JWT(ctx, credential.JWTRequest{Audience: b.settings.SubjectAudience.Value, Algorithm: b.algorithm})
 		if err != nil {
 			return nil, nil, fmt.Errorf("getting a JWT-SVID for %s: %w", b.settings.SubjectAudience.Value, err)
 		}
@@ -226,7 +228,7 @@ func (b *Broker) authenticate(ctx context.Context, identity credential.Identity,
 	case authPrivateKey:
 		return nil, b.assert(form)
 	case authJWTSVID:
-		svid, err := identity.JWT(ctx, b.audience())
+		svid, err := identity.JWT(ctx, credential.JWTRequest{Audience: b.audience(), Algorithm: b.algorithm})
 		if err != nil {
 			return nil, fmt.Errorf("getting a JWT-SVID for %s: %w", b.audience(), err)
 		}

@@ -55,7 +55,7 @@ func (b *Broker) logInByJWT(ctx context.Context, identity credential.Identity, m
 	if audience == "" {
 		audience = b.settings.Address.Value
 	}
-	svid, err := identity.JWT(ctx, audience)
+	svid, err := identity.JWT(ctx, credential.JWTRequest{Audience: audience, Algorithm: b.algorithm})
 	if err != nil {
 		return nil, fmt.Errorf("getting a JWT-SVID for %s: %w", audience, err)
 	}

@@ -32,9 +32,10 @@ import (
 
 // A Broker leases secrets of one path.
 type Broker struct {
-	settings settings
-	now      func() time.Time
-	base     *http.Client // of requests that a token authenticates
+	settings  settings
+	algorithm string // of JWT-SVIDs; empty: the workload's own
+	now       func() time.Time
+	base      *http.Client // of requests that a token authenticates
 }
 
 // Open is the [credential.Opener] of this kind of source.
@@ -43,7 +44,7 @@ func Open(d *credential.Definition, section config.Section) (credential.Broker, 
 	if err != nil {
 		return nil, err
 	}
-	return &Broker{settings: s, now: time.Now, base: httpClient(s.CAFile.Value, nil)}, nil
+	return &Broker{settings: s, algorithm: d.JWTAlgorithm, now: time.Now, base: httpClient(s.CAFile.Value, nil)}, nil
 }
 
 // Close closes connections that are not in use.
@@ -53,6 +54,7 @@ func (b *Broker) Close() { b.base.CloseIdleConnections() }
 func (b *Broker) Traits() credential.Traits {
 	s := b.settings
 	t := credential.Traits{Upstream: strings.TrimSuffix(s.Address.Value, "/") + "/v1/" + s.Path.Value.String(), Revocation: credential.Hard, Renews: true}
+	t.PresentsJWT, t.JWTAlgorithm = s.Auth.Value != "cert", b.algorithm
 	switch {
 	case s.Static.Value:
 		t.Revocation, t.Renews = credential.Unrevocable, false

@@ -1,12 +1,14 @@
 package credentialapi
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/secret"
 	"github.com/vouchd/vouchd/workloadapi/gate"
@@ -22,24 +24,13 @@ type workloadIdentity struct {
 }
 
 // JWT issues a JWT-SVID for the upstream.
-func (w *workloadIdentity) JWT(ctx context.Context, audience string) (secret.Bytes, error) {
-	return w.jwt(ctx, audience, func() (*identity.JWTSVID, error) {
-		return w.api.authority.IssueJWT(ctx, w.entry.ID, w.entry.JWTTTL, []string{audience})
-	})
-}
-
-// JWTWith issues one with a claim more.
-func (w *workloadIdentity) JWTWith(ctx context.Context, audience, claim string, value any) (secret.Bytes, error) {
-	return w.jwt(ctx, audience, func() (*identity.JWTSVID, error) {
-		return w.api.authority.IssueJWTWith(ctx, w.entry.ID, w.entry.JWTTTL, []string{audience}, identity.With{Claim: claim, Value: value})
-	})
-}
-
-func (w *workloadIdentity) jwt(ctx context.Context, audience string, issue func() (*identity.JWTSVID, error)) (secret.Bytes, error) {
-	if err := gate.CheckAudience([]string{audience}); err != nil {
+func (w *workloadIdentity) JWT(ctx context.Context, r credential.JWTRequest) (secret.Bytes, error) {
+	audience := []string{r.Audience}
+	if err := gate.CheckAudience(audience); err != nil {
 		return secret.Bytes{}, err
 	}
-	svid, err := issue()
+	with := identity.With{Algorithm: cmp.Or(r.Algorithm, w.entry.JWTAlgorithm), Claim: r.Claim, Value: r.Value}
+	svid, err := w.api.authority.IssueJWTWith(ctx, w.entry.ID, w.entry.JWTTTL, audience, with)
 	if err != nil {
 		return secret.Bytes{}, err
 	}

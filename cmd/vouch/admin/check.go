@@ -97,7 +97,7 @@ func checkConfiguration(o *cli.Options, args []string, td string) (checkView, er
 		if err != nil {
 			return checkView{}, err
 		}
-		view, err := checkAll(c.EntriesDir, c.CredentialsDir, c.ProgramsDir, c.TrustDomain, identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL()})
+		view, err := checkAll(c.EntriesDir, c.CredentialsDir, c.ProgramsDir, c.TrustDomain, identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL(), JWTAlgorithms: c.Authority.JWTAlgorithms})
 		view.Warnings = c.Warnings
 		return view, err
 	}
@@ -119,7 +119,7 @@ func checkConfiguration(o *cli.Options, args []string, td string) (checkView, er
 	if err != nil {
 		return checkView{}, err
 	}
-	limits := identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL(), AnyOwner: true}
+	limits := identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL(), JWTAlgorithms: c.Authority.JWTAlgorithms, AnyOwner: true}
 	view, err := checkAll(filepath.Join(dir, "entries.d"), filepath.Join(dir, "credentials.d"), filepath.Join(dir, "programs.d"), c.TrustDomain, limits)
 	view.Warnings = c.Warnings
 	return view, err
@@ -149,7 +149,7 @@ func checkEntriesAlone(o *cli.Options, dir, td string) (checkView, error) {
 // checkAll checks entries, the credentials that they grant, and programs.
 func checkAll(entries, credentials, defined string, td spiffeid.TrustDomain, limits identity.Limits) (checkView, error) {
 	es, entriesErr := identity.LoadEntries(entries, td, limits)
-	defs, err := credential.LoadDefinitions(credentials, brokers.All(brokers.Deps{}), limits.AnyOwner)
+	defs, err := credential.LoadDefinitions(credentials, brokers.All(brokers.Deps{JWTAlgorithms: limits.JWTAlgorithms}), limits.AnyOwner)
 	ps, programsErr := programs.Load(defined, limits.AnyOwner)
 	if err := errors.Join(entriesErr, err, programsErr); err != nil {
 		return checkView{}, err

@@ -33,7 +33,7 @@ func thisHost() hostFacts {
 }
 
 func examineEntries(c *config.Config, host hostFacts) []Finding {
-	es, err := identity.LoadEntries(c.EntriesDir, c.TrustDomain, identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL()})
+	es, err := identity.LoadEntries(c.EntriesDir, c.TrustDomain, identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL(), JWTAlgorithms: c.Authority.JWTAlgorithms})
 	switch {
 	case err != nil:
 		return []Finding{{"entries", Problem, err.Error()}}

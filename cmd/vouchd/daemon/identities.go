@@ -117,7 +117,7 @@ func (i *identities) source() reload.Source[*identity.Entries] {
 	return reload.Source[*identity.Entries]{
 		Name: "entries", Place: i.config.EntriesDir,
 		Load: func() (*identity.Entries, error) {
-			limits := identity.Limits{MaxX509TTL: i.config.Authority.MaxX509TTL(), LeaveOutUnanchored: true}
+			limits := identity.Limits{MaxX509TTL: i.config.Authority.MaxX509TTL(), JWTAlgorithms: i.config.Authority.JWTAlgorithms, LeaveOutUnanchored: true}
 			return identity.LoadEntries(i.config.EntriesDir, i.config.TrustDomain, limits)
 		},
 		Digest: (*identity.Entries).Digest,

@@ -125,6 +125,7 @@ func (l *leases) source() reload.Source[*credential.Definitions] {
 		Load: func() (*credential.Definitions, error) {
 			return credential.LoadDefinitions(l.dir, brokers.All(brokers.Deps{
 				Keys: l.machine.node, Secrets: credential.NewSecrets(l.machine.state, l.machine.node), Sealed: l.secrets,
+				JWTAlgorithms: l.machine.config.Authority.JWTAlgorithms,
 			}), false)
 		},
 		Digest: (*credential.Definitions).Digest,

@@ -90,8 +90,9 @@ func Start(t testing.TB, entries string) *Stack {
 	s.Authority, err = identity.NewAuthority(t.Context(), identity.Options{
 		TrustDomain: domain, NodeKey: s.Node.Signer(), Store: states, Sealer: s.Node,
 		IssuingCATTL: 4 * time.Hour, Overlap: 2 * time.Hour, JWTKeyTTL: 24 * time.Hour, JWTIssuer: "https://example.org",
-		Now:      s.Clock.Now,
-		Announce: func(context.Context, identity.Key) error { return nil },
+		JWTAlgorithms: []string{identity.ES256, identity.RS256},
+		Now:           s.Clock.Now,
+		Announce:      func(context.Context, identity.Key) error { return nil },
 	})
 	must(t, err)
 	s.Watcher, err = process.NewWatcher()
