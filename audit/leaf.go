@@ -85,6 +85,7 @@ const (
 	limitSelector  = 1024 // one
 	limitSelectors = 3072 // all
 	limitAudience  = 1024 // all
+	limitDNSNames  = 1280 // all; identity bounds them to fewer
 )
 
 // AppendLeaf appends the leaf's canonical form to b.
@@ -286,6 +287,8 @@ func (c *codec) svid(v **SVID) {
 	}
 	x := made(c, v)
 	c.texts("audience", &x.Audience, limitSelector, limitAudience)
+	c.text("common_name", &x.CommonName, limitUnit)
+	c.texts("dns_names", &x.DNSNames, limitUnit, limitDNSNames)
 	c.text("id", &x.ID, 2*limitName)
 	c.text("key_id", &x.KeyID, 2*limitName)
 	c.text("kind", &x.Kind, limitName)

@@ -19,7 +19,7 @@ func fullLeaf() *Leaf {
 	day := at.Truncate(time.Second)
 	r := someRecord(4211)
 	r.Reason = "no entry matches"
-	r.SVID = &SVID{Kind: "jwt", ID: "9f", SHA256: "aa", KeyID: "bb", Audience: []string{"db", "api"}, NotBefore: day, NotAfter: day.Add(time.Hour)}
+	r.SVID = &SVID{Kind: "jwt", ID: "9f", SHA256: "aa", KeyID: "bb", Audience: []string{"db", "api"}, CommonName: "reader", DNSNames: []string{"db.example.org"}, NotBefore: day, NotAfter: day.Add(time.Hour)}
 	r.Key = &Key{KeyID: "bb", Certificate: []byte{1}, PublicKey: []byte{2, 3}, NotBefore: day, NotAfter: day.Add(time.Hour), Quote: []byte{4, 5, 6}}
 	r.Node = &Node{EKSHA256: "cc", AKName: "000bdd", PCRSHA256: "ee", EvidenceSHA256: "ff", Resets: 17, Statement: []byte("statement")}
 	r.Config = &Config{SHA256: "11", Entries: 12, Version: "0.1.0"}
@@ -148,7 +148,7 @@ func TestRecordOfLongTextsAlwaysFits(t *testing.T) {
 		w := r.Workload
 		w.Path, w.SHA256, w.Cgroup, w.Unit, w.Entry = long, long, long, long, long
 		w.Selectors = slices.Repeat([]string{long}, 100)
-		r.SVID = &SVID{Kind: long, ID: long, SHA256: long, KeyID: long, Audience: w.Selectors}
+		r.SVID = &SVID{Kind: long, ID: long, SHA256: long, KeyID: long, CommonName: long, Audience: w.Selectors, DNSNames: w.Selectors}
 		l := &Leaf{Version: LeafVersion, Time: time.Unix(1, 0), BootID: "b", Record: r}
 		raw := mustEncode(t, l)
 		checkSafe(t, raw)

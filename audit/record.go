@@ -109,13 +109,16 @@ type Workload struct {
 // An SVID is an issued (or presented) identity document; never its key or
 // signature.
 type SVID struct {
-	Kind      string // "x509" or "jwt"
-	ID        string // serial number in hexadecimal, or the jti claim
-	SHA256    string // of the DER certificate, or of the compact token, hexadecimal
-	KeyID     string // the issuing CA's subject key ID in hexadecimal, or the JWT's kid
-	Audience  []string
-	NotBefore time.Time
-	NotAfter  time.Time
+	Kind     string // "x509" or "jwt"
+	ID       string // serial number in hexadecimal, or the jti claim
+	SHA256   string // of the DER certificate, or of the compact token, hexadecimal
+	KeyID    string // the issuing CA's subject key ID in hexadecimal, or the JWT's kid
+	Audience []string
+
+	CommonName string   // of an X509-SVID's subject
+	DNSNames   []string // beside the SPIFFE ID
+	NotBefore  time.Time
+	NotAfter   time.Time
 }
 
 // A Key is an authority key taken into use. An issuing CA brings its

@@ -709,7 +709,7 @@ func TestNamedX509SVIDsNameStandsForItsID(t *testing.T) {
 		fits:  fits.String(),
 		long:  fmt.Sprintf("%x", sha256.Sum256([]byte(long.String()))),
 	} {
-		svid, err := a.IssueNamedX509(t.Context(), id, time.Hour)
+		svid, err := a.IssueNamedX509(t.Context(), id, time.Hour, identity.Names{Common: identity.CommonName(id)})
 		if err != nil {
 			t.Fatal(err)
 		}

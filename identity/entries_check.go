@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -44,6 +45,8 @@ func (c *checker) entry(w *written) Entry {
 	} else if strings.ContainsFunc(h.Value, unicode.IsControl) {
 		c.problems.Add(h.Pos, "hint holds a control character; remove it")
 	}
+	c.dnsNames(w)
+	c.commonName(w.CN)
 	c.credentials(w)
 	return w.entry(c.limits.MaxX509TTL)
 }
@@ -63,6 +66,68 @@ func (c *checker) id(w *written) {
 		c.problems.Add(w.ID.Pos, "spiffe_id %s has no path and so names the trust domain itself; add one, such as %s/agent", id, id)
 	}
 }
+
+const (
+	maxDNSNames    = 32
+	maxAllDNSNames = 1024 // bytes of an entry's names: the log has them whole
+	maxDNSName     = 253  // bytes; RFC 1035 §2.3.4
+)
+
+func (c *checker) dnsNames(w *written) {
+	if len(w.DNSNames) > maxDNSNames {
+		c.problems.Add(w.DNSNames[maxDNSNames].Pos, "dns_names has %d names and may have %d; remove some", len(w.DNSNames), maxDNSNames)
+		return
+	}
+	all := 0
+	lines := make(map[string]int)
+	for _, name := range w.DNSNames {
+		host, wildcard := strings.CutPrefix(name.Value, "*.")
+		switch {
+		case name.Value == "": // a problem already
+		case !isHostName(host) || wildcard && !strings.Contains(host, "."):
+			c.problems.Add(name.Pos, "dns_names: %.80q is not a host name; use lower-case letters, digits and dashes between dots, such as db.example.org, and no address", name.Value)
+		case wildcard && !w.WildcardDNSNames:
+			c.problems.Add(name.Pos, "dns_names: with %.80s the process can pass for every host below; list the hosts, or set wildcard_dns_names: true", name.Value)
+		case lines[name.Value] > 0:
+			c.problems.Add(name.Pos, "dns_names: %.80s is given again, first in line %d; remove one", name.Value, lines[name.Value])
+		}
+		lines[name.Value] = name.Pos.Line
+		if all += len(name.Value); all > maxAllDNSNames {
+			c.problems.Add(name.Pos, "dns_names has more than %d bytes in all; remove some", maxAllDNSNames)
+			return
+		}
+	}
+}
+
+var hostLabel = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+// isHostName holds a name to RFC 1123 §2.1 in lower case. Its last label has a letter,
+// or else it could be an address.
+func isHostName(name string) bool {
+	labels := strings.Split(name, ".")
+	for _, l := range labels {
+		if !hostLabel.MatchString(l) {
+			return false
+		}
+	}
+	return len(name) <= maxDNSName && strings.Trim(labels[len(labels)-1], "0123456789") != ""
+}
+
+// commonName keeps what stands for a SPIFFE ID (see [CommonName]) out of names that can
+// be chosen.
+func (c *checker) commonName(cn config.At[string]) {
+	switch name := cn.Value; {
+	case name == "": // none, or a problem already
+	case utf8.RuneCountInString(name) > maxCommonName:
+		c.problems.Add(cn.Pos, "cn has %d characters and may have %d; shorten it", utf8.RuneCountInString(name), maxCommonName)
+	case !utf8.ValidString(name) || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }):
+		c.problems.Add(cn.Pos, "cn holds a character that does not print; remove it")
+	case strings.HasPrefix(strings.ToLower(name), "spiffe:"), digest256.MatchString(name):
+		c.problems.Add(cn.Pos, "cn %.80q could be taken for another identity's; choose another name", name)
+	}
+}
+
+var digest256 = regexp.MustCompile(`^[0-9A-Fa-f]{64}$`)
 
 func (c *checker) selectors(w *written) {
 	if len(w.Selectors) == 0 {
@@ -199,6 +264,7 @@ var credentialName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 func (c *checker) among(list []Entry) {
 	first := make(map[spiffeid.ID]Entry)
 	same := make(map[string]config.Pos)  // an identity and its selectors
+	hosts := make(map[string]Entry)      // by DNS name
 	hints := make(map[string]config.Pos) // a hint and its selectors
 	for _, e := range list {
 		if e.ID.IsZero() || len(e.Selectors) == 0 || e.X509TTL == 0 || e.JWTTTL == 0 {
@@ -208,6 +274,13 @@ func (c *checker) among(list []Entry) {
 			first[e.ID] = e
 		} else if what := difference(f, e); what != "" {
 			c.problems.Add(e.Pos, "entry %s has %s, unlike its entry at %v; make them the same", e.ID, what, f.Pos)
+		}
+		for _, name := range e.Names.DNS {
+			if f, ok := hosts[name]; !ok {
+				hosts[name] = e
+			} else if f.ID != e.ID {
+				c.problems.Add(e.Pos, "entry %s has the DNS name %s of %s at %v, which could then pass for each other; give it to one", e.ID, name, f.ID, f.Pos)
+			}
 		}
 		set := selectorSet(e)
 		if pos, ok := same[e.ID.String()+"\n"+set]; ok {
@@ -223,6 +296,11 @@ func (c *checker) among(list []Entry) {
 		}
 		hints[e.Hint+"\n"+set] = e.Pos
 	}
+	for _, e := range list { // a client that finds no DNS name goes by the common name
+		if f, ok := hosts[e.Names.Common]; ok && f.ID != e.ID && !slices.Contains(e.Names.DNS, e.Names.Common) {
+			c.problems.Add(e.Pos, "entry %s has a cn that is the DNS name %s of %s at %v; choose another name", e.ID, e.Names.Common, f.ID, f.Pos)
+		}
+	}
 }
 
 // difference names the first setting of b that is not a's.
@@ -234,6 +312,10 @@ func difference(a, b Entry) string {
 		return "jwt_svid_ttl " + config.FormatDuration(b.JWTTTL)
 	case a.JWTAlgorithm != b.JWTAlgorithm:
 		return fmt.Sprintf("jwt_algorithm %q", b.JWTAlgorithm)
+	case !slices.Equal(a.Names.DNS, b.Names.DNS):
+		return "other dns_names"
+	case a.Names.Common != b.Names.Common:
+		return fmt.Sprintf("cn %.80q", b.Names.Common)
 	case a.Hint != b.Hint:
 		return fmt.Sprintf("hint %.80q", b.Hint)
 	case !slices.Equal(sorted(a.Credentials), sorted(b.Credentials)):

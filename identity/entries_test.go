@@ -3,12 +3,15 @@ package identity
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
@@ -265,6 +268,38 @@ entries:
 	}
 }
 
+func TestFirstDNSNameIsTheCommonNameUnlessThereIsOneOrItIsTooLong(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("a", 60) + ".example.org"
+	dir := write(t, map[string]string{"a.yaml": fmt.Sprintf(`
+entries:
+  - {spiffe_id: spiffe://example.org/web, selectors: [unix:uid:1], dns_names: [www.example.org, example.org, localhost, xn--bcher-kva.example]}
+  - {spiffe_id: spiffe://example.org/web, selectors: [unix:uid:9], dns_names: [www.example.org, example.org, localhost, xn--bcher-kva.example]}
+  - {spiffe_id: spiffe://example.org/db, selectors: [unix:uid:2], dns_names: [db.example.org], cn: Größe & Co}
+  - {spiffe_id: spiffe://example.org/role, selectors: [unix:uid:3], cn: reader}
+  - {spiffe_id: spiffe://example.org/role2, selectors: [unix:uid:4], cn: reader}
+  - {spiffe_id: spiffe://example.org/long, selectors: [unix:uid:5], dns_names: [%s]}
+  - {spiffe_id: spiffe://example.org/wild, selectors: [unix:uid:6], dns_names: ["*.apps.example.org"], wildcard_dns_names: true}
+  - {spiffe_id: spiffe://example.org/none, selectors: [unix:uid:7]}
+`, long)})
+	es, err := LoadEntries(dir, td, limits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, e := range es.All() {
+		got = append(got, fmt.Sprintf("%s %q %q", e.ID.Path(), e.Names.Common, e.Names.DNS))
+	}
+	web := `/web "www.example.org" ["www.example.org" "example.org" "localhost" "xn--bcher-kva.example"]`
+	want := []string{
+		web, web, `/db "Größe & Co" ["db.example.org"]`, `/role "reader" []`, `/role2 "reader" []`,
+		fmt.Sprintf(`/long "" [%q]`, long), `/wild "*.apps.example.org" ["*.apps.example.org"]`, `/none "" []`,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
 func TestNearMissesAreBounded(t *testing.T) {
 	t.Parallel()
 	dir := write(t, map[string]string{"a.yaml": `
@@ -315,6 +350,7 @@ func write(t testing.TB, files map[string]string) string {
 func FuzzLoadEntries(f *testing.F) {
 	f.Add([]byte("entries:\n  - spiffe_id: spiffe://example.org/a\n    selectors: [unix:uid:1, unix:gid:1]\n    hint: a\n"))
 	f.Add([]byte("entries:\n  - {spiffe_id: spiffe://example.org/a, selectors: [unix:path:/bin/sh], allow_interpreter: true, allow_unanchored: true, x509_svid_ttl: 90m}\n"))
+	f.Add([]byte("entries:\n  - {spiffe_id: spiffe://example.org/a, selectors: [unix:uid:1], dns_names: [db.example.org, '*.example.org'], wildcard_dns_names: true, cn: reader}\n"))
 	f.Add([]byte("entries: [{spiffe_id: spiffe://example.org/b, selectors: []}, {credentials: [a, a]}, 5]"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		es, err := parseEntries([]config.File{{Path: "a.yaml", Data: data}}, nil, td, limits)
@@ -328,6 +364,14 @@ func FuzzLoadEntries(f *testing.F) {
 			if len(e.Selectors) == 0 || !e.ID.MemberOf(td) || e.ID.Path() == "" || e.Pos.Line == 0 ||
 				e.X509TTL < time.Minute || e.X509TTL > limits.MaxX509TTL || e.JWTTTL < 10*time.Second || e.JWTTTL > time.Hour || len(e.Hint) > maxHintLen {
 				t.Fatalf("loaded %+v", e)
+			}
+			if n := e.Names; len(n.DNS) > maxDNSNames || len(strings.Join(n.DNS, "")) > maxAllDNSNames || utf8.RuneCountInString(n.Common) > maxCommonName || strings.ContainsFunc(n.Common, unicode.IsControl) {
+				t.Fatalf("loaded %+v", e)
+			}
+			for _, name := range e.Names.DNS {
+				if host, _ := strings.CutPrefix(name, "*."); strings.ToLower(name) != name || strings.ContainsAny(host, "*: /\x00") || net.ParseIP(host) != nil || len(name) > 255 {
+					t.Fatalf("loaded the name %q", name)
+				}
 			}
 			same := func(m Entry) bool { return m.Pos == e.Pos && m.ID == e.ID }
 			if !slices.ContainsFunc(es.Match(e.Selectors), same) {

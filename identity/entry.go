@@ -19,6 +19,7 @@ type Entry struct {
 	X509TTL      time.Duration    // of an X509-SVID
 	JWTTTL       time.Duration    // of a JWT-SVID
 	JWTAlgorithm string           // that signs its JWT-SVIDs; empty: the authority's first
+	Names        Names            // of its X509-SVIDs
 	Hint         string           // tells a workload with several identities which is which; may be empty
 	Credentials  []string         // names of the credentials it may lease
 	Unanchored   bool             // any user can arrange what it asks for: for a lab
@@ -45,6 +46,9 @@ type written struct {
 	X509TTL          config.At[time.Duration]     `yaml:"x509_svid_ttl" default:"1h" min:"1m" max:"24h"`
 	JWTTTL           config.At[time.Duration]     `yaml:"jwt_svid_ttl" default:"5m" min:"10s" max:"1h"`
 	JWTAlgorithm     config.At[string]            `yaml:"jwt_algorithm" oneof:"ES256 RS256"`
+	DNSNames         []config.At[string]          `yaml:"dns_names" like:"db.example.org"`
+	WildcardDNSNames bool                         `yaml:"wildcard_dns_names" default:"false"`
+	CN               config.At[string]            `yaml:"cn"`
 	Hint             config.At[string]            `yaml:"hint"`
 	Credentials      []config.At[string]          `yaml:"credentials"`
 	AllowInterpreter bool                         `yaml:"allow_interpreter" default:"false"`
@@ -66,6 +70,7 @@ func (w *written) entry(maxX509TTL time.Duration) Entry {
 	if w.X509TTL.Pos == (config.Pos{}) {
 		e.X509TTL = min(e.X509TTL, maxX509TTL) // the default, and not a choice to refuse
 	}
+	e.Names = w.names()
 	for _, s := range w.Selectors {
 		e.Selectors = append(e.Selectors, s.Value)
 	}
@@ -74,4 +79,19 @@ func (w *written) entry(maxX509TTL time.Duration) Entry {
 	}
 	e.Unanchored = !e.anchored()
 	return e
+}
+
+// names returns what X509-SVIDs are called. Without a cn, the first DNS name is the
+// common name too, as in SPIRE, unless it is too long for one.
+func (w *written) names() (n Names) {
+	for _, name := range w.DNSNames {
+		n.DNS = append(n.DNS, name.Value)
+	}
+	switch {
+	case w.CN.Value != "":
+		n.Common = w.CN.Value
+	case len(n.DNS) > 0 && len(n.DNS[0]) <= maxCommonName:
+		n.Common = n.DNS[0]
+	}
+	return n
 }

@@ -31,37 +31,42 @@ type X509SVID struct {
 	Leaf       []byte       // DER, the beginning of Chain
 	PrivateKey secret.Bytes // PKCS#8 DER
 	Serial     string       // hexadecimal
-	IssuerID   string       // the issuing CA's subject key ID, hexadecimal
+	Names      Names
+	IssuerID   string // the issuing CA's subject key ID, hexadecimal
 	NotBefore  time.Time
 	NotAfter   time.Time
 }
+
+// Names are what an X509-SVID is called beside its SPIFFE ID, for relying parties that
+// go by those. The zero value is nothing.
+type Names struct {
+	Common string   // the subject's common name, at most 64 characters
+	DNS    []string // subject alternative names
+}
+
+// maxCommonName is in characters (RFC 5280, appendix A).
+const maxCommonName = 64
 
 // IssueX509 makes a key and an X509-SVID for id that is valid for ttl, or
 // until the issuing CA expires if that is sooner. It returns [ErrNoAuthority]
 // if there is no valid issuing CA and none could be made.
 func (a *Authority) IssueX509(ctx context.Context, id spiffeid.ID, ttl time.Duration) (*X509SVID, error) {
-	return a.issueX509(ctx, id, ttl, "")
-}
-
-// IssueNamedX509 is IssueX509 for relying parties that identify peers only by a common
-// name: [CommonName] of the ID, in the subject.
-func (a *Authority) IssueNamedX509(ctx context.Context, id spiffeid.ID, ttl time.Duration) (*X509SVID, error) {
-	return a.issueX509(ctx, id, ttl, CommonName(id))
+	return a.IssueNamedX509(ctx, id, ttl, Names{})
 }
 
 // CommonName is a SPIFFE ID's name where there is room for only one: the ID itself if
 // it fits in the 64 characters of a common name (RFC 5280 §4.1.2.6, appendix A), else
 // its SHA-256 in hexadecimal, which is not an ID. No two IDs have the same name.
 func CommonName(id spiffeid.ID) string {
-	const most = 64
-	if name := id.String(); len(name) <= most {
+	if name := id.String(); len(name) <= maxCommonName {
 		return name
 	}
 	sum := sha256.Sum256([]byte(id.String()))
 	return hex.EncodeToString(sum[:])
 }
 
-func (a *Authority) issueX509(ctx context.Context, id spiffeid.ID, ttl time.Duration, name string) (*X509SVID, error) {
+// IssueNamedX509 is IssueX509 for relying parties that go by names.
+func (a *Authority) IssueNamedX509(ctx context.Context, id spiffeid.ID, ttl time.Duration, names Names) (*X509SVID, error) {
 	now := a.o.Now()
 	if err := a.mayIssue(id, ttl, now); err != nil {
 		return nil, err
@@ -80,7 +85,7 @@ func (a *Authority) issueX509(ctx context.Context, id spiffeid.ID, ttl time.Dura
 		notAfter = earlier(notAfter, upstream.notAfter())
 	}
 	t := leafTemplate(id, now, notAfter)
-	t.Subject.CommonName = name
+	t.Subject.CommonName, t.DNSNames = names.Common, names.DNS
 	leaf, err := x509.CreateCertificate(rand.Reader, t, ca.cert, &key.PublicKey, ca.key)
 	if err != nil {
 		return nil, fmt.Errorf("signing X509-SVID for %s: %w", id, err)
@@ -96,6 +101,7 @@ func (a *Authority) issueX509(ctx context.Context, id spiffeid.ID, ttl time.Dura
 		Leaf:       chain[:len(leaf)],
 		PrivateKey: secret.Of(pkcs8),
 		Serial:     t.SerialNumber.Text(16),
+		Names:      names,
 		IssuerID:   ca.keyID,
 		NotBefore:  t.NotBefore.Truncate(time.Second),
 		NotAfter:   t.NotAfter.Truncate(time.Second),

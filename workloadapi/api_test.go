@@ -175,6 +175,54 @@ func TestEntrySaysWhatFetchJWTSVIDSignsWith(t *testing.T) {
 	}
 }
 
+func TestNamesOfAnEntryAreInTheCertificateAndInTheRecord(t *testing.T) {
+	t.Parallel()
+	entry := func(names string) string {
+		return fmt.Sprintf("  - {spiffe_id: \"spiffe://example.org/db\", selectors: [\"unix:uid:%d\"], %s}\n", os.Getuid(), names)
+	}
+	s := startStack(t, entry("dns_names: [db.example.org, localhost], cn: reader"))
+	ctx, cancel := context.WithTimeout(t.Context(), 45*time.Second)
+	defer cancel()
+	source, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(workloadapi.WithAddr("unix://"+s.Socket)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer source.Close()
+	check := func(cn string, dns ...string) {
+		t.Helper()
+		svid, err := source.GetX509SVID()
+		if err != nil {
+			t.Fatal(err)
+		}
+		leaf := svid.Certificates[0]
+		if leaf.Subject.CommonName != cn || !slices.Equal(leaf.DNSNames, dns) || len(leaf.URIs) != 1 {
+			t.Errorf("the certificate is of %s, %q, %v", leaf.Subject, leaf.DNSNames, leaf.URIs)
+		}
+		roots, between := x509.NewCertPool(), x509.NewCertPool()
+		certs, err := x509.ParseCertificates(s.Authority.Bundle().X509)
+		if err != nil {
+			t.Fatal(err)
+		}
+		roots.AddCert(certs[0])
+		between.AddCert(svid.Certificates[1])
+		for _, name := range dns {
+			if _, err := leaf.Verify(x509.VerifyOptions{DNSName: name, Roots: roots, Intermediates: between}); err != nil {
+				t.Errorf("a client that wants %s: %v", name, err)
+			}
+		}
+		records := s.Records(audit.EventX509SVID)
+		if last := records[len(records)-1].SVID; last.CommonName != cn || !slices.Equal(last.DNSNames, dns) {
+			t.Errorf("the record says %q, %q", last.CommonName, last.DNSNames)
+		}
+	}
+	check("reader", "db.example.org", "localhost")
+	s.SetEntries(entry("dns_names: [other.example.org]")) // the stream is sent another
+	if err := source.WaitUntilUpdated(ctx); err != nil {
+		t.Fatal(err)
+	}
+	check("other.example.org", "other.example.org")
+}
+
 func TestNothingIsHandedOutWithoutARecord(t *testing.T) {
 	t.Parallel()
 	s := startStack(t, gatetest.Entry("/agent", os.Getuid()))

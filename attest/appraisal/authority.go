@@ -203,8 +203,8 @@ func (a Authority) RevocationList(revoked []Revoked, number int64, now, next tim
 }
 
 // caTemplate is a CA of a trust domain: its name constraint holds all SPIFFE
-// IDs below it to the domain (X509-SVID, 4.2). It says nothing of DNS names, so
-// nobody may trust the root for those.
+// IDs below it to the domain (X509-SVID, 4.2). It says nothing of DNS names: who trusts
+// the root for those trusts every host below it for all of them.
 func caTemplate(td spiffeid.TrustDomain, key crypto.PublicKey, now time.Time, life time.Duration) *x509.Certificate {
 	serial := make([]byte, 16)
 	rand.Read(serial)

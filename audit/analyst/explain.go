@@ -172,6 +172,12 @@ func (x *explainer) saying(l *audit.Leaf) string {
 		if len(v.Audience) > 0 {
 			s += " for audience " + strings.Join(v.Audience, ", ")
 		}
+		if len(v.DNSNames) > 0 {
+			s += " with DNS names " + strings.Join(v.DNSNames, ", ")
+		}
+		if v.CommonName != "" {
+			s += " with common name " + v.CommonName
+		}
 		s += fmt.Sprintf(", valid %s to %s", stamp(v.NotBefore, x.zone), stamp(v.NotAfter, x.zone))
 	}
 	if c := l.Credential; c != nil {

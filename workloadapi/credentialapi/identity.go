@@ -42,7 +42,7 @@ func (w *workloadIdentity) JWT(ctx context.Context, r credential.JWTRequest) (se
 
 // X509 issues an X509-SVID for the upstream.
 func (w *workloadIdentity) X509(ctx context.Context) (tls.Certificate, error) {
-	svid, err := w.api.authority.IssueNamedX509(ctx, w.entry.ID, w.entry.X509TTL)
+	svid, err := w.api.authority.IssueNamedX509(ctx, w.entry.ID, w.entry.X509TTL, identity.Names{Common: identity.CommonName(w.entry.ID)})
 	if err != nil {
 		return tls.Certificate{}, err
 	}

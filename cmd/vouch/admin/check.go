@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -30,6 +31,7 @@ type checkView struct {
 	Programs    *int   `json:"programs,omitempty"`    // likewise
 
 	Warnings   []string `json:"warnings,omitempty"`   // deprecated keys
+	Named      []string `json:"named,omitempty"`      // entries whose certificates have more names than the SPIFFE ID
 	Unanchored []string `json:"unanchored,omitempty"` // entries that any user of the machine can match
 	Containers []string `json:"containers,omitempty"` // entries that mean processes of containers
 }
@@ -38,6 +40,11 @@ type checkView struct {
 func (v checkView) said(es *identity.Entries) checkView {
 	for _, e := range es.All() {
 		named := fmt.Sprintf("%s: %s", e.Pos, e.ID)
+		if n := e.Names; len(n.DNS) > 0 {
+			v.Named = append(v.Named, fmt.Sprintf("%s passes for %s", named, strings.Join(n.DNS, ", ")))
+		} else if n.Common != "" {
+			v.Named = append(v.Named, fmt.Sprintf("%s has the common name %s", named, n.Common))
+		}
 		if e.Unanchored {
 			v.Unanchored = append(v.Unanchored, named)
 		}
@@ -77,6 +84,9 @@ without it, the installed configuration is checked. Nothing is contacted.`,
 				fmt.Fprintln(w)
 				for _, warning := range view.Warnings {
 					fmt.Fprintln(w, warning)
+				}
+				for _, e := range view.Named {
+					fmt.Fprintln(w, e)
 				}
 				for _, e := range view.Unanchored {
 					fmt.Fprintf(w, "%s is unanchored: any user of this machine can have it\n", e)

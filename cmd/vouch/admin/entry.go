@@ -54,11 +54,25 @@ func printEntry(w io.Writer, e view.Entry) {
 	for _, s := range e.Selectors {
 		fmt.Fprintf(w, "    %s\n", s)
 	}
+	printNames(w, "    ", e)
 	if e.Unanchored {
 		fmt.Fprintln(w, "    unanchored: any user of this machine can have it")
 	}
 	if e.Container {
 		fmt.Fprintln(w, "    container processes only")
+	}
+}
+
+// printNames says what the certificate has beside the SPIFFE ID, and what signs tokens.
+func printNames(w io.Writer, indent string, e view.Entry) {
+	if len(e.DNSNames) > 0 {
+		fmt.Fprintf(w, "%sDNS names: %s\n", indent, strings.Join(e.DNSNames, ", "))
+	}
+	if e.CommonName != "" {
+		fmt.Fprintf(w, "%scommon name: %s\n", indent, e.CommonName)
+	}
+	if e.JWTAlgorithm != "" {
+		fmt.Fprintf(w, "%sJWT-SVIDs signed with %s\n", indent, e.JWTAlgorithm)
 	}
 }
 
@@ -121,6 +135,7 @@ func printExplanation(w io.Writer, x view.Explanation) {
 	}
 	for _, e := range x.Matches {
 		fmt.Fprintf(w, "  %s  (%s)%s\n", e.SPIFFEID, e.Position, disabledNote(e))
+		printNames(w, "    ", e)
 	}
 	for _, m := range x.Nearest {
 		fmt.Fprintf(w, "\nalmost %s  (%s), but it has no\n  %s\n", m.SPIFFEID, m.Position, strings.Join(m.Missing, "\n  "))

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -117,6 +118,9 @@ func (q *query) line(l *audit.Leaf) string {
 	}
 	if s := l.SVID; s != nil && s.ID != "" {
 		fmt.Fprintf(&b, "  %s", s.ID)
+		if names := slices.DeleteFunc(slices.Concat([]string{s.CommonName}, s.DNSNames), func(n string) bool { return n == "" }); len(names) > 0 {
+			fmt.Fprintf(&b, " named %s", strings.Join(slices.Compact(names), ","))
+		}
 		if !s.NotAfter.IsZero() {
 			fmt.Fprintf(&b, " until %s", q.near(s.NotAfter, l.Time))
 		}

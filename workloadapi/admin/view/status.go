@@ -90,12 +90,15 @@ type WitnessStatus struct {
 
 // An Entry is a registration entry as it is listed.
 type Entry struct {
-	SPIFFEID  string   `json:"spiffe_id"`
-	Selectors []string `json:"selectors"`
-	Position  string   `json:"position"` // file:line
-	X509TTL   string   `json:"x509_svid_ttl"`
-	JWTTTL    string   `json:"jwt_svid_ttl"`
-	Hint      string   `json:"hint,omitempty"`
+	SPIFFEID     string   `json:"spiffe_id"`
+	Selectors    []string `json:"selectors"`
+	Position     string   `json:"position"` // file:line
+	X509TTL      string   `json:"x509_svid_ttl"`
+	JWTTTL       string   `json:"jwt_svid_ttl"`
+	JWTAlgorithm string   `json:"jwt_algorithm,omitempty"` // missing: the first of authority.jwt_algorithms
+	DNSNames     []string `json:"dns_names,omitempty"`     // of X509-SVIDs
+	CommonName   string   `json:"cn,omitempty"`
+	Hint         string   `json:"hint,omitempty"`
 
 	Unanchored bool      `json:"unanchored,omitempty"` // any user can arrange what it asks for
 	Container  bool      `json:"container,omitempty"`  // it means processes of containers, and no others
