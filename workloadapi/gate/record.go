@@ -158,8 +158,11 @@ func (c *Caller) DescribeX509(e identity.Entry, svid *identity.X509SVID) audit.R
 	r := c.DescribeAs(audit.EventX509SVID, e)
 	r.SVID = &audit.SVID{
 		Kind: "x509", ID: svid.Serial, SHA256: hex.EncodeToString(digest[:]), KeyID: svid.IssuerID,
-		CommonName: svid.Names.Common, DNSNames: svid.Names.DNS,
+		DNSNames:  svid.Names.DNS,
 		NotBefore: svid.NotBefore, NotAfter: svid.NotAfter,
+	}
+	if svid.Names.Common != identity.CommonName(e.ID) { // which says no more than the ID
+		r.SVID.CommonName = svid.Names.Common
 	}
 	return r
 }

@@ -72,7 +72,9 @@ func printStatus(out io.Writer, st view.Status) {
 		row("enrolled", "by root %s, until %s", e.RootSHA256, cli.Time(e.NotAfter))
 	}
 	row("issuing CA", "%s, until %s", st.Authority.IssuingCAKeyID, cli.Time(st.Authority.IssuingCANotAfter))
-	if st.Authority.JWTKeyUntil.IsZero() {
+	if st.Authority.JWTKeyID == "" {
+		row("JWT key", "being made")
+	} else if st.Authority.JWTKeyUntil.IsZero() {
 		row("JWT key", "%s, in the TPM", st.Authority.JWTKeyID)
 	} else {
 		row("JWT key", "%s, signs until %s", st.Authority.JWTKeyID, cli.Time(st.Authority.JWTKeyUntil))

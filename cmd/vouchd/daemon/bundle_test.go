@@ -71,6 +71,42 @@ func TestStockVerifierTrustsTokensByPublishedFilesAlone(t *testing.T) {
 	}
 }
 
+func TestRelyingPartyOfRS256AloneTrustsTokensOfEntriesThatSaySo(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	web := httptest.NewTLSServer(http.FileServer(http.Dir(dir)))
+	t.Cleanup(web.Close)
+	h := newHost(t)
+	h.Configure("authority:\n  jwt_issuer: " + web.URL + "\n")
+	entry := daemontest.EntriesForVouch()
+	h.Write("entries.d/a.yaml", entry)
+	h.Start()
+	must(t, os.Mkdir(dir+"/.well-known", 0o755))
+	h.OK("bundle", "openid-configuration", "--issuer", web.URL, "--write", dir+"/.well-known/openid-configuration")
+	h.OK("bundle", "jwks", "--write", dir+"/keys")
+	ctx := t.Context()
+	party, err := rp.NewRelyingPartyOIDC(ctx, web.URL, "relying-party", "", "", nil, rp.WithHTTPClient(web.Client()), rp.WithVerifierOpts(rp.WithSupportedSigningAlgorithms("RS256")))
+	must(t, err)
+	verify := func() error {
+		_, err := rp.VerifyIDToken[*oidc.IDTokenClaims](ctx, strings.TrimSpace(h.OK("fetch", "jwt", "--audience", "relying-party")), party.IDTokenVerifier())
+		return err
+	}
+	if err := verify(); err == nil {
+		t.Error("it takes ES256")
+	}
+	h.Write("entries.d/a.yaml", strings.Replace(entry, "}", ", jwt_algorithm: RS256}", 1))
+	daemontest.Eventually(t, "the entry asks for RS256", func() bool { return strings.Contains(h.OK("entry", "list"), "signed with RS256") })
+	for range 2 {
+		if err := verify(); err != nil {
+			t.Error(err)
+		}
+		h.Stop()
+		h.Start()
+	}
+	h.Stop()
+	h.VerifyLog()
+}
+
 func TestPublishedKeysAreAsCloudsWantThemAndHaveTheNextOne(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
