@@ -75,7 +75,7 @@ func (w *Workload) JWT(_ context.Context, r credential.JWTRequest) (secret.Bytes
 		return secret.Bytes{}, err
 	}
 	c := jwt.Claims{
-		Issuer: Issuer, Subject: w.ID.String(), Audience: jwt.Audience{r.Audience},
+		Issuer: Issuer, Subject: w.ID.String(), Audience: jwt.Audience{r.Audience}, ID: rand.Text(),
 		IssuedAt: jwt.NewNumericDate(time.Now()), Expiry: jwt.NewNumericDate(time.Now().Add(5 * time.Minute)),
 	}
 	if w.Change != nil {
@@ -123,7 +123,7 @@ const (
 
 // Verify reports whether a token is what somebody accepts who was told to trust the
 // trust domain: its algorithm (if none are given, either), kid and typ, its signature,
-// iss, sub, aud, iat and exp, and how long it lives.
+// iss, sub, aud, jti, iat and exp, and how long it lives.
 func (w *Workload) Verify(token, audience string, algorithms ...jose.SignatureAlgorithm) bool {
 	if len(algorithms) == 0 {
 		algorithms = []jose.SignatureAlgorithm{jose.ES256, jose.RS256}
@@ -137,7 +137,7 @@ func (w *Workload) Verify(token, audience string, algorithms ...jose.SignatureAl
 		key = w.RSA.Public()
 	}
 	var c jwt.Claims
-	if err := parsed.Claims(key, &c); err != nil || c.IssuedAt == nil || c.Expiry == nil || c.Expiry.Time().Sub(c.IssuedAt.Time()) > maxLife {
+	if err := parsed.Claims(key, &c); err != nil || c.IssuedAt == nil || c.Expiry == nil || c.ID == "" || c.Expiry.Time().Sub(c.IssuedAt.Time()) > maxLife {
 		return false
 	}
 	return c.ValidateWithLeeway(jwt.Expected{Issuer: Issuer, Subject: w.ID.String(), AnyAudience: jwt.Audience{audience}, Time: time.Now()}, clockSkew) == nil

@@ -285,6 +285,9 @@ func TestVendorRefusesWhatIsNotTheWorkloads(t *testing.T) {
 				"an old token": func(d *credentialtest.Workload) {
 					d.Change = func(c *jwt.Claims) { c.Expiry = jwt.NewNumericDate(time.Now().Add(-time.Hour)) }
 				},
+				"a life of two hours": func(d *credentialtest.Workload) {
+					d.Change = func(c *jwt.Claims) { c.Expiry = jwt.NewNumericDate(time.Now().Add(2 * time.Hour)) }
+				},
 				"no issued-at": func(d *credentialtest.Workload) { d.Change = func(c *jwt.Claims) { c.IssuedAt = nil } },
 			} {
 				trusted := newDomain(t)

@@ -17,7 +17,8 @@ import (
 )
 
 // profiles are the vendors, each dated by the version of the vendor's interface
-// or else of the document that it was written from.
+// or else of the document that it was written from. What they ask of a JWT-SVID was
+// read again in November 2026; docs/brokers.md has it.
 var profiles = map[string]profile{
 	// Workload identity token exchange, developers.openai.com, June 2026.
 	"openai-2026-06": {
@@ -53,7 +54,8 @@ var profiles = map[string]profile{
 		exchange: exchangeGCP,
 	},
 	// Microsoft identity platform v2.0, client credentials with a federated
-	// credential.
+	// credential; "Important considerations and restrictions for federated identity
+	// credentials": RS256 alone.
 	"azure-v2.0": {
 		name: "azure-v2.0", needs: []string{"tenant_id", "client_id", "scope"}, algorithm: credential.RS256,
 		longest: 28 * time.Hour, // with continuous access evaluation
