@@ -75,10 +75,10 @@ type Node struct {
 // trust domain.
 const ModeEnrolled = "enrolled"
 
-// The values of JWTAlgorithms.
+// The values of JWTAlgorithms: what signs JWT-SVIDs (RFC 7518 §3.1).
 const (
 	ES256 = "ES256"
-	RS256 = "RS256"
+	RS256 = "RS256" // for relying parties that take nothing else
 )
 
 // JWTKeyTPM is the value of JWTKey for a key that never leaves the TPM.

@@ -29,16 +29,10 @@ type Identity interface {
 	X509(ctx context.Context) (tls.Certificate, error)
 }
 
-// The algorithms that JWT-SVIDs are signed with.
-const (
-	ES256 = "ES256"
-	RS256 = "RS256"
-)
-
 // A JWTRequest says which JWT-SVID an upstream takes.
 type JWTRequest struct {
 	Audience  string
-	Algorithm string // ES256 or RS256; empty: the holder's own
+	Algorithm string // such as [config.RS256]; empty: the holder's own
 	Claim     string // one more, for an upstream that takes what it has to know from the token alone
 	Value     any    // of the claim
 }

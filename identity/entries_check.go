@@ -120,7 +120,7 @@ func (c *checker) commonName(cn config.At[string]) {
 	case name == "": // none, or a problem already
 	case utf8.RuneCountInString(name) > maxCommonName:
 		c.problems.Add(cn.Pos, "cn has %d characters and may have %d; shorten it", utf8.RuneCountInString(name), maxCommonName)
-	case !utf8.ValidString(name) || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }):
+	case strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }):
 		c.problems.Add(cn.Pos, "cn holds a character that does not print; remove it")
 	case strings.HasPrefix(strings.ToLower(name), "spiffe:"), digest256.MatchString(name):
 		c.problems.Add(cn.Pos, "cn %.80q could be taken for another identity's; choose another name", name)

@@ -17,12 +17,14 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/cryptosigner"
+
+	"github.com/vouchd/vouchd/config"
 )
 
-// The algorithms that sign JWT-SVIDs (RFC 7518 §3.1).
+// The algorithms that sign JWT-SVIDs.
 const (
-	ES256 = string(jose.ES256)
-	RS256 = string(jose.RS256) // RSA of rsaBits, for relying parties that take nothing else
+	ES256 = config.ES256
+	RS256 = config.RS256
 )
 
 const (

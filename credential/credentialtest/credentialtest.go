@@ -65,7 +65,7 @@ func NewWorkload(t testing.TB, id spiffeid.ID) *Workload {
 // JWT returns a JWT-SVID, signed with ES256 unless another algorithm is asked for.
 func (w *Workload) JWT(_ context.Context, r credential.JWTRequest) (secret.Bytes, error) {
 	var key any = w.Key
-	algorithm := jose.SignatureAlgorithm(cmp.Or(r.Algorithm, credential.ES256))
+	algorithm := jose.SignatureAlgorithm(cmp.Or(r.Algorithm, config.ES256))
 	if algorithm == jose.RS256 {
 		key = w.RSA
 	}

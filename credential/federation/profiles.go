@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/endpoint"
 	"github.com/vouchd/vouchd/secret"
@@ -57,7 +58,7 @@ var profiles = map[string]profile{
 	// credential; "Important considerations and restrictions for federated identity
 	// credentials": RS256 alone.
 	"azure-v2.0": {
-		name: "azure-v2.0", needs: []string{"tenant_id", "client_id", "scope"}, algorithm: credential.RS256,
+		name: "azure-v2.0", needs: []string{"tenant_id", "client_id", "scope"}, algorithm: config.RS256,
 		longest: 28 * time.Hour, // with continuous access evaluation
 		endpoint: func(s *settings) string {
 			return "https://login.microsoftonline.com/" + s.TenantID.Value + "/oauth2/v2.0/token"
