@@ -596,6 +596,36 @@ func TestRSAKeysArePublishedALifeBeforeTheySign(t *testing.T) {
 	}
 }
 
+func TestRSAKeysAreMadeInTheBackgroundOnceTheAuthorityRuns(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	a := h.start(both)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	ran := make(chan struct{})
+	go func() { a.Run(ctx); close(ran) }()
+	for changed := a.Changed(); ; changed = a.Changed() {
+		keys, err := jwtbundle.Parse(domain, a.Bundle().JWKS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(keys.JWTAuthorities()) == 4 { // of each algorithm one that signs, and the next
+			break
+		}
+		h.issueJWT(a) // which waits for no RSA key
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			t.Fatalf("a minute later %d keys are published", len(keys.JWTAuthorities()))
+		}
+	}
+	if until := a.Bundle().JWKSGoodUntil; until.Before(h.clock.Now().Add(24 * time.Hour)) {
+		t.Errorf("with all keys, the bundle says that it is good until %v", until)
+	}
+	cancel()
+	<-ran
+}
+
 func TestAnAlgorithmThatIsExcludedSignsNothing(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
