@@ -219,6 +219,55 @@ func TestKilledProxyIsStartedAgainAndIdentitiesAreServedMeanwhile(t *testing.T) 
 	})
 }
 
+func TestStreamOfAProxyThatIsReplacedGoesOnToItsEnd(t *testing.T) {
+	t.Parallel()
+	h := proxytest.New(t)
+	more := make(chan string)
+	h.Upstream.Handle(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/events" {
+			io.WriteString(w, "ok")
+			return
+		}
+		http.NewResponseController(w).Flush()
+		for event := range more {
+			fmt.Fprintf(w, "data: %s\n\n", event)
+			http.NewResponseController(w).Flush()
+		}
+	})
+	h.StartProcess()
+	h.Seal()
+	resp, err := h.Client().Get("http://localhost/api/events")
+	must(t, err)
+	defer resp.Body.Close()
+	read := func(want string) {
+		t.Helper()
+		more <- want
+		b := make([]byte, len("data: ")+len(want)+2)
+		if _, err := io.ReadFull(resp.Body, b); err != nil || string(b) != "data: "+want+"\n\n" {
+			t.Fatalf("the stream has %q, %v", b, err)
+		}
+	}
+	read("before")
+	old := childrenOf(t, h.Cmd.Process.Pid)
+	must(t, exec.Command("kill", "-TERM", fmt.Sprint(old[0])).Run())
+	// It takes no connection any more, and ends after its last call.
+	daemontest.Eventually(t, "the next connection waits for the next proxy", func() bool {
+		read("meanwhile")
+		c := h.Client()
+		c.Timeout = 200 * time.Millisecond
+		_, err := c.Get("http://localhost/api/x")
+		return err != nil
+	})
+	read("after")
+	close(more)
+	if rest, err := io.ReadAll(resp.Body); err != nil || len(rest) > 0 {
+		t.Errorf("the stream ends with %q, %v", rest, err)
+	}
+	if _, body := get(t, h.Client(), "http://localhost/api/x"); body != "ok" {
+		t.Errorf("then a call gets %s", body)
+	}
+}
+
 func childrenOf(t *testing.T, pid int) (pids []int) {
 	t.Helper()
 	out, err := exec.Command("pgrep", "-P", fmt.Sprint(pid)).Output()
