@@ -98,8 +98,13 @@ func (a *Authority) IssueJWTWith(ctx context.Context, id spiffeid.ID, ttl time.D
 	return svid, nil
 }
 
+// Signs reports whether the authority has keys of an algorithm.
+func (a *Authority) Signs(algorithm string) bool {
+	return slices.Contains(a.o.JWTAlgorithms, algorithm)
+}
+
 func (a *Authority) jwtKey(ctx context.Context, algorithm string) (*jwtKey, error) {
-	if !slices.Contains(a.o.JWTAlgorithms, algorithm) {
+	if !a.Signs(algorithm) {
 		return nil, fmt.Errorf("%w for %s: it is not among authority.jwt_algorithms", ErrNoAuthority, algorithm)
 	}
 	if k := a.jwt.Load().of(algorithm).signing(a.o.Now()); k != nil {

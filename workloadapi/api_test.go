@@ -154,14 +154,32 @@ func TestRecordsComeBeforeTheReplyAndTellOfIt(t *testing.T) {
 	}
 }
 
-func TestEntrySaysWhatFetchJWTSVIDSignsWith(t *testing.T) {
+func TestEntrySaysWhatFetchJWTSVIDSignsWithAndElseTheClientMay(t *testing.T) {
 	t.Parallel()
-	s := startStack(t, fmt.Sprintf(`  - {spiffe_id: "spiffe://example.org/old", selectors: ["unix:uid:%d"]}
-  - {spiffe_id: "spiffe://example.org/kubernetes", selectors: ["unix:uid:%[1]d"], jwt_algorithm: RS256}
+	s := startStack(t, fmt.Sprintf(`  - {spiffe_id: "spiffe://example.org/any", selectors: ["unix:uid:%d"]}
+  - {spiffe_id: "spiffe://example.org/es", selectors: ["unix:uid:%[1]d"], jwt_algorithm: ES256}
+  - {spiffe_id: "spiffe://example.org/rs", selectors: ["unix:uid:%[1]d"], jwt_algorithm: RS256}
 `, os.Getuid()))
-	client := s.client(t.Context())
-	for id, want := range map[string]string{"/old": "ES256", "/kubernetes": "RS256"} {
+	ask := func(preferred, id, want string) {
+		t.Helper()
+		client, err := workloadapi.New(t.Context(), workloadapi.WithAddr("unix://"+s.Socket), workloadapi.WithDialOptions(grpc.WithUnaryInterceptor(
+			func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+				if preferred != "" {
+					ctx = metadata.AppendToOutgoingContext(ctx, "vouchd-jwt-algorithm", preferred)
+				}
+				return call(ctx, method, req, reply, cc, opts...)
+			})))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
 		svid, err := client.FetchJWTSVID(t.Context(), jwtsvid.Params{Audience: "api", Subject: spiffeid.RequireFromPath(spiffeid.RequireTrustDomainFromString("example.org"), id)})
+		if want == "" {
+			if status.Code(err) != codes.InvalidArgument {
+				t.Errorf("%q is answered with %v", preferred, err)
+			}
+			return
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -173,6 +191,13 @@ func TestEntrySaysWhatFetchJWTSVIDSignsWith(t *testing.T) {
 			t.Errorf("%s: %v", id, err)
 		}
 	}
+	ask("", "/any", "ES256")
+	ask("RS256", "/any", "RS256")
+	ask("", "/es", "ES256")
+	ask("RS256", "/es", "ES256")
+	ask("", "/rs", "RS256")
+	ask("ES256", "/rs", "RS256")
+	ask("none", "/any", "")
 }
 
 func TestNamesOfAnEntryAreInTheCertificateAndInTheRecord(t *testing.T) {

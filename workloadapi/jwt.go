@@ -1,6 +1,7 @@
 package workloadapi
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -12,6 +13,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/structpb"
 
@@ -30,16 +32,20 @@ func (a *API) FetchJWTSVID(ctx context.Context, req *workload.JWTSVIDRequest) (*
 	if err != nil {
 		return nil, err
 	}
+	algorithm, err := a.preferred(ctx)
+	if err != nil {
+		return nil, err
+	}
 	c, err := a.gate.AdmitRPC(ctx, audit.EventJWTSVID)
 	if err != nil {
 		return nil, a.gate.Status(err)
 	}
 	again := gate.Repeat{
-		Of:  fmt.Sprintf("%q for %q", want, req.Audience),
+		Of:  fmt.Sprintf("%q for %q with %s", want, req.Audience, algorithm),
 		For: shortest(c.Entries, func(e identity.Entry) time.Duration { return e.JWTTTL }) / 10,
 	}
 	resp, err := gate.AnswerAgain(ctx, c, again, func(ctx context.Context, c *gate.Caller) (*workload.JWTSVIDResponse, []audit.Record, error) {
-		return a.jwtSVIDs(ctx, c, req.Audience, want)
+		return a.jwtSVIDs(ctx, c, req.Audience, want, algorithm)
 	})
 	if err != nil {
 		return nil, a.gate.Status(err)
@@ -47,7 +53,25 @@ func (a *API) FetchJWTSVID(ctx context.Context, req *workload.JWTSVIDRequest) (*
 	return resp, nil
 }
 
-func (a *API) jwtSVIDs(ctx context.Context, c *gate.Caller, audience []string, want spiffeid.ID) (*workload.JWTSVIDResponse, []audit.Record, error) {
+// algorithmHeader is metadata by which a client that knows its relying party prefers an
+// algorithm, which the standard's request has no place for.
+const algorithmHeader = "vouchd-jwt-algorithm"
+
+// preferred returns the algorithm for entries that say none; empty for the authority's
+// first, also where it has no keys of what is preferred.
+func (a *API) preferred(ctx context.Context) (string, error) {
+	switch v := metadata.ValueFromIncomingContext(ctx, algorithmHeader); {
+	case len(v) == 0:
+		return "", nil
+	case len(v) > 1 || v[0] != identity.ES256 && v[0] != identity.RS256:
+		return "", status.Errorf(codes.InvalidArgument, "%s %.40q is not one of %s and %s", algorithmHeader, v, identity.ES256, identity.RS256)
+	case a.authority.Signs(v[0]):
+		return v[0], nil
+	}
+	return "", nil
+}
+
+func (a *API) jwtSVIDs(ctx context.Context, c *gate.Caller, audience []string, want spiffeid.ID, algorithm string) (*workload.JWTSVIDResponse, []audit.Record, error) {
 	entries := slices.Clone(c.Entries)
 	if !want.IsZero() {
 		entries = slices.DeleteFunc(entries, func(e identity.Entry) bool { return e.ID != want })
@@ -59,7 +83,7 @@ func (a *API) jwtSVIDs(ctx context.Context, c *gate.Caller, audience []string, w
 	var records []audit.Record
 	hints := make(map[string]bool)
 	for _, e := range entries {
-		svid, err := a.authority.IssueJWTWith(ctx, e.ID, e.JWTTTL, audience, identity.With{Algorithm: e.JWTAlgorithm})
+		svid, err := a.authority.IssueJWTWith(ctx, e.ID, e.JWTTTL, audience, identity.With{Algorithm: cmp.Or(e.JWTAlgorithm, algorithm)})
 		if err != nil {
 			return nil, nil, err
 		}

@@ -307,6 +307,9 @@ func TestKubectlPluginSpeaksTheProtocol(t *testing.T) {
 		Sub string
 		Aud string
 	}
+	if header, err := base64.RawURLEncoding.DecodeString(strings.Split(got.Status.Token, ".")[0]); err != nil || !strings.Contains(string(header), `"alg":"RS256"`) {
+		t.Errorf("its header is %s, %v", header, err)
+	}
 	payload, err := base64.RawURLEncoding.DecodeString(strings.Split(got.Status.Token, ".")[1])
 	must(t, err)
 	if err := json.Unmarshal(payload, &claims); err != nil || claims.Sub != "spiffe://example.org/agent" || claims.Aud != "kubernetes" {

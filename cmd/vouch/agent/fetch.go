@@ -11,6 +11,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
 	"github.com/vouchd/vouchd/cmd/vouch/deliver"
@@ -21,6 +23,9 @@ type fetcher struct {
 	*cli.Options
 	socket  string
 	timeout time.Duration
+	// algorithm signs JWT-SVIDs for entries that say none, where the daemon can: the flags
+	// of a Kubernetes API server take RS256 alone by default.
+	algorithm string
 }
 
 func newFetch(o *cli.Options) *cobra.Command {
@@ -42,12 +47,20 @@ entitled to. The socket is SPIFFE_ENDPOINT_SOCKET, or by default
 func (f *fetcher) client(ctx context.Context) (*workloadapi.Client, context.Context, context.CancelFunc, error) {
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	endpoint := cli.Endpoint(f.socket)
-	c, err := workloadapi.New(ctx, workloadapi.WithAddr(endpoint))
+	options := []workloadapi.ClientOption{workloadapi.WithAddr(endpoint)}
+	if f.algorithm != "" {
+		options = append(options, workloadapi.WithDialOptions(grpc.WithUnaryInterceptor(f.preferAlgorithm)))
+	}
+	c, err := workloadapi.New(ctx, options...)
 	if err != nil {
 		cancel()
 		return nil, nil, nil, cli.Usagef("agent socket %q: %w", endpoint, err)
 	}
 	return c, ctx, func() { c.Close(); cancel() }, nil
+}
+
+func (f *fetcher) preferAlgorithm(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	return call(metadata.AppendToOutgoingContext(ctx, "vouchd-jwt-algorithm", f.algorithm), method, req, reply, cc, opts...)
 }
 
 // x509View is an X509-SVID in JSON. The key is in it only when asked for.

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/credential/tool"
 	"github.com/vouchd/vouchd/secret"
 )
@@ -54,7 +55,7 @@ clusters that trust vouchd as an issuer. No secret is then stored anywhere.`,
 			ctx, cancel := context.WithTimeout(cmd.Context(), h.timeout)
 			defer cancel()
 			if audience != "" {
-				return (&fetcher{Options: o, socket: h.socket, timeout: h.timeout}).answerExec(ctx, out, audience)
+				return (&fetcher{Options: o, socket: h.socket, timeout: h.timeout, algorithm: config.RS256}).answerExec(ctx, out, audience)
 			}
 			return h.kubectl(ctx, out, info, cluster)
 		},
