@@ -11,8 +11,6 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/metadata"
 
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
 	"github.com/vouchd/vouchd/cmd/vouch/deliver"
@@ -49,7 +47,7 @@ func (f *fetcher) client(ctx context.Context) (*workloadapi.Client, context.Cont
 	endpoint := cli.Endpoint(f.socket)
 	options := []workloadapi.ClientOption{workloadapi.WithAddr(endpoint)}
 	if f.algorithm != "" {
-		options = append(options, workloadapi.WithDialOptions(grpc.WithUnaryInterceptor(f.preferAlgorithm)))
+		options = append(options, workloadapi.WithDialOptions(cli.PreferJWT(f.algorithm)))
 	}
 	c, err := workloadapi.New(ctx, options...)
 	if err != nil {
@@ -57,10 +55,6 @@ func (f *fetcher) client(ctx context.Context) (*workloadapi.Client, context.Cont
 		return nil, nil, nil, cli.Usagef("agent socket %q: %w", endpoint, err)
 	}
 	return c, ctx, func() { c.Close(); cancel() }, nil
-}
-
-func (f *fetcher) preferAlgorithm(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	return call(metadata.AppendToOutgoingContext(ctx, "vouchd-jwt-algorithm", f.algorithm), method, req, reply, cc, opts...)
 }
 
 // x509View is an X509-SVID in JSON. The key is in it only when asked for.

@@ -54,5 +54,8 @@ func NewCredentials(flag string) (*Credentials, error) {
 	return c, nil
 }
 
+// PreferJWT has JWT-SVIDs signed with an algorithm where their entry says none.
+var PreferJWT = credentials.PreferJWT
+
 // MayTryAgain reports whether a call that failed may succeed later.
 func MayTryAgain(err error) bool { return credentials.MayTryAgain(err) }

@@ -59,6 +59,15 @@ func checkEndpoint(endpoint string) error {
 	return nil
 }
 
+// PreferJWT is for clients of the SPIFFE Workload API that know their relying party:
+// JWT-SVIDs are signed with an algorithm, such as RS256, where the entry says none and the
+// daemon has keys of it.
+func PreferJWT(algorithm string) grpc.DialOption {
+	return grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		return call(metadata.AppendToOutgoingContext(ctx, "vouchd-jwt-algorithm", algorithm), method, req, reply, cc, opts...)
+	})
+}
+
 // securityHeader is demanded of every request (Workload Endpoint §3).
 const securityHeader = "workload.spiffe.io"
 
