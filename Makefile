@@ -27,13 +27,14 @@ test-tools: ## install from Debian what the tests need
 test-vault: ## check the vault broker against the Vault or OpenBao at VAULT_ADDR, with VAULT_TOKEN
 	$(GO) test -tags vaultsuite -count 1 -v -run TestRealServer ./credential/vault
 
-test-clients: test-tools ## run real clients against the daemon: of Python, Node, Java, tools; asks registries
+test-clients: test-tools ## run real clients against the daemon: of Python, Node, Java, Go, tools; asks registries
 	@packaging/install-missing python3-grpcio protobuf-compiler python3-httpx python3-requests gh curl awscli python3-botocore
+	@packaging/install-missing fcgiwrap python3-boto3 slowhttptest
 	@command -v kubectl >/dev/null || packaging/install-missing kubernetes-client
 	@command -v docker >/dev/null || packaging/install-missing docker.io
 	@command -v javac >/dev/null || packaging/install-missing default-jdk-headless
 	@command -v npm >/dev/null || packaging/install-missing npm
-	$(GO) test -tags clients -count 1 -run 'TestExampleClients|TestProxyClients|TestRealTools|TestJava' ./cmd/vouch
+	$(GO) test -tags clients -count 1 -timeout 30m -run 'TestExampleClients|TestProxyClients|TestRealTools|TestJava' ./cmd/vouch
 	$(GO) test -tags clients -count 1 -run TestOtherParsers ./credential/dotenv
 
 check: ## what must hold before a commit: formatting, vet, staticcheck, a tidy go.mod

@@ -147,6 +147,36 @@ func TestOneRequestReachesTheUpstreamHoweverItIsFramed(t *testing.T) {
 	}
 }
 
+// TestContentIsAskedForOnceTheCallIsAllowed: who expects a 100 gets it then, and not where
+// the call is refused.
+func TestContentIsAskedForOnceTheCallIsAllowed(t *testing.T) {
+	t.Parallel()
+	h := proxytest.New(t, `rules: [{name: v1, effect: allow, methods: [POST], paths: ["/v1/**"]}]`)
+	h.Upstream.Handle(func(w http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		w.Write(b)
+	})
+	h.Start()
+	for path, want := range map[string]string{"/api/v1/x": "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n", "/api/v2/x": "HTTP/1.1 403 Forbidden\r\n"} {
+		c, err := h.Dial(t.Context())
+		must(t, err)
+		defer c.Close()
+		must(t, c.SetDeadline(time.Now().Add(20*time.Second)))
+		fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n", path)
+		got := make([]byte, len(want))
+		_, err = io.ReadFull(c, got[:len("HTTP/1.1 xxx")])
+		must(t, err)
+		if strings.HasPrefix(want, "HTTP/1.1 100") {
+			io.WriteString(c, "tides")
+		}
+		_, err = io.ReadFull(c, got[len("HTTP/1.1 xxx"):])
+		must(t, err)
+		if string(got) != want {
+			t.Errorf("%s is answered %q, want %q", path, got, want)
+		}
+	}
+}
+
 // TestCredentialIsPutInLast: nothing of the caller's takes it out, or goes with it.
 func TestCredentialIsPutInLast(t *testing.T) {
 	t.Parallel()
@@ -293,7 +323,6 @@ func TestResponsesThatCannotBeSearchedAreWithheld(t *testing.T) {
 	}
 }
 
-// TestUpstreamIsThePinnedOne: whatever its name leads to, and whatever it says.
 // TestConnectionThatGoesOnInAnotherProtocolEndsWhereTheSecretComes: it is searched as it
 // is, so that the upstream is not asked for compression of its own.
 func TestConnectionThatGoesOnInAnotherProtocolEndsWhereTheSecretComes(t *testing.T) {
@@ -343,6 +372,7 @@ func TestConnectionThatGoesOnInAnotherProtocolEndsWhereTheSecretComes(t *testing
 	}
 }
 
+// TestUpstreamIsThePinnedOne: whatever its name leads to, and whatever it says.
 func TestUpstreamIsThePinnedOne(t *testing.T) {
 	t.Parallel()
 	h := proxytest.New(t)
@@ -384,9 +414,12 @@ func TestRefusalTellsTheAgentWhyAndWhatToAskFor(t *testing.T) {
 		!strings.Contains(e.Error.Message, "rule no-keys of api denies GET /keys (request ") {
 		t.Errorf("%s %v %s", resp.Status, resp.Header, body)
 	}
-	resp, body = get(t, h.Client(), "http://localhost/api/other")
-	if resp.StatusCode != http.StatusForbidden || !strings.Contains(body, "no rule of api allows GET /other") {
-		t.Errorf("%s %s", resp.Status, body)
+	r, err := http.NewRequest(http.MethodGet, "http://localhost/api/other", nil)
+	must(t, err)
+	r.Header.Set("User-Agent", "git/2.51.0") // which prints plain text alone
+	resp, body = send(t, h.Client(), r)
+	if resp.StatusCode != http.StatusForbidden || !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain") || !matches(`^vouchd: the rules refuse the request: no rule of api allows GET /other \(request \w+\)\n$`, body) {
+		t.Errorf("%s %v %s", resp.Status, resp.Header, body)
 	}
 	found := h.Records("proxy.call", audit.Denied)
 	if len(found) != 2 || found[0].Call == nil || found[0].Call.Rule != "no-keys" || found[1].Call.Path != "/other" || found[1].Credential.Name != "api" {

@@ -385,6 +385,10 @@ func answer(w http.ResponseWriter, r *http.Request, no *link.Refuse) {
 		w.WriteHeader(http.StatusOK)
 		return
 	}
+	if strings.HasPrefix(r.UserAgent(), "git/") { // which shows plain text alone
+		h.Set("Content-Type", "text/plain; charset=utf-8")
+		b = []byte(e.Message)
+	}
 	w.WriteHeader(no.Status)
 	if r.Method != http.MethodHead {
 		w.Write(append(b, '\n')) // the caller may have gone
