@@ -52,11 +52,11 @@ func (h *caller) try(args ...string) (string, error) {
 }
 
 // run runs one that succeeds.
-func (h *caller) run(args ...string) string {
-	h.T.Helper()
+func (h *caller) run(t *testing.T, args ...string) string {
+	t.Helper()
 	out, err := h.try(args...)
 	if err != nil {
-		h.T.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
+		t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 	return out
 }

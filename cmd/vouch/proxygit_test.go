@@ -93,37 +93,37 @@ func TestProxyClientsGit(t *testing.T) {
 		})
 		const bare = "git/repositories/a/b.git"
 		must(t, os.MkdirAll(h.Path("git/repositories/a"), 0o755))
-		h.run("git", "init", "-q", "--bare", "-b", "main", h.Path(bare))
-		h.run("git", "-C", h.Path(bare), "config", "http.receivepack", "true")
+		h.run(t, "git", "init", "-q", "--bare", "-b", "main", h.Path(bare))
+		h.run(t, "git", "-C", h.Path(bare), "config", "http.receivepack", "true")
 		commit := func(file string, n int) {
 			t.Helper()
 			b := make([]byte, n)
 			rand.Read(b)
 			h.Write("home/b/"+file, string(b))
-			h.run("git", "-C", "b", "add", ".")
-			h.run("git", "-C", "b", "commit", "-qm", file)
+			h.run(t, "git", "-C", "b", "add", ".")
+			h.run(t, "git", "-C", "b", "commit", "-qm", file)
 		}
-		head := func(of string) string { t.Helper(); return h.run("git", "-C", of, "rev-parse", "main") }
+		head := func(of string) string { t.Helper(); return h.run(t, "git", "-C", of, "rev-parse", "main") }
 
 		t.Run("clones an empty repository over "+name, func(t *testing.T) {
-			h.run(h.by("pusher", "git", "clone", "-q", "https://github.com/a/b.git")...)
+			h.run(t, h.by("pusher", "git", "clone", "-q", "https://github.com/a/b.git")...)
 		})
 		t.Run("pushes more than is sent with a length over "+name, func(t *testing.T) {
 			commit("large", 3<<20)
-			h.run(h.by("pusher", "git", "-C", "b", "push", "-q", "origin", "HEAD:main")...)
+			h.run(t, h.by("pusher", "git", "-C", "b", "push", "-q", "origin", "HEAD:main")...)
 			if got, want := head(h.Path(bare)), head("b"); got != want {
 				t.Errorf("the repository is at %s, want %s", got, want)
 			}
 		})
 		t.Run("clones and fetches to read over "+name, func(t *testing.T) {
-			h.run(h.by("reader", "git", "clone", "-q", "https://github.com/a/b.git", "c")...)
+			h.run(t, h.by("reader", "git", "clone", "-q", "https://github.com/a/b.git", "c")...)
 			for i := range 60 { // so many that what git says it has is sent compressed
 				commit(fmt.Sprint(i), 10)
-				h.run("git", "-C", "c", "commit", "-q", "--allow-empty", "-m", fmt.Sprint(i))
+				h.run(t, "git", "-C", "c", "commit", "-q", "--allow-empty", "-m", fmt.Sprint(i))
 			}
-			h.run(h.by("pusher", "git", "-C", "b", "push", "-q", "origin", "HEAD:main")...)
-			h.run(h.by("reader", "git", "-C", "c", "fetch", "-q")...)
-			if got, want := h.run("git", "-C", "c", "rev-parse", "origin/main"), head("b"); got != want {
+			h.run(t, h.by("pusher", "git", "-C", "b", "push", "-q", "origin", "HEAD:main")...)
+			h.run(t, h.by("reader", "git", "-C", "c", "fetch", "-q")...)
+			if got, want := h.run(t, "git", "-C", "c", "rev-parse", "origin/main"), head("b"); got != want {
 				t.Errorf("fetched %s, want %s", got, want)
 			}
 			if log := asked(); !strings.Contains(log, "/git-upload-pack") || !strings.Contains(log, " gzip") || !strings.Contains(log, name) {

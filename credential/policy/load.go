@@ -59,6 +59,7 @@ type writtenSlot struct {
 type writtenSigV4 struct {
 	Region  string `yaml:"region" like:"eu-central-1"`
 	Service string `yaml:"service" like:"s3"`
+	Key     string `yaml:"access_key_id" like:"AKIAIOSFODNN7EXAMPLE"`
 }
 
 type writtenRule struct {
@@ -208,7 +209,7 @@ func (w *writtenSlot) slot() Slot {
 		s.Header = CanonicalHeader(s.Header)
 	}
 	if w.SigV4 != (writtenSigV4{}) {
-		s.SigV4 = &SigV4{w.SigV4.Region, w.SigV4.Service}
+		s.SigV4 = &SigV4{w.SigV4.Region, w.SigV4.Service, w.SigV4.Key}
 	}
 	return s
 }

@@ -215,7 +215,8 @@ func TestWhatASlotHolds(t *testing.T) {
 	for value, want := range map[string]string{
 		"": "", "key": "key", "Bearer key": "key", "bearer  key": "key", "token key": "key",
 		"Basic dXNlcjprZXk=": "key", "basic a2V5Og==": "key", "Basic a2V5OngtLW9hdXRoLWJhc2lj": "x--oauth-basic", "Basic a2V5OngtLW9hdXRo": "x--oauth",
-		"Basic ???": "???",
+		"Basic ???": "???", "AWS4-HMAC-SHA256 Credential=key/20261127/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0": "key",
+		"AWS4-HMAC-SHA256 SignedHeaders=host, Credential=key/x": "SignedHeaders=host, Credential=key/x", "AWS4-HMAC-SHA256 Credential=key": "Credential=key",
 	} {
 		got := strings.Join(Held(value), " ")
 		if got != want {

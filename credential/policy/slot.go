@@ -19,8 +19,10 @@ type Slot struct {
 }
 
 // A SigV4 has requests signed as AWS does, with the fields that the federation broker
-// has for AWS: access_key_id, secret_access_key and, if there is one, session_token.
-type SigV4 struct{ Region, Service string }
+// has for AWS: access_key_id, secret_access_key and, if there is one, session_token; or
+// those that Vault has. Where the access key's ID is named here, the credential's only
+// value is its secret.
+type SigV4 struct{ Region, Service, AccessKeyID string }
 
 // HeaderName returns the header that the slot is in; empty for a query's key.
 func (s *Slot) HeaderName() string {
@@ -83,9 +85,13 @@ func (p *Policy) places() (headers, keys map[string]bool) {
 	return headers, keys
 }
 
+// signatureV4 begins what AWS's clients sign with (Signature Version 4). What they are
+// given for a key is the first part of a comma's list, before the scope of the signature.
+const signatureV4 = "AWS4-HMAC-SHA256"
+
 // Held returns what a header's value holds in place of a credential: itself, what
-// follows the name of a scheme, or the password of basic authentication, or its
-// user name where that is the credential.
+// follows the name of a scheme, the password of basic authentication, or its
+// user name where that is the credential, or the access key's ID of a signature.
 func Held(value string) []string {
 	value = strings.TrimSpace(value)
 	if value == "" {
@@ -96,6 +102,13 @@ func Held(value string) []string {
 		return []string{value}
 	}
 	rest = strings.TrimSpace(rest)
+	if scheme == signatureV4 {
+		credential, _, _ := strings.Cut(rest, ",")
+		if id, _, ok := strings.Cut(strings.TrimPrefix(credential, "Credential="), "/"); ok {
+			return []string{id}
+		}
+		return []string{rest}
+	}
 	if !strings.EqualFold(scheme, "basic") {
 		return []string{rest}
 	}
@@ -175,6 +188,8 @@ func (s *Slot) check() error {
 		return errors.New(`slot has a form without {{value}}; write it like "Bearer {{value}}"`)
 	case s.SigV4 != nil && (s.SigV4.Region == "" || s.SigV4.Service == ""):
 		return errors.New("slot sigv4 needs a region and a service")
+	case s.SigV4 != nil && strings.ContainsFunc(s.SigV4.AccessKeyID, func(c rune) bool { return c <= ' ' || c > '~' || c == '/' || c == ',' }):
+		return fmt.Errorf("slot sigv4 has the access_key_id %.40q, which no request can carry", s.SigV4.AccessKeyID)
 	}
 	return nil
 }

@@ -60,6 +60,9 @@ func (c *call) make(ctx context.Context, cancel context.CancelCauseFunc) (err er
 	defer c.idle.Stop()
 	defer func() { c.report(err) }()
 	out, err := c.request(ctx)
+	if errors.As(err, new(*refusal)) {
+		return err
+	}
 	if err != nil {
 		return refuse(http.StatusBadGateway, "injection", "the credential cannot be put into the request: %v", err)
 	}
@@ -105,6 +108,7 @@ func (c *call) scrub(s string) string {
 func (c *call) failure(ctx context.Context, err error) error {
 	var certificate *tls.CertificateVerificationError
 	var address errAddress
+	var content *refusal
 	switch cause := context.Cause(ctx); {
 	case c.misused.Load():
 		return refuse(http.StatusForbidden, "handle_misplaced", "the handle is in the content, where no credential belongs")
@@ -112,6 +116,8 @@ func (c *call) failure(ctx context.Context, err error) error {
 		return refuse(http.StatusForbidden, "lease_revoked", "the lease ended during the call")
 	case errors.Is(cause, errIdle):
 		return refuse(http.StatusGatewayTimeout, "upstream_timeout", "%s: %v", c.policy.UpstreamHost(), errIdle)
+	case errors.As(err, &content):
+		return content
 	case errors.As(err, &address):
 		return refuse(http.StatusBadGateway, "upstream_address", "%s: %v", c.policy.UpstreamHost(), address)
 	case errors.As(err, &certificate):
@@ -125,9 +131,13 @@ func (c *call) failure(ctx context.Context, err error) error {
 // hopByHop are headers that are about one connection (RFC 9110 §7.6.1).
 var hopByHop = []string{"Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Trailer", "Transfer-Encoding", "Upgrade"}
 
+// parts are headers of a request that ask for parts of a response, in which the credential
+// could not be found.
+var parts = []string{"If-Range", "Range"}
+
 // dropped are headers of a request that tell the upstream of somebody else, or ask for
-// parts of a response in which the credential could not be found.
-var dropped = []string{"Accept-Encoding", "Expect", "Forwarded", "If-Range", "Range", "Referer", "Sec-Websocket-Extensions", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Proto", "X-Real-Ip"}
+// what cannot be searched.
+var dropped = []string{"Accept-Encoding", "Expect", "Forwarded", "Referer", "Sec-Websocket-Extensions", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Proto", "X-Real-Ip"}
 
 // request builds what is sent. The credential goes in last.
 func (c *call) request(ctx context.Context) (*http.Request, error) {
@@ -142,7 +152,7 @@ func (c *call) request(ctx context.Context) (*http.Request, error) {
 	}).WithContext(ctx)
 	headers, keys := c.policy.Places()
 	for name := range out.Header {
-		if slices.Contains(dropped, name) || headers[policy.CanonicalHeader(name)] {
+		if slices.Contains(dropped, name) || !c.exact() && slices.Contains(parts, name) || headers[policy.CanonicalHeader(name)] {
 			delete(out.Header, name)
 		}
 	}
@@ -165,6 +175,14 @@ func (c *call) request(ctx context.Context) (*http.Request, error) {
 	}
 	u.RawQuery = withoutKeys(u.RawQuery, keys)
 	return out, c.inject(out)
+}
+
+// exact reports whether content comes back as it is, in the parts that are asked for and
+// with its length. S3 is sent a signature and never the secret, so that there is none to
+// send back, and its clients put large objects together of parts.
+func (c *call) exact() bool {
+	s := c.policy.Slot.SigV4
+	return s != nil && s.Service == "s3"
 }
 
 func withoutHops(h http.Header) http.Header {
@@ -298,6 +316,9 @@ func (c *call) respond(ctx context.Context, resp *http.Response) error {
 
 // decoded returns the content without its encoding.
 func (c *call) decoded(resp *http.Response) (io.Reader, error) {
+	if c.exact() {
+		return resp.Body, nil
+	}
 	switch encoding := strings.ToLower(strings.TrimSpace(strings.Join(resp.Header.Values("Content-Encoding"), ","))); encoding {
 	case "", "identity":
 		return resp.Body, nil
@@ -346,6 +367,9 @@ type brokenOff struct{ error }
 func (c *call) stream(ctx context.Context, resp *http.Response, body io.Reader, length int64) error {
 	for name := range resp.Trailer {
 		c.w.Header().Add("Trailer", c.scrub(name))
+	}
+	if c.exact() && length >= 0 {
+		c.w.Header().Set("Content-Length", strconv.FormatInt(length, 10)) // with a session token in it, it breaks off
 	}
 	c.w.WriteHeader(resp.StatusCode)
 	if err := c.copy(http.NewResponseController(c.w), body, length); err != nil {
