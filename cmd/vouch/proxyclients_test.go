@@ -205,3 +205,41 @@ func TestProxyClientsWorkUnchangedAndNeverHaveTheKey(t *testing.T) {
 		}
 	}
 }
+
+// TestProxyClientsOfGoStream: the vendors' SDKs for Go, through a loopback port.
+func TestProxyClientsOfGoStream(t *testing.T) {
+	h := newCaller(t)
+	h.Upstream.Handle(vendors(t))
+	of := make(map[string][]string)
+	for _, name := range []string{"openai", "anthropic"} {
+		of[name] = []string{"preset: " + name + "-2026-11", "upstream: " + h.Upstream.URL}
+	}
+	h.start(of)
+	for name, refused := range map[string]string{"openai": "/v1/files", "anthropic": "/v1/messages/batches"} {
+		t.Run(name, func(t *testing.T) {
+			h.says(t, h.run(t, h.by(name, h.built(name))...), "tides turn\n", "no rule of "+name+" allows GET "+refused)
+		})
+	}
+}
+
+const slackClient = `import { WebClient } from '@slack/web-api';
+const c = new WebClient(process.env.SLACK_BOT_TOKEN, {slackApiUrl: process.env.SLACK_API_URL, retryConfig: {retries: 0}});
+console.log('posted', (await c.chat.postMessage({channel: 'C1', text: 'tides'})).ok);
+try { await c.conversations.list(); } catch (e) { console.log('refused', e.code, e.statusCode, e.body?.message); }
+`
+
+// TestProxyClientsSlack: its SDK sends forms, so that it takes rules that let them pass, and
+// has the token in a header.
+func TestProxyClientsSlack(t *testing.T) {
+	h := newCaller(t)
+	h.Upstream.Handle(func(w http.ResponseWriter, r *http.Request) {
+		form, _ := io.ReadAll(r.Body)
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprintf(w, `{"ok":%t}`, r.URL.Path == "/api/chat.postMessage" && r.Header.Get("Authorization") == "Bearer "+proxytest.Secret && !strings.Contains(string(form), "token"))
+	})
+	h.start(map[string][]string{"slack": {"preset: slack-2026-11", "upstream: " + h.Upstream.URL, "rules: [{name: post, effect: allow, methods: [POST], paths: [/api/chat.postMessage]}]"}})
+	h.Write("home/package.json", `{"type":"module","dependencies":{"@slack/web-api":"8.2.0"}}`)
+	h.Write("home/slack.mjs", slackClient)
+	h.run(t, "npm", "install", "--no-fund", "--no-audit", "--silent")
+	h.says(t, h.run(t, h.by("slack", "node", "slack.mjs")...), "posted true\n", "refused", "403", "no rule of slack allows POST /api/conversations.list")
+}

@@ -17,6 +17,8 @@ import (
 // Programs of the Go module proxy.
 const (
 	versitygw = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
+	grpcurl   = "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4"
+	h2spec    = "github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible"
 )
 
 // installed returns the path of a Go program.

@@ -137,7 +137,7 @@ var parts = []string{"If-Range", "Range"}
 
 // dropped are headers of a request that tell the upstream of somebody else, or ask for
 // what cannot be searched.
-var dropped = []string{"Accept-Encoding", "Expect", "Forwarded", "Referer", "Sec-Websocket-Extensions", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Proto", "X-Real-Ip"}
+var dropped = []string{"Accept-Encoding", "Expect", "Forwarded", "Grpc-Accept-Encoding", "Referer", "Sec-Websocket-Extensions", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Proto", "X-Real-Ip"}
 
 // request builds what is sent. The credential goes in last.
 func (c *call) request(ctx context.Context) (*http.Request, error) {
@@ -397,13 +397,17 @@ func (c *call) copy(control *http.ResponseController, body io.Reader, length int
 	to := &counting{Writer: c.w}
 	f := c.screen(to)
 	defer f.tally()
+	filter := io.Writer(f)
+	if isGRPC(c.w.Header()) {
+		f.fixed, filter = true, &messages{screen: f}
+	}
 	for {
 		n, err := body.Read(*buf)
 		c.received += int64(n)
 		c.idle.Reset(c.policy.Idle)
 		if n > 0 {
 			before := to.n
-			if _, err := f.Write((*buf)[:n]); err != nil {
+			if _, err := filter.Write((*buf)[:n]); err != nil {
 				return err
 			}
 			if err := f.withheld(); err != nil {

@@ -374,7 +374,7 @@ func answer(w http.ResponseWriter, r *http.Request, no *link.Refuse) {
 	if no.Status == http.StatusForbidden || no.Status == http.StatusBadRequest {
 		h.Set("X-Should-Retry", "false")
 	}
-	if isGRPC(r) { // a client of gRPC reads trailers alone (its status 7 is PERMISSION_DENIED, 14 UNAVAILABLE)
+	if isGRPC(r.Header) { // a client of gRPC reads trailers alone (its status 7 is PERMISSION_DENIED, 14 UNAVAILABLE)
 		code := "7"
 		if no.Status >= 500 || no.Status == http.StatusTooManyRequests {
 			code = "14"
@@ -393,21 +393,4 @@ func answer(w http.ResponseWriter, r *http.Request, no *link.Refuse) {
 	if r.Method != http.MethodHead {
 		w.Write(append(b, '\n')) // the caller may have gone
 	}
-}
-
-func isGRPC(r *http.Request) bool {
-	return strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc")
-}
-
-// grpcMessage encodes text for a header, as gRPC's clients decode it.
-func grpcMessage(s string) string {
-	var b strings.Builder
-	for _, c := range []byte(s) {
-		if c >= ' ' && c <= '~' && c != '%' {
-			b.WriteByte(c)
-		} else {
-			fmt.Fprintf(&b, "%%%02X", c)
-		}
-	}
-	return b.String()
 }

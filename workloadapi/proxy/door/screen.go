@@ -18,6 +18,7 @@ type screen struct {
 	call   *call
 	echoes *redact.Writer
 	shapes *redact.ShapeWriter // nil if they are not looked for
+	fixed  bool                // content has its length, and nothing in it can be replaced
 }
 
 func (c *call) screen(to io.Writer) *screen {
@@ -62,6 +63,9 @@ func (s *screen) tally() {
 // withheld is the refusal of a response in which something was found that ends it, or nil.
 func (s *screen) withheld() error {
 	redacted, shapes := s.counts()
+	if s.fixed && s.found() {
+		return refuse(http.StatusBadGateway, "echo_blocked", "%v", errEcho)
+	}
 	return s.call.withhold(redacted, shapes)
 }
 
