@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,6 +31,7 @@ type Relay struct {
 	listener *net.TCPListener
 	to       string
 	report   func(error) // of a connection that is refused
+	owners   owners
 	work     sync.WaitGroup
 }
 
@@ -80,7 +82,7 @@ func (r *Relay) Serve(ctx context.Context) {
 
 // pass passes one connection on.
 func (r *Relay) pass(ctx context.Context, c *net.TCPConn) error {
-	if err := Check(c); err != nil {
+	if err := r.check(c); err != nil {
 		return err
 	}
 	up, err := new(net.Dialer).DialContext(ctx, "unix", r.to)
@@ -103,9 +105,9 @@ func (r *Relay) pass(ctx context.Context, c *net.TCPConn) error {
 	return nil
 }
 
-// Check returns an error unless the processes at the other end of a loopback connection
+// check returns an error unless the processes at the other end of a loopback connection
 // all descend from this one.
-func Check(c *net.TCPConn) error {
+func (r *Relay) check(c *net.TCPConn) error {
 	here, err1 := netip.ParseAddrPort(c.LocalAddr().String())
 	there, err2 := netip.ParseAddrPort(c.RemoteAddr().String())
 	if err := errors.Join(err1, err2); err != nil {
@@ -118,7 +120,7 @@ func Check(c *net.TCPConn) error {
 	if uid != uint32(os.Geteuid()) {
 		return fmt.Errorf("a connection from %s is one of user %d", there, uid)
 	}
-	owners, err := ownersOf(inode)
+	owners, err := r.owners.of(inode)
 	if err != nil {
 		return fmt.Errorf("a connection from %s: %w", there, err)
 	}
@@ -183,12 +185,47 @@ func socketOf(from, to netip.AddrPort) (uid, inode uint32, err error) {
 	return native.Uint32(m[uidOffset:]), native.Uint32(m[inodeOffset:]), nil
 }
 
-// ownersOf returns the processes that have a socket, of those that this user may look at.
-func ownersOf(inode uint32) (pids []int, err error) {
+// owners finds who has a socket. Connections that come while it looks share the next look,
+// which begins after all of them.
+type owners struct {
+	turn sync.Mutex // held while looking
+	mu   sync.Mutex // guards the field below
+	next *look      // that has not begun
+}
+
+// A look is one through all processes that this user may look at.
+type look struct {
+	once sync.Once
+	pids map[string][]int // by what their descriptors are links to
+	err  error
+}
+
+// of returns the processes that have a socket.
+func (o *owners) of(inode uint32) ([]int, error) {
 	want := fmt.Sprintf("socket:[%d]", inode)
+	o.mu.Lock()
+	l := o.next
+	if l == nil {
+		l = &look{pids: make(map[string][]int)}
+		o.next = l
+	}
+	l.pids[want] = nil
+	o.mu.Unlock()
+	l.once.Do(func() {
+		o.turn.Lock()
+		defer o.turn.Unlock()
+		o.mu.Lock()
+		o.next = nil // who comes from here on waits for another
+		o.mu.Unlock()
+		l.err = l.through()
+	})
+	return l.pids[want], l.err
+}
+
+func (l *look) through() error {
 	proc, err := os.ReadDir("/proc")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, e := range proc {
 		pid, err := strconv.Atoi(e.Name())
@@ -200,13 +237,16 @@ func ownersOf(inode uint32) (pids []int, err error) {
 			continue // another user's, or gone
 		}
 		for _, fd := range fds {
-			if to, err := os.Readlink("/proc/" + e.Name() + "/fd/" + fd.Name()); err == nil && to == want {
-				pids = append(pids, pid)
-				break
+			to, err := os.Readlink("/proc/" + e.Name() + "/fd/" + fd.Name())
+			if err != nil {
+				continue
+			}
+			if pids, wanted := l.pids[to]; wanted && !slices.Contains(pids, pid) {
+				l.pids[to] = append(pids, pid)
 			}
 		}
 	}
-	return pids, nil
+	return nil
 }
 
 // maxGenerations bounds how far up a process's ancestors are looked at.
