@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
 	"net/url"
 	"os"
 	"os/exec"
@@ -25,6 +26,7 @@ import (
 	spiffe "github.com/spiffe/go-spiffe/v2/workloadapi"
 
 	"github.com/vouchd/vouchd/cmd/vouchd/daemon/leasetest"
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/proxytest"
 )
 
 // A catch is what left the daemon by one way.
@@ -54,7 +56,11 @@ func TestNoSecretLeavesTheDaemonButToItsHolder(t *testing.T) {
 	credentials, err := os.ReadFile(h.Path("credentials.d/a.yaml"))
 	must(t, err)
 	h.Write("credentials.d/a.yaml", string(credentials)+"\n  - {name: stripe, broker: static, static: {secret: stripe-key, disclosable: true}}\n")
-	h.Write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], credentials: [tides, stripe]}\n", os.Getuid()))
+	u := proxytest.NewUpstream(t)
+	p := &proxytest.Host{Host: h.Host.Host, Upstream: u}
+	h.Write("ca.pem", u.CA)
+	p.Define("timeouts: {header: 1s}")
+	h.Write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], credentials: [tides, stripe, api]}\n", os.Getuid()))
 
 	var otlp, journal catch
 	collector := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -64,7 +70,7 @@ func TestNoSecretLeavesTheDaemonButToItsHolder(t *testing.T) {
 	defer collector.Close()
 	h.Env = []string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + collector.URL}
 	h.Wrap = h.withJournal(&journal)
-	h.StartProcess("--set", "log.ocsf=true", "--set", "log.otlp=true", "--set", "log.journal=true", "--set", "metrics=unix:"+h.Path("metrics.sock"))
+	h.StartProcess("--set", "log.ocsf=true", "--set", "log.otlp=true", "--set", "log.journal=true", "--set", "metrics=unix:"+h.Path("metrics.sock"), "--set", "proxy_socket="+h.Path("proxy.sock"))
 
 	if _, stderr, code := h.VouchReads([]byte(sealed), "secret", "seal", "stripe-key"); code != 0 {
 		t.Fatalf("vouch secret seal exits %d: %s", code, stderr)
@@ -72,6 +78,8 @@ func TestNoSecretLeavesTheDaemonButToItsHolder(t *testing.T) {
 	if out, stderr, code := h.Vouch("get", "stripe", "--field", "value"); code != 0 || strings.TrimSpace(out) != sealed {
 		t.Fatalf("vouch get exits %d: %q %s", code, out, stderr)
 	}
+	p.Seal()
+	heard := callAllDay(t, p)
 	a := leasetest.StartAgent(t, h.Host)
 	addr := spiffe.WithAddr("unix://" + h.Path("agent.sock"))
 	svid, err := spiffe.FetchX509SVID(t.Context(), addr)
@@ -87,11 +95,12 @@ func TestNoSecretLeavesTheDaemonButToItsHolder(t *testing.T) {
 	must(t, err)
 	h.Vouch("get", "stripe", "--param", "x="+sealed) // a caller's own, in what is refused
 	canaries := map[string][]byte{
-		"the sealed secret": []byte(sealed), "the leased password": []byte(a.Password), "the daemon's own password": []byte("the-daemons-own"),
+		"what calls are made with": []byte(proxytest.Secret),
+		"the sealed secret":        []byte(sealed), "the leased password": []byte(a.Password), "the daemon's own password": []byte("the-daemons-own"),
 		"the SVID's key": key, "the token's signature": signature,
 	}
 
-	told := map[string][]byte{"metrics": []byte(h.Metrics("metrics.sock"))}
+	told := map[string][]byte{"what the callers heard": heard, "metrics": []byte(h.Metrics("metrics.sock"))}
 	for _, args := range [][]string{
 		{"status", "--output", "json"}, {"lease", "list", "--output", "json"}, {"secret", "list", "--output", "json"}, {"doctor", "--output", "json"},
 		{"log", "show", "--output", "json"}, {"log", "report", "--output", "json"}, {"log", "archive", "--write", h.Path("log.tar")},
@@ -110,6 +119,10 @@ func TestNoSecretLeavesTheDaemonButToItsHolder(t *testing.T) {
 		return bytes.Count(ocsf, []byte("\n")) >= records && bytes.Count(journal.bytes(), []byte("VOUCHD_LEAF_HASH")) >= records &&
 			bytes.Count(otlp.bytes(), []byte("vouchd.log.leaf_hash")) >= records
 	})
+	proxy, err := exec.Command("pgrep", "-P", fmt.Sprint(h.Cmd.Process.Pid), "--full", "proxy --inherited").Output()
+	must(t, err)
+	must(t, exec.Command("kill", append([]string{"-ABRT"}, strings.Fields(string(proxy))...)...).Run()) // it prints its stacks
+	eventually(t, "the proxy has ended as by a panic", func() bool { return strings.Contains(h.Stderr.String(), "SIGABRT") })
 	h.Stop()
 	told["standard error"], told["OTLP"], told["the journal"] = []byte(h.Stderr.String()), otlp.bytes(), journal.bytes()
 	for name, text := range h.tree() {
@@ -131,6 +144,56 @@ func TestNoSecretLeavesTheDaemonButToItsHolder(t *testing.T) {
 	if !bytes.Contains(told["OTLP"], []byte("stripe")) || !bytes.Contains(told["the journal"], []byte("VOUCHD_CREDENTIAL=stripe")) {
 		t.Error("what was looked at does not tell of the credential either")
 	}
+}
+
+// callAllDay has calls made that go well, and in each of the ways that they may not; it
+// returns all that came back.
+func callAllDay(t *testing.T, p *proxytest.Host) []byte {
+	t.Helper()
+	p.Upstream.Handle(func(w http.ResponseWriter, r *http.Request) {
+		key := r.Header.Get("Authorization")
+		w.Header().Set("X-Echo", key)
+		switch r.URL.Path {
+		case "/late":
+			<-r.Context().Done()
+		case "/broken":
+			w.Header().Set("Content-Length", "100000")
+			io.WriteString(w, key)
+			panic(http.ErrAbortHandler)
+		case "/encoded":
+			w.Header().Set("Content-Encoding", key)
+		case "/moved":
+			http.Redirect(w, r, "/?key="+url.QueryEscape(key), http.StatusFound)
+		case "/failed":
+			http.Error(w, "wrong: "+key, http.StatusInternalServerError)
+		default:
+			io.WriteString(w, "you sent "+key)
+		}
+	})
+	var heard bytes.Buffer
+	for _, c := range []*http.Client{p.Client(), p.HTTP2()} {
+		for _, path := range []string{"echo", "late", "broken", "encoded", "moved", "failed", "../x"} {
+			for _, own := range []string{"", "Bearer of-their-own"} {
+				r, err := http.NewRequest(http.MethodGet, "http://localhost/api/"+path, nil)
+				must(t, err)
+				if own != "" {
+					r.Header.Set("Authorization", own)
+				}
+				resp, err := c.Transport.RoundTrip(r)
+				if err != nil {
+					fmt.Fprintln(&heard, err)
+					continue
+				}
+				b, _ := httputil.DumpResponse(resp, true) // broken ones as far as they go
+				resp.Body.Close()
+				heard.Write(b)
+			}
+		}
+	}
+	if !bytes.Contains(heard.Bytes(), []byte("you sent Bearer [redacted]")) {
+		t.Errorf("no call was made: %s", heard.Bytes())
+	}
+	return heard.Bytes()
 }
 
 // writings are the forms in which a secret might slip out.

@@ -319,7 +319,8 @@ func (c *call) decoded(resp *http.Response) (io.Reader, error) {
 	if c.exact() {
 		return resp.Body, nil
 	}
-	switch encoding := strings.ToLower(strings.TrimSpace(strings.Join(resp.Header.Values("Content-Encoding"), ","))); encoding {
+	encoding := strings.TrimSpace(strings.Join(resp.Header.Values("Content-Encoding"), ","))
+	switch strings.ToLower(encoding) {
 	case "", "identity":
 		return resp.Body, nil
 	case "gzip", "x-gzip":
@@ -333,7 +334,7 @@ func (c *call) decoded(resp *http.Response) (io.Reader, error) {
 		resp.Header.Del("Content-Encoding")
 		return z, nil
 	default:
-		return nil, refuse(http.StatusBadGateway, "upstream_encoding", "the response is encoded as %.40q, though it was asked for plain, and cannot be searched for the credential", encoding)
+		return nil, refuse(http.StatusBadGateway, "upstream_encoding", "the response is encoded as %.40q, though it was asked for plain, and cannot be searched for the credential", c.scrub(encoding))
 	}
 }
 
@@ -452,7 +453,7 @@ func (w *counting) Write(p []byte) (int, error) {
 func (c *call) tunnel(ctx context.Context, resp *http.Response) error {
 	up, ok := resp.Body.(io.ReadWriteCloser)
 	if got := resp.Header.Get("Upgrade"); !ok || c.upgrade == "" || !strings.EqualFold(got, c.upgrade) {
-		return refuse(http.StatusBadGateway, "upstream_upgrade", "the upstream switches to %.40q, and %.40q was asked for", got, c.upgrade)
+		return refuse(http.StatusBadGateway, "upstream_upgrade", "the upstream switches to %.40q, and %.40q was asked for", c.scrub(got), c.upgrade)
 	}
 	head := http.Header{"Connection": {"Upgrade"}, "Upgrade": {c.upgrade}}
 	for name, values := range withoutHops(resp.Header) {
