@@ -123,10 +123,16 @@ func LoadDefinitions(dir string, brokers Brokers, anyOwner bool) (*Definitions, 
 		l.defs.Close()
 		return nil, err
 	}
+	for _, name := range slices.Sorted(maps.Keys(l.defs.byName)) { // they are in files of their own
+		if p := l.defs.byName[name].Proxy; p != nil && p.CAs != "" {
+			l.defs.digest = sha256.Sum256(append(l.defs.digest[:], name+"\x00"+p.CAs...))
+		}
+	}
 	return l.defs, nil
 }
 
-// digest covers names and contents, each with its length before it.
+// digest covers names and contents, each with its length before it. [LoadDefinitions]
+// adds the certificates that calls trust.
 func digest(files []config.File) [32]byte {
 	h := sha256.New()
 	for _, f := range files {

@@ -5,17 +5,26 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
+	"log"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -398,6 +407,103 @@ func TestUpstreamIsThePinnedOne(t *testing.T) {
 			resp, _ := get(t, h.Client(), "http://localhost/other/x")
 			return resp.StatusCode == http.StatusBadGateway && resp.Header.Get("X-Vouchd") == of.want
 		})
+	}
+}
+
+// authority returns a certificate authority, and what issues certificates for loopback.
+func authority(t *testing.T) (ca string, issue func() *tls.Certificate) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	root := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	der, err := x509.CreateCertificate(rand.Reader, root, root, key.Public(), key)
+	must(t, err)
+	serial := int64(1)
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), func() *tls.Certificate {
+		serial++
+		own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		must(t, err)
+		leaf := &x509.Certificate{SerialNumber: big.NewInt(serial), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+		der, err := x509.CreateCertificate(rand.Reader, leaf, root, own.Public(), key)
+		must(t, err)
+		return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: own}
+	}
+}
+
+// TestUpstreamMayRenewItsCertificate, and its authority when the file of that is replaced.
+func TestUpstreamMayRenewItsCertificate(t *testing.T) {
+	t.Parallel()
+	ca, issue := authority(t)
+	other, issueOther := authority(t)
+	var shown atomic.Pointer[tls.Certificate]
+	shown.Store(issue())
+	u := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "ok") }))
+	u.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		return &tls.Config{Certificates: []tls.Certificate{*shown.Load()}}, nil
+	}}
+	u.Config.ErrorLog = log.New(io.Discard, "", 0)
+	u.StartTLS()
+	defer u.Close()
+	h := proxytest.New(t, "upstream: "+u.URL)
+	h.Write("ca.pem", ca)
+	h.Start()
+	renew := func(c *tls.Certificate) {
+		shown.Store(c)
+		u.CloseClientConnections()
+	}
+	call := func() string {
+		resp, body := get(t, h.Client(), "http://localhost/api/x")
+		return strings.TrimSpace(body + resp.Header.Get("X-Vouchd"))
+	}
+	if got := call(); got != "ok" {
+		t.Errorf("at first: %s", got)
+	}
+	renew(issue())
+	daemontest.Eventually(t, "calls are made with the next certificate", func() bool { return call() == "ok" })
+	renew(issueOther())
+	daemontest.Eventually(t, "another authority's certificate is refused", func() bool { return strings.HasSuffix(call(), "upstream_certificate") })
+	h.Write("ca.pem", other)
+	h.Define("upstream: " + u.URL) // the same, to be looked at
+	daemontest.Eventually(t, "calls are made by the other authority", func() bool { return call() == "ok" })
+}
+
+// TestUpstreamThatKeepsToNothing: what is late, or not as long as it says, is told as such.
+func TestUpstreamThatKeepsToNothing(t *testing.T) {
+	t.Parallel()
+	var handle atomic.Pointer[http.HandlerFunc]
+	u := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*handle.Load())(w, r) })) // of HTTP/1.1
+	defer u.Close()
+	h := proxytest.New(t, "upstream: "+u.URL, "timeouts: {header: 1s}")
+	h.Start()
+	says := func(head, body string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			c, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			fmt.Fprintf(c, "HTTP/1.1 200 OK\r\n%s\r\n\r\n%s", head, body)
+		}
+	}
+	for name, tt := range map[string]struct {
+		handler http.HandlerFunc
+		want    string // and then the content
+	}{
+		"no header in time":       {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, "502 upstream_unreachable"},
+		"more than it says":       {says("Content-Length: 5", "tides and more"), "200  tides"},
+		"less than it says":       {says("Content-Length: 50", "tides"), "502 upstream_unreachable"},
+		"two lengths":             {says("Content-Length: 5\r\nContent-Length: 6", "tides!"), "502 upstream_unreachable"},
+		"chunks that have no end": {says("Transfer-Encoding: chunked", "5\r\ntides\r\n"), "200 "},
+	} {
+		handle.Store(&tt.handler)
+		resp, err := h.Client().Get("http://localhost/api/x")
+		must(t, err)
+		b, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if got := fmt.Sprint(resp.StatusCode, " ", resp.Header.Get("X-Vouchd"), " ", string(b)); !strings.HasPrefix(got, tt.want) || (err != nil) != (name == "chunks that have no end") {
+			t.Errorf("%s: %s (%v), want %s", name, got, err, tt.want)
+		}
 	}
 }
 

@@ -54,12 +54,14 @@ os.execv(sys.argv[2], ["sleep", "3"])
 	}
 }
 
-// TestManyStreamsAtOnce: each gets its events, over both protocols.
+// TestManyStreamsAtOnce: each gets its events, over both protocols, and none takes much
+// memory.
 func TestManyStreamsAtOnce(t *testing.T) {
 	t.Parallel()
-	const streams = 500 // of each
+	const streams = 1000 // of each
 	h := proxytest.New(t)
-	h.Start()
+	h.StartProcess()
+	h.Seal()
 	h.Upstream.Forget()
 	release := make(chan struct{})
 	var begun sync.WaitGroup // or refused
@@ -101,6 +103,14 @@ func TestManyStreamsAtOnce(t *testing.T) {
 		}
 	}
 	begun.Wait()
+	const most = 256 << 10 // bytes, of a stream
+	for _, pid := range childrenOf(t, h.Cmd.Process.Pid) {
+		n := peak(t, pid)
+		t.Logf("the proxy has had %d MiB with %d streams", n>>20, 2*streams)
+		if n > 2*streams*most {
+			t.Errorf("that is more than %d KiB for each", most>>10)
+		}
+	}
 	close(release)
 	work.Wait()
 }
