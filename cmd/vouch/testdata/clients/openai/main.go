@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
 
@@ -25,5 +26,7 @@ func main() {
 	}
 	fmt.Println()
 	_, err := c.Files.List(context.Background(), openai.FileListParams{})
-	fmt.Println(err)
+	if e := (*openai.Error)(nil); errors.As(err, &e) {
+		fmt.Println(e.StatusCode, e.Message)
+	}
 }
