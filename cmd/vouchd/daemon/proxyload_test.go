@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -163,6 +164,49 @@ func TestLongContentPassesInConstantMemory(t *testing.T) {
 	const most = 96 << 20
 	for _, pid := range childrenOf(t, h.Cmd.Process.Pid) {
 		if n := peak(t, pid); n > most {
+			t.Errorf("the proxy has had %d MiB", n>>20)
+		}
+	}
+}
+
+// TestAgentsThatDoNotReadTakeLittleMemory: the upstream is held up.
+func TestAgentsThatDoNotReadTakeLittleMemory(t *testing.T) {
+	t.Parallel()
+	const streams, length = 200, 8 << 20
+	h := proxytest.New(t)
+	h.StartProcess()
+	h.Seal()
+	h.Upstream.Forget()
+	var sent atomic.Int64
+	h.Upstream.Handle(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", fmt.Sprint(length))
+		content := &pattern{length}
+		for b := make([]byte, 32<<10); content.left > 0; {
+			n, _ := content.Read(b)
+			if _, err := w.Write(b[:n]); err != nil {
+				return
+			}
+			sent.Add(int64(n))
+		}
+	})
+	for range streams {
+		c, err := h.Dial(t.Context())
+		must(t, err)
+		defer c.Close()
+		_, err = io.WriteString(c, "GET /api/x HTTP/1.1\r\nHost: localhost\r\n\r\n")
+		must(t, err)
+	}
+	last, same := int64(0), 0
+	daemontest.Eventually(t, "the upstream is held up", func() bool { // for a hundred looks
+		if now := sent.Load(); now != last {
+			last, same = now, 0
+		}
+		same++
+		return last > streams*64<<10 && same > 100
+	})
+	const most = 1 << 20 // bytes, of a stream
+	for _, pid := range childrenOf(t, h.Cmd.Process.Pid) {
+		if n := peak(t, pid); n > streams*most {
 			t.Errorf("the proxy has had %d MiB", n>>20)
 		}
 	}

@@ -30,7 +30,11 @@ type upstream struct {
 const (
 	idleConns       = 256 // kept for each upstream
 	maxUpstreamHead = 256 << 10
-	forgetAfter     = 10 * time.Minute // of a definition that is no longer called
+
+	// maxUpstreamAhead is how much of a response is taken, over HTTP/2, before the agent
+	// reads it: agents may be many, and slow.
+	maxUpstreamAhead = 256 << 10
+	forgetAfter      = 10 * time.Minute // of a definition that is no longer called
 )
 
 // get returns the connections of a definition.
@@ -81,6 +85,7 @@ func newTransport(p *policy.Policy) *http.Transport {
 		MaxResponseHeaderBytes: maxUpstreamHead,
 		DisableCompression:     true,
 		ForceAttemptHTTP2:      true,
+		HTTP2:                  &http.HTTP2Config{MaxReceiveBufferPerStream: maxUpstreamAhead},
 	}
 }
 
