@@ -370,7 +370,7 @@ func (c *call) stream(ctx context.Context, resp *http.Response, body io.Reader, 
 		c.w.Header().Add("Trailer", c.scrub(name))
 	}
 	if c.exact() && length >= 0 {
-		c.w.Header().Set("Content-Length", strconv.FormatInt(length, 10)) // with a session token in it, it breaks off
+		c.w.Header().Set("Content-Length", strconv.FormatInt(length, 10))
 	}
 	c.w.WriteHeader(resp.StatusCode)
 	if err := c.copy(http.NewResponseController(c.w), body, length); err != nil {
@@ -398,6 +398,7 @@ func (c *call) copy(control *http.ResponseController, body io.Reader, length int
 	to := &counting{Writer: c.w}
 	f := c.screen(to)
 	defer f.tally()
+	f.fixed = c.exact() && length >= 0
 	filter := io.Writer(f)
 	if isGRPC(c.w.Header()) {
 		f.fixed, filter = true, &messages{screen: f}
