@@ -91,4 +91,4 @@ repo-test: package ## what apt and dnf make of signed repositories, and of chang
 vuln: ## look for known vulnerabilities; asks vuln.go.dev
 	@packaging/vuln
 
-.PHONY: help build demo test test-vault test-clients test-tools check bench fuzz package package-check system-test user-test vm-test release repo repo-test vuln
+.PHONY: help build demo test test-vault test-clients test-tools check bench bench-proxy fuzz package package-check system-test user-test vm-test release repo repo-test vuln
