@@ -1,7 +1,9 @@
 package workloadapi
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -31,11 +33,11 @@ const (
 	recheckEvery = time.Minute // a stream's process is attested again
 )
 
-// follow answers a stream: at once, and then whenever the caller's entitlement or the
-// bundle changes, or the message is due for renewal. Before every message the caller is
+// follow answers a stream: at once, and then whenever the caller's entitlement or its part
+// of the bundle changes, or the message is due for renewal. Before every message the caller is
 // attested again. The stream ends when the process exits or is no longer entitled to
 // anything.
-func follow[M any](a *API, stream grpc.ServerStreamingServer[M], event audit.Event, build builder[M]) error {
+func follow[M any](a *API, stream grpc.ServerStreamingServer[M], event audit.Event, part func(*identity.Bundle) []byte, build builder[M]) error {
 	defer a.gate.Streams.Begin()()
 	conn, err := gate.ConnOf(stream.Context())
 	if err != nil {
@@ -45,7 +47,7 @@ func follow[M any](a *API, stream grpc.ServerStreamingServer[M], event audit.Eve
 	var files fileWatch
 	defer files.close()
 	for {
-		next, err := aside(func() (*sent, error) { return advance(a, conn, stream, event, last, build) })
+		next, err := aside(func() (*sent, error) { return advance(a, conn, stream, event, last, part, build) })
 		if err != nil {
 			return a.gate.Status(err)
 		}
@@ -71,7 +73,7 @@ func aside[T any](f func() (T, error)) (v T, err error) {
 
 // advance attests the caller, and sends it the next message unless the last one
 // still is what it is entitled to.
-func advance[M any](a *API, conn *gate.Conn, stream grpc.ServerStreamingServer[M], event audit.Event, last *sent, build builder[M]) (*sent, error) {
+func advance[M any](a *API, conn *gate.Conn, stream grpc.ServerStreamingServer[M], event audit.Event, last *sent, part func(*identity.Bundle) []byte, build builder[M]) (*sent, error) {
 	ctx := stream.Context()
 	next := &sent{rulesChanged: a.gate.Changed(), bundleChanged: a.authority.Changed()}
 	r := gate.Request{Peer: conn, Event: event}
@@ -82,12 +84,12 @@ func advance[M any](a *API, conn *gate.Conn, stream grpc.ServerStreamingServer[M
 	if err != nil {
 		return nil, err
 	}
-	next.caller, next.sequence = c, a.authority.Bundle().Sequence
+	next.caller, next.bundle = c, part(a.authority.Bundle())
 	if last.stillHolds(next) {
 		next.renew = last.renew
 		return next, nil
 	}
-	again := gate.Repeat{Of: fmt.Sprint(next.sequence), For: shortest(c.Entries, func(e identity.Entry) time.Duration { return e.X509TTL }) / 10}
+	again := gate.Repeat{Of: fmt.Sprintf("%x", sha256.Sum256(next.bundle)), For: shortest(c.Entries, func(e identity.Entry) time.Duration { return e.X509TTL }) / 10}
 	if last != nil {
 		again.For = 0 // what was sent last is old
 	}
@@ -111,7 +113,7 @@ func shortest(entries []identity.Entry, life func(identity.Entry) time.Duration)
 // sent is what a stream was last sent, and what would make it old.
 type sent struct {
 	caller        *gate.Caller
-	sequence      uint64 // of the bundle
+	bundle        []byte // the stream's part of it
 	renew         time.Time
 	rulesChanged  <-chan struct{}
 	bundleChanged <-chan struct{}
@@ -120,7 +122,7 @@ type sent struct {
 // stillHolds reports whether a stream need not be sent anything now that its
 // process was found entitled to next.
 func (s *sent) stillHolds(next *sent) bool {
-	return s != nil && s.sequence == next.sequence &&
+	return s != nil && bytes.Equal(s.bundle, next.bundle) &&
 		(s.renew.IsZero() || time.Now().Before(s.renew)) &&
 		sameGrants(s.caller.Entries, next.caller.Entries)
 }

@@ -97,9 +97,11 @@ func (a *API) jwtSVIDs(ctx context.Context, c *gate.Caller, audience []string, w
 	return resp, records, nil
 }
 
+func keysOf(b *identity.Bundle) []byte { return b.JWKS }
+
 // FetchJWTBundles streams the JWT bundle to who has an identity in it.
 func (a *API) FetchJWTBundles(_ *workload.JWTBundlesRequest, stream grpc.ServerStreamingServer[workload.JWTBundlesResponse]) error {
-	return follow(a, stream, audit.EventBundle, func(_ context.Context, c *gate.Caller) (*message[workload.JWTBundlesResponse], []audit.Record, error) {
+	return follow(a, stream, audit.EventBundle, keysOf, func(_ context.Context, c *gate.Caller) (*message[workload.JWTBundlesResponse], []audit.Record, error) {
 		return &message[workload.JWTBundlesResponse]{
 			content: &workload.JWTBundlesResponse{Bundles: a.bundles(a.authority.Bundle().JWKS)},
 		}, []audit.Record{c.Describe(audit.EventBundle)}, nil

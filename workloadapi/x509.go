@@ -15,8 +15,10 @@ import (
 // FetchX509SVID streams an X509-SVID for each of the caller's identities, the
 // default one first (Workload API §5.2.1, §8), and renews them at half-life.
 func (a *API) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
-	return follow(a, stream, audit.EventX509SVID, a.x509SVIDs)
+	return follow(a, stream, audit.EventX509SVID, rootsOf, a.x509SVIDs)
 }
+
+func rootsOf(b *identity.Bundle) []byte { return b.X509 }
 
 func (a *API) x509SVIDs(ctx context.Context, c *gate.Caller) (*message[workload.X509SVIDResponse], []audit.Record, error) {
 	bundle := a.authority.Bundle().X509
@@ -55,7 +57,7 @@ func uniqueHint(seen map[string]bool, hint string) string {
 
 // FetchX509Bundles streams the trust bundle to who has an identity in it.
 func (a *API) FetchX509Bundles(_ *workload.X509BundlesRequest, stream grpc.ServerStreamingServer[workload.X509BundlesResponse]) error {
-	return follow(a, stream, audit.EventBundle, func(_ context.Context, c *gate.Caller) (*message[workload.X509BundlesResponse], []audit.Record, error) {
+	return follow(a, stream, audit.EventBundle, rootsOf, func(_ context.Context, c *gate.Caller) (*message[workload.X509BundlesResponse], []audit.Record, error) {
 		if len(a.authority.Bundle().X509) == 0 {
 			return nil, nil, identity.ErrNoAuthority // an empty bundle would say that no one is to be trusted
 		}

@@ -18,6 +18,8 @@ type client struct {
 	link   *link.Conn
 	logger *slog.Logger
 
+	told chan struct{} // closed once the routes are known, or never will be
+
 	mu      sync.Mutex // guards the fields below
 	routes  *routes
 	coming  map[string]*policy.Policy // of the routes that are being told
@@ -45,7 +47,7 @@ type routes struct {
 
 func newClient(l *link.Conn, logger *slog.Logger) *client {
 	return &client{
-		link: l, logger: logger, routes: newRoutes(nil), coming: make(map[string]*policy.Policy),
+		link: l, logger: logger, told: make(chan struct{}), coming: make(map[string]*policy.Policy),
 		pending: make(map[uint64]*pending), running: make(map[string]map[uint64]context.CancelCauseFunc),
 	}
 }
@@ -123,6 +125,9 @@ func (c *client) end() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ended = true
+	if c.routes == nil {
+		close(c.told)
+	}
 	for id, p := range c.pending {
 		close(p.answer)
 		delete(c.pending, id)
@@ -133,11 +138,18 @@ func (c *client) route(r *link.Route) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if r.Name == "" {
+		if c.routes == nil && !c.ended {
+			close(c.told)
+		}
 		c.routes, c.coming = newRoutes(c.coming), make(map[string]*policy.Policy)
 		return
 	}
 	if err := r.Policy.Compile(); err != nil {
 		c.logger.Error("a credential's proxy block", "credential", r.Name, "err", err)
+		return
+	}
+	if c.routes == nil {
+		c.coming[r.Name] = r.Policy
 		return
 	}
 	if same := c.routes.byName[r.Name]; same != nil && same.Same(r.Policy) {
@@ -146,11 +158,19 @@ func (c *client) route(r *link.Route) {
 	c.coming[r.Name] = r.Policy
 }
 
-// inForce returns the definitions in force.
-func (c *client) inForce() *routes {
+// inForce returns the definitions in force, once the daemon has told them.
+func (c *client) inForce(ctx context.Context) (*routes, error) {
+	select {
+	case <-c.told:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.routes
+	if c.routes == nil {
+		return nil, errNoDaemon
+	}
+	return c.routes, nil
 }
 
 // errNoDaemon means that there is nobody to decide.

@@ -57,7 +57,11 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request, over *conn) error
 	if daemon == nil {
 		return refuse(http.StatusServiceUnavailable, "no_daemon", "%v; is vouchd running?", errNoDaemon)
 	}
-	t, err := find(r, daemon.inForce())
+	known, err := daemon.inForce(r.Context())
+	if err != nil {
+		return refuse(http.StatusServiceUnavailable, "no_daemon", "%v; is vouchd running?", err)
+	}
+	t, err := find(r, known)
 	if err != nil {
 		return err
 	}
@@ -151,7 +155,11 @@ func which(daemon *client, r *http.Request, over *conn, t *target) error {
 	case a.Refused != nil:
 		return &refusal{*a.Refused}
 	}
-	p := daemon.inForce().byName[a.Definition]
+	known, err := daemon.inForce(r.Context())
+	if err != nil {
+		return refuse(http.StatusServiceUnavailable, "no_daemon", "%v; is vouchd running?", err)
+	}
+	p := known.byName[a.Definition]
 	if p == nil {
 		return refuse(http.StatusServiceUnavailable, "changed", "the credentials changed meanwhile; send the request again")
 	}
