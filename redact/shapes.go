@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"maps"
 	"slices"
 )
 
@@ -186,9 +185,6 @@ func Shapes(w io.Writer, replace bool) *ShapeWriter {
 // Counts returns how many there were of each shape, by its name. The caller must not
 // change it.
 func (s *shaped) Counts() map[string]int { return s.counts }
-
-// Names returns the names of the shapes that were found, sorted.
-func (s *shaped) Names() []string { return slices.Sorted(maps.Keys(s.counts)) }
 
 // Format keeps what is held from being printed.
 func (s *shaped) Format(f fmt.State, _ rune) { io.WriteString(f, "[shape writer]") }

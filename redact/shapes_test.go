@@ -88,7 +88,7 @@ func TestTextThatEndsInNoKindIsNotHeldBack(t *testing.T) {
 	}
 }
 
-func TestWorkIsInProportionToTheTextWhateverIsInIt(t *testing.T) {
+func TestWhatIsHeldBackIsBoundedWhateverComes(t *testing.T) {
 	t.Parallel()
 	for _, piece := range []string{"-eyJ", "eyJ.eyJ", "-----BEGIN PRIVATE KEY-----", "sk-", "-sk-ant-", "\n", "-eyJAAAAAAAAAA.eyJ"} {
 		text := strings.Repeat(piece, 1<<20/len(piece))

@@ -123,12 +123,12 @@ func TestFromAFileOfTenKeysToAnAgentWithoutAny(t *testing.T) {
 	agent := command("vouch exec --env-file /opt/research/.env -- /opt/research/agent")
 	in, err := agent.StdinPipe()
 	must(t, err)
-	out2, err := agent.StdoutPipe()
+	printed, err := agent.StdoutPipe()
 	must(t, err)
 	must(t, agent.Start())
 	defer agent.Wait()
 	defer in.Close()
-	lines := bufio.NewScanner(out2)
+	lines := bufio.NewScanner(printed)
 	called := make(map[string]bool)
 	var pids []string
 	for pids == nil && lines.Scan() {

@@ -232,7 +232,7 @@ func failure(what string, err error) error {
 		}
 		detail := ""
 		if e.Code == dependentObjects { // names what somebody else has to take back
-			detail = fmt.Sprintf(" (%.300s); whoever granted or made that has to revoke or drop it, or name an heir for it", e.Detail)
+			detail = fmt.Sprintf(" (%.300s); have that revoked or dropped, or set heir for what depends on the role", e.Detail)
 		}
 		return fmt.Errorf("%s: %w: SQLSTATE %s: %.200s%s", what, kind, e.Code, e.Message, detail)
 	}

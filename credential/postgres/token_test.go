@@ -11,7 +11,7 @@ import (
 func parse(t testing.TB, text string) (parsed credential.Template) {
 	t.Helper()
 	if err := parsed.UnmarshalText([]byte(text)); err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	return parsed
 }
@@ -86,7 +86,10 @@ func FuzzNoValueChangesTheTokens(f *testing.F) {
 		f.Add(s, `\'"$a$ */`)
 	}
 	f.Fuzz(func(t *testing.T, text, value string) {
-		statement := parse(t, text)
+		var statement credential.Template
+		if statement.UnmarshalText([]byte(text)) != nil {
+			return
+		}
 		if strings.ContainsRune(value, 0) || len(value) > maxIdentifier || value == "" || checkPlaces(statement) != nil {
 			return
 		}

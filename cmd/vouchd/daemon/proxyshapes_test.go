@@ -50,3 +50,21 @@ func TestWhatLooksLikeAnotherSecretIsTreatedAsTheDefinitionSays(t *testing.T) {
 		}
 	}
 }
+
+// TestStreamThatMayNotHaveASecretInItHasNoProperEndWhereOneIs: at its very end, too.
+func TestStreamThatMayNotHaveASecretInItHasNoProperEndWhereOneIs(t *testing.T) {
+	t.Parallel()
+	token := "ghp_" + strings.Repeat("a1B2", 9)
+	h := proxytest.New(t, "redact: {shapes: block}")
+	h.Upstream.Handle(func(w http.ResponseWriter, _ *http.Request) {
+		w.(http.Flusher).Flush()
+		io.WriteString(w, "it is "+token)
+	})
+	h.Start()
+	resp, err := h.Client().Get("http://localhost/api/x")
+	must(t, err)
+	defer resp.Body.Close()
+	if b, err := io.ReadAll(resp.Body); err == nil || strings.Contains(string(b), token) {
+		t.Errorf("it ends with %q, %v", b, err)
+	}
+}
