@@ -175,10 +175,12 @@ func (c *codec) call(v **Call) {
 		return
 	}
 	x := made(c, v)
+	c.text("authority", &x.Authority, limitName)
 	c.uint("count", &x.Count)
 	c.text("door", &x.Door, limitName)
 	c.text("method", &x.Method, limitName)
 	c.text("path", &x.Path, limitReason)
+	c.text("processes", &x.Processes, limitReason)
 	c.uint("received", &x.Received)
 	c.uint("redacted", &x.Redacted)
 	c.text("rule", &x.Rule, limitName)

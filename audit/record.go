@@ -173,7 +173,9 @@ type Credential struct {
 // sent: no query, no header, no content. Its path is that of the rule which allowed it,
 // so that names in it are not recorded; only of a refused one it is the request's own.
 type Call struct {
-	Door       string // by which it came: unix, http2 or loopback
+	Door       string // by which it came: unix, http2, loopback, connect or sandbox
+	Processes  string // that made it by way of another, which has the lease: path and PID, with commas
+	Authority  string // SHA-256 of the certificate by which that one looked into TLS, if it did
 	Method     string
 	Path       string
 	Rule       string // that allowed or refused it; empty if none matched

@@ -81,6 +81,9 @@ type Traits struct {
 	JWTAlgorithm string
 	// ProxyOnly is true if no workload may be given the value.
 	ProxyOnly bool
+	// Nothing is true if there is no credential: calls are judged, recorded and made
+	// without one.
+	Nothing bool
 }
 
 // A Request is what one lease is asked for.

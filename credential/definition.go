@@ -259,6 +259,26 @@ func (l *loader) proxy(d *Definition, w *written) {
 	}
 }
 
+// None is the broker of calls that need no credential: their hosts are granted, and what
+// is done there is judged and recorded, as with one.
+const None = "none"
+
+// slot holds the proxy block to what there is to put into a request.
+func (l *loader) slot(d *Definition, w *written) {
+	p := d.Proxy
+	switch {
+	case p == nil && d.Traits.Nothing:
+		l.problems.Add(w.Broker.Pos, "credential %s has broker none, and no proxy block to say which calls that allows; add one", d.Name)
+	case p == nil:
+	case d.Traits.Nothing && p.Slot != (policy.Slot{}):
+		l.problems.Add(w.Proxy.Pos, "credential %s has broker none, and a slot that nothing is put into; remove the slot", d.Name)
+	case !d.Traits.Nothing && p.Passthrough:
+		l.problems.Add(w.Proxy.Pos, "credential %s would never be used: with passthrough, nothing is put into what passes; set broker: none", d.Name)
+	case !d.Traits.Nothing && p.Slot == (policy.Slot{}):
+		l.problems.Add(w.Proxy.Pos, "proxy: slot is missing, which says where the credential goes; add it, or set broker: none for calls without one")
+	}
+}
+
 // open opens the broker and holds the definition to what it can do.
 func (l *loader) open(d *Definition, w *written) {
 	if d.Broker == "" {
@@ -271,7 +291,7 @@ func (l *loader) open(d *Definition, w *written) {
 		}
 	}
 	settings := w.Settings.Get(d.Broker)
-	if !settings.Given() {
+	if !settings.Given() && d.Broker != None {
 		l.problems.Add(w.Pos, "credential %s has no settings; add the key %s with those of its broker", d.Name, d.Broker)
 		return
 	}
@@ -285,6 +305,7 @@ func (l *loader) open(d *Definition, w *written) {
 		return
 	}
 	d.broker, d.Traits = broker, broker.Traits()
+	l.slot(d, w)
 	if d.JWTAlgorithm != "" && !d.Traits.PresentsJWT {
 		l.problems.Add(w.JWT.Pos, "credential %s has a jwt_algorithm, but presents no JWT-SVID; remove the key", d.Name)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/vouchd/vouchd/credential/federation"
 	"github.com/vouchd/vouchd/credential/fetched"
 	"github.com/vouchd/vouchd/credential/github"
+	"github.com/vouchd/vouchd/credential/none"
 	"github.com/vouchd/vouchd/credential/oauth2"
 	"github.com/vouchd/vouchd/credential/postgres"
 	"github.com/vouchd/vouchd/credential/sshca"
@@ -40,6 +41,7 @@ func All(d Deps) credential.Brokers {
 		"federation":   federation.Open,
 		"github":       github.Opener(d.Keys),
 		"infisical":    fetched.OpenInfisical,
+		"none":         none.Open,
 		"oauth2":       oauth2.Opener(d.Secrets),
 		"postgres":     postgres.Open,
 		"ssh":          sshca.Opener(d.Keys),

@@ -164,7 +164,7 @@ func (c *calls) use(ctx context.Context, l *lease, by spiffeid.ID) (*Call, error
 			}
 		}
 	}
-	if len(fields) == 0 {
+	if len(fields) == 0 && !source.Traits.Nothing {
 		return nil, fmt.Errorf("%w: nothing is left of the value of %s; revoke its lease, for the next call to get another", credential.ErrUpstream, l.Credential)
 	}
 	c.book.mu.Lock()

@@ -34,6 +34,7 @@ type written struct {
 	Cookies   string          `yaml:"cookies" default:"strip" oneof:"strip keep"`
 	Slashes   config.At[bool] `yaml:"encoded_slashes" default:"false"`
 	WebSocket config.At[bool] `yaml:"websocket" default:"false"`
+	Through   config.At[bool] `yaml:"passthrough" default:"false"`
 	Redact    writtenRedact   `yaml:"redact"`
 
 	Environment []writtenVariable `yaml:"environment"`
@@ -150,7 +151,7 @@ func (w *written) policy(problems *config.Errors) *Policy {
 	p := &Policy{
 		Preset: w.Preset.Value, Upstream: w.Upstream.Value, Slot: w.Slot.slot(), Free: w.Free,
 		Enforce: w.Enforce.Value, MainOnly: w.Who == "main",
-		Window: w.Record == "window", Cookies: w.Cookies == "keep", Slashes: w.Slashes.Value, WebSocket: w.WebSocket.Value,
+		Window: w.Record == "window", Cookies: w.Cookies == "keep", Slashes: w.Slashes.Value, WebSocket: w.WebSocket.Value, Passthrough: w.Through.Value,
 		Echo: Echo(w.Redact.Echo), Shapes: Echo(w.Redact.Shapes), Prefix: w.Prefix,
 		Connect: w.Timeouts.Connect, Header: w.Timeouts.Header, Idle: w.Timeouts.Idle,
 	}

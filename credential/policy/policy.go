@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -20,7 +21,7 @@ type Policy struct {
 	Preset   string   `json:",omitempty"` // that filled it, with its variant
 	Upstream string   // base URL; its scheme, host and port are pinned
 	Hosts    []string // by which the definition is found, beside its name
-	Slot     Slot     // where the credential goes
+	Slot     Slot     // where the credential goes; zero if there is none (broker none)
 	Others   []Slot   // where else the API takes one
 	Free     []string // headers and keys of the query that carry none here, though they do elsewhere
 
@@ -32,8 +33,13 @@ type Policy struct {
 	Cookies   bool // Set-Cookie reaches the caller, and Cookie the upstream
 	Slashes   bool // a segment of a path may hold an encoded slash
 	WebSocket bool // and other protocols that a request upgrades to
-	Echo      Echo // what becomes of the credential in a response
-	Shapes    Echo // and of what looks like another secret
+
+	// Passthrough has TLS to the hosts pass as it is, by CONNECT: nobody looks into it, and
+	// no credential is put there.
+	Passthrough bool
+
+	Echo   Echo // what becomes of the credential in a response
+	Shapes Echo // and of what looks like another secret
 
 	Environment []Variable // for a program that calls by way of vouch exec
 	Prefix      string     // of handles, for clients that look at a key's first letters
@@ -45,6 +51,7 @@ type Policy struct {
 	Idle      time.Duration  // without a byte in either direction
 
 	base    *url.URL
+	each    bool // each host is its own upstream
 	roots   *x509.CertPool
 	headers map[string]bool // as Places returns them
 	keys    map[string]bool
@@ -82,6 +89,12 @@ type Verdict struct {
 // Judge applies the rules: the first that matches counts, and without one the
 // request is refused.
 func (p *Policy) Judge(q *Request) Verdict {
+	if p.Passthrough || q.Method == http.MethodConnect {
+		if p.Passthrough && q.Method == http.MethodConnect {
+			return Verdict{Effect: Allow}
+		}
+		return Verdict{Effect: Deny}
+	}
 	for i := range p.Rules {
 		if r := &p.Rules[i]; r.holds(q) {
 			return Verdict{r.Effect, r.Name}
@@ -150,11 +163,19 @@ func (p *Policy) Compile() error {
 			*t.of = t.is
 		}
 	}
-	problems := []error{p.compileUpstream(), p.Slot.check()}
+	problems := []error{p.compileUpstream()}
+	if p.Passthrough {
+		problems = append(problems, p.checkPassthrough())
+	} else {
+		if p.Slot != (Slot{}) { // the definition says whether it needs one
+			problems = append(problems, p.Slot.check())
+		}
+		problems = append(problems, p.compileRules())
+	}
 	for i := range p.Others {
 		problems = append(problems, p.Others[i].checkPlace())
 	}
-	problems = append(problems, p.compileRules(), p.compileEnvironment())
+	problems = append(problems, p.compileEnvironment())
 	if p.CAs != "" {
 		p.roots = x509.NewCertPool()
 		if !p.roots.AppendCertsFromPEM([]byte(p.CAs)) {
@@ -165,11 +186,27 @@ func (p *Policy) Compile() error {
 	return errors.Join(problems...)
 }
 
+func (p *Policy) checkPassthrough() error {
+	switch {
+	case len(p.Hosts) == 0:
+		return errors.New("passthrough needs hosts, which is what passes; add them")
+	case p.Slot != (Slot{}) || len(p.Others) > 0 || len(p.Rules) > 0:
+		return errors.New("passthrough looks into nothing, so that slot, others and rules have no effect; remove them")
+	case p.base != nil && p.base.Scheme != "https":
+		return errors.New("passthrough is of TLS; write upstream with https, or leave it out")
+	}
+	return nil
+}
+
 func (p *Policy) compileUpstream() error {
-	if p.Upstream == "" {
+	upstream := p.Upstream
+	if p.each = upstream == "" && p.Passthrough && len(p.Hosts) > 0; p.each {
+		upstream = "https://" + p.Hosts[0]
+	}
+	if upstream == "" {
 		return errors.New("upstream is missing; add it, like https://api.example.com, or a preset")
 	}
-	u, err := url.Parse(p.Upstream)
+	u, err := url.Parse(upstream)
 	if err != nil {
 		return fmt.Errorf("upstream %.80q is not a URL", p.Upstream)
 	}
@@ -295,6 +332,14 @@ func (p *Policy) compileEnvironment() error {
 // UpstreamHost returns the upstream's host, with its port where that is not the
 // scheme's.
 func (p *Policy) UpstreamHost() string { return p.base.Host }
+
+// TunnelTo returns where TLS to one of the hosts passes.
+func (p *Policy) TunnelTo(host string) string {
+	if p.each {
+		return net.JoinHostPort(host, "443")
+	}
+	return p.UpstreamPort()
+}
 
 // UpstreamPort returns the host and port to connect to.
 func (p *Policy) UpstreamPort() string {
