@@ -44,9 +44,10 @@ var mayImport = map[string][]string{
 	"workloadapi":                      {"attest/process", "audit", "identity", "workloadapi/gate"},
 	"workloadapi/gate":                 {"attest", "attest/process", "audit", "audit/writer", "identity", "workloadapi/gate/wire"},
 	"workloadapi/gate/wire":            nil,
-	"workloadapi/proxy":                {"attest", "attest/process", "audit", "credential", "credential/lease", "credential/policy", "identity", "workloadapi/gate", "workloadapi/proxy/link"},
-	"workloadapi/proxy/link":           {"credential/policy"},
-	"workloadapi/proxy/door":           {"attest/process", "credential/policy", "redact", "secret", "workloadapi/gate/wire", "workloadapi/proxy/link"},
+	"workloadapi/proxy":                {"attest", "attest/process", "audit", "credential", "credential/lease", "credential/policy", "identity", "workloadapi/gate", "workloadapi/proxy/link", "workloadapi/proxy/relay"},
+	"workloadapi/proxy/link":           {"credential/policy", "workloadapi/proxy/relay"},
+	"workloadapi/proxy/relay":          nil,
+	"workloadapi/proxy/door":           {"attest/process", "credential/policy", "redact", "secret", "workloadapi/gate/wire", "workloadapi/proxy/link", "workloadapi/proxy/relay"},
 	"redact":                           {"secret"},
 	"workloadapi/gate/gatetest":        {"attest", "attest/node", "attest/node/tpmtest", "attest/process", "audit", "audit/reader", "audit/writer", "identity", "state", "workloadapi/gate"},
 	"workloadapi/credentialapi":        {"attest", "attest/process", "audit", "credential", "credential/lease", "identity", "secret", "systemd", "workloadapi/credentialv1", "workloadapi/gate"},
@@ -59,7 +60,7 @@ var mayImport = map[string][]string{
 	"examples/demo/vendor":             nil,
 	"credential":                       {"config", "credential/policy", "secret"},
 	"credential/policy":                {"config"},
-	"credential/brokers":               {"config", "credential", "credential/federation", "credential/fetched", "credential/github", "credential/oauth2", "credential/postgres", "credential/sshca", "credential/static", "credential/vault"},
+	"credential/brokers":               {"config", "credential", "credential/federation", "credential/fetched", "credential/github", "credential/none", "credential/oauth2", "credential/postgres", "credential/sshca", "credential/static", "credential/vault"},
 	"credential/lease":                 {"config", "credential", "credential/lease/journal", "secret"},
 	"credential/lease/journal":         {"credential", "state"},
 	"credential/endpoint":              {"credential", "secret"},
@@ -68,6 +69,7 @@ var mayImport = map[string][]string{
 	"credential/fetched":               {"config", "credential", "credential/endpoint", "credential/federation", "secret"},
 	"credential/github":                {"config", "credential", "credential/endpoint", "secret"},
 	"credential/githubtest":            {"credential/credentialtest"},
+	"credential/none":                  {"config", "credential"},
 	"credential/oauth2":                {"config", "credential", "credential/endpoint", "secret"},
 	"credential/postgres":              {"config", "credential", "secret"},
 	"credential/postgres/pgtest":       nil,
@@ -224,7 +226,7 @@ func TestLogReaderNeedsNoDeviceNoNetworkAndNoWriter(t *testing.T) {
 
 // What an administrator or an agent runs asks the daemon, and is no part of it.
 func TestCommandLineLinksNoServer(t *testing.T) {
-	clients := []string{"/admin/client", "/admin/view", "/credentialapi/client", "/credentialv1"}
+	clients := []string{"/admin/client", "/admin/view", "/credentialapi/client", "/credentialv1", "/proxy/relay"}
 	for _, p := range listPackages(t, "-deps", "./cmd/vouch") {
 		if ours, ok := strings.CutPrefix(p.ImportPath, module+"workloadapi"); ok && !slices.Contains(clients, ours) {
 			t.Errorf("cmd/vouch links workloadapi%s", ours)

@@ -83,7 +83,7 @@ func definitionMessage(d *credential.Definition, ids []string) *credentialv1.Cre
 		m.Parameters = append(m.Parameters, of)
 	}
 	if p := d.Proxy; p != nil {
-		m.Proxy = &credentialv1.Proxy{Upstream: p.Upstream, Hosts: p.Hosts, MainOnly: p.MainOnly, Values: d.Deliver == credential.DeliverBoth}
+		m.Proxy = &credentialv1.Proxy{Upstream: p.Upstream, Hosts: p.Hosts, MainOnly: p.MainOnly, Values: d.Deliver == credential.DeliverBoth, Passthrough: p.Passthrough}
 		for _, v := range p.Environment {
 			m.Proxy.Environment = append(m.Proxy.Environment, &credentialv1.Variable{Name: v.Name, Value: v.Value})
 		}

@@ -415,6 +415,7 @@ type Proxy struct {
 	Environment   []*Variable            `protobuf:"bytes,3,rep,name=environment,proto3" json:"environment,omitempty"`            // what makes clients call it
 	MainOnly      bool                   `protobuf:"varint,4,opt,name=main_only,json=mainOnly,proto3" json:"main_only,omitempty"` // no process that the caller starts may use the handle
 	Values        bool                   `protobuf:"varint,5,opt,name=values,proto3" json:"values,omitempty"`                     // its values are handed out as well
+	Passthrough   bool                   `protobuf:"varint,6,opt,name=passthrough,proto3" json:"passthrough,omitempty"`           // TLS to its hosts passes as it is, by CONNECT
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -480,6 +481,13 @@ func (x *Proxy) GetMainOnly() bool {
 func (x *Proxy) GetValues() bool {
 	if x != nil {
 		return x.Values
+	}
+	return false
+}
+
+func (x *Proxy) GetPassthrough() bool {
+	if x != nil {
+		return x.Passthrough
 	}
 	return false
 }
@@ -1269,13 +1277,14 @@ const file_credential_proto_rawDesc = "" +
 	"spiffe_ids\x18\t \x03(\tR\tspiffeIds\x126\n" +
 	"\atargets\x18\n" +
 	" \x03(\v2\x1c.vouchd.credential.v1.TargetR\atargets\x121\n" +
-	"\x05proxy\x18\v \x01(\v2\x1b.vouchd.credential.v1.ProxyR\x05proxy\"\xb0\x01\n" +
+	"\x05proxy\x18\v \x01(\v2\x1b.vouchd.credential.v1.ProxyR\x05proxy\"\xd2\x01\n" +
 	"\x05Proxy\x12\x1a\n" +
 	"\bupstream\x18\x01 \x01(\tR\bupstream\x12\x14\n" +
 	"\x05hosts\x18\x02 \x03(\tR\x05hosts\x12@\n" +
 	"\venvironment\x18\x03 \x03(\v2\x1e.vouchd.credential.v1.VariableR\venvironment\x12\x1b\n" +
 	"\tmain_only\x18\x04 \x01(\bR\bmainOnly\x12\x16\n" +
-	"\x06values\x18\x05 \x01(\bR\x06values\"4\n" +
+	"\x06values\x18\x05 \x01(\bR\x06values\x12 \n" +
+	"\vpassthrough\x18\x06 \x01(\bR\vpassthrough\"4\n" +
 	"\bVariable\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\"T\n" +

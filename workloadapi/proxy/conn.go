@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"slices"
+	"strings"
 	"sync"
 
 	"github.com/vouchd/vouchd/attest/process"
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/workloadapi/gate"
 	"github.com/vouchd/vouchd/workloadapi/proxy/link"
+	"github.com/vouchd/vouchd/workloadapi/proxy/relay"
 )
 
 // A conn is a connection to the process that makes calls, as the daemon knows it.
@@ -19,6 +23,53 @@ type conn struct {
 	mu      sync.Mutex // guards the fields below
 	holders map[string]*holder
 	closed  bool
+	relay   *link.Relay // what the one who connected says of it, if it is another's; nil else
+	by      string      // who that is, as far as it is so
+}
+
+// introduce notes whose connection the process that connected passes on. That which does
+// not descend from it is left out.
+func (c *conn) introduce(r *link.Relay) {
+	var by []string
+	for _, p := range r.Processes {
+		if of, err := c.descendant(p); err == nil {
+			by = append(by, of)
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.relay, c.by = r, strings.Join(by, ", ")
+}
+
+// maxProgram bounds how much of a program's path is recorded of a descendant, in bytes.
+const maxProgram = 100
+
+// descendant describes a process that descends from the one that connected.
+func (c *conn) descendant(of relay.Process) (string, error) {
+	p, err := process.PinStarted(of.PID, of.Start, 0, 0)
+	if err != nil {
+		return "", err
+	}
+	defer p.Close()
+	lineage, err := p.Lineage()
+	if err != nil {
+		return "", err
+	}
+	start, err := c.peer.StartTime()
+	if err != nil {
+		return "", err
+	}
+	if !slices.ContainsFunc(lineage, func(a process.Ancestor) bool { return a.PID == c.peer.PID() && a.StartTime == start }) {
+		return "", fmt.Errorf("process %d does not descend from process %d", of.PID, c.peer.PID())
+	}
+	program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", of.PID))
+	if err != nil {
+		return "", err
+	}
+	if len(program) > maxProgram {
+		program = "…" + strings.ToValidUTF8(program[len(program)-maxProgram:], "")
+	}
+	return fmt.Sprintf("%s (%d)", program, of.PID), p.Alive()
 }
 
 // A holder is the process whose handle was shown, pinned for as long as the connection

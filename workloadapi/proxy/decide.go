@@ -67,6 +67,7 @@ var (
 	errAmbiguous = errors.New("several credentials fit")
 	errRule      = errors.New("the rules refuse the request")
 	errUpgrade   = errors.New("the definition allows no WebSocket or other upgrade")
+	errNowhere   = errors.New("nothing that this process is granted leads there")
 )
 
 // decide takes a request the whole way: who asks, by which entry, for which
@@ -77,6 +78,9 @@ func (s *session) decide(ctx context.Context, q *question) (*link.Answer, error)
 	s.mu.Unlock()
 	if q.conn == nil {
 		return nil, process.ErrPeerGone
+	}
+	if q.ask.Attempt != nil {
+		return nil, s.refuseAttempt(ctx, q)
 	}
 	defs := s.definitions(q.ask.Definitions)
 	if len(defs) == 0 {
@@ -91,7 +95,8 @@ func (s *session) decide(ctx context.Context, q *question) (*link.Answer, error)
 		who.process, who.handle, who.http2 = p, true, false
 	}
 	if r := q.ask.Request; r != nil {
-		q.call = audit.Call{Door: door(q.ask), Method: r.Method, Path: r.Target.Path}
+		q.call = q.conn.describe(q.ask)
+		q.call.Method, q.call.Path = r.Method, r.Target.Path
 	}
 	var err error
 	q.caller, err = s.Gate.Admit(ctx, gate.Request{
@@ -185,6 +190,8 @@ func (q *question) judge() error {
 		return errUpgrade
 	}
 	switch {
+	case v.Effect == policy.Allow && p.Passthrough:
+		return nil
 	case v.Effect == policy.Allow:
 		q.call.Path = p.PathOf(v.Rule, q.ask.Request.Target)
 		return nil
@@ -261,11 +268,31 @@ func (s *session) refuseUnknown(ctx context.Context, q *question, who *caller, d
 	return c.Refuse(ctx, audit.EventCall, err)
 }
 
-func door(a *link.Ask) string {
-	if a.HTTP2 {
-		return "http2"
+// refuseAttempt records what leads nowhere, and who tried it.
+func (s *session) refuseAttempt(ctx context.Context, q *question) error {
+	a := q.ask.Attempt
+	q.call = q.conn.describe(q.ask)
+	q.call.Method, q.call.Path, q.call.Count = a.Kind, a.Target, uint64(max(0, a.Count))
+	who := &caller{session: s, id: q.id, process: q.conn.peer, handle: true}
+	var err error
+	if q.caller, err = s.Gate.Admit(ctx, gate.Request{Peer: who, Event: audit.EventCall, Call: &q.call}); err != nil {
+		return err
 	}
-	return "unix"
+	q.caller.As(q.caller.Entries[0])
+	return q.caller.Refuse(ctx, audit.EventCall, fmt.Errorf("%w: %s %s; an administrator can grant a host with a definition that has it (hosts), with a credential or with broker: none", errNowhere, a.Kind, a.Target))
+}
+
+// describe begins the record of a call over a connection.
+func (c *conn) describe(a *link.Ask) audit.Call {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.relay != nil:
+		return audit.Call{Door: c.relay.Door, Processes: c.by, Authority: c.relay.Authority}
+	case a.HTTP2:
+		return audit.Call{Door: "http2"}
+	}
+	return audit.Call{Door: "unix"}
 }
 
 // A meaning is what a caller is told of an error.
@@ -281,6 +308,7 @@ var meanings = []meaning{
 	{errRule, http.StatusForbidden, "request_not_allowed", ""},
 	{errUpgrade, http.StatusForbidden, "request_not_allowed", ""},
 	{errHandle, http.StatusForbidden, "handle_not_yours", ""},
+	{errNowhere, http.StatusForbidden, "not_granted", ""},
 	{errUnknown, http.StatusNotFound, "unknown_credential", ""},
 	{errAmbiguous, http.StatusMisdirectedRequest, "ambiguous_host", ""},
 	{credential.ErrRevoked, http.StatusForbidden, "lease_revoked", "ask the administrator, or start again"},

@@ -153,6 +153,13 @@ func (s *session) handle(ctx context.Context, m *link.Message, f *os.File) {
 	case m.Open:
 		s.open(m.ID, f)
 		return
+	case m.Relay != nil:
+		s.mu.Lock()
+		c := s.conns[m.ID]
+		s.mu.Unlock()
+		if c != nil {
+			c.introduce(m.Relay)
+		}
 	case m.Close:
 		s.mu.Lock()
 		c := s.conns[m.ID]

@@ -24,8 +24,9 @@ import (
 
 func newExec(*cli.Options) *cobra.Command {
 	var l leaser
-	var wanted, proxies []string
-	var envFile, onRevoke string
+	var wanted []string
+	var envFile string
+	var how execution
 	cmd := &cobra.Command{
 		Use:   "exec {--proxy NAME... | --credential NAME=VARIABLE... | --env-file FILE} -- COMMAND [ARGUMENT...]",
 		Short: "Run a command with leased credentials, then revoke them",
@@ -50,22 +51,29 @@ With --proxy the command gets no credential. Its clients are pointed at a port o
 127.0.0.1 that serves the command and what it starts, and nobody else; vouchd makes their
 calls with the credential, within its rules. What stands in place of the key is a handle,
 of no use to any other process. Handles in a .env file are treated likewise if their
-credential is one that the proxy uses. The command must not outlive vouch.`,
+credential is one that the proxy uses. The command must not outlive vouch.
+
+With --intercept, clients that know no base URL work too: the port is their HTTP proxy
+(HTTPS_PROXY and the like). TLS to a host that the definitions of --proxy have is ended by
+vouch, with a certificate that it makes for these hosts alone and that no other program
+trusts (SSL_CERT_FILE and the like); TLS to hosts of a definition with passthrough passes
+as it is, and nothing else does.`,
 		Example: `  vouch exec --credential openai-research=OPENAI_API_KEY -- python agent.py
   vouch exec --credential warehouse-readonly:url=DATABASE_URL -- psql
   vouch exec --credential warehouse-readonly=PG --param schema=sales -- ./report
   vouch exec --env-file .env -- ./app
-  vouch exec --proxy openai,github -- node agent.js`,
+  vouch exec --proxy openai,github -- node agent.js
+  vouch exec --proxy github --intercept -- git push`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if !slices.Contains([]string{onRevokeSignal, onRevokeStop, onRevokeIgnore}, onRevoke) {
-				return cli.Usagef("--on-revoke %q: want signal, stop or ignore", onRevoke)
+			if !slices.Contains([]string{onRevokeSignal, onRevokeStop, onRevokeIgnore}, how.onRevoke) {
+				return cli.Usagef("--on-revoke %q: want signal, stop or ignore", how.onRevoke)
 			}
 			vars, plain, err := readEnvironment(cmd, envFile)
 			if err != nil {
 				return err
 			}
-			more, err := parseVariables(wanted, envFile != "" || len(proxies) > 0)
+			more, err := parseVariables(wanted, envFile != "" || len(how.proxies) > 0)
 			if err != nil {
 				return err
 			}
@@ -74,17 +82,25 @@ credential is one that the proxy uses. The command must not outlive vouch.`,
 			signals := make(chan os.Signal, 16)
 			signal.Notify(signals, passedOn...)
 			defer signal.Stop(signals)
-			return l.exec(cmd.Context(), append(vars, more...), proxies, plain, args, signals, onRevoke)
+			return l.exec(cmd.Context(), append(vars, more...), plain, args, signals, how)
 		},
 	}
 	l.flags(cmd)
 	cmd.Flags().SetInterspersed(false)
 	cmd.Flags().StringArrayVar(&wanted, "credential", nil, "put a credential into the environment, as `NAME=VARIABLE`; may be repeated")
-	cmd.Flags().StringSliceVar(&proxies, "proxy", nil, "have vouchd make the calls for the credential `NAME`; several with commas")
+	cmd.Flags().StringSliceVar(&how.proxies, "proxy", nil, "have vouchd make the calls for the credential `NAME`; several with commas")
+	cmd.Flags().BoolVar(&how.intercept, "intercept", false, "be the HTTP proxy of the command, and end its TLS to the hosts of --proxy")
 	cmd.Flags().StringVar(&envFile, "env-file", "", "set the variables of this .env `file`, with credentials for its handles")
-	cmd.Flags().StringVar(&onRevoke, "on-revoke", onRevokeSignal, "what to do to the command when a lease is revoked: `signal, stop or ignore`")
+	cmd.Flags().StringVar(&how.onRevoke, "on-revoke", onRevokeSignal, "what to do to the command when a lease is revoked: `signal, stop or ignore`")
 	cmd.Flags().StringArrayVar(&l.params, "param", nil, "choose a parameter, as `key=value`, or NAME:key=value if there are several credentials; may be repeated")
 	return cmd
+}
+
+// An execution is how the command runs.
+type execution struct {
+	proxies   []string
+	intercept bool
+	onRevoke  string
 }
 
 // What happens to the command when one of its leases is revoked.
@@ -126,7 +142,7 @@ func parseVariables(wanted []string, fromFile bool) (vars []variable, err error)
 
 // exec leases, runs and revokes. Ctx and the signals end the leasing only. An error
 // in revoking does not hide the command's exit code.
-func (l *leaser) exec(ctx context.Context, vars []variable, proxies, plain, args []string, signals <-chan os.Signal, onRevoke string) error {
+func (l *leaser) exec(ctx context.Context, vars []variable, plain, args []string, signals <-chan os.Signal, how execution) error {
 	client, err := l.client()
 	if err != nil {
 		return err
@@ -134,7 +150,7 @@ func (l *leaser) exec(ctx context.Context, vars []variable, proxies, plain, args
 	defer client.Close()
 	leasing, leased := untilSignal(ctx, signals)
 	within, cancel := context.WithTimeout(leasing, l.timeout)
-	of, err := proxiedOf(within, client, vars, proxies)
+	of, err := proxiedOf(within, client, vars, how.proxies, false)
 	cancel()
 	var leases []*credentialv1.Lease
 	var env []string
@@ -154,7 +170,11 @@ func (l *leaser) exec(ctx context.Context, vars []variable, proxies, plain, args
 		return err
 	}
 	if len(of) > 0 {
-		more, stop, err := call(ctx, proxySocket(l.socket), of)
+		c, err := newCaller(proxySocket(l.socket), of, how.intercept)
+		if err != nil {
+			return err
+		}
+		more, stop, err := c.start(ctx, how.intercept)
 		if err != nil {
 			return err
 		}
@@ -170,7 +190,7 @@ func (l *leaser) exec(ctx context.Context, vars []variable, proxies, plain, args
 	for _, lease := range leases {
 		go awaitRevocation(renewing, client, lease, revoked)
 	}
-	return runCommand(args, append(plain, env...), signals, revoked, onRevoke)
+	return runCommand(args, append(plain, env...), signals, revoked, how.onRevoke)
 }
 
 // untilSignal returns a context that ends with a signal. Done ends the listening,

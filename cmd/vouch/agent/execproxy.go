@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"fmt"
+	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -32,19 +34,21 @@ type handled struct {
 }
 
 // proxiedOf returns those of the credentials with which calls are made, by name: those
-// that are named for it, and those that variables want and nobody is handed.
-func proxiedOf(ctx context.Context, client *cli.Credentials, vars []variable, named []string) (map[string]*handled, error) {
+// that are named for it, and those that variables want and nobody is handed. Without any
+// that is named, every is all that are granted.
+func proxiedOf(ctx context.Context, client *cli.Credentials, vars []variable, named []string, every bool) (map[string]*handled, error) {
 	of := make(map[string]*handled)
-	if len(vars)+len(named) == 0 {
+	if len(vars)+len(named) == 0 && !every {
 		return of, nil
 	}
 	granted, err := client.List(ctx)
 	if err != nil {
 		return nil, err
 	}
+	every = every && len(named) == 0
 	for _, c := range granted {
 		wanted := slices.ContainsFunc(vars, func(v variable) bool { return v.credential == c.Name })
-		if c.Proxy == nil || !slices.Contains(named, c.Name) && (!wanted || c.Proxy.Values) {
+		if c.Proxy == nil || every && c.Proxy.MainOnly || !every && !slices.Contains(named, c.Name) && (!wanted || c.Proxy.Values) {
 			continue
 		}
 		if c.Proxy.MainOnly {
@@ -64,33 +68,91 @@ func proxiedOf(ctx context.Context, client *cli.Credentials, vars []variable, na
 	return of, nil
 }
 
-// call serves the command on a loopback port until stopped, and returns the variables that
-// make its clients call there.
-func call(ctx context.Context, socket string, of map[string]*handled) (env []string, stop func(), err error) {
-	url, stop, err := relay(ctx, socket)
-	if err != nil {
-		return nil, nil, err
+// A caller is what passes the command's calls on to the proxy.
+type caller struct {
+	of        map[string]*handled
+	socket    string
+	authority *loopback.Authority // with which TLS of the command is ended; nil: it is not
+	relay     *loopback.Relay
+}
+
+func newCaller(socket string, of map[string]*handled, intercept bool) (*caller, error) {
+	if _, err := os.Stat(socket); err != nil {
+		return nil, fmt.Errorf("the proxy does not serve: %w; see vouch doctor", err)
 	}
+	c := &caller{of: of, socket: socket}
+	if intercept {
+		hosts, err := interceptedHosts(of)
+		if err != nil {
+			return nil, err
+		}
+		if len(hosts) > 0 {
+			if c.authority, err = loopback.NewAuthority(hosts); err != nil {
+				return nil, err
+			}
+		}
+	}
+	handles := make(map[string]string)
 	for name, h := range of {
-		fill := strings.NewReplacer("{{url}}", url+"/"+name, "{{handle}}", h.handle)
+		handles[name] = h.handle
+	}
+	var err error
+	c.relay, err = loopback.New(loopback.Options{
+		Socket: socket, Handles: handles, Authority: c.authority,
+		Report: func(err error) { fmt.Fprintln(os.Stderr, "vouch: refused", err) },
+	})
+	return c, err
+}
+
+// interceptedHosts are those that are called with one of the credentials, and not passed
+// through.
+func interceptedHosts(of map[string]*handled) (hosts []string, err error) {
+	by := make(map[string]string)
+	for _, name := range slices.Sorted(maps.Keys(of)) {
+		for _, host := range of[name].Hosts {
+			if other := by[host]; other != "" {
+				return nil, fmt.Errorf("both %s and %s are for %s; name one of them with --proxy", other, name, host)
+			}
+			if by[host] = name; !of[name].Passthrough {
+				hosts = append(hosts, host)
+			}
+		}
+	}
+	return hosts, nil
+}
+
+// environment returns the variables that make the command's clients call where the relay
+// listens.
+func (c *caller) environment(address net.Addr) (env []string) {
+	for _, name := range slices.Sorted(maps.Keys(c.of)) {
+		h := c.of[name]
+		fill := strings.NewReplacer("{{url}}", "http://"+address.String()+"/"+name, "{{handle}}", h.handle)
 		for _, v := range h.Environment {
 			env = append(env, v.Name+"="+fill.Replace(v.Value))
 		}
 	}
-	return append(env, socketVariable+"="+socket), stop, nil
+	return append(env, socketVariable+"="+c.socket)
 }
 
-// relay passes on what the command sends to a loopback port, until stopped.
-func relay(ctx context.Context, socket string) (url string, stop func(), err error) {
-	if _, err := os.Stat(socket); err != nil {
-		return "", nil, fmt.Errorf("the proxy does not serve: %w; see vouch doctor", err)
-	}
-	r, err := loopback.Listen(socket, func(err error) { fmt.Fprintln(os.Stderr, "vouch: refused", err) })
+// start serves the command on a loopback port until stopped, and returns the variables that
+// make its clients call there.
+func (c *caller) start(ctx context.Context, intercept bool) (env []string, stop func(), err error) {
+	l, err := loopback.Listen()
 	if err != nil {
-		return "", nil, err
+		return nil, nil, err
+	}
+	env = c.environment(l.Addr())
+	forget := func() {}
+	if intercept {
+		var more []string
+		if more, forget, err = c.trust(l.Addr()); err != nil {
+			l.Close()
+			return nil, nil, err
+		}
+		env = append(env, more...)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan struct{})
-	go func() { r.Serve(ctx); close(ended) }()
-	return r.URL(), func() { cancel(); <-ended }, nil
+	go func() { c.relay.Serve(ctx, l); close(ended) }()
+	return env, func() { cancel(); <-ended; forget() }, nil
 }

@@ -232,6 +232,9 @@ func (c *call) inject(out *http.Request) error {
 		return err
 	}
 	slot := &c.policy.Slot
+	if *slot == (policy.Slot{}) && len(c.answer.Fields) == 0 {
+		return nil // there is no credential (broker none)
+	}
 	if slot.SigV4 != nil {
 		return sign(out, slot.SigV4, fields)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"slices"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/vouchd/vouchd/credential/policy"
 	"github.com/vouchd/vouchd/workloadapi/proxy/link"
+	"github.com/vouchd/vouchd/workloadapi/proxy/relay"
 )
 
 // A refusal is why a request goes no further, and its answer.
@@ -33,7 +35,15 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic("door: a request without its connection")
 	}
 	w.Header()["Date"] = nil // the upstream's, or none
-	err := s.serve(w, r, over)
+	says, err := relay.Of(r)
+	switch {
+	case err != nil:
+		err = refuse(http.StatusBadRequest, "relay", "%v", err)
+	case says != nil:
+		err = s.switchOver(w, r, over, says)
+	default:
+		err = s.serve(w, r, over)
+	}
 	var no *refusal
 	switch {
 	case err == nil:
@@ -61,7 +71,10 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request, over *conn) error
 	if err != nil {
 		return refuse(http.StatusServiceUnavailable, "no_daemon", "%v; is vouchd running?", err)
 	}
-	t, err := find(r, known)
+	t, err := find(r, known, over.says)
+	if to := (nowhere)(relay.Attempt{}); errors.As(err, &to) {
+		return s.attempted(r.Context(), over, (*relay.Attempt)(&to))
+	}
 	if err != nil {
 		return err
 	}
@@ -70,6 +83,9 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request, over *conn) error
 			return err
 		}
 	}
+	if r.Method == http.MethodConnect {
+		return s.connect(w, r, over, daemon, t)
+	}
 	if err := t.parse(); err != nil {
 		return err
 	}
@@ -77,6 +93,9 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request, over *conn) error
 	handle, err := places(p, r, t.target)
 	if err != nil {
 		return err
+	}
+	if handle == "" && over.says != nil {
+		handle = over.says.Handles[t.names[0]]
 	}
 	content, release, err := s.content(w, r, over, p, t.target)
 	if err != nil {
@@ -88,7 +107,7 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request, over *conn) error
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	a, id, err := daemon.ask(ctx, cancel, over, &link.Ask{
-		Conn: over.id, Definitions: t.names, Handle: handle, HTTP2: r.ProtoMajor == 2, Upgrade: upgrade != "", Request: q,
+		Conn: over.id, Definitions: t.names, Handle: handle, HTTP2: over.challenged(r), Upgrade: upgrade != "", Request: q,
 	})
 	switch {
 	case errors.Is(err, link.ErrTooLong):
@@ -108,25 +127,38 @@ type target struct {
 	names  []string // of definitions
 	policy *policy.Policy
 	raw    string // the request's target, without the definition's name
+	host   string // of CONNECT, with its port
 	target policy.Target
 }
 
+// nowhere is where a request is for, if no definition is.
+type nowhere relay.Attempt
+
+func (n nowhere) Error() string { return "no credential leads to " + n.Target }
+
 // find tells from a request which definition it is for: by its host, or by the first
-// segment of its path.
-func find(r *http.Request, in *routes) (*target, error) {
-	if r.Method == http.MethodConnect {
-		return nil, refuse(http.StatusMethodNotAllowed, "no_tunnels", "CONNECT is not served here; call http://localhost/NAME/ on this socket")
-	}
+// segment of its path. Of a relay's connection, what that says of it counts too.
+func find(r *http.Request, in *routes, says *relay.Hello) (*target, error) {
 	if r.Method == http.MethodTrace || strings.ContainsFunc(r.Method, func(c rune) bool { return c < 'A' || c > 'Z' }) {
 		return nil, refuse(http.StatusMethodNotAllowed, "method_not_allowed", "method %.20q is not served", r.Method)
 	}
-	if !strings.HasPrefix(r.RequestURI, "/") {
-		return nil, refuse(http.StatusBadRequest, "target", "the request's target is not a path; send it in origin form (RFC 9112 §3.2.1)")
+	if r.Method == http.MethodConnect {
+		return findTunnel(r, in, says)
 	}
-	if names := in.byHost[hostOf(r.Host)]; len(names) > 0 {
-		return &target{names: names, policy: in.byName[names[0]], raw: r.RequestURI}, nil
+	host, raw, err := split(r)
+	if err != nil {
+		return nil, err
 	}
-	name, rest := r.RequestURI[1:], "/"
+	if says != nil && says.Host != "" && host != says.Host {
+		return nil, nowhere{Kind: "host", Target: host + " over TLS to " + says.Host}
+	}
+	if names := prefer(says, in.byHost[host]); len(names) > 0 {
+		return &target{names: names, policy: in.byName[names[0]], raw: raw}, nil
+	}
+	if !strings.HasPrefix(r.RequestURI, "/") || says != nil && (says.Host != "" || says.Door == relay.Sandbox) {
+		return nil, nowhere{Kind: "http", Target: host}
+	}
+	name, rest := raw[1:], "/"
 	if i := strings.IndexAny(name, "/?"); i >= 0 {
 		name, rest = name[:i], name[i:]
 		if rest[0] == '?' {
@@ -146,9 +178,65 @@ func hostOf(host string) string {
 	return strings.TrimSuffix(strings.TrimSuffix(host, ":443"), ":80")
 }
 
+// split returns the host that a request is for, without a port that goes without saying,
+// and its target in origin form (RFC 9112 §3.2).
+func split(r *http.Request) (host, raw string, err error) {
+	if strings.HasPrefix(r.RequestURI, "/") {
+		return hostOf(r.Host), r.RequestURI, nil
+	}
+	rest, ok := strings.CutPrefix(r.RequestURI, "http://")
+	if !ok {
+		rest, ok = strings.CutPrefix(r.RequestURI, "https://")
+	}
+	end := strings.IndexAny(rest, "/?")
+	if end < 0 {
+		end = len(rest)
+	}
+	authority := rest[:end]
+	if !ok || authority == "" || strings.ContainsAny(authority, "@#\\") {
+		return "", "", refuse(http.StatusBadRequest, "target", "the request's target is neither a path nor the URL of a host (RFC 9112 §3.2)")
+	}
+	if raw = rest[end:]; !strings.HasPrefix(raw, "/") {
+		raw = "/" + raw
+	}
+	return hostOf(authority), raw, nil
+}
+
+// findTunnel tells which definition CONNECT is for (RFC 9110 §9.3.6).
+func findTunnel(r *http.Request, in *routes, says *relay.Hello) (*target, error) {
+	if r.ProtoMajor != 1 {
+		return nil, refuse(http.StatusMethodNotAllowed, "no_tunnels", "CONNECT is served over HTTP/1.1 alone")
+	}
+	host, port, err := net.SplitHostPort(r.RequestURI)
+	if err != nil {
+		return nil, refuse(http.StatusBadRequest, "target", "CONNECT is for a host and a port (RFC 9110 §9.3.6)")
+	}
+	names := prefer(says, in.byHost[host])
+	if len(names) == 0 || says != nil && says.Host != "" {
+		return nil, nowhere{Kind: "connect", Target: r.RequestURI}
+	}
+	p := in.byName[names[0]]
+	if _, own, _ := net.SplitHostPort(p.TunnelTo(host)); port != "443" && port != own {
+		return nil, nowhere{Kind: "connect", Target: r.RequestURI}
+	}
+	return &target{names: names, policy: p, host: r.RequestURI}, nil
+}
+
+// prefer leaves of definitions those whose handle a relay holds, if it does hold one.
+func prefer(says *relay.Hello, names []string) []string {
+	if says == nil {
+		return names
+	}
+	held := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return says.Handles[name] == "" })
+	if len(held) == 0 {
+		return names
+	}
+	return held
+}
+
 // which has the daemon say which of several definitions the caller is granted.
 func which(daemon *client, r *http.Request, over *conn, t *target) error {
-	a, _, err := daemon.ask(r.Context(), nil, over, &link.Ask{Conn: over.id, Definitions: t.names, HTTP2: r.ProtoMajor == 2})
+	a, _, err := daemon.ask(r.Context(), nil, over, &link.Ask{Conn: over.id, Definitions: t.names, HTTP2: over.challenged(r)})
 	switch {
 	case err != nil:
 		return refuse(http.StatusServiceUnavailable, "no_daemon", "%v; is vouchd running?", err)

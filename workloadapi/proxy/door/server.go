@@ -20,6 +20,7 @@ import (
 	"github.com/vouchd/vouchd/attest/process"
 	"github.com/vouchd/vouchd/workloadapi/gate/wire"
 	"github.com/vouchd/vouchd/workloadapi/proxy/link"
+	"github.com/vouchd/vouchd/workloadapi/proxy/relay"
 )
 
 // The bounds of what agents may have open.
@@ -46,6 +47,7 @@ type server struct {
 	upstreams upstreams
 	filters   filters
 	inspected *semaphore.Weighted // bytes of content
+	passed    *queue              // connections that relays pass on
 
 	contentTimeout time.Duration
 
@@ -61,31 +63,32 @@ type server struct {
 func Serve(ctx context.Context, o Options) error {
 	s := newServer(o.Logger)
 	defer s.upstreams.close()
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	protocols.SetUnencryptedHTTP2(true)
-	h := &http.Server{
-		Handler: s, Protocols: protocols, MaxHeaderBytes: maxHeader, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
-		HTTP2:       &http.HTTP2Config{MaxConcurrentStreams: 1000, MaxReadFrameSize: 16 << 10, MaxReceiveBufferPerConnection: 1 << 20, MaxReceiveBufferPerStream: 256 << 10},
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
-		ErrorLog:    slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug),
-	}
+	s.passed = newQueue(o.Listener)
 	group, ctx := errgroup.WithContext(ctx)
 	linked, unlink := context.WithCancel(context.WithoutCancel(ctx)) // outcomes are told until the last call has ended
 	defer unlink()
 	group.Go(func() error { return s.keepLinked(ctx, linked, o.Link) })
-	group.Go(func() error {
-		if err := h.Serve(&listener{o.Listener, s}); !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("serving %s: %w", o.Listener.Addr(), err)
-		}
-		return nil
-	})
-	<-ctx.Done()
-	drain, cancel := context.WithTimeout(linked, drainTimeout)
-	defer cancel()
-	if err := h.Shutdown(drain); err != nil {
-		h.Close()
+	drained := make(chan struct{}, 2)
+	for _, l := range []net.Listener{&listener{o.Listener, s}, s.passed} {
+		h := s.http()
+		group.Go(func() error {
+			if err := h.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serving %s: %w", l.Addr(), err)
+			}
+			return nil
+		})
+		go func() {
+			<-ctx.Done()
+			drain, cancel := context.WithTimeout(linked, drainTimeout)
+			defer cancel()
+			if err := h.Shutdown(drain); err != nil {
+				h.Close()
+			}
+			drained <- struct{}{}
+		}()
 	}
+	<-drained
+	<-drained
 	if d := s.linked(); d != nil {
 		d.tellAll()
 	}
@@ -94,6 +97,21 @@ func Serve(ctx context.Context, o Options) error {
 		return err
 	}
 	return nil
+}
+
+// http returns a server of connections.
+func (s *server) http() *http.Server {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	return &http.Server{
+		Handler: s, Protocols: protocols, MaxHeaderBytes: maxHeader, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 1000, MaxReadFrameSize: 16 << 10, MaxReceiveBufferPerConnection: 1 << 20, MaxReceiveBufferPerStream: 256 << 10},
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, connOf(c))
+		},
+		ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
+	}
 }
 
 func newServer(l *slog.Logger) *server {
@@ -131,6 +149,12 @@ func (s *server) attach(ctx context.Context, l *link.Conn) error {
 	s.mu.Unlock()
 	for _, o := range open {
 		c.link.Send(&link.Message{ID: o.id, Open: true}, o.unix) // a link that has failed ends run
+		s.mu.Lock()
+		says := o.says
+		s.mu.Unlock()
+		if says != nil {
+			c.link.Send(o.introduced(), nil)
+		}
 	}
 	err := c.run(ctx)
 	s.mu.Lock()
@@ -156,7 +180,12 @@ type conn struct {
 	id   uint64
 	uid  uint32
 	user *user
+	says *relay.Hello // of a relay's connection; nil else. Set once, with server.mu held
 }
+
+// challenged reports whether the process that connected can be challenged: it speaks HTTP/2
+// itself.
+func (c *conn) challenged(r *http.Request) bool { return c.says == nil && r.ProtoMajor == 2 }
 
 // A listener accepts connections whose every byte is from the process that connected.
 type listener struct {

@@ -68,13 +68,17 @@ func (u *upstreams) close() {
 	}
 }
 
+// dialer connects to a definition's upstreams, at the addresses that they may have.
+func dialer(p *policy.Policy) *net.Dialer {
+	return &net.Dialer{Timeout: p.Connect, KeepAlive: 30 * time.Second, ControlContext: func(_ context.Context, network, address string, _ syscall.RawConn) error {
+		return checkAddress(address, p.Addresses)
+	}}
+}
+
 // newTransport returns connections that go to the definition's upstream alone, whatever
 // the environment says of proxies, and follow no redirect.
 func newTransport(p *policy.Policy) *http.Transport {
-	d := &net.Dialer{Timeout: p.Connect, KeepAlive: 30 * time.Second, ControlContext: func(_ context.Context, network, address string, _ syscall.RawConn) error {
-		return checkAddress(address, p.Addresses)
-	}}
-	to := p.UpstreamPort()
+	d, to := dialer(p), p.UpstreamPort()
 	return &http.Transport{
 		DialContext:            func(ctx context.Context, network, _ string) (net.Conn, error) { return d.DialContext(ctx, network, to) },
 		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: p.Roots(), ServerName: p.Base().Hostname()},

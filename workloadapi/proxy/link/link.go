@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vouchd/vouchd/credential/policy"
+	"github.com/vouchd/vouchd/workloadapi/proxy/relay"
 )
 
 // MaxMessage bounds a packet, in bytes.
@@ -41,6 +42,7 @@ type Message struct {
 	// From the process.
 	Open     bool      `json:"open,omitempty"`     // a connection, whose descriptor comes with it
 	Close    bool      `json:"close,omitempty"`    // it has ended
+	Relay    *Relay    `json:"relay,omitempty"`    // it is from another's: what the one who passes it on says of it
 	Ask      *Ask      `json:"ask,omitempty"`      // answered by Answer, and maybe Challenge before
 	Present  *Present  `json:"present,omitempty"`  // the result of a Challenge
 	Outcomes []Outcome `json:"outcomes,omitempty"` // each after an Answer that allows
@@ -58,6 +60,14 @@ type Route struct {
 	Policy *policy.Policy `json:"policy,omitempty"`
 }
 
+// A Relay is whose a connection is that a program passes on. The daemon believes of the
+// processes only that they descend from that program, having looked.
+type Relay struct {
+	Door      string          `json:"door"`
+	Processes []relay.Process `json:"processes,omitempty"`
+	Authority string          `json:"authority,omitempty"`
+}
+
 // Ask is a request that came over a connection.
 type Ask struct {
 	Conn        uint64          `json:"conn"`
@@ -66,6 +76,7 @@ type Ask struct {
 	HTTP2       bool            `json:"http2,omitempty"` // the peer can be challenged
 	Upgrade     bool            `json:"upgrade,omitempty"`
 	Request     *policy.Request `json:"request,omitempty"` // nil: only which definition it is for
+	Attempt     *relay.Attempt  `json:"attempt,omitempty"` // there is nothing to ask: this is to be recorded as refused
 }
 
 // Present is whether the peer was at the connection after the challenge.
