@@ -31,7 +31,7 @@ type Relay struct {
 	listener *net.TCPListener
 	to       string
 	report   func(error) // of a connection that is refused
-	owners   owners
+	finder   Finder
 	work     sync.WaitGroup
 }
 
@@ -108,21 +108,13 @@ func (r *Relay) pass(ctx context.Context, c *net.TCPConn) error {
 // check returns an error unless the processes at the other end of a loopback connection
 // all descend from this one.
 func (r *Relay) check(c *net.TCPConn) error {
-	here, err1 := netip.ParseAddrPort(c.LocalAddr().String())
-	there, err2 := netip.ParseAddrPort(c.RemoteAddr().String())
-	if err := errors.Join(err1, err2); err != nil {
-		return err
-	}
-	uid, inode, err := socketOf(there, here)
+	there := c.RemoteAddr()
+	uid, owners, err := r.finder.Find(c)
 	if err != nil {
 		return fmt.Errorf("a connection from %s: %w", there, err)
 	}
 	if uid != uint32(os.Geteuid()) {
 		return fmt.Errorf("a connection from %s is one of user %d", there, uid)
-	}
-	owners, err := r.owners.of(inode)
-	if err != nil {
-		return fmt.Errorf("a connection from %s: %w", there, err)
 	}
 	if len(owners) == 0 {
 		return fmt.Errorf("a connection from %s is of no process that can be seen", there)
@@ -133,6 +125,50 @@ func (r *Relay) check(c *net.TCPConn) error {
 		}
 	}
 	return nil
+}
+
+// A Finder finds who has the other end of a TCP connection on this machine. The zero value
+// is ready, and safe for concurrent use.
+type Finder struct {
+	// Diag is a NETLINK_SOCK_DIAG socket of the network namespace that the connections are in;
+	// nil for this process's. The caller closes it.
+	Diag *os.File
+
+	asking   sync.Mutex // held while Diag is asked
+	sequence uint32     // of the last request to Diag; guarded by asking
+	owners   owners
+}
+
+// Find returns the user of the socket at a connection's other end, and the processes that
+// have it. There may be none: it was closed, or they are another user's.
+func (f *Finder) Find(c net.Conn) (uid uint32, pids []int, err error) {
+	here, err1 := netip.ParseAddrPort(c.LocalAddr().String())
+	there, err2 := netip.ParseAddrPort(c.RemoteAddr().String())
+	if err := errors.Join(err1, err2); err != nil {
+		return 0, nil, err
+	}
+	uid, inode, err := f.socket(there, here)
+	if err != nil {
+		return 0, nil, err
+	}
+	pids, err = f.owners.of(inode)
+	return uid, pids, err
+}
+
+// socket returns the user and the inode of the TCP socket from one address to another.
+func (f *Finder) socket(from, to netip.AddrPort) (uid, inode uint32, err error) {
+	if f.Diag != nil {
+		f.asking.Lock()
+		defer f.asking.Unlock()
+		f.sequence++
+		return socketOf(int(f.Diag.Fd()), f.sequence, from, to)
+	}
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return 0, 0, fmt.Errorf("asking the kernel for a socket: %w", err)
+	}
+	defer unix.Close(fd)
+	return socketOf(fd, 1, from, to)
 }
 
 // Sizes and offsets of inet_diag_req_v2 and inet_diag_msg (linux/inet_diag.h).
@@ -146,26 +182,25 @@ const (
 	diagTimeoutSec = 5
 )
 
-// socketOf returns the user and the inode of the TCP socket from one address to another.
-func socketOf(from, to netip.AddrPort) (uid, inode uint32, err error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
-	if err != nil {
-		return 0, 0, fmt.Errorf("asking the kernel for a socket: %w", err)
-	}
-	defer unix.Close(fd)
+// socketOf asks a netlink socket. The sequence tells the answer from one that came late.
+func socketOf(fd int, sequence uint32, from, to netip.AddrPort) (uid, inode uint32, err error) {
 	b := make([]byte, netlinkHeader+requestLen)
 	native := binary.NativeEndian
 	native.PutUint32(b[0:], uint32(len(b)))
 	native.PutUint16(b[4:], diagByFamily)
 	native.PutUint16(b[6:], unix.NLM_F_REQUEST)
+	native.PutUint32(b[8:], sequence)
 	req := b[netlinkHeader:]
+	a, z := from.Addr().Unmap().WithZone(""), to.Addr().Unmap().WithZone("")
 	req[0], req[1] = unix.AF_INET, unix.IPPROTO_TCP
+	if a.Is6() {
+		req[0] = unix.AF_INET6
+	}
 	native.PutUint32(req[4:], ^uint32(0)) // in any state
 	binary.BigEndian.PutUint16(req[8:], from.Port())
 	binary.BigEndian.PutUint16(req[10:], to.Port())
-	a, z := from.Addr().Unmap().As4(), to.Addr().Unmap().As4()
-	copy(req[12:], a[:])
-	copy(req[28:], z[:])
+	copy(req[12:28], a.AsSlice())
+	copy(req[28:44], z.AsSlice())
 	native.PutUint64(req[48:], ^uint64(0)) // without a cookie
 	err = errors.Join(
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: diagTimeoutSec}),
@@ -174,15 +209,21 @@ func socketOf(from, to netip.AddrPort) (uid, inode uint32, err error) {
 		return 0, 0, fmt.Errorf("asking the kernel for a socket: %w", err)
 	}
 	answer := make([]byte, 4096)
-	n, _, err := unix.Recvfrom(fd, answer, 0)
-	if err != nil {
-		return 0, 0, fmt.Errorf("asking the kernel for a socket: %w", err)
+	for {
+		n, _, err := unix.Recvfrom(fd, answer, 0)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return 0, 0, fmt.Errorf("asking the kernel for a socket: %w", err)
+		case n >= netlinkHeader && native.Uint32(answer[8:]) != sequence:
+			continue
+		case n < netlinkHeader+messageLen || native.Uint16(answer[4:]) != diagByFamily:
+			return 0, 0, errors.New("the kernel knows no such socket on this machine")
+		}
+		m := answer[netlinkHeader:]
+		return native.Uint32(m[uidOffset:]), native.Uint32(m[inodeOffset:]), nil
 	}
-	if n < netlinkHeader+messageLen || native.Uint16(answer[4:]) != diagByFamily {
-		return 0, 0, errors.New("the kernel knows no such socket on this machine")
-	}
-	m := answer[netlinkHeader:]
-	return native.Uint32(m[uidOffset:]), native.Uint32(m[inodeOffset:]), nil
 }
 
 // owners finds who has a socket. Connections that come while it looks share the next look,
