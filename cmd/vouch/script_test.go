@@ -13,12 +13,16 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/cmd/vouch/sandbox"
 	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
 	"github.com/vouchd/vouchd/cmd/vouchd/daemon/leasetest"
 	"github.com/vouchd/vouchd/programs"
 )
 
 func TestMain(m *testing.M) {
+	if sandbox.IsStage(os.Args) {
+		sandbox.RunStage(os.Args)
+	}
 	if socket := os.Getenv(leasetest.LeaseSocket); socket != "" { // an agent that a test has started
 		if err := leasetest.AgentLeases(socket, os.Stdin); err != nil {
 			fmt.Fprintln(os.Stderr, err)

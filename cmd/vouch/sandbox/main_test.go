@@ -1,0 +1,185 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// again says that the tests run a second time, as an ordinary user.
+const again = "VOUCH_SANDBOX_TEST_AGAIN"
+
+// nobody is that user.
+const nobody = 65534
+
+func TestMain(m *testing.M) {
+	if IsStage(os.Args) {
+		RunStage(os.Args)
+	}
+	if len(os.Args) > 1 && os.Args[1] == "probe" {
+		probe(os.Args[2:])
+	}
+	code := m.Run()
+	if code == 0 && os.Geteuid() == 0 && os.Getenv(again) == "" {
+		code = asNobody()
+	}
+	os.Exit(code)
+}
+
+// asNobody runs the same tests as an ordinary user.
+func asNobody() int {
+	cmd := exec.Command("/proc/self/exe")
+	for _, arg := range os.Args[1:] { // but for those about files of root's
+		if !slices.ContainsFunc([]string{"testlogfile", "coverprofile", "gocoverdir", "outputdir", "bench", "fuzz"}, func(s string) bool { return strings.HasPrefix(arg, "-test."+s) }) {
+			cmd.Args = append(cmd.Args, arg)
+		}
+	}
+	cmd.Env = append(os.Environ(), again+"=1", "HOME=/nonexistent")
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	if err := cmd.Run(); err != nil {
+		fmt.Println("as an ordinary user:", err)
+		return 1
+	}
+	return 0
+}
+
+// A run is a command in a sandbox, and what it has written.
+type run struct {
+	*Sandbox
+	in       *os.File
+	out      chan string
+	attempts chan []Attempt
+}
+
+// start starts a sandbox of the test's own, below a directory with a copy of this program.
+func start(t *testing.T, o Options) *run {
+	t.Helper()
+	if o.Dir == "" {
+		o.Dir = directory(t)
+	}
+	inR, inW, err := os.Pipe()
+	must(t, err)
+	outR, outW, err := os.Pipe()
+	must(t, err)
+	if o.Stdin == nil {
+		o.Stdin = inR
+	}
+	if o.Stdout == nil {
+		o.Stdout, o.Stderr = outW, outW
+	}
+	s, err := Start(t.Context(), o)
+	must(t, err)
+	inR.Close()
+	outW.Close()
+	r := &run{Sandbox: s, in: inW, out: make(chan string, 1), attempts: make(chan []Attempt, 1)}
+	go func() {
+		text, _ := io.ReadAll(outR)
+		outR.Close()
+		r.out <- string(text)
+	}()
+	go func() {
+		var all []Attempt
+		for a := range s.Attempts() {
+			all = append(all, a)
+		}
+		r.attempts <- all
+	}()
+	t.Cleanup(func() { inW.Close(); s.Close() })
+	return r
+}
+
+// limit is how long a test waits for what takes milliseconds.
+const limit = 60 * time.Second
+
+// end waits for the command, and returns how it ended, what it wrote and what it attempted.
+func (r *run) end(t *testing.T) (syscall.WaitStatus, string, []Attempt) {
+	t.Helper()
+	type ended struct {
+		status syscall.WaitStatus
+		err    error
+	}
+	done := make(chan ended, 1)
+	go func() {
+		status, err := r.Wait()
+		done <- ended{status, err}
+	}()
+	select {
+	case e := <-done:
+		must(t, e.err)
+		r.Close()
+		return e.status, <-r.out, <-r.attempts
+	case <-time.After(limit):
+		t.Fatal("the command does not end")
+		return 0, "", nil
+	}
+}
+
+var environment = []string{"PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME=/tmp", "LANG=C.UTF-8"}
+
+// do runs a command to its end.
+func do(t *testing.T, o Options, command ...string) (syscall.WaitStatus, string, []Attempt) {
+	t.Helper()
+	o.Command = command
+	r := start(t, o)
+	r.in.Close()
+	must(t, r.Release(environment))
+	return r.end(t)
+}
+
+// sh runs a script of the shell, and returns what it wrote.
+func sh(t *testing.T, script string) string {
+	t.Helper()
+	status, out, _ := do(t, Options{}, "sh", "-c", script)
+	if status.ExitStatus() != 0 {
+		t.Errorf("%s: status %#x: %s", script, status, out)
+	}
+	return out
+}
+
+// probing has this program try things in a sandbox. It returns a line for each.
+func probing(t *testing.T, what ...string) (map[string]string, []Attempt) {
+	t.Helper()
+	_, out, attempts := do(t, Options{}, append([]string{"./probe", "probe"}, what...)...)
+	lines := make(map[string]string)
+	for line := range strings.Lines(out) {
+		what, came, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		lines[what] = came
+	}
+	if len(lines) < len(what) {
+		t.Errorf("%q said %q", what, out)
+	}
+	return lines, attempts
+}
+
+// directory returns a fresh one that others may enter, with this program in it as probe.
+func directory(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "sandbox")
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	must(t, os.Chmod(dir, 0o755))
+	from, err := os.Open("/proc/self/exe")
+	must(t, err)
+	defer from.Close()
+	to, err := os.OpenFile(filepath.Join(dir, "probe"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o755)
+	must(t, err)
+	_, err = io.Copy(to, from)
+	must(t, errors.Join(err, to.Close()))
+	return dir
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
