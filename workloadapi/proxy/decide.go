@@ -279,8 +279,13 @@ func (s *session) refuseAttempt(ctx context.Context, q *question) error {
 		return err
 	}
 	q.caller.As(q.caller.Entries[0])
-	return q.caller.Refuse(ctx, audit.EventCall, fmt.Errorf("%w: %s %s; an administrator can grant a host with a definition that has it (hosts), with a credential or with broker: none", errNowhere, a.Kind, a.Target))
+	return q.caller.Refuse(ctx, audit.EventCall, fmt.Errorf("%w: %s %s%s", errNowhere, a.Kind, a.Target, howToAllow[a.Kind]))
 }
+
+// howToAllow says how what leads nowhere could lead somewhere, where that is possible.
+var howToAllow = map[string]string{"connect": allowHost, "http": allowHost, "tls": allowHost, "dns": allowHost}
+
+const allowHost = "; an administrator can allow a host with a definition that has it under hosts, with a credential or with broker: none"
 
 // describe begins the record of a call over a connection.
 func (c *conn) describe(a *link.Ask) audit.Call {

@@ -28,7 +28,7 @@ func newExec(*cli.Options) *cobra.Command {
 	var envFile string
 	var how execution
 	cmd := &cobra.Command{
-		Use:   "exec {--proxy NAME... | --credential NAME=VARIABLE... | --env-file FILE} -- COMMAND [ARGUMENT...]",
+		Use:   "exec {--proxy NAME... | --sandbox | --credential NAME=VARIABLE... | --env-file FILE} -- COMMAND [ARGUMENT...]",
 		Short: "Run a command with leased credentials, then revoke them",
 		Long: `Exec leases credentials to itself, starts the command with them in its
 environment, waits for it, and then revokes them. The command gets the standard streams
@@ -57,23 +57,33 @@ With --intercept, clients that know no base URL work too: the port is their HTTP
 (HTTPS_PROXY and the like). TLS to a host that the definitions of --proxy have is ended by
 vouch, with a certificate that it makes for these hosts alone and that no other program
 trusts (SSL_CERT_FILE and the like); TLS to hosts of a definition with passthrough passes
-as it is, and nothing else does.`,
+as it is, and nothing else does.
+
+With --sandbox the command has a network of its own, in which every name and address leads
+to vouch: it reaches the hosts of its definitions, whatever it makes of its environment, and
+nothing else. It has no Unix sockets, no privileges, and private /tmp and /run; files it can
+read as its user can. What it tries is refused and recorded. This includes --intercept.`,
 		Example: `  vouch exec --credential openai-research=OPENAI_API_KEY -- python agent.py
   vouch exec --credential warehouse-readonly:url=DATABASE_URL -- psql
   vouch exec --credential warehouse-readonly=PG --param schema=sales -- ./report
   vouch exec --env-file .env -- ./app
   vouch exec --proxy openai,github -- node agent.js
-  vouch exec --proxy github --intercept -- git push`,
+  vouch exec --proxy github --intercept -- git push
+  vouch exec --sandbox --proxy anthropic,github,npm -- claude
+  vouch exec --sandbox --write . -- python agent.py`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !slices.Contains([]string{onRevokeSignal, onRevokeStop, onRevokeIgnore}, how.onRevoke) {
 				return cli.Usagef("--on-revoke %q: want signal, stop or ignore", how.onRevoke)
 			}
+			if len(how.write) > 0 && !how.sandbox {
+				return cli.Usagef("--write is for --sandbox; add it")
+			}
 			vars, plain, err := readEnvironment(cmd, envFile)
 			if err != nil {
 				return err
 			}
-			more, err := parseVariables(wanted, envFile != "" || len(how.proxies) > 0)
+			more, err := parseVariables(wanted, envFile != "" || len(how.proxies) > 0 || how.sandbox)
 			if err != nil {
 				return err
 			}
@@ -90,6 +100,8 @@ as it is, and nothing else does.`,
 	cmd.Flags().StringArrayVar(&wanted, "credential", nil, "put a credential into the environment, as `NAME=VARIABLE`; may be repeated")
 	cmd.Flags().StringSliceVar(&how.proxies, "proxy", nil, "have vouchd make the calls for the credential `NAME`; several with commas")
 	cmd.Flags().BoolVar(&how.intercept, "intercept", false, "be the HTTP proxy of the command, and end its TLS to the hosts of --proxy")
+	cmd.Flags().BoolVar(&how.sandbox, "sandbox", false, "let the command reach nothing but what --proxy names; all that is granted without it")
+	cmd.Flags().StringArrayVar(&how.write, "write", nil, "with --sandbox: let it write to this `directory` and no other; may be repeated")
 	cmd.Flags().StringVar(&envFile, "env-file", "", "set the variables of this .env `file`, with credentials for its handles")
 	cmd.Flags().StringVar(&how.onRevoke, "on-revoke", onRevokeSignal, "what to do to the command when a lease is revoked: `signal, stop or ignore`")
 	cmd.Flags().StringArrayVar(&l.params, "param", nil, "choose a parameter, as `key=value`, or NAME:key=value if there are several credentials; may be repeated")
@@ -100,6 +112,8 @@ as it is, and nothing else does.`,
 type execution struct {
 	proxies   []string
 	intercept bool
+	sandbox   bool
+	write     []string // the directories that it may write, if sandboxed; nil: as its user may
 	onRevoke  string
 }
 
@@ -150,7 +164,7 @@ func (l *leaser) exec(ctx context.Context, vars []variable, plain, args []string
 	defer client.Close()
 	leasing, leased := untilSignal(ctx, signals)
 	within, cancel := context.WithTimeout(leasing, l.timeout)
-	of, err := proxiedOf(within, client, vars, how.proxies, false)
+	of, err := proxiedOf(within, client, vars, how.proxies, how.sandbox)
 	cancel()
 	var leases []*credentialv1.Lease
 	var env []string
@@ -169,11 +183,13 @@ func (l *leaser) exec(ctx context.Context, vars []variable, plain, args []string
 	if err != nil {
 		return err
 	}
-	if len(of) > 0 {
-		c, err := newCaller(proxySocket(l.socket), of, how.intercept)
-		if err != nil {
+	var c *caller
+	if len(of) > 0 || how.sandbox {
+		if c, err = newCaller(proxySocket(l.socket), of, how.intercept || how.sandbox); err != nil {
 			return err
 		}
+	}
+	if c != nil && !how.sandbox {
 		more, stop, err := c.start(ctx, how.intercept)
 		if err != nil {
 			return err
@@ -189,6 +205,9 @@ func (l *leaser) exec(ctx context.Context, vars []variable, plain, args []string
 	revoked := make(chan struct{}, len(leases))
 	for _, lease := range leases {
 		go awaitRevocation(renewing, client, lease, revoked)
+	}
+	if how.sandbox {
+		return c.sandboxed(ctx, args, append(plain, env...), signals, revoked, how)
 	}
 	return runCommand(args, append(plain, env...), signals, revoked, how.onRevoke)
 }
@@ -353,6 +372,25 @@ func (l *leaser) revokeAll(ctx context.Context, client *cli.Credentials, leases 
 	}
 }
 
+// A running command is one that can be told to end, and waited for.
+type running interface {
+	Signal(os.Signal) error // an error means that it has ended
+	Wait() (syscall.WaitStatus, error)
+}
+
+// A child is a command as a process of vouch's own.
+type child struct{ *exec.Cmd }
+
+func (c child) Signal(s os.Signal) error { return c.Process.Signal(s) }
+
+func (c child) Wait() (syscall.WaitStatus, error) {
+	err := c.Cmd.Wait()
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+		return 0, err
+	}
+	return c.ProcessState.Sys().(syscall.WaitStatus), nil
+}
+
 // runCommand runs a command on vouch's own streams and returns how it ended as
 // an [exitError].
 func runCommand(args, env []string, signals <-chan os.Signal, revoked <-chan struct{}, onRevoke string) error {
@@ -364,6 +402,11 @@ func runCommand(args, env []string, signals <-chan os.Signal, revoked <-chan str
 		fmt.Fprintf(os.Stderr, "vouch: %v\n", err)
 		return cli.ExitError(cannotStart)
 	}
+	return follow(child{cmd}, signals, revoked, onRevoke)
+}
+
+// follow passes signals on to a command until it has ended.
+func follow(cmd running, signals <-chan os.Signal, revoked <-chan struct{}, onRevoke string) error {
 	ended := make(chan struct{})
 	go func() {
 		var kill <-chan time.Time
@@ -371,29 +414,27 @@ func runCommand(args, env []string, signals <-chan os.Signal, revoked <-chan str
 			select {
 			case <-revoked:
 				if onRevoke != onRevokeIgnore {
-					cmd.Process.Signal(syscall.SIGTERM)
+					cmd.Signal(syscall.SIGTERM)
 				}
 				if onRevoke == onRevokeStop && kill == nil {
 					kill = time.After(killAfter)
 				}
 			case <-kill:
-				cmd.Process.Kill()
+				cmd.Signal(syscall.SIGKILL)
 			case s := <-signals:
 				if !sentByTerminal(s) {
-					cmd.Process.Signal(s) // an error means that it has ended
+					cmd.Signal(s)
 				}
 			case <-ended:
 				return
 			}
 		}
 	}()
-	err := cmd.Wait()
+	status, err := cmd.Wait()
 	close(ended)
-	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
-		return err
-	}
-	status := cmd.ProcessState.Sys().(syscall.WaitStatus)
 	switch {
+	case err != nil:
+		return err
 	case status.Signaled():
 		return cli.ExitError(128 + int(status.Signal()))
 	case status.ExitStatus() != 0:

@@ -37,9 +37,6 @@ type Options struct {
 	Handles   map[string]string // that this process holds, by credential
 	Authority *Authority        // with which TLS is ended; nil: it is not
 	Report    func(error)       // of a connection that is refused; required
-	// Diag is a socket of sock_diag(7) in the network namespace that connections come from;
-	// nil: it is this process's.
-	Diag *os.File
 }
 
 // A Relay passes connections on to the proxy's socket.
@@ -56,8 +53,12 @@ func New(o Options) (*Relay, error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, fmt.Errorf("adopting orphans: %w", err)
 	}
-	return &Relay{Options: o, finder: Finder{Diag: o.Diag}, turns: make(chan struct{}, maxConns)}, nil
+	return &Relay{Options: o, turns: make(chan struct{}, maxConns)}, nil
 }
+
+// From has connections come from another network namespace, of which this is a socket of
+// sock_diag(7). It is to be called before the relay serves.
+func (r *Relay) From(diag *os.File) { r.finder.Diag = diag }
 
 // Listen returns a listener on a port of 127.0.0.1.
 func Listen() (net.Listener, error) {
@@ -296,6 +297,12 @@ func closeWrite(c net.Conn) {
 	}
 }
 
+// ProcessOf returns a process that lives.
+func ProcessOf(pid int) (relay.Process, bool) {
+	st, ok := statOf(pid)
+	return relay.Process{PID: pid, Start: st.start}, ok
+}
+
 // check returns the processes at the other end of a connection, and an error unless all
 // of them descend from this one.
 func (r *Relay) check(c net.Conn) ([]relay.Process, error) {
@@ -315,8 +322,8 @@ func (r *Relay) check(c net.Conn) ([]relay.Process, error) {
 		if !descends(pid) {
 			return nil, fmt.Errorf("a connection from %s is of process %d, which the command has not started", there, pid)
 		}
-		if st, ok := statOf(pid); ok {
-			by = append(by, relay.Process{PID: pid, Start: st.start})
+		if p, ok := ProcessOf(pid); ok {
+			by = append(by, p)
 		}
 	}
 	return by, nil

@@ -83,6 +83,11 @@ func makeMounts(r request) error {
 			return err
 		}
 	}
+	if r.Store != nil {
+		if err := m.put(StorePath, r.Store); err != nil {
+			return err
+		}
+	}
 	if err := freshProc(); err != nil {
 		return err
 	}

@@ -37,6 +37,7 @@ type Options struct {
 	Command []string // looked up in PATH of the environment
 	Dir     string   // where it starts; "" for the current directory
 	Bundle  []byte   // PEM: the roots that the command is to trust, instead of the system's; nil leaves those
+	Store   []byte   // the same for Java; nil for none
 	Write   []string // if not nil, the only directories that may be written, beside /tmp, /var/tmp and /dev
 
 	Stdin, Stdout, Stderr *os.File // nil for those of this process
@@ -69,14 +70,19 @@ type Sandbox struct {
 	said     *syscall.WaitStatus // how the command ended, by process 1
 }
 
-// BundlePath is where the command finds Options.Bundle, if it was given.
-const BundlePath = "/run/vouch/ca.pem"
+// BundlePath is where the command finds Options.Bundle, if it was given, and StorePath where
+// it finds Options.Store.
+const (
+	BundlePath = "/run/vouch/ca.pem"
+	StorePath  = "/run/vouch/ca.p12"
+)
 
 // A request is what the stages are to do. It is in a file without a name, which they inherit.
 type request struct {
 	UID, GID int
 	Dir      string
 	Bundle   []byte
+	Store    []byte
 	Write    []string
 	Limited  bool // Write holds
 	Command  []string
@@ -180,7 +186,7 @@ func prepare(o Options) (_ *Sandbox, theirs *os.File, err error) {
 		}
 	}
 	s := &Sandbox{attempts: newAttempts(), ended: make(chan struct{}), silent: make(chan struct{})}
-	s.asked = request{UID: os.Getuid(), GID: os.Getgid(), Dir: o.Dir, Bundle: o.Bundle, Limited: o.Write != nil, Command: o.Command}
+	s.asked = request{UID: os.Getuid(), GID: os.Getgid(), Dir: o.Dir, Bundle: o.Bundle, Store: o.Store, Limited: o.Write != nil, Command: o.Command}
 	if s.asked.Dir == "" {
 		if s.asked.Dir, err = os.Getwd(); err != nil {
 			return nil, nil, err
