@@ -1,11 +1,12 @@
 package sandbox
 
 import (
-	"errors"
+	"context"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -27,7 +28,16 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "probe" {
 		probe(os.Args[2:])
 	}
+	if len(os.Args) > 1 && os.Args[1] == "drive" {
+		drive(os.Args[2:])
+	}
+	remove, err := copyProgram()
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
 	code := m.Run()
+	remove()
 	if code == 0 && os.Geteuid() == 0 && os.Getenv(again) == "" {
 		code = asNobody()
 	}
@@ -50,6 +60,30 @@ func asNobody() int {
 		return 1
 	}
 	return 0
+}
+
+// drive runs a command in a sandbox as vouch exec does, and does not return.
+func drive(command []string) {
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGQUIT) // the terminal sends them to the command too
+	status, err := func() (syscall.WaitStatus, error) {
+		s, err := Start(context.Background(), Options{Command: command})
+		if err != nil {
+			return 0, err
+		}
+		fmt.Println("process", s.PID())
+		if err := s.Release(environment); err != nil {
+			return 0, err
+		}
+		return s.Wait()
+	}()
+	if err != nil {
+		fmt.Println(err)
+		syscall.Exit(1)
+	}
+	if status.Signaled() {
+		syscall.Exit(128 + int(status.Signal()))
+	}
+	syscall.Exit(status.ExitStatus())
 }
 
 // A run is a command in a sandbox, and what it has written.
@@ -98,7 +132,7 @@ func start(t *testing.T, o Options) *run {
 }
 
 // limit is how long a test waits for what takes milliseconds.
-const limit = 60 * time.Second
+const limit = 30 * time.Second
 
 // end waits for the command, and returns how it ended, what it wrote and what it attempted.
 func (r *run) end(t *testing.T) (syscall.WaitStatus, string, []Attempt) {
@@ -167,14 +201,26 @@ func directory(t *testing.T) string {
 	must(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	must(t, os.Chmod(dir, 0o755))
-	from, err := os.Open("/proc/self/exe")
-	must(t, err)
-	defer from.Close()
-	to, err := os.OpenFile(filepath.Join(dir, "probe"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o755)
-	must(t, err)
-	_, err = io.Copy(to, from)
-	must(t, errors.Join(err, to.Close()))
+	must(t, os.Link(program, filepath.Join(dir, "probe")))
 	return dir
+}
+
+// program is a copy of this program, made before anything is started, since what is open for
+// writing elsewhere cannot be executed.
+var program string
+
+func copyProgram() (remove func(), err error) {
+	dir, err := os.MkdirTemp("", "sandbox")
+	if err != nil {
+		return nil, err
+	}
+	remove = func() { os.RemoveAll(dir) }
+	program = filepath.Join(dir, "probe")
+	content, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		return remove, err
+	}
+	return remove, os.WriteFile(program, content, 0o755)
 }
 
 func must(t testing.TB, err error) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/signal"
 	"runtime"
 	"slices"
 	"strconv"
@@ -39,7 +40,7 @@ func probe(what []string) {
 	syscall.Exit(0)
 }
 
-// An answer is what a probe found, where that is no error.
+// found is what a probe has found, where that is no error.
 type found string
 
 func (f found) Error() string { return string(f) }
@@ -202,6 +203,13 @@ var probes = map[string]func(arg string) error{
 	},
 	"type": func(string) error {
 		return unix.IoctlSetPointerInt(0, unix.TIOCSTI, 'x')
+	},
+	"interrupt": func(string) error {
+		caught := make(chan os.Signal, 1)
+		signal.Notify(caught, syscall.SIGINT)
+		fmt.Println("ready")
+		<-caught
+		return found("caught")
 	},
 	"capabilities": func(string) error {
 		b, err := os.ReadFile("/proc/self/status")

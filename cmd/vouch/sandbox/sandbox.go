@@ -263,12 +263,14 @@ func (s *Sandbox) stage(name string, o Options, control *os.File) *exec.Cmd {
 // start starts the first stage, and has a goroutine wait for it. That one's thread is the
 // child's parent, at whose end the kernel kills the child.
 func (s *Sandbox) start(cmd *exec.Cmd) error {
+	restore := restoreTerminal()
 	started := make(chan error)
 	s.work.Go(func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := cmd.Start()
 		if err != nil {
+			restore()
 			s.err = err
 			close(s.ended)
 			started <- err
@@ -282,6 +284,7 @@ func (s *Sandbox) start(cmd *exec.Cmd) error {
 		} else {
 			s.status = cmd.ProcessState.Sys().(syscall.WaitStatus)
 		}
+		restore()
 		close(s.ended)
 	})
 	return <-started
