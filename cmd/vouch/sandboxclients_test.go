@@ -3,7 +3,12 @@
 package main
 
 import (
+	"archive/tar"
+	"archive/zip"
+	"compress/gzip"
+	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -130,5 +135,164 @@ func TestProxyClientsThatAreAgentsRunInASandbox(t *testing.T) {
 		if b, err := json.Marshal(r.Header); err != nil || strings.Contains(string(b), "vouch") {
 			t.Errorf("a vendor got a handle: %s (%v)", b, err)
 		}
+	}
+}
+
+// hosts answers as registries and APIs do, each under its own name, which what a client
+// sends does not reach: a definition has one upstream.
+type hosts map[string]func(w http.ResponseWriter, r *http.Request)
+
+func (of hosts) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	for prefix, serve := range of {
+		if strings.HasPrefix(r.URL.Path, prefix) {
+			serve(w, r)
+			return
+		}
+	}
+	http.NotFound(w, r)
+}
+
+func text(contentType, body string) func(http.ResponseWriter, *http.Request) {
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", contentType)
+		io.WriteString(w, body)
+	}
+}
+
+// withKey answers who brings the secret.
+func withKey(serve func(http.ResponseWriter, *http.Request)) func(http.ResponseWriter, *http.Request) {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer "+proxytest.Secret {
+			http.Error(w, `{"message":"no key"}`, http.StatusUnauthorized)
+			return
+		}
+		serve(w, r)
+	}
+}
+
+// archive returns a tar.gz with one file.
+func archive(t *testing.T, name, content string) string {
+	t.Helper()
+	var b strings.Builder
+	z := gzip.NewWriter(&b)
+	w := tar.NewWriter(z)
+	must(t, w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(content))}))
+	_, err := io.WriteString(w, content)
+	must(t, err)
+	must(t, errors.Join(w.Close(), z.Close()))
+	return b.String()
+}
+
+// wheel returns a package for pip.
+func wheel(t *testing.T) string {
+	t.Helper()
+	var b strings.Builder
+	z := zip.NewWriter(&b)
+	for _, f := range [][2]string{
+		{"tides.py", "turn = 'the tide turns'\n"},
+		{"tides-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tides\nVersion: 1.0\n"},
+		{"tides-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n"},
+		{"tides-1.0.dist-info/RECORD", "tides.py,,\ntides-1.0.dist-info/METADATA,,\ntides-1.0.dist-info/WHEEL,,\ntides-1.0.dist-info/RECORD,,\n"},
+	} {
+		w, err := z.Create(f[0])
+		must(t, err)
+		_, err = io.WriteString(w, f[1])
+		must(t, err)
+	}
+	must(t, z.Close())
+	return b.String()
+}
+
+const pythonClients = `import asyncio, json, ssl, urllib.request
+import aiohttp, httpx, requests
+url = "https://api.github.com/user"
+print("urllib", json.load(urllib.request.urlopen(url))["login"])
+print("requests", requests.get(url).json()["login"])
+print("httpx", httpx.get(url).json()["login"])
+async def ask():
+    async with aiohttp.ClientSession(trust_env=True) as s:
+        async with s.get(url) as r:
+            print("aiohttp", (await r.json())["login"])
+    async with aiohttp.ClientSession() as s: # that ignores the variables of a proxy
+        async with s.get(url) as r:
+            print("aiohttp by its name", (await r.json())["login"])
+asyncio.run(ask())
+`
+
+const slackBot = `import { WebClient } from '@slack/web-api';
+console.log('posted', (await new WebClient(process.env.SLACK_BOT_TOKEN, {retryConfig: {retries: 0}}).chat.postMessage({channel: 'C1', text: 'tides'})).ok);
+`
+
+const javaClient = `import java.net.*; import java.net.http.*;
+class Call { public static void main(String[] a) throws Exception {
+  System.out.println(new String(new URL("https://api.github.com/user").openStream().readAllBytes()));
+} }
+`
+
+// TestProxyClientsThatAreToolsRunInASandbox: each as it is installed, with nothing set for it
+// but what vouch exec sets.
+func TestProxyClientsThatAreToolsRunInASandbox(t *testing.T) {
+	h := newCaller(t)
+	npm, python, crate := archive(t, "package/package.json", `{"name":"left-pad","version":"1.3.0"}`), wheel(t), archive(t, "tides-1.0.0/Cargo.toml", "[package]\nname = \"tides\"\nversion = \"1.0.0\"\n[lib]\npath = \"x.rs\"\n")
+	sha := func(s string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(s))) }
+	h.Upstream.Handle(hosts{
+		"/left-pad/-/":          text("application/octet-stream", npm),
+		"/left-pad":             text("application/json", `{"name":"left-pad","dist-tags":{"latest":"1.3.0"},"versions":{"1.3.0":{"name":"left-pad","version":"1.3.0","dist":{"tarball":"https://registry.npmjs.org/left-pad/-/left-pad-1.3.0.tgz"}}}}`),
+		"/simple/tides":         text("text/html", `<a href="/packages/tides-1.0-py3-none-any.whl#sha256=`+sha(python)+`">tides-1.0-py3-none-any.whl</a>`),
+		"/packages/":            text("application/octet-stream", python),
+		"/config.json":          text("application/json", `{"dl":"https://index.crates.io/crates"}`),
+		"/ti/de/tides":          text("text/plain", `{"name":"tides","vers":"1.0.0","deps":[],"features":{},"yanked":false,"cksum":"`+sha(crate)+`"}`+"\n"),
+		"/crates/tides":         text("application/gzip", crate),
+		"/user":                 withKey(text("application/json", `{"login":"octo"}`)),
+		"/api/chat.postMessage": withKey(text("application/json", `{"ok":true}`)),
+	}.ServeHTTP)
+	gitURL, _ := serveGit(t, h, "")
+	open := func(name, host string) {
+		h.Write("credentials.d/"+name+".yaml", fmt.Sprintf("credentials:\n  - name: %s\n    broker: none\n    proxy: {upstream: %q, ca_file: %s, hosts: [%s], rules: [{name: read, effect: allow, methods: [GET, HEAD], paths: [\"/**\"]}], allow_addresses: [127.0.0.1/32]}\n", name, h.Upstream.URL, h.Path("ca.pem"), host))
+	}
+	open("npm", "registry.npmjs.org")
+	open("pypi", "pypi.org")
+	open("crates", "index.crates.io")
+	h.start(map[string][]string{
+		"github": vendor(h, "github", "GH_TOKEN", "variant: read-only"),
+		"slack":  vendor(h, "slack", "SLACK_BOT_TOKEN", "rules: [{name: post, effect: allow, methods: [POST], paths: [/api/chat.postMessage]}]"),
+		"pusher": {"preset: github-git-2026-11", "variant: push", "upstream: " + gitURL, "environment: [{name: UNUSED, value: x}]"},
+	})
+	h.Write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], credentials: [npm, pypi, crates, github, slack, pusher]}\n", os.Getuid()))
+	h.Ready()
+	must(t, os.MkdirAll(h.Path("git/repositories/a"), 0o755))
+	h.run(t, "git", "init", "-q", "--bare", "-b", "main", h.Path("git/repositories/a/b.git"))
+	h.run(t, "git", "-C", h.Path("git/repositories/a/b.git"), "config", "http.receivepack", "true")
+	h.Write("home/package.json", `{"type":"module","dependencies":{"@slack/web-api":"8.2.0"}}`)
+	h.run(t, "npm", "install", "--no-fund", "--no-audit", "--silent")
+	for name, content := range map[string]string{"clients.py": pythonClients, "bot.mjs": slackBot, "Call.java": javaClient} {
+		h.Write("home/"+name, content)
+	}
+	for _, dir := range []string{"crate/src", "npm"} {
+		must(t, os.MkdirAll(filepath.Join(h.home, dir), 0o755))
+	}
+	h.Write("home/npm/package.json", "{}")
+	h.Write("home/crate/Cargo.toml", "[package]\nname = \"x\"\nversion = \"0.1.0\"\nedition = \"2021\"\n[dependencies]\ntides = \"1\"\n")
+	h.Write("home/crate/src/lib.rs", "")
+	for name, tt := range map[string]struct{ script, want string }{
+		"git":    {"git clone -q https://github.com/a/b.git && cd b && git commit -q --allow-empty -m one && git push -q origin HEAD:main && git ls-remote -q origin", "refs/heads/main"},
+		"npm":    {"cd npm && npm install --no-audit --no-fund left-pad && ls node_modules", "left-pad"},
+		"pip":    {"/usr/bin/python3 -m pip install -q --no-cache-dir --disable-pip-version-check --break-system-packages --target site tides && PYTHONPATH=site /usr/bin/python3 -c 'import tides; print(tides.turn)'", "the tide turns"},
+		"cargo":  {"cd crate && CARGO_HOME=$PWD/home cargo fetch && ls home/registry/cache/*", "tides-1.0.0.crate"},
+		"gh":     {"gh api user", `"octo"`},
+		"slack":  {"node bot.mjs", "posted true"},
+		"java":   {"java Call.java", `"octo"`},
+		"python": {"/usr/bin/python3 clients.py", "urllib octo\nrequests octo\nhttpx octo\naiohttp octo\naiohttp by its name octo"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			proxies := "github,npm,pypi,crates,slack"
+			if name == "git" {
+				proxies = "pusher"
+			}
+			out, err := h.try(daemontest.Program(t, "vouch"), "exec", "--sandbox", "--proxy", proxies, "--", "timeout", "90", "sh", "-c", tt.script)
+			if err != nil || !strings.Contains(out, tt.want) {
+				t.Errorf("%v: %s", err, out)
+			}
+		})
 	}
 }

@@ -104,6 +104,9 @@ func (s *session) decide(ctx context.Context, q *question) (*link.Answer, error)
 		Counts: func(e identity.Entry) bool { return grants(e, defs) && (who.handle || who.http2 || outlastsExec(e)) },
 		Lacks:  func(at *process.Attested) string { return s.lacks(at, defs, who) },
 	})
+	if no := q.ask.Refused; no != nil {
+		return nil, s.refuseDenied(ctx, q, defs, no, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -268,6 +271,22 @@ func (s *session) refuseUnknown(ctx context.Context, q *question, who *caller, d
 	return c.Refuse(ctx, audit.EventCall, err)
 }
 
+// A denied request is one that the process refused by itself.
+type denied struct{ *link.Refuse }
+
+func (d denied) Error() string { return d.Message }
+
+// refuseDenied records what the process refused, by whomever it came.
+func (s *session) refuseDenied(ctx context.Context, q *question, defs []*credential.Definition, no *link.Refuse, admitted error) error {
+	if admitted != nil {
+		return denied{no} // recorded is that it may call nothing here
+	}
+	if err := q.choose(defs); err != nil {
+		q.caller.As(q.caller.Entries[0])
+	}
+	return q.caller.Refuse(ctx, audit.EventCall, denied{no})
+}
+
 // refuseAttempt records what leads nowhere, and who tried it.
 func (s *session) refuseAttempt(ctx context.Context, q *question) error {
 	a := q.ask.Attempt
@@ -345,6 +364,13 @@ const maxMessage = 600
 // refusal says what a caller is told of an error. Which rule failed is no secret, and
 // who reads it may be the agent that has to ask for more.
 func (s *session) refusal(q *question, err error) *link.Refuse {
+	if d, ok := errors.AsType[denied](err); ok {
+		no := *d.Refuse
+		if q.caller != nil {
+			no.Message += " (request " + q.caller.RequestID + ")"
+		}
+		return &no
+	}
 	m := meaning{status: http.StatusInternalServerError, code: "internal", help: "the daemon could not answer"}
 	if i := slices.IndexFunc(meanings, func(m meaning) bool { return errors.Is(err, m.err) }); i >= 0 {
 		m = meanings[i]

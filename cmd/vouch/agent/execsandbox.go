@@ -9,6 +9,7 @@ import (
 
 	"github.com/vouchd/vouchd/cmd/vouch/loopback"
 	"github.com/vouchd/vouchd/cmd/vouch/sandbox"
+	"github.com/vouchd/vouchd/cmd/vouch/sandbox/dns"
 	"github.com/vouchd/vouchd/workloadapi/proxy/relay"
 )
 
@@ -57,7 +58,12 @@ func (c *caller) serve(ctx context.Context, s *sandbox.Sandbox) (ended <-chan st
 	for _, l := range s.HTTP {
 		add(c.relay.ServeHTTP, l)
 	}
-	serving = append(serving, func() { c.report(ctx, s) })
+	serving = append(serving, func() { c.report(ctx, s) }, func() {
+		names := &dns.Server{Names: c.names(), Refused: func(remains string) { s.Report(sandbox.Attempt{Kind: "dns", Target: remains, Count: 1}) }}
+		if err := names.Serve(ctx, s.DNS, s.DNSTCP); err != nil {
+			fmt.Fprintln(os.Stderr, "vouch:", err)
+		}
+	})
 	done, all := make(chan struct{}), make(chan struct{}, len(serving))
 	for _, serve := range serving {
 		go func() { serve(); all <- struct{}{} }()
@@ -69,6 +75,17 @@ func (c *caller) serve(ctx context.Context, s *sandbox.Sandbox) (ended <-chan st
 		}
 	}()
 	return done
+}
+
+// names are the hosts that the command finds.
+func (c *caller) names() map[string]bool {
+	names := make(map[string]bool)
+	for _, h := range c.of {
+		for _, host := range h.Hosts {
+			names[host] = true
+		}
+	}
+	return names
 }
 
 // report tells of what the command tried and could not.

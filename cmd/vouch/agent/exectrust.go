@@ -44,7 +44,7 @@ func javaOptions(proxy net.Addr, store string) string {
 		b.WriteString(had + " ")
 	}
 	for _, scheme := range []string{"http", "https"} {
-		fmt.Fprintf(&b, "-D%s.proxyHost=%s -D%[1]s.proxyPort=%s ", scheme, host, port)
+		fmt.Fprintf(&b, "-D%[1]s.proxyHost=%[2]s -D%[1]s.proxyPort=%[3]s ", scheme, host, port)
 	}
 	fmt.Fprintf(&b, "-Dhttp.nonProxyHosts=localhost|127.*|[::1] -Djavax.net.ssl.trustStore=%s -Djavax.net.ssl.trustStorePassword=%s", store, loopback.StorePassword)
 	return b.String()

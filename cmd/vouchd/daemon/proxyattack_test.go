@@ -77,8 +77,8 @@ func TestRequestsThatCouldMeanSomethingElse(t *testing.T) {
 		request("GET /api//v1/x"):                                   "400 target",
 		request("GET /api/%761/ok"):                                 "400 target",
 		request("GET /api/v1/x?a=1;b=2"):                            "400 target",
-		request("GET http://localhost/api/v1/x"):                    "400 target",
-		request("GET http://evil.example/v1/x"):                     "400 target",
+		request("GET http://localhost/api/v1/x"):                    "403 not_granted",
+		request("GET http://evil.example/v1/x"):                     "403 not_granted",
 		request("GET /%61pi/v1/x"):                                  "404 unknown_credential",
 		request("GET /API/v1/x"):                                    "404 unknown_credential",
 		request("GET /v1/x", "Host: api.example.com:8443"):          "404 unknown_credential",
@@ -88,7 +88,7 @@ func TestRequestsThatCouldMeanSomethingElse(t *testing.T) {
 		request("GET /v1/x", "Host: api.example.com", "Host: evil"): "400 ",
 		// Methods.
 		request("TRACE /api/v1/x"):                                 "405 method_not_allowed",
-		request("CONNECT api.example.com:443"):                     "405 no_tunnels",
+		request("CONNECT api.example.com:443"):                     "403 not_intercepted",
 		request("get /api/v1/x"):                                   "405 method_not_allowed",
 		request("GET /api/admin"):                                  "403 request_not_allowed",
 		request("PUT /api/v1/x", "Content-Length: 0"):              "403 request_not_allowed",
@@ -528,7 +528,7 @@ func TestRefusalTellsTheAgentWhyAndWhatToAskFor(t *testing.T) {
 		t.Errorf("%s %v %s", resp.Status, resp.Header, body)
 	}
 	found := h.Records("proxy.call", audit.Denied)
-	if len(found) != 2 || found[0].Call == nil || found[0].Call.Rule != "no-keys" || found[1].Call.Path != "/other" || found[1].Credential.Name != "api" {
+	if found = found[max(0, len(found)-2):]; len(found) != 2 || found[0].Call == nil || found[0].Call.Rule != "no-keys" || found[1].Call.Path != "/other" || found[1].Credential.Name != "api" {
 		t.Errorf("the log has %+v", found)
 	}
 }

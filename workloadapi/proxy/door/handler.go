@@ -86,13 +86,13 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request, over *conn) error
 	if r.Method == http.MethodConnect {
 		return s.connect(w, r, over, daemon, t)
 	}
-	if err := t.parse(); err != nil {
-		return err
-	}
 	p := t.policy
+	if err := t.parse(); err != nil {
+		return denied(daemon, r, over, t, err)
+	}
 	handle, err := places(p, r, t.target)
 	if err != nil {
-		return err
+		return denied(daemon, r, over, t, err)
 	}
 	if handle == "" && over.says != nil {
 		handle = over.says.Handles[t.names[0]]
@@ -120,6 +120,33 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request, over *conn) error
 	c := &call{server: s, daemon: daemon, w: w, r: r, policy: p, target: t.target, answer: a, id: id, handle: handle, upgrade: upgrade}
 	defer daemon.finished(a.Lease, id)
 	return c.make(ctx, cancel)
+}
+
+// denied has the daemon record what is refused here, and returns the refusal.
+func denied(daemon *client, r *http.Request, over *conn, t *target, err error) error {
+	var no *refusal
+	if !errors.As(err, &no) {
+		return err
+	}
+	a := &link.Ask{Conn: over.id, Definitions: t.names, HTTP2: over.challenged(r), Refused: &no.Refuse}
+	a.Request = &policy.Request{Method: r.Method, Target: policy.Target{Path: clip(t.raw, maxDeniedPath)}}
+	if over.says != nil {
+		a.Handle = over.says.Handles[t.names[0]]
+	}
+	answer, _, askErr := daemon.ask(r.Context(), nil, over, a)
+	if askErr != nil || answer.Refused == nil {
+		return err // refused it is in any case
+	}
+	return &refusal{*answer.Refused}
+}
+
+// maxDeniedPath bounds how much of a target that is refused is recorded, in bytes.
+const maxDeniedPath = 200
+
+// clip returns the path of a target in origin form, as text of at most n bytes.
+func clip(raw string, n int) string {
+	path, _, _ := strings.Cut(raw, "?")
+	return strings.ToValidUTF8(path[:min(len(path), n)], "\ufffd")
 }
 
 // A target is which definition a request is for, and what of it.

@@ -76,6 +76,7 @@ type Ask struct {
 	HTTP2       bool            `json:"http2,omitempty"` // the peer can be challenged
 	Upgrade     bool            `json:"upgrade,omitempty"`
 	Request     *policy.Request `json:"request,omitempty"` // nil: only which definition it is for
+	Refused     *Refuse         `json:"refused,omitempty"` // the process refuses it already: it is to be recorded
 	Attempt     *relay.Attempt  `json:"attempt,omitempty"` // there is nothing to ask: this is to be recorded as refused
 }
 
