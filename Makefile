@@ -29,7 +29,7 @@ test-vault: ## check the vault broker against the Vault or OpenBao at VAULT_ADDR
 
 test-clients: test-tools ## run real clients against the daemon: of Python, Node, Java, Go, tools; asks registries
 	@packaging/install-missing python3-grpcio protobuf-compiler python3-httpx python3-requests gh curl awscli python3-botocore
-	@packaging/install-missing fcgiwrap python3-boto3 slowhttptest
+	@packaging/install-missing fcgiwrap python3-boto3 slowhttptest python3-aiohttp python3-pip cargo-web
 	@command -v kubectl >/dev/null || packaging/install-missing kubernetes-client
 	@command -v docker >/dev/null || packaging/install-missing docker.io
 	@command -v javac >/dev/null || packaging/install-missing default-jdk-headless
@@ -59,13 +59,14 @@ package-check: package ## hold the packages to lintian, rpmlint, reproducibility
 	@packaging/install-missing lintian rpmlint rpm man-db systemd procps apparmor
 	@packaging/check
 
-system-test: ## what needs systemd as PID 1, in a container: tests of units, and the package from install to purge
+system-test: build ## what needs systemd as PID 1, in a container: tests of units, and the package from install to purge
 	@packaging/install-missing gcc libc6-dev mmdebstrap systemd-container procps swtpm swtpm-tools postgresql-15
 	@packaging/test/units
 	@packaging/test/system
 	@packaging/test/upgrade
 	@packaging/test/secrets
 	@packaging/test/examples
+	@examples/sandbox/run
 
 user-test: ## what peers are, and the attacks on that, tried as an ordinary user
 	@packaging/install-missing gcc libc6-dev
