@@ -367,3 +367,94 @@ func TestProgramsWorkAsTheyDoOutside(t *testing.T) {
 		}
 	}
 }
+
+// inUnit is how a process of a unit with PrivateNetwork=yes is started.
+func inUnit() *syscall.SysProcAttr {
+	capabilities := []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_NET_BIND_SERVICE}
+	if os.Geteuid() == 0 {
+		return &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Credential: &syscall.Credential{Uid: nobody, Gid: nobody}, AmbientCaps: capabilities}
+	}
+	same := []syscall.SysProcIDMap{{ContainerID: nobody, HostID: nobody, Size: 1}}
+	return &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNET, UidMappings: same, GidMappings: same, AmbientCaps: capabilities}
+}
+
+func TestAUnitsOwnNetworkIsMadeSuchANetwork(t *testing.T) {
+	t.Parallel()
+	dir := directory(t)
+	cmd := exec.Command(filepath.Join(dir, "probe"), "drive-here", "./probe", "probe",
+		"tcp=192.0.2.1:22", "socket=1,1,0", "capabilities", "descriptors", fmt.Sprint("unshare=", unix.CLONE_NEWUSER), "tcp=127.0.0.1:53")
+	cmd.Dir, cmd.Env, cmd.SysProcAttr = dir, environment, inUnit()
+	out, err := cmd.CombinedOutput()
+	must(t, err)
+	for _, want := range []string{
+		"tcp=192.0.2.1:22: dial tcp 192.0.2.1:22: connect: connection refused", "socket=1,1,0: EAFNOSUPPORT", "descriptors: 0 1 2", "=268435456: EPERM", "53: connected",
+		"CapAmb:0000000000000000 CapBnd:", "CapEff:0000000000000000 CapInh:0000000000000000 CapPrm:0000000000000000 NoNewPrivs:1",
+		"attempt socket AF_UNIX", "attempt tcp 192.0.2.1:22",
+	} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("no %q in:\n%s", want, out)
+		}
+	}
+}
+
+func TestTheHostsNetworkIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	if s, err := Here(Options{Command: []string{"true"}}); err == nil {
+		s.Close()
+		t.Error("it was taken")
+	} else if !strings.Contains(err.Error(), "PrivateNetwork=yes") {
+		t.Error(err)
+	}
+}
+
+// TestWhereAContainerMasksProcOthersStayOutOfReach has a file of /proc covered, as containers have.
+func TestWhereAContainerMasksProcOthersStayOutOfReach(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		return // to cover it takes root; who looks then is one as well
+	}
+	sibling := exec.Command("sleep", "600")
+	sibling.Env = []string{"KEY=canary"}
+	must(t, sibling.Start())
+	defer sibling.Wait()
+	defer sibling.Process.Kill()
+	pid := sibling.Process.Pid
+	dir := directory(t)
+	script := fmt.Sprintf("mount --bind /dev/null /proc/cpuinfo && exec ./probe drive ./probe probe read=/proc/%d/environ read=/proc/%d/fd/0 kill=%d read=/proc/self/status write=/proc/sys/kernel/core_pattern", pid, pid, pid)
+	cmd := exec.Command("unshare", "--mount", "sh", "-c", script)
+	cmd.Dir, cmd.Env = dir, environment
+	out, err := cmd.CombinedOutput()
+	if landlockVersion() == 0 {
+		if err == nil || !strings.Contains(string(out), "Landlock") {
+			t.Errorf("%v: %s", err, out)
+		}
+		return
+	}
+	must(t, err)
+	for _, want := range []string{"/environ: EACCES", "/fd/0: EACCES", fmt.Sprintf("kill=%d: ESRCH", pid), "self/status: \"Name", "core_pattern: EROFS"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("no %q in:\n%s", want, out)
+		}
+	}
+}
+
+// TestWhereSystemCallsAreSupervisedAlreadySocketsAreRefusedAllTheSame: of a chain of filters one
+// alone can have a listener.
+func TestWhereSystemCallsAreSupervisedAlreadySocketsAreRefusedAllTheSame(t *testing.T) {
+	t.Parallel()
+	dir := directory(t)
+	cmd := exec.Command(filepath.Join(dir, "probe"), "supervised", "./probe", "probe", "socket=1,1,0", "socket=2,1,0", "pair=2")
+	cmd.Dir, cmd.Env = dir, environment
+	out, err := cmd.CombinedOutput()
+	must(t, err)
+	for _, want := range []string{"socket=1,1,0: EAFNOSUPPORT", "socket=2,1,0: succeeded", "pair=2: EAFNOSUPPORT"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("no %q in:\n%s", want, out)
+		}
+	}
+}
+
+func TestCheckFindsThatItWorks(t *testing.T) {
+	t.Parallel()
+	must(t, Check(t.Context()))
+}
