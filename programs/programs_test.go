@@ -56,6 +56,8 @@ func TestDefinitionsThatAreRefused(t *testing.T) {
 		{"module", "-I,", "-m,", "may bring in other code"},
 		{"variable", "x]", "$X]", "must not contain a newline or a $"},
 		{"proxy with what is no credential", "directory: /opt", `proxy: ["--"]`, "is not the name of a credential"},
+		{"network of another kind", "directory: /opt", "proxy: [a]\n    network: host", "must be proxy"},
+		{"network without a proxy", "directory: /opt", "network: proxy", "reaches nothing without proxy"},
 		{"no digest", "sha256: abababababababababababababababababababababababababababababababab", "directory: /", "add sha256"},
 		{"digest that is none", "sha256: ab", "sha256: zz", "64 lower-case hexadecimal digits"},
 		{"root", "user: nobody", "user: root", "is root"},

@@ -35,9 +35,7 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
 		case "drive":
-			drive(os.Args[2:], func(o Options) (*Sandbox, error) { return Start(context.Background(), o) })
-		case "drive-here":
-			drive(os.Args[2:], Here)
+			drive(os.Args[2:])
 		case "supervised":
 			supervised(os.Args[2:])
 		}
@@ -74,10 +72,10 @@ func asNobody() int {
 }
 
 // drive runs a command in a sandbox as vouch exec does, and does not return.
-func drive(command []string, start func(Options) (*Sandbox, error)) {
+func drive(command []string) {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGQUIT) // the terminal sends them to the command too
 	status, err := func() (syscall.WaitStatus, error) {
-		s, err := start(Options{Command: command})
+		s, err := Start(context.Background(), Options{Command: command})
 		if err != nil {
 			return 0, err
 		}

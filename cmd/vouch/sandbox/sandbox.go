@@ -92,7 +92,14 @@ var prepares = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_NET_RA
 // Start makes the namespaces and the listeners in them. The command waits for
 // [Sandbox.Release]. It ends, with all that it has started, if this process does. Ctx is for
 // the start alone.
+//
+// In a unit that systemd has given a network of its own (PrivateNetwork=yes), and with it the
+// ambient capabilities CAP_NET_ADMIN, CAP_NET_RAW and CAP_NET_BIND_SERVICE, no namespace is
+// made: that network is used, and the command keeps the unit's other namespaces.
 func Start(ctx context.Context, o Options) (*Sandbox, error) {
+	if prepared() {
+		return here(o)
+	}
 	s, theirs, err := prepare(o)
 	if err != nil {
 		return nil, err
@@ -128,13 +135,19 @@ func Start(ctx context.Context, o Options) (*Sandbox, error) {
 	return s, nil
 }
 
-// Here makes this process's network namespace, which systemd has given it for itself
-// (PrivateNetwork=yes), such a network. This process needs CAP_NET_ADMIN, CAP_NET_RAW and
-// CAP_NET_BIND_SERVICE there. The command keeps the unit's other namespaces.
-func Here(o Options) (*Sandbox, error) {
-	if o.Bundle != nil {
-		return nil, errors.New("preparing the sandbox: a unit's own roots are bound by systemd, not by vouch")
+// prepared reports whether a unit is made for a sandbox. No other process has these
+// capabilities as ambient ones; root in a container has them otherwise.
+func prepared() bool {
+	for _, c := range []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_NET_BIND_SERVICE} {
+		if set, err := unix.PrctlRetInt(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_IS_SET, c, 0, 0); err != nil || set == 0 {
+			return false
+		}
 	}
+	return true
+}
+
+// here makes the network that this process is in the command's.
+func here(o Options) (*Sandbox, error) {
 	if err := alone(); err != nil {
 		return nil, fmt.Errorf("preparing the sandbox: %w", err)
 	}
@@ -157,6 +170,12 @@ func Here(o Options) (*Sandbox, error) {
 		s.Close()
 		return nil, fmt.Errorf("preparing the sandbox: %w", err)
 	}
+	if o.Bundle != nil {
+		if err := place(BundlePath, o.Bundle); err != nil {
+			s.Close()
+			return nil, fmt.Errorf("preparing the sandbox: %w; the unit needs TemporaryFileSystem=%s:mode=1777", err, filepath.Dir(BundlePath))
+		}
+	}
 	s.direct = true
 	cmd := s.stage(stageDirect, o, theirs)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -166,6 +185,14 @@ func Here(o Options) (*Sandbox, error) {
 	}
 	s.watch()
 	return s, nil
+}
+
+// place puts a file into a directory that is this unit's alone.
+func place(path string, content []byte) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return os.WriteFile(path, content, 0o444)
 }
 
 // prepare returns a sandbox of which nothing runs yet, and the other end of its control

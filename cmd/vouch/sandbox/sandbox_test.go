@@ -381,7 +381,7 @@ func inUnit() *syscall.SysProcAttr {
 func TestAUnitsOwnNetworkIsMadeSuchANetwork(t *testing.T) {
 	t.Parallel()
 	dir := directory(t)
-	cmd := exec.Command(filepath.Join(dir, "probe"), "drive-here", "./probe", "probe",
+	cmd := exec.Command(filepath.Join(dir, "probe"), "drive", "./probe", "probe",
 		"tcp=192.0.2.1:22", "socket=1,1,0", "capabilities", "descriptors", fmt.Sprint("unshare=", unix.CLONE_NEWUSER), "tcp=127.0.0.1:53")
 	cmd.Dir, cmd.Env, cmd.SysProcAttr = dir, environment, inUnit()
 	out, err := cmd.CombinedOutput()
@@ -399,7 +399,7 @@ func TestAUnitsOwnNetworkIsMadeSuchANetwork(t *testing.T) {
 
 func TestTheHostsNetworkIsLeftAlone(t *testing.T) {
 	t.Parallel()
-	if s, err := Here(Options{Command: []string{"true"}}); err == nil {
+	if s, err := here(Options{Command: []string{"true"}}); err == nil {
 		s.Close()
 		t.Error("it was taken")
 	} else if !strings.Contains(err.Error(), "PrivateNetwork=yes") {

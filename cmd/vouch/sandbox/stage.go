@@ -34,7 +34,7 @@ const (
 )
 
 // IsStage reports whether this process was started as a stage of a sandbox. A program that
-// uses [Start] or [Here] asks this first of all, and calls [RunStage].
+// uses [Start] asks this first of all, and calls [RunStage].
 func IsStage(argv []string) bool { return len(argv) == 3 && argv[1] == stageName }
 
 // RunStage does what a stage is for. It does not return.
