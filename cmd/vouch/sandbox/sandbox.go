@@ -206,12 +206,19 @@ func prepare(o Options) (_ *Sandbox, theirs *os.File, err error) {
 			return nil, nil, fmt.Errorf("standard %s: %w", [...]string{"input", "output", "error"}[i], err)
 		}
 	}
+	if o.Write != nil && landlockVersion() == 0 {
+		return nil, nil, errNoLandlock
+	}
 	s := &Sandbox{attempts: newAttempts(), ended: make(chan struct{}), silent: make(chan struct{})}
 	s.asked = request{UID: os.Getuid(), GID: os.Getgid(), Dir: o.Dir, Bundle: o.Bundle, Limited: o.Write != nil, Command: o.Command}
 	if s.asked.Dir == "" {
 		if s.asked.Dir, err = os.Getwd(); err != nil {
 			return nil, nil, err
 		}
+	}
+	// What its links lead to is what is hidden or not.
+	if s.asked.Dir, err = filepath.EvalSymlinks(s.asked.Dir); err != nil {
+		return nil, nil, err
 	}
 	for _, dir := range o.Write {
 		if dir, err = filepath.Abs(dir); err == nil {
