@@ -46,7 +46,7 @@ func sandboxFinding(err error, lacks string, root bool, setting func(name string
 		return Finding{"sandbox", Note, "vouch exec --sandbox works; " + lacks}
 	case err == nil:
 		return Finding{"sandbox", OK, "vouch exec --sandbox works"}
-	case errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSYS):
+	case errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENOSYS):
 		return forbidden(err.Error() + "; in a container, its runtime has to allow clone with CLONE_NEWUSER, and mounts (its seccomp and AppArmor profiles); a chroot cannot have one at all")
 	case errors.Is(err, unix.ENOSPC):
 		return forbidden(err.Error() + "; user.max_user_namespaces is used up, or namespaces are nested too deep")

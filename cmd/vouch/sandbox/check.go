@@ -14,7 +14,7 @@ func Check(ctx context.Context) error {
 		return err
 	}
 	defer null.Close()
-	s, err := Start(ctx, Options{Command: []string{"true"}, Dir: "/", Stdin: null, Stdout: null, Stderr: null})
+	s, err := start(ctx, Options{Command: []string{"true"}, Dir: "/", Stdin: null, Stdout: null, Stderr: null})
 	if err != nil {
 		return err
 	}

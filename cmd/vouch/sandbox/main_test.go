@@ -121,8 +121,8 @@ type run struct {
 	attempts chan []Attempt
 }
 
-// start starts a sandbox of the test's own, below a directory with a copy of this program.
-func start(t *testing.T, o Options) *run {
+// begin starts a sandbox of the test's own, below a directory with a copy of this program.
+func begin(t *testing.T, o Options) *run {
 	t.Helper()
 	if o.Dir == "" {
 		o.Dir = directory(t)
@@ -190,7 +190,7 @@ var environment = []string{"PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", 
 func do(t *testing.T, o Options, command ...string) (syscall.WaitStatus, string, []Attempt) {
 	t.Helper()
 	o.Command = command
-	r := start(t, o)
+	r := begin(t, o)
 	r.in.Close()
 	must(t, r.Release(environment))
 	return r.end(t)

@@ -100,6 +100,15 @@ func Start(ctx context.Context, o Options) (*Sandbox, error) {
 	if prepared() {
 		return here(o)
 	}
+	s, err := start(ctx, o)
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENOSPC) {
+		return nil, fmt.Errorf("%w; see vouch doctor", err)
+	}
+	return s, err
+}
+
+// start makes namespaces.
+func start(ctx context.Context, o Options) (*Sandbox, error) {
 	s, theirs, err := prepare(o)
 	if err != nil {
 		return nil, err
@@ -109,14 +118,14 @@ func Start(ctx context.Context, o Options) (*Sandbox, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces, AmbientCaps: prepares, Pdeathsig: syscall.SIGKILL}
 	if err := s.start(cmd); err != nil {
 		s.Close()
-		return nil, fmt.Errorf("making namespaces: %w; vouch doctor says what forbids them", err)
+		return nil, fmt.Errorf("making namespaces: %w", err)
 	}
 	theirs.Close()
 	defer context.AfterFunc(ctx, func() { s.control.CloseRead() })()
 	first, files, err := receive(s.control)
 	switch {
 	case err == nil && first.Error != "":
-		err = errors.New(first.Error)
+		err = &stageError{first.Error, first.Errno}
 	case err == nil && len(files) != len(first.Files):
 		err = errors.New("its first process passed too few descriptors")
 	case err == nil:

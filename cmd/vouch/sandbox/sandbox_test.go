@@ -208,7 +208,7 @@ func TestAStreamThatLeadsOutIsRefused(t *testing.T) {
 
 func TestWhatTheCommandDialsReachesTheListeners(t *testing.T) {
 	t.Parallel()
-	r := start(t, Options{Command: []string{"./probe", "probe", "tcp=192.0.2.7:443", "tcp=[2001:db8::7]:443", "tcp=192.0.2.8:80"}})
+	r := begin(t, Options{Command: []string{"./probe", "probe", "tcp=192.0.2.7:443", "tcp=[2001:db8::7]:443", "tcp=192.0.2.8:80"}})
 	var heard []net.Listener
 	heard = append(append(heard, r.TLS...), r.HTTP...)
 	dialed := make(chan string, 10)
@@ -243,7 +243,7 @@ func TestWhatTheCommandDialsReachesTheListeners(t *testing.T) {
 func TestTheProcessBehindAConnectionIsFound(t *testing.T) {
 	t.Parallel()
 	for _, to := range []string{"127.0.0.1:80", "192.0.2.1:80", "[2001:db8::1]:80", "[::1]:80"} {
-		r := start(t, Options{Command: []string{"./probe", "probe", "hold=" + to}})
+		r := begin(t, Options{Command: []string{"./probe", "probe", "hold=" + to}})
 		finder := loopback.Finder{Diag: r.Diag}
 		must(t, r.Release(environment))
 		l := r.HTTP[0]
@@ -306,7 +306,7 @@ func TestExitCodesAndSignalsAreTheCommands(t *testing.T) {
 	outR, outW, err := os.Pipe()
 	must(t, err)
 	defer outR.Close()
-	r := start(t, Options{Command: []string{"sh", "-c", "trap 'exit 3' TERM; echo ready; while :; do read x || exit 9; done"}, Stdout: outW})
+	r := begin(t, Options{Command: []string{"sh", "-c", "trap 'exit 3' TERM; echo ready; while :; do read x || exit 9; done"}, Stdout: outW})
 	outW.Close()
 	must(t, r.Release(environment))
 	_, err = io.ReadFull(outR, make([]byte, len("ready\n")))
@@ -332,7 +332,7 @@ func TestAllEndsWithTheCommandAndWithClose(t *testing.T) {
 	if out != "started\n" {
 		t.Error(out)
 	}
-	r := start(t, Options{Command: []string{"sh", "-c", "sleep 600 & sleep 600"}})
+	r := begin(t, Options{Command: []string{"sh", "-c", "sleep 600 & sleep 600"}})
 	must(t, r.Release(environment))
 	must(t, r.Close())
 	<-r.out
@@ -463,4 +463,25 @@ func TestWhereSystemCallsAreSupervisedAlreadySocketsAreRefusedAllTheSame(t *test
 func TestCheckFindsThatItWorks(t *testing.T) {
 	t.Parallel()
 	must(t, Check(t.Context()))
+}
+
+// TestWhatForbidsNamespacesIsSaid: in a user namespace that allows no further ones.
+func TestWhatForbidsNamespacesIsSaid(t *testing.T) {
+	t.Parallel()
+	dir := directory(t)
+	cmd := exec.Command("unshare", "--user", "--map-root-user", "sh", "-c", "echo 0 >/proc/sys/user/max_user_namespaces && exec ./probe drive true")
+	cmd.Dir, cmd.Env = dir, environment
+	out, _ := cmd.CombinedOutput()
+	if !strings.Contains(string(out), "making namespaces") || !strings.Contains(string(out), "no space left on device; see vouch doctor") {
+		t.Errorf("%s", out)
+	}
+}
+
+func TestWithoutAnyEnvironmentNothingElseIsReached(t *testing.T) {
+	t.Parallel()
+	r := begin(t, Options{Command: []string{"./probe", "probe", "tcp=192.0.2.1:22", "socket=1,1,0", "capabilities"}})
+	must(t, r.Release(nil))
+	if _, out, _ := r.end(t); !strings.Contains(out, "connection refused") || !strings.Contains(out, "socket=1,1,0: EAFNOSUPPORT") || !strings.Contains(out, "CapEff:0000000000000000") {
+		t.Error(out)
+	}
 }
