@@ -33,6 +33,7 @@ type Program struct {
 	SHA256           string   // of the script or, without one, of the program; "" if TreeSHA256 is given
 	TreeSHA256       string   // of the directory that holds it
 	Proxy            []string // credentials with which vouchd makes its calls
+	Alone            bool     // it reaches nothing else on a network
 	User             string
 	UID              uint32
 	Directory        string
@@ -58,6 +59,7 @@ type written struct {
 	SHA256          config.At[string]   `yaml:"sha256"`
 	TreeSHA256      config.At[string]   `yaml:"tree_sha256"`
 	Proxy           []config.At[string] `yaml:"proxy" like:"openai"`
+	Network         config.At[string]   `yaml:"network" like:"proxy"`
 	User            config.At[string]   `yaml:"user" required:"true" like:"agent"`
 	Directory       config.At[string]   `yaml:"directory" default:"/"`
 	Environment     []config.At[string] `yaml:"environment" like:"LANG=C.UTF-8"`
@@ -112,6 +114,9 @@ var (
 
 const maxNameLen = 64
 
+// networkProxy is the value of network that leaves a program the proxy alone.
+const networkProxy = "proxy"
+
 // program checks what is written and returns it as a value.
 func (w *written) program(problems *config.Errors, anyUser bool) *Program {
 	p := &Program{
@@ -120,6 +125,7 @@ func (w *written) program(problems *config.Errors, anyUser bool) *Program {
 		SHA256:           w.SHA256.Value,
 		TreeSHA256:       w.TreeSHA256.Value,
 		Proxy:            values(w.Proxy),
+		Alone:            w.Network.Value == networkProxy,
 		User:             w.User.Value,
 		Directory:        w.Directory.Value,
 		Environment:      values(w.Environment),
@@ -148,6 +154,12 @@ func (w *written) program(problems *config.Errors, anyUser bool) *Program {
 		if !programName.MatchString(c.Value) {
 			problems.Add(c.Pos, "proxy: %q is not the name of a credential", c.Value)
 		}
+	}
+	switch {
+	case w.Network.Value != "" && !p.Alone:
+		problems.Add(w.Network.Pos, "network: %q must be %s, or absent for that of the host", w.Network.Value, networkProxy)
+	case p.Alone && len(p.Proxy) == 0:
+		problems.Add(w.Network.Pos, "network: %s reaches nothing without proxy; add proxy: [CREDENTIAL]", networkProxy)
 	}
 	for _, e := range w.PassEnvironment {
 		if err := passable(e.Value); err != nil {

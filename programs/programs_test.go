@@ -3,12 +3,15 @@ package programs
 import (
 	"fmt"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/vouchd/vouchd/attest/process/file"
 	"github.com/vouchd/vouchd/config"
+	"github.com/vouchd/vouchd/systemd"
 )
 
 func must(t testing.TB, err error) {
@@ -56,6 +59,8 @@ func TestDefinitionsThatAreRefused(t *testing.T) {
 		{"module", "-I,", "-m,", "may bring in other code"},
 		{"variable", "x]", "$X]", "must not contain a newline or a $"},
 		{"proxy with what is no credential", "directory: /opt", `proxy: ["--"]`, "is not the name of a credential"},
+		{"network of another kind", "directory: /opt", "proxy: [a]\n    network: host", "must be proxy"},
+		{"network without a proxy", "directory: /opt", "network: proxy", "reaches nothing without proxy"},
 		{"no digest", "sha256: abababababababababababababababababababababababababababababababab", "directory: /", "add sha256"},
 		{"digest that is none", "sha256: ab", "sha256: zz", "64 lower-case hexadecimal digits"},
 		{"root", "user: nobody", "user: root", "is root"},
@@ -148,4 +153,33 @@ func TestPassableNames(t *testing.T) {
 func ExampleExit_Code() {
 	fmt.Println(Exit{Status: 3}.Code(), Exit{Signal: 15}.Code())
 	// Output: 3 143
+}
+
+func TestAProgramOfTheProxyAloneIsStartedInASandbox(t *testing.T) {
+	t.Parallel()
+	const command, vouch = "/usr/bin/true", "/usr/bin/env" // any that root owns
+	_, sum, err := file.Hash(t.Context(), command, 1)
+	must(t, err)
+	me, err := user.Current()
+	must(t, err)
+	p := &Program{Name: "agent", Command: []string{command}, SHA256: sum, User: "daemon", UID: 1, Directory: "/", Proxy: []string{"a", "b"}, AllowUsers: []string{me.Username}}
+	s := Server{Units: &systemd.Units{}, Vouch: vouch, Programs: func() map[string]*Program { return map[string]*Program{"agent": p} }}
+	r, w, err := os.Pipe()
+	must(t, err)
+	defer r.Close()
+	defer w.Close()
+	for _, tt := range []struct {
+		alone bool
+		want  []string
+	}{
+		{false, []string{vouch, "exec", "--proxy", "a,b", "--", command}},
+		{true, []string{vouch, "exec", "--sandbox", "--proxy", "a,b", "--", command}},
+	} {
+		p.Alone = tt.alone
+		unit, err := s.prepare(t.Context(), request{Program: "agent"}, []*os.File{r, w, w}, &Start{UID: uint32(os.Getuid())})
+		must(t, err)
+		if unit.Alone != tt.alone || !slices.Equal(unit.Command, tt.want) {
+			t.Errorf("alone %v: %q", unit.Alone, unit.Command)
+		}
+	}
 }

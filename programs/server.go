@@ -250,7 +250,11 @@ func (s *Server) prepare(ctx context.Context, asked request, files []*os.File, s
 		if _, _, err := file.Hash(ctx, s.Vouch, p.UID); err != nil {
 			return none, fmt.Errorf("program %s: %w", p.Name, err)
 		}
-		command = append([]string{s.Vouch, "exec", "--proxy", strings.Join(p.Proxy, ","), "--"}, command...)
+		call := []string{s.Vouch, "exec", "--proxy", strings.Join(p.Proxy, ","), "--"}
+		if p.Alone {
+			call = slices.Insert(call, 2, "--sandbox")
+		}
+		command = append(call, command...)
 	}
 	start.Unit = "vouch-run-" + p.Name + "-" + strings.ToLower(rand.Text()[:12]) + ".service"
 	return systemd.Transient{
@@ -262,6 +266,7 @@ func (s *Server) prepare(ctx context.Context, asked request, files []*os.File, s
 		Directory:   p.Directory,
 		Environment: p.environment(asked.Environment),
 		Files:       [3]*os.File(files),
+		Alone:       p.Alone,
 	}, nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
 )
 
 // A Transient is a service that systemd makes for one run of one program.
@@ -21,7 +22,11 @@ type Transient struct {
 	Directory   string
 	Environment []string    // NAME=value
 	Files       [3]*os.File // standard input, output and error
+	Alone       bool        // without a network, and with what vouch exec --sandbox needs to make one that leads to it alone
 }
+
+// SandboxResolver is the resolv.conf of a service that is alone; packages install it.
+const SandboxResolver = "/usr/share/vouchd/sandbox-resolv.conf"
 
 // stopTimeout is how long a transient service has to end between SIGTERM and SIGKILL:
 // nobody is waiting for it by then.
@@ -34,10 +39,6 @@ const stopTimeout = 10 * time.Second
 func (u *Units) Start(ctx context.Context, t Transient) error {
 	if len(t.Command) == 0 {
 		return fmt.Errorf("starting unit %s: no command", t.Name)
-	}
-	type property struct {
-		Name  string
-		Value dbus.Variant
 	}
 	type command struct {
 		Path  string
@@ -56,6 +57,9 @@ func (u *Units) Start(ctx context.Context, t Transient) error {
 		{"User", dbus.MakeVariant(t.User)},
 		{"WorkingDirectory", dbus.MakeVariant(t.Directory)},
 		{"Environment", dbus.MakeVariant(t.Environment)},
+	}
+	if t.Alone {
+		p = append(p, aloneProperties()...)
 	}
 	for i, name := range []string{"StandardInputFileDescriptor", "StandardOutputFileDescriptor", "StandardErrorFileDescriptor"} {
 		p = append(p, property{name, dbus.MakeVariant(dbus.UnixFD(t.Files[i].Fd()))})
@@ -88,6 +92,42 @@ func (u *Units) Start(ctx context.Context, t Transient) error {
 		return fmt.Errorf("starting unit %s: %w", t.Name, err)
 	}
 	return nil
+}
+
+// A property is one of a unit, as systemd's D-Bus interface has them.
+type property struct {
+	Name  string
+	Value dbus.Variant
+}
+
+// aloneProperties are those of a service that is alone. Its capabilities are good for its own
+// network, and vouch gives them up before it executes the command. Of /run there is what vouch
+// asks the daemon by; the command cannot make Unix sockets.
+func aloneProperties() []property {
+	type temporary struct{ Path, Options string }
+	type bind struct {
+		Source, Destination string
+		IgnoreMissing       bool
+		Flags               uint64
+	}
+	type families struct {
+		Allow bool
+		Names []string
+	}
+	const capabilities = uint64(1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_RAW | 1<<unix.CAP_NET_BIND_SERVICE)
+	return []property{
+		{"PrivateNetwork", dbus.MakeVariant(true)},
+		{"AmbientCapabilities", dbus.MakeVariant(capabilities)},
+		{"CapabilityBoundingSet", dbus.MakeVariant(capabilities)},
+		{"PrivateTmp", dbus.MakeVariant(true)},
+		{"PrivateDevices", dbus.MakeVariant(true)},
+		{"ProtectProc", dbus.MakeVariant("invisible")},
+		{"ProtectKernelTunables", dbus.MakeVariant(true)},
+		{"TemporaryFileSystem", dbus.MakeVariant([]temporary{{"/run", "mode=755"}, {"/run/vouch", "mode=1777"}})},
+		{"BindReadOnlyPaths", dbus.MakeVariant([]bind{
+			{"/run/vouchd", "/run/vouchd", false, 0}, {SandboxResolver, "/etc/resolv.conf", false, 0}})},
+		{"RestrictAddressFamilies", dbus.MakeVariant(families{true, []string{"AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK", "AF_PACKET"}})},
+	}
 }
 
 // ownUnit returns the unit that this process is in, "" for none.

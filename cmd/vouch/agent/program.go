@@ -73,6 +73,7 @@ type programView struct {
 	Name        string   `json:"name"`
 	Command     []string `json:"command"`
 	Proxy       []string `json:"proxy,omitempty"`
+	Sandbox     bool     `json:"sandbox"` // it reaches nothing but the proxy
 	User        string   `json:"user"`
 	AllowUsers  []string `json:"allow_users,omitempty"`
 	AllowGroups []string `json:"allow_groups,omitempty"`
@@ -101,7 +102,7 @@ it. It does not ask vouchd, which keeps the last valid definitions if these are 
 			views := []programView{}
 			for _, name := range slices.Sorted(maps.Keys(defined)) {
 				p := defined[name]
-				views = append(views, programView{name, p.Command, p.Proxy, p.User, p.AllowUsers, p.AllowGroups, p.AllowedArguments, p.Pos.String()})
+				views = append(views, programView{name, p.Command, p.Proxy, p.Alone, p.User, p.AllowUsers, p.AllowGroups, p.AllowedArguments, p.Pos.String()})
 			}
 			return o.Print(cmd, views, func(w io.Writer) {
 				for _, v := range views {
@@ -118,6 +119,9 @@ func (v programView) print(w io.Writer) {
 		arguments = " [ARGUMENT...]"
 	}
 	fmt.Fprintf(w, "%s  (%s)\n    %s%s, as %s\n", v.Name, v.Position, strings.Join(v.Command, " "), arguments, v.User)
+	if v.Sandbox {
+		fmt.Fprintf(w, "    network: proxy (%s)\n", strings.Join(v.Proxy, ", "))
+	}
 	if len(v.AllowUsers) > 0 {
 		fmt.Fprintf(w, "    users: %s\n", strings.Join(v.AllowUsers, ", "))
 	}

@@ -2,7 +2,7 @@
 //
 // A probe reads one thing, such as a device, a kernel feature or a directory of
 // entries, and returns findings: what it saw, and the fix for each problem. Probes
-// change nothing and start nothing. Judging is separate from probing, so what another
+// change nothing, and start nothing but a sandbox to see whether there can be one. Judging is separate from probing, so what another
 // kind of host would be told can be tested here.
 package doctor
 
@@ -39,7 +39,7 @@ type Ask func(ctx context.Context, socket string) (view.Status, error)
 func Examine(ctx context.Context, file string, ask Ask) []Finding {
 	c, err := config.Load(file)
 	if err != nil {
-		return []Finding{{"configuration", Problem, err.Error()}, examinePeerPIDFD(), examineCgroups(), examineSystemd(), examineClock()}
+		return []Finding{{"configuration", Problem, err.Error()}, examinePeerPIDFD(), examineCgroups(), examineSandbox(ctx), examineSystemd(), examineClock()}
 	}
 	findings := []Finding{{"configuration", OK, file + " is valid"}}
 	for _, w := range c.Warnings {
@@ -50,6 +50,7 @@ func Examine(ctx context.Context, file string, ask Ask) []Finding {
 		tpmFinding(c.TPM, "/sys/class/tpm", daemonAccount()),
 		examinePeerPIDFD(),
 		examineCgroups(),
+		examineSandbox(ctx),
 		examineSystemd(),
 		examinePrograms(c),
 		examineClock(),

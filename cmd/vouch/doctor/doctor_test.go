@@ -3,6 +3,7 @@ package doctor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -177,4 +178,29 @@ func must(t *testing.T, err error) {
 	if err != nil && !errors.Is(err, net.ErrClosed) {
 		t.Fatal(err)
 	}
+}
+
+func TestDoctorExplainsWhatForbidsASandbox(t *testing.T) {
+	t.Parallel()
+	settings := func(set ...string) func(string) string {
+		return func(name string) string {
+			for i := 0; i < len(set); i += 2 {
+				if set[i] == name {
+					return set[i+1]
+				}
+			}
+			return ""
+		}
+	}
+	eperm := fmt.Errorf("making namespaces: %w", unix.EPERM)
+	sandboxFinding(nil, "", false, settings()).check(t, OK, "works")
+	sandboxFinding(nil, "", false, settings("kernel/unprivileged_userns_clone", "1", "user/max_user_namespaces", "96365")).check(t, OK, "works")
+	sandboxFinding(nil, "without Landlock", false, settings()).check(t, Note, "works; without Landlock")
+	sandboxFinding(unix.ENOSPC, "", false, settings("user/max_user_namespaces", "0")).check(t, Note, "sysctl -w user.max_user_namespaces=10000")
+	sandboxFinding(eperm, "", false, settings("kernel/unprivileged_userns_clone", "0")).check(t, Note, "sysctl -w kernel.unprivileged_userns_clone=1")
+	sandboxFinding(nil, "", true, settings("kernel/unprivileged_userns_clone", "0")).check(t, Note, "root can make one, but kernel.unprivileged_userns_clone is 0")
+	sandboxFinding(eperm, "", false, settings("kernel/apparmor_restrict_unprivileged_userns", "1")).check(t, Note, "/usr/share/vouchd/apparmor/vouch")
+	sandboxFinding(eperm, "", false, settings()).check(t, Note, "in a container")
+	sandboxFinding(unix.ENOSPC, "", false, settings()).check(t, Note, "used up")
+	sandboxFinding(errors.New("mounting /proc"), "", false, settings()).check(t, Note, "mounting /proc")
 }

@@ -25,6 +25,8 @@ func landlockVersion() int {
 	return int(version)
 }
 
+var errNoLandlock = errors.New("the kernel has no Landlock (Linux 5.13), or a container forbids it, so writing cannot be limited; leave --write out")
+
 // writing is what Options.Write is about.
 const writing = unix.LANDLOCK_ACCESS_FS_WRITE_FILE | unix.LANDLOCK_ACCESS_FS_REMOVE_DIR | unix.LANDLOCK_ACCESS_FS_REMOVE_FILE |
 	unix.LANDLOCK_ACCESS_FS_MAKE_CHAR | unix.LANDLOCK_ACCESS_FS_MAKE_DIR | unix.LANDLOCK_ACCESS_FS_MAKE_REG | unix.LANDLOCK_ACCESS_FS_MAKE_SOCK |
@@ -40,7 +42,7 @@ func restrict(limited bool, dirs []string, required bool) error {
 	version := landlockVersion()
 	switch {
 	case version == 0 && limited:
-		return errors.New("the kernel has no Landlock (Linux 5.13), by which directories are kept from being written")
+		return errNoLandlock
 	case version == 0 && required:
 		return errors.New("the kernel has no Landlock (Linux 5.13), which would keep the command from other processes")
 	case version < landlockRefer && !limited && !required:

@@ -8,11 +8,15 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // again says that the tests run a second time, as an ordinary user.
@@ -28,8 +32,13 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "probe" {
 		probe(os.Args[2:])
 	}
-	if len(os.Args) > 1 && os.Args[1] == "drive" {
-		drive(os.Args[2:])
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case "drive":
+			drive(os.Args[2:])
+		case "supervised":
+			supervised(os.Args[2:])
+		}
 	}
 	remove, err := copyProgram()
 	if err != nil {
@@ -70,11 +79,15 @@ func drive(command []string) {
 		if err != nil {
 			return 0, err
 		}
-		fmt.Println("process", s.PID())
 		if err := s.Release(environment); err != nil {
 			return 0, err
 		}
-		return s.Wait()
+		status, err := s.Wait()
+		s.Close()
+		for a := range s.Attempts() {
+			fmt.Println("attempt", a.Kind, a.Target)
+		}
+		return status, err
 	}()
 	if err != nil {
 		fmt.Println(err)
@@ -86,6 +99,20 @@ func drive(command []string) {
 	syscall.Exit(status.ExitStatus())
 }
 
+// supervised does the same under a filter that has a listener.
+func supervised(command []string) {
+	runtime.LockOSThread()
+	program := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW}}
+	p := unix.SockFprog{Len: 1, Filter: &program[0]}
+	err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+	fd, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, uintptr(unsafe.Pointer(&p)))
+	if err == nil && errno == 0 {
+		_, err = unix.FcntlInt(fd, unix.F_SETFD, 0)
+	}
+	fmt.Println(err, errno, unix.Exec(self, append([]string{"probe", "drive"}, command...), os.Environ()))
+	syscall.Exit(1)
+}
+
 // A run is a command in a sandbox, and what it has written.
 type run struct {
 	*Sandbox
@@ -94,8 +121,8 @@ type run struct {
 	attempts chan []Attempt
 }
 
-// start starts a sandbox of the test's own, below a directory with a copy of this program.
-func start(t *testing.T, o Options) *run {
+// begin starts a sandbox of the test's own, below a directory with a copy of this program.
+func begin(t *testing.T, o Options) *run {
 	t.Helper()
 	if o.Dir == "" {
 		o.Dir = directory(t)
@@ -163,7 +190,7 @@ var environment = []string{"PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", 
 func do(t *testing.T, o Options, command ...string) (syscall.WaitStatus, string, []Attempt) {
 	t.Helper()
 	o.Command = command
-	r := start(t, o)
+	r := begin(t, o)
 	r.in.Close()
 	must(t, r.Release(environment))
 	return r.end(t)

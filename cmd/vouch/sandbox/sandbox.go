@@ -98,7 +98,23 @@ var prepares = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_NET_RA
 // Start makes the namespaces and the listeners in them. The command waits for
 // [Sandbox.Release]. It ends, with all that it has started, if this process does. Ctx is for
 // the start alone.
+//
+// In a unit that systemd has given a network of its own (PrivateNetwork=yes), and with it the
+// ambient capabilities CAP_NET_ADMIN, CAP_NET_RAW and CAP_NET_BIND_SERVICE, no namespace is
+// made: that network is used, and the command keeps the unit's other namespaces.
 func Start(ctx context.Context, o Options) (*Sandbox, error) {
+	if prepared() {
+		return here(o)
+	}
+	s, err := start(ctx, o)
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENOSPC) {
+		return nil, fmt.Errorf("%w; see vouch doctor", err)
+	}
+	return s, err
+}
+
+// start makes namespaces.
+func start(ctx context.Context, o Options) (*Sandbox, error) {
 	s, theirs, err := prepare(o)
 	if err != nil {
 		return nil, err
@@ -108,14 +124,14 @@ func Start(ctx context.Context, o Options) (*Sandbox, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces, AmbientCaps: prepares, Pdeathsig: syscall.SIGKILL}
 	if err := s.start(cmd); err != nil {
 		s.Close()
-		return nil, fmt.Errorf("making namespaces: %w; vouch doctor says what forbids them", err)
+		return nil, fmt.Errorf("making namespaces: %w", err)
 	}
 	theirs.Close()
 	defer context.AfterFunc(ctx, func() { s.control.CloseRead() })()
 	first, files, err := receive(s.control)
 	switch {
 	case err == nil && first.Error != "":
-		err = errors.New(first.Error)
+		err = &stageError{first.Error, first.Errno}
 	case err == nil && len(files) != len(first.Files):
 		err = errors.New("its first process passed too few descriptors")
 	case err == nil:
@@ -134,13 +150,19 @@ func Start(ctx context.Context, o Options) (*Sandbox, error) {
 	return s, nil
 }
 
-// Here makes this process's network namespace, which systemd has given it for itself
-// (PrivateNetwork=yes), such a network. This process needs CAP_NET_ADMIN, CAP_NET_RAW and
-// CAP_NET_BIND_SERVICE there. The command keeps the unit's other namespaces.
-func Here(o Options) (*Sandbox, error) {
-	if o.Bundle != nil {
-		return nil, errors.New("preparing the sandbox: a unit's own roots are bound by systemd, not by vouch")
+// prepared reports whether a unit is made for a sandbox. No other process has these
+// capabilities as ambient ones; root in a container has them otherwise.
+func prepared() bool {
+	for _, c := range []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_NET_BIND_SERVICE} {
+		if set, err := unix.PrctlRetInt(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_IS_SET, c, 0, 0); err != nil || set == 0 {
+			return false
+		}
 	}
+	return true
+}
+
+// here makes the network that this process is in the command's.
+func here(o Options) (*Sandbox, error) {
 	if err := alone(); err != nil {
 		return nil, fmt.Errorf("preparing the sandbox: %w", err)
 	}
@@ -163,6 +185,12 @@ func Here(o Options) (*Sandbox, error) {
 		s.Close()
 		return nil, fmt.Errorf("preparing the sandbox: %w", err)
 	}
+	if o.Bundle != nil {
+		if err := place(BundlePath, o.Bundle); err != nil {
+			s.Close()
+			return nil, fmt.Errorf("preparing the sandbox: %w; the unit needs TemporaryFileSystem=%s:mode=1777", err, filepath.Dir(BundlePath))
+		}
+	}
 	s.direct = true
 	cmd := s.stage(stageDirect, o, theirs)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -172,6 +200,14 @@ func Here(o Options) (*Sandbox, error) {
 	}
 	s.watch()
 	return s, nil
+}
+
+// place puts a file into a directory that is this unit's alone.
+func place(path string, content []byte) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return os.WriteFile(path, content, 0o444)
 }
 
 // prepare returns a sandbox of which nothing runs yet, and the other end of its control
@@ -185,12 +221,19 @@ func prepare(o Options) (_ *Sandbox, theirs *os.File, err error) {
 			return nil, nil, fmt.Errorf("standard %s: %w", [...]string{"input", "output", "error"}[i], err)
 		}
 	}
+	if o.Write != nil && landlockVersion() == 0 {
+		return nil, nil, errNoLandlock
+	}
 	s := &Sandbox{attempts: newAttempts(), ended: make(chan struct{}), silent: make(chan struct{})}
 	s.asked = request{UID: os.Getuid(), GID: os.Getgid(), Dir: o.Dir, Bundle: o.Bundle, Store: o.Store, Limited: o.Write != nil, Command: o.Command}
 	if s.asked.Dir == "" {
 		if s.asked.Dir, err = os.Getwd(); err != nil {
 			return nil, nil, err
 		}
+	}
+	// What its links lead to is what is hidden or not.
+	if s.asked.Dir, err = filepath.EvalSymlinks(s.asked.Dir); err != nil {
+		return nil, nil, err
 	}
 	for _, dir := range o.Write {
 		if dir, err = filepath.Abs(dir); err == nil {

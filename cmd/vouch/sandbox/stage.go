@@ -34,7 +34,7 @@ const (
 )
 
 // IsStage reports whether this process was started as a stage of a sandbox. A program that
-// uses [Start] or [Here] asks this first of all, and calls [RunStage].
+// uses [Start] asks this first of all, and calls [RunStage].
 func IsStage(argv []string) bool { return len(argv) == 3 && argv[1] == stageName }
 
 // RunStage does what a stage is for. It does not return.
@@ -51,7 +51,9 @@ func RunStage(argv []string) {
 		switch argv[2] {
 		case stageNetwork:
 			err := runNetwork(r)
-			send(message{Error: err.Error()})
+			m := message{Error: err.Error()}
+			errors.As(err, &m.Errno)
+			send(m)
 			return nil // said by who started this
 		case stageInit:
 			return runInit()
@@ -112,9 +114,25 @@ func next(stage string) error {
 type message struct {
 	Files  []string            `json:",omitempty"` // names of the descriptors beside it
 	Error  string              `json:",omitempty"`
+	Errno  syscall.Errno       `json:",omitempty"` // of the error, if it has one
 	Status *syscall.WaitStatus `json:",omitempty"` // of the command
 	Go     bool                `json:",omitempty"` // run the command
 	Signal int                 `json:",omitempty"` // send this to the command
+}
+
+// A stageError is one that a stage has sent.
+type stageError struct {
+	text  string
+	errno syscall.Errno
+}
+
+func (e *stageError) Error() string { return e.text }
+
+func (e *stageError) Unwrap() error {
+	if e.errno == 0 {
+		return nil
+	}
+	return e.errno
 }
 
 // maxMessage and maxFiles bound a message.

@@ -235,7 +235,7 @@ func noCapabilities() error {
 		return errors.New("capabilities are left that could not be given up")
 	}
 	if bits, err := unix.PrctlRetInt(unix.PR_GET_SECUREBITS, 0, 0, 0, 0); os.Geteuid() == 0 && (err != nil || bits&1 == 0) {
-		return errors.New("root would get capabilities again, which could not be given up")
+		return errors.New("root would get capabilities again; give the unit a User=")
 	}
 	return nil
 }
