@@ -173,7 +173,7 @@ type Credential struct {
 // sent: no query, no header, no content. Its path is that of the rule which allowed it,
 // so that names in it are not recorded; only of a refused one it is the request's own.
 type Call struct {
-	Door       string // by which it came: unix, http2 or loopback
+	Door       string // by which it came: unix, http2, loopback, postgres or redis
 	Method     string
 	Path       string
 	Rule       string // that allowed or refused it; empty if none matched
@@ -182,6 +182,8 @@ type Call struct {
 	Status     uint64 // of HTTP; 0 without an answer
 	Sent       uint64 // bytes of content to the upstream
 	Received   uint64 // bytes of content from it
+	Rows       uint64 // of a database's connection: that came, or were changed
+	Statements string // of one: how many of which command, SELECT=12,INSERT=1, and how many were refused
 	Redacted   uint64 // how often the credential was in the response, and was taken out
 	Shapes     string // of other secrets that were in the response, by name, with commas
 	WithinTTL  bool   // the lease had not ended when the call had
