@@ -26,7 +26,13 @@ type Call struct {
 	Fields []credential.Field // not to be wiped: other calls are made with them
 	Over   <-chan struct{}    // closed when the lease begins to end
 	New    bool               // it was granted for this call
+
+	why func() string
 }
+
+// Reason returns why the lease has ended, once Over is closed. Only the call of
+// [Manager.Connect] knows.
+func (c *Call) Reason() string { return c.why() }
 
 // calls finds the lease by which a holder makes calls. Each holder has a seat, on which
 // one lease follows the other.

@@ -59,7 +59,12 @@ func (c *calls) connect(ctx context.Context, h credential.Holder, a credential.A
 		return nil, fmt.Errorf("%w: %s", credential.ErrHolderGone, d.Name)
 	}
 	s.connections = append(s.connections, l)
-	return &Call{Lease: l.Lease, Fields: g.Fields, Over: l.overChannel(), New: true}, nil
+	why := func() string {
+		c.book.mu.Lock()
+		defer c.book.mu.Unlock()
+		return l.Reason
+	}
+	return &Call{Lease: l.Lease, Fields: g.Fields, Over: l.overChannel(), New: true, why: why}, nil
 }
 
 // revokedOf reports whether somebody revoked what a holder had, and forgets connections that

@@ -291,7 +291,7 @@ func (l *login) keep(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-l.lease.Over:
-			l.link.Send(&link.Message{Database: &link.Database{ID: l.id, Cut: l.reason()}}, nil) // a link that has failed ends elsewhere
+			l.link.Send(&link.Message{Database: &link.Database{ID: l.id, Cut: l.lease.Reason()}}, nil) // a link that has failed ends elsewhere
 			return
 		case <-due:
 			renewed, err := l.Leases.Renew(ctx, l.holder, credential.Renewal{Lease: l.lease.Lease.ID, RequestID: l.caller.RequestID})
@@ -316,13 +316,6 @@ func (l *login) look(ctx context.Context) {
 	if err := l.caller.Again(within, l.still); err != nil && ctx.Err() == nil {
 		l.Leases.Abandon(l.lease.Lease.ID, fmt.Sprintf("its process is no longer entitled: %v", err))
 	}
-}
-
-func (l *login) reason() string {
-	if now, ok := l.Leases.Lease(l.lease.Lease.ID); ok && now.Reason != "" {
-		return now.Reason
-	}
-	return "its lease has ended"
 }
 
 // describe is the record of a connection.
