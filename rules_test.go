@@ -51,7 +51,7 @@ var mayImport = map[string][]string{
 	"workloadapi/proxy/door":           {"attest/process", "credential/policy", "redact", "secret", "workloadapi/gate/wire", "workloadapi/proxy/address", "workloadapi/proxy/link"},
 	"redact":                           {"secret"},
 	"workloadapi/gate/gatetest":        {"attest", "attest/node", "attest/node/tpmtest", "attest/process", "audit", "audit/reader", "audit/writer", "identity", "state", "workloadapi/gate"},
-	"workloadapi/credentialapi":        {"attest", "attest/process", "audit", "credential", "credential/lease", "identity", "secret", "systemd", "workloadapi/credentialv1", "workloadapi/gate"},
+	"workloadapi/credentialapi":        {"attest", "attest/process", "audit", "credential", "credential/database", "credential/lease", "identity", "secret", "systemd", "workloadapi/credentialv1", "workloadapi/gate"},
 	"workloadapi/credentialapi/client": {"secret", "workloadapi/credentialv1"},
 	"workloadapi/credentialv1":         nil,
 	"workloadapi/admin":                {"attest/process", "audit", "credential", "credential/sealed", "identity", "secret", "workloadapi/admin/view", "workloadapi/gate"},

@@ -207,8 +207,24 @@ func SocketOf(dir string, p Protocol, name string) string {
 	return path.Join(dir, "redis", name+".sock")
 }
 
-// Dirs are the directories below which [SocketOf] has its sockets, by protocol.
-var Dirs = map[Protocol]string{Postgres: "pg", Redis: "redis"}
+// Filled returns the variables for a program that connects by a socket of [SocketOf], with
+// all in place but the handle.
+func (d *Definition) Filled(socket string) []Variable {
+	url := "unix://:{{handle}}@" + socket + "?db=" + d.name
+	if d.Protocol == Postgres {
+		socket = path.Dir(socket)
+		url = URLOf(socket, d.name)
+	}
+	fill := strings.NewReplacer("{{url}}", url, "{{socket}}", socket, "{{database}}", d.name)
+	filled := make([]Variable, 0, len(d.Environment))
+	for _, v := range d.Environment {
+		filled = append(filled, Variable{v.Name, fill.Replace(v.Value)})
+	}
+	return filled
+}
+
+// URLOf returns the URL of a database of PostgreSQL's whose socket is in a directory.
+func URLOf(dir, name string) string { return "postgresql:///" + url.PathEscape(name) + "?host=" + dir }
 
 // compileStatements checks the commands against the vocabulary.
 func (d *Definition) compileStatements() error {

@@ -282,6 +282,9 @@ func TestHandleIsTheNameOfTheUser(t *testing.T) {
 	if out := run(`$vouch exec --credential tides=PGUSER -- psql -X -w -A -t -d postgres -c 'SELECT height FROM tides'`); out != "7\n" {
 		t.Errorf("with the handle psql prints %s", out)
 	}
+	if out := run(`unset PGHOST; $vouch exec --proxy tides -- sh -c 'psql -X -w -A -t -c "SELECT height FROM tides"; psql -X -w -A -t $DATABASE_URL -c "SELECT height FROM tides"'`); out != "7\n7\n" {
+		t.Errorf("by vouch exec --proxy psql prints %s", out)
+	}
 	out := run(`dir=$(mktemp -d); mkfifo $dir/out $dir/hold
 		$vouch exec --credential tides=KEY -- sh -c 'echo $KEY >'$dir'/out; read x <'$dir'/hold' &
 		read key <$dir/out

@@ -136,6 +136,11 @@ func TestRedisTakesAHandleForAPassword(t *testing.T) {
 	if out := h.CLI("PING\n"); !strings.Contains(out, "NOPERM vouchd: ") {
 		t.Errorf("without a handle: %s", out)
 	}
+	run := exec.Command(daemontest.Program(t, "vouch"), "exec", "--proxy", "cache", "--", "/usr/bin/python3", "-c", "import os, redis; print(redis.from_url(os.environ['REDIS_URL']).ping())")
+	run.Env = []string{"PATH=" + os.Getenv("PATH"), "VOUCHD_CONFIG=" + h.Path("vouchd.yaml"), "SPIFFE_ENDPOINT_SOCKET=unix://" + h.Path("agent.sock")}
+	if out, err := run.CombinedOutput(); err != nil || string(out) != "True\n" {
+		t.Errorf("by vouch exec --proxy: %v %s", err, out)
+	}
 	for _, script := range []string{`redis-cli -s $SOCKET PING`, `redis-cli -s $SOCKET --no-auth-warning --user default --pass $REDISCLI_AUTH PING`, `redis-cli -3 -s $SOCKET PING`} {
 		cmd := exec.Command(daemontest.Program(t, "vouch"), "exec", "--credential", "cache=REDISCLI_AUTH", "--", "sh", "-c", script)
 		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "VOUCHD_CONFIG=" + h.Path("vouchd.yaml"), "SPIFFE_ENDPOINT_SOCKET=unix://" + h.Path("agent.sock"), "SOCKET=" + h.Socket()}
