@@ -54,7 +54,7 @@ type Definition struct {
 
 // A Variable is one of a program's environment. In its value {{socket}} stands for where
 // the database's socket is (for PostgreSQL its directory), {{database}} for the database's
-// name, {{url}} for a URL with both, and {{handle}} for the handle.
+// name, {{handle}} for the handle, and {{url}} for a URL with all three.
 type Variable struct{ Name, Value string }
 
 const defaultConnect = 10 * time.Second
@@ -213,7 +213,7 @@ func (d *Definition) Filled(socket string) []Variable {
 	url := "unix://:{{handle}}@" + socket + "?db=" + d.name
 	if d.Protocol == Postgres {
 		socket = path.Dir(socket)
-		url = URLOf(socket, d.name)
+		url = "postgresql://{{handle}}@" + strings.TrimPrefix(URLOf(socket, d.name), "postgresql://")
 	}
 	fill := strings.NewReplacer("{{url}}", url, "{{socket}}", socket, "{{database}}", d.name)
 	filled := make([]Variable, 0, len(d.Environment))
