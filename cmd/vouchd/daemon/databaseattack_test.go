@@ -109,6 +109,9 @@ func TestRefusedStatementsFailInTheirPlace(t *testing.T) {
 	if got := w.until(1); got[len(got)-1] != "FATAL 42501" {
 		t.Errorf("a setting that changes by a detour: %v", got)
 	}
+	if out, _ := h.Psql("UPDATE tides SET height = 8;\n"); !strings.Contains(out, "vouchd: the statement is not allowed: UPDATE is not among the statements that are allowed") || strings.Contains(out, "CAST") {
+		t.Errorf("psql prints %s", out)
+	}
 	var height int
 	must(t, h.Agent().QueryRow(t.Context(), "SELECT height FROM tides").Scan(&height))
 	if log := h.serverLog(); strings.Contains(log, "statement: DROP TABLE tides") || strings.Contains(log, "statement: DELETE FROM tides") || strings.Contains(log, "INSERT INTO tides VALUES ($1)") {

@@ -56,13 +56,13 @@ func (r *refusals) reason(message []byte) (string, bool) {
 	if i < 0 {
 		return "", false
 	}
-	n := bytes.IndexByte(message[i:], '.')
+	n := bytes.IndexByte(message[i+len(r.mark):], '.')
 	if n < 0 {
 		return "", false
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	key := string(message[i : i+n+1])
+	key := string(message[i : i+len(r.mark)+n+1])
 	why, ok := r.why[key]
 	delete(r.why, key)
 	if !ok {
