@@ -189,6 +189,10 @@ type Call struct {
 	WithinTTL  bool   // the lease had not ended when the call had
 }
 
+// OfDatabase reports whether it is a connection to a database, which has no status and no
+// rule.
+func (c *Call) OfDatabase() bool { return c.Door == "postgres" || c.Door == "redis" }
+
 // A Use sums up how a lease was used between two times.
 type Use struct {
 	First, Last time.Time

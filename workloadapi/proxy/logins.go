@@ -344,6 +344,7 @@ func (l *login) end(ctx context.Context, o *link.DatabaseEnded) {
 		}
 		c.Statements += fmt.Sprintf("refused=%d", o.Refused)
 	}
+	c.WithinTTL = true
 	if l.lease != nil {
 		r.Credential.Lease = l.Leases.LeaseHash(l.lease.Lease.ID)
 		expires := l.lease.Lease.Expires

@@ -50,6 +50,12 @@ func TestAgentQueriesADatabaseWithoutAPassword(t *testing.T) {
 	if len(begun) != 2 || begun[0].Call.Door != "postgres" || begun[0].Call.Method != "CONNECT" || begun[0].Credential.Handle != user {
 		t.Errorf("the record of the connection is %+v", begun)
 	}
+	if out := h.OK("log", "show", "--event", "proxy.outcome"); !matches(`CONNECT postgres, \d+ bytes sent and \d+ received in .*, statements SELECT=2, 2 rows`, out) {
+		t.Errorf("log show prints\n%s", out)
+	}
+	if out := h.OK("log", "report"); !strings.Contains(out, "called 2 times, ") || strings.Contains(out, "failed") {
+		t.Errorf("log report prints\n%s", out)
+	}
 	for _, r := range ended {
 		if r.Call.Statements != "SELECT=2" || r.Call.Rows != 2 || r.Call.Sent == 0 || r.Call.Received == 0 || !r.Call.WithinTTL || r.Credential.Lease == "" {
 			t.Errorf("the outcome is %+v of %+v", r.Call, r.Credential)

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vouchd/vouchd/credential/database"
@@ -22,6 +23,7 @@ type postgresRelay struct {
 	session  *session
 	database *backend
 	refused  refusals
+	leaving  atomic.Bool // the agent has said so
 }
 
 // refusals are the statements that were not sent, by what was sent in their place.
@@ -91,6 +93,9 @@ func (c *session) relayPostgres(b *backend) error {
 		up <- first
 		why = first // it ended first
 	default:
+	}
+	if p.leaving.Load() {
+		why = errGone
 	}
 	cause := context.Cause(c.ctx)
 	if cause != nil {
@@ -228,6 +233,7 @@ func (r *postgresRelay) fromAgent() error {
 		case 'B', 'C', 'D', 'E', 'H', 'S', 'c', 'd', 'f':
 			err = p.pass(n)
 		case 'X':
+			r.leaving.Store(true)
 			if err = p.pass(n); err == nil {
 				err = p.out.Flush()
 			}
