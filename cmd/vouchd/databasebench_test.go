@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
 	"github.com/vouchd/vouchd/cmd/vouchd/daemon/databasetest"
 )
 
@@ -97,43 +99,56 @@ func BenchmarkDatabase(b *testing.B) {
 	}
 }
 
-// copier copies bytes between a socket and the server, as little as a relay can do: after
-// the agent's startup, everything over TLS.
+// copierSocket makes a process of the test program one that copies bytes between a socket
+// and the server, as little as a relay can do: after the agent's startup, over TLS.
+const (
+	copierSocket = "TEST_COPIER_SOCKET"
+	copierServer = "TEST_COPIER_SERVER"
+	copierCA     = "TEST_COPIER_CA"
+)
+
 func copier(b *testing.B, h *databasetest.Host) (dir string) {
 	dir = b.TempDir()
-	l, err := net.Listen("unix", filepath.Join(dir, ".s.PGSQL.5432"))
+	socket := filepath.Join(dir, ".s.PGSQL.5432")
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), copierSocket+"="+socket, copierServer+"="+fmt.Sprintf("localhost:%d", h.Server.Port), copierCA+"="+h.Server.CAFile)
+	cmd.Stderr = b.Output()
+	must(b, cmd.Start())
+	b.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	daemontest.Eventually(b, "the copier serves", func() bool { _, err := os.Stat(socket); return err == nil })
+	return dir
+}
+
+func serveCopier(socket string) error {
+	pem, err := os.ReadFile(os.Getenv(copierCA))
 	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { l.Close() })
-	pem, err := os.ReadFile(h.Server.CAFile)
-	if err != nil {
-		b.Fatal(err)
+		return err
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(pem)
-	go func() {
-		for {
-			c, err := l.Accept()
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		return err
+	}
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer c.Close()
+			up, err := net.Dial("tcp", os.Getenv(copierServer))
 			if err != nil {
 				return
 			}
-			go func() {
-				defer c.Close()
-				up, err := net.Dial("tcp", fmt.Sprintf("localhost:%d", h.Server.Port))
-				if err != nil {
-					return
-				}
-				defer up.Close()
-				up.Write([]byte{0, 0, 0, 8, 4, 210, 22, 47}) // SSLRequest
-				if _, err := io.ReadFull(up, make([]byte, 1)); err != nil {
-					return
-				}
-				secure := tls.Client(up, &tls.Config{ServerName: "localhost", RootCAs: roots})
-				go func() { io.Copy(secure, c); up.Close() }()
-				io.Copy(c, secure)
-			}()
-		}
-	}()
-	return dir
+			defer up.Close()
+			up.Write([]byte{0, 0, 0, 8, 4, 210, 22, 47}) // SSLRequest
+			if _, err := io.ReadFull(up, make([]byte, 1)); err != nil {
+				return
+			}
+			secure := tls.Client(up, &tls.Config{ServerName: "localhost", RootCAs: roots})
+			go func() { io.Copy(secure, c); up.Close() }()
+			io.Copy(c, secure)
+		}()
+	}
 }
