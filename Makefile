@@ -30,6 +30,7 @@ test-vault: ## check the vault broker against the Vault or OpenBao at VAULT_ADDR
 test-clients: test-tools ## run real clients against the daemon: of Python, Node, Java, Go, tools; asks registries
 	@packaging/install-missing python3-grpcio protobuf-compiler python3-httpx python3-requests gh curl awscli python3-botocore
 	@packaging/install-missing fcgiwrap python3-boto3 slowhttptest python3-aiohttp python3-pip cargo-web
+	@packaging/install-missing python3-psycopg2 python3-redis libpostgresql-jdbc-java redis-server
 	@command -v kubectl >/dev/null || packaging/install-missing kubernetes-client
 	@command -v docker >/dev/null || packaging/install-missing docker.io
 	@command -v javac >/dev/null || packaging/install-missing default-jdk-headless

@@ -26,7 +26,7 @@ func fullLeaf() *Leaf {
 	r.Credential = &Credential{Handle: "role_1", Revocation: "hard", Exposure: "memory", Lease: "22", Name: "warehouse", Kind: "vault", Upstream: "vault.example.org", ScopeAsked: "rw", ScopeGranted: "r",
 		Audience: []string{"db"}, NotBefore: day, NotAfter: day.Add(time.Minute), TTL: time.Minute}
 	r.Use = &Use{First: at, Last: at.Add(time.Second), Count: 3, WithinTTL: true, Source: "proxy"}
-	r.Call = &Call{Door: "unix", Processes: "/usr/bin/git (7), /usr/bin/sh (8)", Authority: "aa", Method: "GET", Path: "/v1/models/**", Rule: "models", Unenforced: true, Count: 2, Status: 200, Sent: 3, Received: 4, Redacted: 5, Shapes: "github-token,jwt", WithinTTL: true}
+	r.Call = &Call{Door: "unix", Processes: "/usr/bin/git (7), /usr/bin/sh (8)", Authority: "aa", Method: "GET", Path: "/v1/models/**", Rule: "models", Unenforced: true, Count: 2, Status: 200, Sent: 3, Received: 4, Redacted: 5, Shapes: "github-token,jwt", Rows: 6, Statements: "SELECT=2,refused=1", WithinTTL: true}
 	r.Event = EventSegment
 	return &Leaf{Version: LeafVersion, Index: 99, Time: at, Mono: 86400 * time.Second, BootID: "2f0e8e47-7f62-4d0c-9a6e-6a3f5a0e6f0b", Record: r,
 		Log: &LogEvent{Key: "k", Last: 4, Size: 5, Root: "r", Anchor: []byte{7}, Cut: 8, CutSHA256: "33", Refused: 9}}

@@ -173,7 +173,7 @@ type Credential struct {
 // sent: no query, no header, no content. Its path is that of the rule which allowed it,
 // so that names in it are not recorded; only of a refused one it is the request's own.
 type Call struct {
-	Door       string // by which it came: unix, http2, loopback, connect or sandbox
+	Door       string // by which it came: unix, http2, loopback, connect, sandbox, postgres or redis
 	Processes  string // that made it by way of another, which has the lease: path and PID, with commas
 	Authority  string // SHA-256 of the certificate by which that one looked into TLS, if it did
 	Method     string
@@ -184,10 +184,16 @@ type Call struct {
 	Status     uint64 // of HTTP; 0 without an answer
 	Sent       uint64 // bytes of content to the upstream
 	Received   uint64 // bytes of content from it
+	Rows       uint64 // of a database's connection: that came, or were changed
+	Statements string // of one: how many of which command, SELECT=12,INSERT=1, and how many were refused
 	Redacted   uint64 // how often the credential was in the response, and was taken out
 	Shapes     string // of other secrets that were in the response, by name, with commas
 	WithinTTL  bool   // the lease had not ended when the call had
 }
+
+// OfDatabase reports whether it is a connection to a database, which has no status and no
+// rule.
+func (c *Call) OfDatabase() bool { return c.Door == "postgres" || c.Door == "redis" }
 
 // A Use sums up how a lease was used between two times.
 type Use struct {

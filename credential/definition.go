@@ -15,6 +15,7 @@ import (
 	"unicode"
 
 	"github.com/vouchd/vouchd/config"
+	"github.com/vouchd/vouchd/credential/database"
 	"github.com/vouchd/vouchd/credential/policy"
 )
 
@@ -43,7 +44,8 @@ type Definition struct {
 	Parameters   []Parameter
 	For          []Offer // what tools may ask it for
 	Deliver      Deliver
-	Proxy        *policy.Policy // nil if nobody makes calls with it
+	Proxy        *policy.Policy       // nil if nobody makes calls with it
+	Database     *database.Definition // nil if nobody connects to a database with it
 	Traits       Traits
 	Pos          config.Pos
 
@@ -87,6 +89,7 @@ type written struct {
 	For         []writtenOffer           `yaml:"for"`
 	Deliver     config.At[string]        `yaml:"deliver" oneof:"proxy value both"` // left out, by whether there is a proxy block
 	Proxy       config.Section           `yaml:"proxy"`
+	Database    config.Section           `yaml:"database"` // in place of proxy
 	Settings    config.Sections          // of brokers, by their names
 
 	Pos config.Pos
@@ -124,8 +127,15 @@ func LoadDefinitions(dir string, brokers Brokers, anyOwner bool) (*Definitions, 
 		return nil, err
 	}
 	for _, name := range slices.Sorted(maps.Keys(l.defs.byName)) { // they are in files of their own
-		if p := l.defs.byName[name].Proxy; p != nil && p.CAs != "" {
-			l.defs.digest = sha256.Sum256(append(l.defs.digest[:], name+"\x00"+p.CAs...))
+		var cas string
+		switch d := l.defs.byName[name]; {
+		case d.Proxy != nil:
+			cas = d.Proxy.CAs
+		case d.Database != nil:
+			cas = d.Database.CAs
+		}
+		if cas != "" {
+			l.defs.digest = sha256.Sum256(append(l.defs.digest[:], name+"\x00"+cas...))
 		}
 	}
 	return l.defs, nil
@@ -232,9 +242,13 @@ func (l *loader) parameters(d *Definition, w *written) {
 // out as well.
 func (l *loader) proxy(d *Definition, w *written) {
 	d.Deliver = Deliver(w.Deliver.Value)
-	if !w.Proxy.Given() {
+	block := w.Proxy
+	if w.Database.Given() {
+		block = w.Database
+	}
+	if !block.Given() {
 		if d.Deliver != "" && d.Deliver != DeliverValue {
-			l.problems.Add(w.Deliver.Pos, "deliver is %s, but credential %s has no proxy block; add one, which says where calls go", d.Deliver, d.Name)
+			l.problems.Add(w.Deliver.Pos, "deliver is %s, but credential %s has no proxy block; add one, which says where calls go, or a database block", d.Deliver, d.Name)
 		}
 		d.Deliver = DeliverValue
 		return
@@ -243,12 +257,16 @@ func (l *loader) proxy(d *Definition, w *written) {
 		d.Deliver = DeliverProxy
 	}
 	if d.Deliver == DeliverValue {
-		l.problems.Add(w.Deliver.Pos, "deliver is value, but credential %s has a proxy block; remove one, or say both", d.Name)
+		l.problems.Add(w.Deliver.Pos, "deliver is value, but credential %s has a proxy or database block; remove one, or say both", d.Name)
 	}
 	for _, p := range d.Parameters {
 		if p.Default == "" {
-			l.problems.Add(w.Proxy.Pos, "parameter %s of credential %s has no default, and calls choose none; give it one, or define a credential for each value", p.Name, d.Name)
+			l.problems.Add(block.Pos, "parameter %s of credential %s has no default, and calls choose none; give it one, or define a credential for each value", p.Name, d.Name)
 		}
+	}
+	if w.Database.Given() {
+		l.database(d, w)
+		return
 	}
 	var err error
 	d.Proxy, err = policy.Load(w.Proxy)

@@ -222,6 +222,12 @@ func Call(l *audit.Leaf) string {
 		fmt.Fprintf(&b, ": status %d", c.Status)
 	}
 	fmt.Fprintf(&b, ", %d bytes sent and %d received in %v", c.Sent, c.Received, l.Duration.Round(time.Millisecond))
+	if c.Statements != "" {
+		fmt.Fprintf(&b, ", statements %s", strings.ReplaceAll(c.Statements, ",", ", "))
+	}
+	if c.Rows > 0 {
+		fmt.Fprintf(&b, ", %d rows", c.Rows)
+	}
 	if c.Redacted > 0 {
 		fmt.Fprintf(&b, ", the credential taken out %s", Times(c.Redacted))
 	}

@@ -37,7 +37,7 @@ func (c *CredentialUsage) call(l *audit.Leaf) bool {
 	case l.Event == audit.EventCallEnd:
 		n := max(1, call.Count)
 		u.Calls += n
-		if l.Outcome != audit.Success || call.Status == 0 || call.Status >= 400 {
+		if l.Outcome != audit.Success || !call.OfDatabase() && (call.Status == 0 || call.Status >= 400) {
 			u.Failed += n
 		}
 		u.Sent, u.Received, u.Redacted = u.Sent+call.Sent, u.Received+call.Received, u.Redacted+call.Redacted
@@ -47,7 +47,7 @@ func (c *CredentialUsage) call(l *audit.Leaf) bool {
 		if !call.WithinTTL {
 			u.AfterTTL += n
 		}
-		if _, known := u.Rules[call.Rule]; known || len(u.Rules) < maxListed {
+		if _, known := u.Rules[call.Rule]; !call.OfDatabase() && (known || len(u.Rules) < maxListed) {
 			u.Rules[call.Rule] += n
 		}
 		if c.FirstUse.IsZero() {

@@ -30,6 +30,10 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if socket := os.Getenv(copierSocket); socket != "" {
+		fmt.Fprintln(os.Stderr, serveCopier(socket))
+		os.Exit(1)
+	}
 	if socket := os.Getenv(floorSocket); socket != "" {
 		fmt.Fprintln(os.Stderr, serveFloor(socket))
 		os.Exit(1)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/vouchd/vouchd/secret"
 	"github.com/vouchd/vouchd/systemd"
+	"github.com/vouchd/vouchd/workloadapi/proxy/databases"
 	"github.com/vouchd/vouchd/workloadapi/proxy/door"
 	"github.com/vouchd/vouchd/workloadapi/proxy/link"
 )
@@ -53,7 +54,7 @@ func serveProxy(ctx context.Context, log *slog.Logger, inherited bool) error {
 	if err := errors.Join(secret.KeepOutOfDumps(), unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)); err != nil {
 		return err
 	}
-	o := door.Options{Logger: log}
+	o := door.Options{Logger: log, Databases: databases.New(log)}
 	if inherited {
 		agents, l, err := inheritedSockets()
 		if err != nil {

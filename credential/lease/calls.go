@@ -26,7 +26,13 @@ type Call struct {
 	Fields []credential.Field // not to be wiped: other calls are made with them
 	Over   <-chan struct{}    // closed when the lease begins to end
 	New    bool               // it was granted for this call
+
+	why func() string
 }
+
+// Reason returns why the lease has ended, once Over is closed. Only the call of
+// [Manager.Connect] knows.
+func (c *Call) Reason() string { return c.why() }
 
 // calls finds the lease by which a holder makes calls. Each holder has a seat, on which
 // one lease follows the other.
@@ -50,6 +56,8 @@ type seatKey struct {
 type seat struct {
 	mu    sync.Mutex // held while a lease is granted; guards the field below
 	lease *lease     // nil at first
+
+	connections []*lease // to a database; guarded by mu
 }
 
 // spare is how long before its end a lease is followed by the next, so that a call
@@ -83,6 +91,9 @@ func (c *calls) call(ctx context.Context, h credential.Holder, a credential.Ask)
 // grant is [Manager.Grant] for a credential that calls are made with. Who asks anew
 // gets a lease even after one that was revoked.
 func (c *calls) grant(ctx context.Context, h credential.Holder, a credential.Ask, d *credential.Definition) (*credential.Grant, error) {
+	if d.Database != nil {
+		return c.grantHandle(ctx, h, a, d)
+	}
 	s := c.seatOf(h, d)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -122,7 +133,7 @@ func (c *calls) sit(ctx context.Context, s *seat, h credential.Holder, a credent
 	case revoked && !anew:
 		return false, fmt.Errorf("%w: %s: %s", credential.ErrRevoked, d.Name, reason)
 	}
-	g, err := c.grants.grant(ctx, h, a)
+	g, err := c.grants.grantAs(ctx, h, a, seated(d))
 	if err != nil {
 		return false, err
 	}
@@ -140,7 +151,7 @@ func (c *calls) sit(ctx context.Context, s *seat, h credential.Holder, a credent
 func (c *calls) find(h credential.Holder, d *credential.Definition) *lease {
 	key := keyOf(h.ID, d.Name, d.Bind, h.Process)
 	for _, l := range c.book.leases {
-		if l.Credential == d.Name && l.Bind == d.Bind && l.stage == active && keyOf(l.Identity, l.Credential, l.Bind, l.Process) == key {
+		if l.purpose == seated(d) && l.Credential == d.Name && l.Bind == d.Bind && l.stage == active && keyOf(l.Identity, l.Credential, l.Bind, l.Process) == key {
 			return l
 		}
 	}

@@ -213,6 +213,7 @@ func (d *ends) upstream(l *lease) (credential.Use, event, error) {
 	certain := ranOut && now.After(l.notAfter.Add(clockSlack))
 	onlyExpires := l.Revocation == credential.ExpiryOnly
 	nothing := l.denied && !l.issued
+	ended = ended || l.purpose == forHandle
 	d.book.mu.Unlock()
 	switch {
 	case ended:

@@ -27,6 +27,10 @@ type grants struct{ *engine }
 
 // grant is [Manager.Grant].
 func (g *grants) grant(ctx context.Context, h credential.Holder, a credential.Ask) (*credential.Grant, error) {
+	return g.grantAs(ctx, h, a, forValue)
+}
+
+func (g *grants) grantAs(ctx context.Context, h credential.Holder, a credential.Ask, as purpose) (*credential.Grant, error) {
 	began := g.clock.since()
 	p, err := g.admit(h, a)
 	if err != nil {
@@ -39,6 +43,7 @@ func (g *grants) grant(ctx context.Context, h credential.Holder, a credential.As
 	if p.again != nil {
 		return g.handAgain(ctx, p)
 	}
+	p.lease.purpose = as
 	granted, err := g.obtain(ctx, p)
 	if err = g.release(p.lease, err); err != nil {
 		granted.Wipe()
@@ -66,7 +71,7 @@ func (g *grants) admit(h credential.Holder, a credential.Ask) (*pending, error) 
 	if !ok {
 		return nil, fmt.Errorf("%w: %s; add it to the credentials directory", credential.ErrUndefined, a.Name)
 	}
-	if d.Traits.ProxyOnly && d.Proxy == nil {
+	if d.Traits.ProxyOnly && d.Proxy == nil && d.Database == nil {
 		return nil, fmt.Errorf("%w: the value of %s is not handed out; add a proxy block to its definition, for vouchd to make calls with it, or set disclosable: true", credential.ErrProxyOnly, a.Name)
 	}
 	if len(a.RequestID) > maxRequestID || strings.ContainsFunc(a.RequestID, unicode.IsControl) ||
@@ -138,14 +143,14 @@ func (g *grants) obtain(ctx context.Context, p *pending) (*credential.Grant, err
 	if !g.begin(l, p.request.Holder, cancel) {
 		return nil, credential.ErrHolderGone
 	}
-	chosen, err := p.def.Source().Plan(ctx, p.request)
+	chosen, err := l.broker().Plan(ctx, p.request)
 	if err != nil {
 		return nil, g.refused(ctx, p, fmt.Errorf("planning: %w", err))
 	}
 	if err := g.plan(ctx, p, chosen); err != nil {
 		return nil, err
 	}
-	issued, err := p.def.Source().Issue(ctx, p.request, chosen)
+	issued, err := l.broker().Issue(ctx, p.request, chosen)
 	if err != nil {
 		return nil, g.refused(ctx, p, err)
 	}
@@ -194,7 +199,7 @@ func (g *grants) issue(ctx context.Context, p *pending, issued credential.Issued
 	l := p.lease
 	g.book.mu.Lock()
 	l.issued = true
-	if p.ask.Reuse && p.def.Proxy == nil {
+	if p.ask.Reuse && p.def.Proxy == nil && p.def.Database == nil {
 		l.reuse = &reusable{p.request.Params, cloned(issued.Fields), issued.Scope, issued.Audience}
 	}
 	if issued.Handle != nil {
@@ -221,6 +226,9 @@ func (g *grants) issue(ctx context.Context, p *pending, issued credential.Issued
 // lifetime holds what the upstream gave to what the definition allows. If it did
 // not say when it ends what it must, the plan's guess stays.
 func (l *lease) lifetime(d *credential.Definition, notAfter time.Time) error {
+	if l.purpose == forHandle {
+		return nil // there is nothing upstream
+	}
 	if notAfter.IsZero() && (d.Traits.ChoosesTTL || l.Revocation == credential.ExpiryOnly) {
 		return fmt.Errorf("%w: it did not say when the credential expires", credential.ErrUpstream)
 	}

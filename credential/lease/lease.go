@@ -26,6 +26,7 @@ type lease struct {
 	reuse    *reusable      // what a helper's next ask is answered with; nil if nothing
 	counts   counts
 	ended    bool // the upstream confirmed its end, and only the record is missing
+	purpose  purpose
 
 	source *credential.Definition // by which it is ended; nil if none is left
 	due    time.Duration
@@ -98,6 +99,7 @@ type kept struct {
 	Latest     time.Time             `json:"latest"`
 	NotAfter   time.Time             `json:"not_after,omitzero"`
 	Issued     bool                  `json:"issued,omitempty"`
+	Purpose    purpose               `json:"purpose,omitempty"`
 	Fields     []keptField           `json:"fields,omitempty"` // that calls are made with
 	Renewable  bool                  `json:"renewable,omitempty"`
 	Reason     string                `json:"reason,omitempty"`
@@ -141,6 +143,7 @@ func (l *lease) encode() []byte {
 		Latest:     l.Latest,
 		NotAfter:   l.notAfter,
 		Issued:     l.issued,
+		Purpose:    l.purpose,
 		Fields:     fields,
 		Renewable:  l.Renewable,
 		Reason:     l.Reason,
@@ -198,6 +201,7 @@ func decode(id string, b []byte) (*lease, error) {
 		handle:   credential.Handle{Name: s.Handle, Data: secret.Of(s.Data)},
 		notAfter: s.NotAfter,
 		issued:   s.Issued,
+		purpose:  s.Purpose,
 		slot:     -1,
 	}, nil
 }

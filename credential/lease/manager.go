@@ -151,7 +151,7 @@ func (m *Manager) Err() error { return m.engine.records.journal.Err() }
 // Of a credential that is delivered by the proxy, the holder gets a handle in place of
 // the value; it may have the lease already.
 func (m *Manager) Grant(ctx context.Context, h credential.Holder, a credential.Ask) (*credential.Grant, error) {
-	if d, ok := m.Definitions().Get(a.Name); ok && d.Proxy != nil {
+	if d, ok := m.Definitions().Get(a.Name); ok && (d.Proxy != nil || d.Database != nil) {
 		return m.calls.grant(ctx, h, a, d)
 	}
 	return m.grants.grant(ctx, h, a)

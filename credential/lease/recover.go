@@ -47,6 +47,8 @@ func (r recovery) resume(l *lease) error {
 	switch {
 	case l.source == nil:
 		r.ends.begin(l, "credential is no longer defined")
+	case l.purpose == forConnection:
+		r.ends.begin(l, "vouchd stopped, and the connection with it")
 	case left <= 0:
 		r.ends.begin(l, "expired")
 	case l.Bind == credential.BindLease || r.rewatch(l):

@@ -97,7 +97,7 @@ func (n *renewals) ask(ctx context.Context, r *renewal) (notAfter time.Time, err
 	if err := n.records.keep(ctx, r.must, l.ID, state, credential.Event{}); err != nil {
 		return time.Time{}, err
 	}
-	return r.def.Source().Renew(ctx, l.handle, r.ttl)
+	return l.broker().Renew(ctx, l.handle, r.ttl)
 }
 
 // extend makes the later expiry durable, or records that the upstream did not

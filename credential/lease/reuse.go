@@ -43,7 +43,7 @@ func bindOf(d *credential.Definition, a credential.Ask) credential.Bind {
 // least half of its life left. Of several, it is the one that lives longest.
 func (g *grants) reusable(d *credential.Definition, r credential.Request, a credential.Ask) (found *lease, again *credential.Grant) {
 	bind := bindOf(d, a)
-	if !a.Reuse || bind == credential.BindProcess || d.Proxy != nil {
+	if !a.Reuse || bind == credential.BindProcess || d.Proxy != nil || d.Database != nil {
 		return nil, nil
 	}
 	var current string

@@ -38,7 +38,8 @@ type Options struct {
 	Attester  *process.Attester // of the invocations of units
 	Authority *identity.Authority
 	Leases    *lease.Manager
-	Pins      *Pins // the same that the manager finds processes with
+	Pins      *Pins  // the same that the manager finds processes with
+	Sockets   string // directory below which databases have theirs
 }
 
 // An API leases credentials. Its methods are safe for concurrent use.
@@ -50,11 +51,12 @@ type API struct {
 	authority *identity.Authority
 	leases    *lease.Manager
 	pins      *Pins
+	sockets   string
 }
 
 // New returns the API.
 func New(o Options) *API {
-	return &API{gate: o.Gate, attester: o.Attester, authority: o.Authority, leases: o.Leases, pins: o.Pins}
+	return &API{gate: o.Gate, attester: o.Attester, authority: o.Authority, leases: o.Leases, pins: o.Pins, sockets: o.Sockets}
 }
 
 // Register has the API answer over gRPC.
@@ -67,7 +69,7 @@ func (a *API) ListCredentials(ctx context.Context, _ *credentialv1.ListCredentia
 		return nil, a.status(err)
 	}
 	resp, err := gate.Answer(ctx, c, func(context.Context, *gate.Caller) (*credentialv1.ListCredentialsResponse, []audit.Record, error) {
-		return &credentialv1.ListCredentialsResponse{Credentials: granted(a.leases, c)}, []audit.Record{c.Describe(audit.EventWorkload)}, nil
+		return &credentialv1.ListCredentialsResponse{Credentials: granted(a.leases, a.sockets, c)}, []audit.Record{c.Describe(audit.EventWorkload)}, nil
 	})
 	if err != nil {
 		return nil, a.status(err)
@@ -278,7 +280,7 @@ func (a *API) present(ctx context.Context, event audit.Event) (*gate.Caller, err
 }
 
 // granted describes what the caller may ask for.
-func granted(leases *lease.Manager, c *gate.Caller) (list []*credentialv1.Credential) {
+func granted(leases *lease.Manager, sockets string, c *gate.Caller) (list []*credentialv1.Credential) {
 	ids := make(map[string][]string) // of each credential
 	for _, e := range c.Entries {
 		for _, name := range e.Credentials {
@@ -286,7 +288,7 @@ func granted(leases *lease.Manager, c *gate.Caller) (list []*credentialv1.Creden
 		}
 	}
 	for _, d := range leases.List(slices.Collect(maps.Keys(ids))) {
-		list = append(list, definitionMessage(d, ids[d.Name]))
+		list = append(list, definitionMessage(d, ids[d.Name], sockets))
 	}
 	return list
 }

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/database"
 	"github.com/vouchd/vouchd/workloadapi/credentialv1"
 	"github.com/vouchd/vouchd/workloadapi/gate"
 )
@@ -64,7 +65,7 @@ func leaseMessage(l credential.Lease) *credentialv1.Lease {
 	}
 }
 
-func definitionMessage(d *credential.Definition, ids []string) *credentialv1.Credential {
+func definitionMessage(d *credential.Definition, ids []string, sockets string) *credentialv1.Credential {
 	m := &credentialv1.Credential{
 		Name:          d.Name,
 		Description:   d.Description,
@@ -85,6 +86,12 @@ func definitionMessage(d *credential.Definition, ids []string) *credentialv1.Cre
 	if p := d.Proxy; p != nil {
 		m.Proxy = &credentialv1.Proxy{Upstream: p.Upstream, Hosts: p.Hosts, MainOnly: p.MainOnly, Values: d.Deliver == credential.DeliverBoth, Passthrough: p.Passthrough}
 		for _, v := range p.Environment {
+			m.Proxy.Environment = append(m.Proxy.Environment, &credentialv1.Variable{Name: v.Name, Value: v.Value})
+		}
+	}
+	if of := d.Database; of != nil {
+		m.Proxy = &credentialv1.Proxy{Upstream: of.Upstream, MainOnly: of.MainOnly, Values: d.Deliver == credential.DeliverBoth}
+		for _, v := range of.Filled(database.SocketOf(sockets, of.Protocol, d.Name)) {
 			m.Proxy.Environment = append(m.Proxy.Environment, &credentialv1.Variable{Name: v.Name, Value: v.Value})
 		}
 	}

@@ -27,6 +27,7 @@ type Options struct {
 	Leases   *lease.Manager
 	Logger   *slog.Logger
 	BootID   string
+	Dir      string // below which sockets for databases are made, each in its protocol's
 	// Holder returns the caller as the holder of a lease under one of its entries.
 	Holder func(context.Context, *gate.Caller, identity.Entry, credential.Bind) (credential.Holder, error)
 }
@@ -36,16 +37,23 @@ type Server struct {
 	Options
 	outcomes outcomes
 	windows  windows
+	sockets  sockets
 
 	mu   sync.Mutex // guards the field below
 	link *session   // nil while no process is there
 }
 
 // Close returns once what is known of calls has been recorded.
-func (s *Server) Close() { s.outcomes.work.Wait() }
+func (s *Server) Close() {
+	s.outcomes.work.Wait()
+	s.sockets.close()
+}
+
+// Problems says which databases nobody can connect to.
+func (s *Server) Problems() []error { return s.sockets.problems() }
 
 // New returns a server.
-func New(o Options) *Server { return &Server{Options: o} }
+func New(o Options) *Server { return &Server{Options: o, sockets: sockets{dir: o.Dir}} }
 
 // A session is one process that makes calls, for as long as it is linked.
 type session struct {
@@ -53,6 +61,7 @@ type session struct {
 	link      *link.Conn
 	sightings sightings
 	looks     looks
+	logins    *logins
 
 	mu      sync.Mutex // guards the fields below
 	conns   map[uint64]*conn
@@ -75,6 +84,7 @@ func (s *Server) Serve(ctx context.Context, l *link.Conn) error {
 		conns: make(map[uint64]*conn), asked: make(map[uint64]*question),
 		waiting: make(map[uint64]chan *link.Present), cuts: make(map[string]bool),
 	}
+	of.logins = newLogins(of)
 	s.mu.Lock()
 	s.link = of
 	s.mu.Unlock()
@@ -83,6 +93,8 @@ func (s *Server) Serve(ctx context.Context, l *link.Conn) error {
 		s.link = nil
 		s.mu.Unlock()
 		of.end(ctx)
+		of.logins.close(ctx)
+		of.logins.work.Wait()
 	}()
 	if err := of.sendRoutes(); err != nil {
 		return err
@@ -144,12 +156,18 @@ func (s *session) sendRoutes() error {
 			return err
 		}
 	}
-	return s.link.Send(&link.Message{Route: &link.Route{}}, nil)
+	if err := s.link.Send(&link.Message{Route: &link.Route{}}, nil); err != nil {
+		return err
+	}
+	return s.sendDatabases()
 }
 
 // handle takes a message that is no question.
 func (s *session) handle(ctx context.Context, m *link.Message, f *os.File) {
 	switch {
+	case m.Database != nil:
+		s.logins.handle(ctx, m.Database, f)
+		return
 	case m.Open:
 		s.open(m.ID, f)
 		return

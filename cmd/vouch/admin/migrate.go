@@ -45,16 +45,20 @@ type migration struct {
 	keep, seal  []string // variables, whatever they look like
 	disclosable bool
 	proxyLater  bool
-	definitions string // file
+	databases   []string // VARIABLE=CREDENTIAL
+	definitions string   // file
 	dryRun      bool
+
+	urls map[string]string // of databases, by the variables that become them
 }
 
 // A migrationView says what was done with each variable.
 type migrationView struct {
 	File        string           `json:"file"`
 	DryRun      bool             `json:"dry_run,omitempty"`
-	Sealed      []migratedView   `json:"sealed"` // handles now
-	Kept        []migratedView   `json:"kept"`   // as they were
+	Sealed      []migratedView   `json:"sealed"`              // handles now
+	Kept        []migratedView   `json:"kept"`                // as they were
+	Databases   []migratedView   `json:"databases,omitempty"` // URLs of their sockets now
 	Comments    []migratedView   `json:"comments_that_look_secret,omitempty"`
 	Definitions string           `json:"definitions,omitempty"` // file with them, to review
 	Credentials []string         `json:"credentials"`           // for the entry
@@ -73,6 +77,7 @@ type value struct {
 	credential string
 	secret     secret.Bytes
 	line       int
+	block      string // of the definition, if it is the URL of a database
 }
 
 func newMigrateEnv(o *cli.Options) *cobra.Command {
@@ -89,11 +94,14 @@ Values that are clearly not secret stay: switches, numbers, host names, paths. O
 that with --keep and --seal. A value that programs parse differently (with an unquoted
 backslash or dollar sign) is refused with its line, as is a variable given twice with
 different values, and one that its program could not be started with: vouchd makes the
-calls for those that a preset knows, and --disclosable hands the others out. The file changes last, atomically, after every value is sealed; if
+calls for those that a preset knows, and logs in for URLs of PostgreSQL and Redis with
+a password in them, and --disclosable hands the others out. With --database, a URL
+becomes that of a socket of vouchd's, and no password is sealed. The file changes last, atomically, after every value is sealed; if
 interrupted, run the command again. Treat anything that was in a file as leaked: rotate
 it at its source.`,
 		Example: `  vouch migrate env .env --credential-prefix app --dry-run
   vouch migrate env .env --credential-prefix app --keep OPENAI_MODEL --disclosable
+  vouch migrate env .env --credential-prefix app --database DATABASE_URL=warehouse
   vouch exec --env-file .env -- ./app`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -108,6 +116,7 @@ it at its source.`,
 	cmd.Flags().StringVar(&m.prefix, "credential-prefix", "", "`prefix` for names of credentials and secrets")
 	cmd.Flags().StringArrayVar(&m.keep, "keep", nil, "leave this `variable` as it is; may be repeated")
 	cmd.Flags().StringArrayVar(&m.seal, "seal", nil, "seal this `variable` even if it looks harmless; may be repeated")
+	cmd.Flags().StringArrayVar(&m.databases, "database", nil, "have a variable name the socket of a database, as `VARIABLE=CREDENTIAL`; may be repeated")
 	cmd.Flags().BoolVar(&m.disclosable, "disclosable", false, "write definitions that disclose the values, not proxy-only ones")
 	cmd.Flags().BoolVar(&m.proxyLater, "proxy-later", false, "write definitions that need a proxy block by hand before a program can start")
 	cmd.MarkFlagsMutuallyExclusive("disclosable", "proxy-later")
@@ -131,6 +140,9 @@ func (m *migration) run(ctx context.Context, o *cli.Options) (*migrationView, er
 	file, err := dotenv.Parse(before)
 	if err != nil {
 		return nil, cli.InFile(m.path, err)
+	}
+	if err := m.connect(o); err != nil {
+		return nil, err
 	}
 	view, err := m.plan(file)
 	if err != nil {
@@ -184,6 +196,14 @@ func (m *migration) plan(file *dotenv.File) (*migrationView, error) {
 		case v.Unclear != "": // --keep does not help: vouch exec --env-file reads it too
 			problems = append(problems, fmt.Errorf("line %d: value of %s: %s", v.Line, v.Name, v.Unclear))
 			continue
+		case m.urls[v.Name] != "":
+			if string(v.Value.Reveal()) == m.urls[v.Name] {
+				view.Kept = append(view.Kept, migratedView{v.Name, v.Line, "", "the URL of a database's socket"})
+			} else {
+				view.Databases = append(view.Databases, migratedView{v.Name, v.Line, m.credentialNamed(v.Name), m.urls[v.Name]})
+			}
+			view.Credentials = append(view.Credentials, m.credentialNamed(v.Name))
+			continue
 		case slices.Contains(m.keep, v.Name):
 			view.Kept = append(view.Kept, migratedView{v.Name, v.Line, "", "--keep"})
 			continue
@@ -206,7 +226,11 @@ func (m *migration) plan(file *dotenv.File) (*migrationView, error) {
 			problems = append(problems, fmt.Errorf("line %d: %w", v.Line, err))
 			continue
 		}
-		if _, known := policy.PresetOf(v.Name); !known && !m.disclosable && !m.proxyLater {
+		block, connects := databaseBlock(v.Name, v.Value)
+		if m.disclosable {
+			block, connects = "", false
+		}
+		if _, known := policy.PresetOf(v.Name); !known && !connects && !m.disclosable && !m.proxyLater {
 			undeliverable := fmt.Errorf("no preset makes calls with %s, so that its program could not start; give --disclosable to hand values to the programs that an entry grants them, --keep %[1]s, or --proxy-later to write its proxy block by hand", v.Name)
 			if !m.dryRun {
 				problems = append(problems, fmt.Errorf("line %d: %w", v.Line, undeliverable))
@@ -216,7 +240,7 @@ func (m *migration) plan(file *dotenv.File) (*migrationView, error) {
 		}
 		view.Sealed = append(view.Sealed, migratedView{v.Name, v.Line, name, because})
 		view.Credentials = append(view.Credentials, name)
-		view.values[v.Name], named[name] = value{name, v.Value, v.Line}, v.Name
+		view.values[v.Name], named[name] = value{name, v.Value, v.Line, block}, v.Name
 	}
 	for _, c := range file.Comments {
 		if why, _ := harmless(c.Name, c.Value); c.Value.Len() > 0 && why == "" {
@@ -232,6 +256,16 @@ func (m *migration) plan(file *dotenv.File) (*migrationView, error) {
 	slices.Sort(view.Credentials)
 	view.Credentials = slices.Compact(view.Credentials)
 	return view, errors.Join(problems...)
+}
+
+// credentialNamed is the credential that --database names for a variable.
+func (m *migration) credentialNamed(variable string) string {
+	for _, pair := range m.databases {
+		if name, ok := strings.CutPrefix(pair, variable+"="); ok {
+			return name
+		}
+	}
+	return ""
 }
 
 // credentialOf is the name of a variable's credential, and of its secret.
@@ -339,7 +373,7 @@ func (m *migration) define(o *cli.Options, view *migrationView) error {
 		if defined.Match(text) || defined.Match(reviewed) {
 			continue
 		}
-		text = m.definition(text, s)
+		text = m.definition(text, s, view.values[s.Variable].block)
 	}
 	if len(text) == length {
 		return nil
@@ -353,7 +387,7 @@ func (m *migration) define(o *cli.Options, view *migrationView) error {
 
 // definition appends the definition of a sealed credential. Calls are made with one whose
 // clients are known; others are undeliverable until somebody says how.
-func (m *migration) definition(text []byte, s migratedView) []byte {
+func (m *migration) definition(text []byte, s migratedView, block string) []byte {
 	text = fmt.Appendf(text, "  - name: %s\n    description: %s of %s\n    broker: static\n", s.Credential, s.Variable, filepath.Base(m.path))
 	preset, known := policy.PresetOf(s.Variable)
 	switch {
@@ -362,6 +396,8 @@ func (m *migration) definition(text []byte, s migratedView) []byte {
 		if known {
 			text = fmt.Appendf(text, "    # Better: remove disclosable, and have vouchd make the calls (docs/proxy.md).\n    # proxy: {preset: %s}\n", preset)
 		}
+	case block != "":
+		text = append(append(text, "    ttl: 1h # no connection lives longer\n    limits: {rate: 600/1m, concurrent: 100} # of connections\n    static:\n      disclosable: false\n"...), block...)
 	case known:
 		text = fmt.Appendf(text, "    ttl: 1h\n    static:\n      disclosable: false\n    proxy: # vouchd makes the calls: the program never has the value (docs/proxy.md)\n      preset: %s\n", preset)
 	default:
@@ -372,7 +408,7 @@ func (m *migration) definition(text []byte, s migratedView) []byte {
 
 // replace puts the handles into the file, if it has not changed since it was read.
 func (m *migration) replace(file *dotenv.File, before []byte, info os.FileInfo, view *migrationView) error {
-	if len(view.Sealed) == 0 {
+	if len(view.Sealed)+len(view.Databases) == 0 {
 		return nil
 	}
 	now, again, err := readEnvFile(m.path)
@@ -384,6 +420,9 @@ func (m *migration) replace(file *dotenv.File, before []byte, info os.FileInfo, 
 		return fmt.Errorf("%s changed in the meantime and was left alone; run this again", m.path)
 	}
 	after := file.Replace(func(name string) (string, bool) {
+		if u := m.urls[name]; u != "" {
+			return u, true
+		}
 		v, ok := view.values[name]
 		return handlePrefix + v.credential, ok
 	})
@@ -398,6 +437,9 @@ func (v *migrationView) writeText(w io.Writer) {
 	}
 	for _, s := range v.Sealed {
 		fmt.Fprintf(w, "%s:%d: %s %s as %s: %s\n", v.File, s.Line, s.Variable, verb, s.Credential, s.Why)
+	}
+	for _, d := range v.Databases {
+		fmt.Fprintf(w, "%s:%d: %s names the socket of %s: %s\n", v.File, d.Line, d.Variable, d.Credential, d.Why)
 	}
 	for _, k := range v.Kept {
 		fmt.Fprintf(w, "%s:%d: %s kept as is: %s\n", v.File, k.Line, k.Variable, k.Why)

@@ -176,7 +176,7 @@ func (q *query) credential(l *audit.Leaf) string {
 var columns = []string{
 	"record", "time", "event", "outcome", "spiffe_id", "credential", "kind", "upstream", "handle", "lease", "scope", "not_after",
 	"uses", "first_use", "last_use", "seen_by", "svid", "audience", "pid", "uid", "program", "unit", "request", "reason",
-	"method", "path", "rule", "status", "sent", "received", "redacted", "calls", "shapes",
+	"method", "path", "rule", "status", "sent", "received", "redacted", "calls", "shapes", "rows", "statements",
 }
 
 func row(l *audit.Leaf) []string {
@@ -225,5 +225,11 @@ func row(l *audit.Leaf) []string {
 		}
 	}
 	add(k.Shapes)
+	if k.Rows == 0 {
+		add("")
+	} else {
+		add(strconv.FormatUint(k.Rows, 10))
+	}
+	add(k.Statements)
 	return analyst.Cells(cells)
 }

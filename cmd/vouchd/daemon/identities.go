@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 
 	"github.com/vouchd/vouchd/attest"
 	"github.com/vouchd/vouchd/attest/process"
@@ -67,6 +68,7 @@ func (i *identities) open(ctx context.Context, m *machine, e *enrolment) (err er
 	i.gate = gate.New(gate.Options{Attester: i.attester, Recorder: l.recorder, Logger: i.slog})
 	i.leasing = credentialapi.New(credentialapi.Options{
 		Gate: i.gate, Attester: i.attester, Authority: i.authority, Leases: l.engine, Pins: l.pins,
+		Sockets: filepath.Dir(i.config.ProxySocket),
 	})
 	i.disabled = &disabled{gate: i.gate, state: m.state, log: i.log, leases: l.engine}
 	if err := i.disabled.load(); err != nil {

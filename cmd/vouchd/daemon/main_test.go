@@ -6,11 +6,13 @@ import (
 	"testing"
 
 	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/leasetest"
 )
 
 func TestMain(m *testing.M) {
 	code := m.Run()
 	daemontest.RemovePrograms()
+	leasetest.StopDatabase()
 	os.Exit(code)
 }
 

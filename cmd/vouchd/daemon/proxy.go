@@ -43,6 +43,7 @@ func newProxying(socket string, start StartProxy, i *identities, l *leases, logg
 		socket: socket, start: start, leases: l, slog: logger, changed: make(chan struct{}, 1),
 		server: proxy.New(proxy.Options{
 			Gate: i.gate, Recorder: l.recorder, Leases: l.engine, Logger: logger, BootID: l.pins.BootID(), Holder: i.leasing.Holder,
+			Dir: filepath.Dir(socket),
 		}),
 	}
 }
@@ -98,12 +99,15 @@ func (p *proxying) report(problem problemf) {
 	if err := p.failed.Load(); err != nil && p.needed() {
 		problem("no calls are made for agents: the proxy ended: %v; see journalctl -u vouchd-proxy", *err)
 	}
+	for _, err := range p.server.Problems() {
+		problem("%v", err)
+	}
 }
 
 // needed reports whether calls are made with any credential.
 func (p *proxying) needed() bool {
 	for _, d := range p.leases.engine.Definitions().All() {
-		if d.Proxy != nil {
+		if d.Proxy != nil || d.Database != nil {
 			return true
 		}
 	}

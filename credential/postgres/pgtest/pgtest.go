@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -75,7 +76,41 @@ func (s *Server) init() error {
 	if out, err := s.command("initdb", "-D", s.data(), "-U", "postgres", "-A", "scram-sha-256", "--pwfile", password, "--no-sync", "-E", "UTF8", "--locale=C").CombinedOutput(); err != nil {
 		return fmt.Errorf("initdb: %w: %s", err, out)
 	}
-	return s.certificate()
+	rules, err := os.ReadFile(filepath.Join(s.data(), "pg_hba.conf"))
+	if err != nil {
+		return err
+	}
+	rules = append([]byte("hostssl all certified all cert\n"), rules...)
+	return errors.Join(s.give(filepath.Join(s.data(), "pg_hba.conf"), rules, 0o600), s.certificate())
+}
+
+// ClientCertificate returns files with a certificate of the server's authority for a role,
+// and its key. The role certified logs in with that alone.
+func (s *Server) ClientCertificate(t testing.TB, role string) (cert, key string) {
+	t.Helper()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	pair, err := tls.LoadX509KeyPair(filepath.Join(s.data(), "server.crt"), filepath.Join(s.data(), "server.key"))
+	must(err)
+	own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: role}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, pair.Leaf, own.Public(), pair.PrivateKey)
+	must(err)
+	private, err := x509.MarshalPKCS8PrivateKey(own)
+	must(err)
+	dir := t.TempDir()
+	cert, key = filepath.Join(dir, "client.pem"), filepath.Join(dir, "client.key")
+	must(os.WriteFile(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644))
+	must(os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), 0o600))
+	return cert, key
 }
 
 // certificate makes the server's certificate, which is its own authority.
@@ -149,7 +184,7 @@ func (s *Server) Restart() error {
 		l.Close()
 	}
 	s.cmd = s.command("postgres", "-D", s.data(), "-p", strconv.Itoa(s.Port), "-k", s.SocketDir,
-		"-c", "listen_addresses=127.0.0.1", "-c", "ssl=on", "-c", "fsync=off", "-c", "log_statement=all", "-c", "max_connections=200")
+		"-c", "listen_addresses=127.0.0.1", "-c", "ssl=on", "-c", "ssl_ca_file=server.crt", "-c", "fsync=off", "-c", "log_statement=all", "-c", "max_connections=400")
 	log, err := os.OpenFile(s.LogFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err

@@ -22,6 +22,7 @@ import (
 	"github.com/vouchd/vouchd/credential/policy"
 	"github.com/vouchd/vouchd/redact"
 	"github.com/vouchd/vouchd/secret"
+	"github.com/vouchd/vouchd/workloadapi/proxy/address"
 	"github.com/vouchd/vouchd/workloadapi/proxy/link"
 )
 
@@ -107,7 +108,7 @@ func (c *call) scrub(s string) string {
 // failure is what a caller is told when there is no response.
 func (c *call) failure(ctx context.Context, err error) error {
 	var certificate *tls.CertificateVerificationError
-	var address errAddress
+	var private address.Error
 	var content *refusal
 	switch cause := context.Cause(ctx); {
 	case c.misused.Load():
@@ -118,8 +119,8 @@ func (c *call) failure(ctx context.Context, err error) error {
 		return refuse(http.StatusGatewayTimeout, "upstream_timeout", "%s: %v", c.policy.UpstreamHost(), errIdle)
 	case errors.As(err, &content):
 		return content
-	case errors.As(err, &address):
-		return refuse(http.StatusBadGateway, "upstream_address", "%s: %v", c.policy.UpstreamHost(), address)
+	case errors.As(err, &private):
+		return refuse(http.StatusBadGateway, "upstream_address", "%s: %v", c.policy.UpstreamHost(), private)
 	case errors.As(err, &certificate):
 		return refuse(http.StatusBadGateway, "upstream_certificate", "%s: %s", c.policy.UpstreamHost(), c.scrub(err.Error()))
 	case ctx.Err() != nil:

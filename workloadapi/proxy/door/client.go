@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -17,6 +18,8 @@ import (
 type client struct {
 	link   *link.Conn
 	logger *slog.Logger
+
+	database func(*link.Database, *os.File) // takes what is said of connections to databases
 
 	told chan struct{} // closed once the routes are known, or never will be
 
@@ -75,6 +78,10 @@ func (c *client) run(ctx context.Context) error {
 				return nil
 			}
 			return err
+		}
+		if m.Database != nil {
+			c.database(m.Database, f)
+			continue
 		}
 		if f != nil {
 			f.Close()

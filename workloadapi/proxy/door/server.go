@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -39,6 +40,16 @@ type Options struct {
 	// has ended. [io.EOF] says that there will be none, and ends the server.
 	Link   func(context.Context) (*link.Conn, error)
 	Logger *slog.Logger
+	// Databases serves connections to databases, which share the link.
+	Databases Databases
+}
+
+// Databases is package databases, as this one needs it.
+type Databases interface {
+	// Linked has a daemon decide until ended is called, and returns what takes its messages.
+	Linked(l *link.Conn) (receive func(*link.Database, *os.File), ended func())
+	// Close ends all connections, and returns once the daemon has been told of them.
+	Close()
 }
 
 // A server is the process.
@@ -46,6 +57,7 @@ type server struct {
 	logger    *slog.Logger
 	upstreams upstreams
 	filters   filters
+	databases Databases
 	inspected *semaphore.Weighted // bytes of content
 	passed    *queue              // connections that relays pass on
 
@@ -62,6 +74,7 @@ type server struct {
 // as they do when the daemon is gone for good. It closes the listener and the link.
 func Serve(ctx context.Context, o Options) error {
 	s := newServer(o.Logger)
+	s.databases = o.Databases
 	defer s.upstreams.close()
 	s.passed = newQueue(o.Listener)
 	group, ctx := errgroup.WithContext(ctx)
@@ -89,6 +102,7 @@ func Serve(ctx context.Context, o Options) error {
 	}
 	<-drained
 	<-drained
+	s.databases.Close()
 	if d := s.linked(); d != nil {
 		d.tellAll()
 	}
@@ -143,6 +157,9 @@ func (s *server) attach(ctx context.Context, l *link.Conn) error {
 	defer l.Close()
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	c := newClient(l, s.logger)
+	var ended func()
+	c.database, ended = s.databases.Linked(l)
+	defer ended()
 	s.mu.Lock()
 	s.daemon = c
 	open := slices.Collect(maps.Values(s.conns))

@@ -3,15 +3,14 @@ package door
 import (
 	"context"
 	"crypto/tls"
-	"fmt"
 	"net"
 	"net/http"
-	"net/netip"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/vouchd/vouchd/credential/policy"
+	"github.com/vouchd/vouchd/workloadapi/proxy/address"
 )
 
 // upstreams are the connections to upstreams, kept for each definition: calls by two
@@ -70,8 +69,8 @@ func (u *upstreams) close() {
 
 // dialer connects to a definition's upstreams, at the addresses that they may have.
 func dialer(p *policy.Policy) *net.Dialer {
-	return &net.Dialer{Timeout: p.Connect, KeepAlive: 30 * time.Second, ControlContext: func(_ context.Context, network, address string, _ syscall.RawConn) error {
-		return checkAddress(address, p.Addresses)
+	return &net.Dialer{Timeout: p.Connect, KeepAlive: 30 * time.Second, ControlContext: func(_ context.Context, _, to string, _ syscall.RawConn) error {
+		return address.Check(to, p.Addresses)
 	}}
 }
 
@@ -91,46 +90,4 @@ func newTransport(p *policy.Policy) *http.Transport {
 		ForceAttemptHTTP2:      true,
 		HTTP2:                  &http.HTTP2Config{MaxReceiveBufferPerStream: maxUpstreamAhead},
 	}
-}
-
-// errAddress means that an upstream's name leads to where nobody meant it to.
-type errAddress struct{ addr netip.Addr }
-
-func (e errAddress) Error() string {
-	return fmt.Sprintf("the upstream's address is %s, which is not a public one; name it in allow_addresses of the credential's proxy block if it is meant", e.addr)
-}
-
-// notPublic are addresses that are not the upstream's on the internet: of this host, of
-// the local network, of clouds' metadata, and forms in which those can be written.
-var notPublic = []netip.Prefix{
-	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("100.64.0.0/10"),
-	netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("172.16.0.0/12"),
-	netip.MustParsePrefix("192.0.0.0/24"), netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("192.88.99.0/24"),
-	netip.MustParsePrefix("192.168.0.0/16"), netip.MustParsePrefix("198.18.0.0/15"), netip.MustParsePrefix("198.51.100.0/24"),
-	netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("224.0.0.0/3"),
-	netip.MustParsePrefix("::/96"), netip.MustParsePrefix("64:ff9b::/96"), netip.MustParsePrefix("64:ff9b:1::/48"),
-	netip.MustParsePrefix("100::/64"), netip.MustParsePrefix("2001::/23"), netip.MustParsePrefix("2001:db8::/32"),
-	netip.MustParsePrefix("2002::/16"), netip.MustParsePrefix("3fff::/20"), netip.MustParsePrefix("5f00::/16"),
-	netip.MustParsePrefix("fc00::/7"), netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("fec0::/10"), netip.MustParsePrefix("ff00::/8"),
-}
-
-// checkAddress checks the address that is about to be connected to, after the name was
-// resolved and for each attempt: nothing can change between the check and its use.
-func checkAddress(address string, allowed []netip.Prefix) error {
-	ap, err := netip.ParseAddrPort(address)
-	if err != nil {
-		return fmt.Errorf("the upstream's address %q cannot be read", address)
-	}
-	addr := ap.Addr().Unmap().WithZone("")
-	for _, p := range allowed {
-		if p.Contains(addr) {
-			return nil
-		}
-	}
-	for _, p := range notPublic {
-		if p.Contains(addr) {
-			return errAddress{addr}
-		}
-	}
-	return nil
 }

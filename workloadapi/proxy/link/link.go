@@ -52,6 +52,8 @@ type Message struct {
 	Challenge bool    `json:"challenge,omitempty"`
 	Answer    *Answer `json:"answer,omitempty"`
 	Cut       string  `json:"cut,omitempty"` // the lease whose requests are to end now
+
+	Database *Database `json:"database,omitempty"` // of connections to databases, from either
 }
 
 // A Route is a definition by which calls can be made.

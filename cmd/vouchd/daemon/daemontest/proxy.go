@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 
+	"github.com/vouchd/vouchd/workloadapi/proxy/databases"
 	"github.com/vouchd/vouchd/workloadapi/proxy/door"
 	"github.com/vouchd/vouchd/workloadapi/proxy/link"
 )
@@ -31,7 +32,7 @@ func serveProxy(logger *slog.Logger) func(context.Context, *net.UnixListener, *o
 		once := make(chan *link.Conn, 1)
 		once <- l
 		close(once)
-		return door.Serve(ctx, door.Options{Listener: own.(*net.UnixListener), Logger: logger, Link: func(ctx context.Context) (*link.Conn, error) {
+		return door.Serve(ctx, door.Options{Listener: own.(*net.UnixListener), Logger: logger, Databases: databases.New(logger), Link: func(ctx context.Context) (*link.Conn, error) {
 			if l := <-once; l != nil {
 				return l, nil
 			}

@@ -250,3 +250,24 @@ func must(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
+
+// GrantHandle leases a credential that vouchd calls or connects with, and returns the handle
+// and the lease's ID.
+func GrantHandle(ctx context.Context, socket, name string) (handle, lease string, err error) {
+	c, err := client.New("unix://" + socket)
+	if err != nil {
+		return "", "", err
+	}
+	defer c.Close()
+	l, fields, err := c.Grant(ctx, &credentialv1.GrantCredentialRequest{Name: name, Exposure: credentialv1.Exposure_EXPOSURE_MEMORY})
+	if err != nil {
+		return "", "", err
+	}
+	for _, f := range fields {
+		if f.Name != "handle" {
+			return "", "", fmt.Errorf("field %s is handed out", f.Name)
+		}
+		handle = string(f.Value.Reveal())
+	}
+	return handle, l.Id, nil
+}
