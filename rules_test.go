@@ -60,6 +60,7 @@ var mayImport = map[string][]string{
 	"workloadapi/admin/view":           nil,
 	"examples/agent":                   nil,
 	"examples/demo/vendor":             nil,
+	"examples/sandbox/world":           nil,
 	"credential":                       {"config", "credential/database", "credential/policy", "secret"},
 	"credential/database":              {"config"},
 	"credential/policy":                {"config"},

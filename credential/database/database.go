@@ -215,6 +215,19 @@ func (d *Definition) Filled(socket string) []Variable {
 		socket = path.Dir(socket)
 		url = "postgresql://{{handle}}@" + strings.TrimPrefix(URLOf(socket, d.name), "postgresql://")
 	}
+	return d.filled(url, socket)
+}
+
+// Addressed returns the variables for a program that has no Unix sockets and connects to
+// the protocol's port of an address, with all in place but {{address}} and the handle.
+func (d *Definition) Addressed() []Variable {
+	if d.Protocol == Postgres {
+		return d.filled("postgresql://{{handle}}@{{address}}/"+url.PathEscape(d.name)+"?sslmode=disable", "{{address}}")
+	}
+	return d.filled("redis://:{{handle}}@{{address}}/"+d.name, "{{address}}")
+}
+
+func (d *Definition) filled(url, socket string) []Variable {
 	fill := strings.NewReplacer("{{url}}", url, "{{socket}}", socket, "{{database}}", d.name)
 	filled := make([]Variable, 0, len(d.Environment))
 	for _, v := range d.Environment {

@@ -91,8 +91,12 @@ func definitionMessage(d *credential.Definition, ids []string, sockets string) *
 	}
 	if of := d.Database; of != nil {
 		m.Proxy = &credentialv1.Proxy{Upstream: of.Upstream, MainOnly: of.MainOnly, Values: d.Deliver == credential.DeliverBoth}
-		for _, v := range of.Filled(database.SocketOf(sockets, of.Protocol, d.Name)) {
+		m.Proxy.Socket = database.SocketOf(sockets, of.Protocol, d.Name)
+		for _, v := range of.Filled(m.Proxy.Socket) {
 			m.Proxy.Environment = append(m.Proxy.Environment, &credentialv1.Variable{Name: v.Name, Value: v.Value})
+		}
+		for _, v := range of.Addressed() {
+			m.Proxy.Addressed = append(m.Proxy.Addressed, &credentialv1.Variable{Name: v.Name, Value: v.Value})
 		}
 	}
 	for _, o := range d.For {

@@ -416,6 +416,8 @@ type Proxy struct {
 	MainOnly      bool                   `protobuf:"varint,4,opt,name=main_only,json=mainOnly,proto3" json:"main_only,omitempty"` // no process that the caller starts may use the handle
 	Values        bool                   `protobuf:"varint,5,opt,name=values,proto3" json:"values,omitempty"`                     // its values are handed out as well
 	Passthrough   bool                   `protobuf:"varint,6,opt,name=passthrough,proto3" json:"passthrough,omitempty"`           // TLS to its hosts passes as it is, by CONNECT
+	Socket        string                 `protobuf:"bytes,7,opt,name=socket,proto3" json:"socket,omitempty"`                      // of a database: where it is connected to
+	Addressed     []*Variable            `protobuf:"bytes,8,rep,name=addressed,proto3" json:"addressed,omitempty"`                // its environment for a program that has no Unix sockets, with {{address}} for where vouch listens
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -490,6 +492,20 @@ func (x *Proxy) GetPassthrough() bool {
 		return x.Passthrough
 	}
 	return false
+}
+
+func (x *Proxy) GetSocket() string {
+	if x != nil {
+		return x.Socket
+	}
+	return ""
+}
+
+func (x *Proxy) GetAddressed() []*Variable {
+	if x != nil {
+		return x.Addressed
+	}
+	return nil
 }
 
 // A Variable is one of a program's environment. In its value {{url}} stands for where the
@@ -1277,14 +1293,16 @@ const file_credential_proto_rawDesc = "" +
 	"spiffe_ids\x18\t \x03(\tR\tspiffeIds\x126\n" +
 	"\atargets\x18\n" +
 	" \x03(\v2\x1c.vouchd.credential.v1.TargetR\atargets\x121\n" +
-	"\x05proxy\x18\v \x01(\v2\x1b.vouchd.credential.v1.ProxyR\x05proxy\"\xd2\x01\n" +
+	"\x05proxy\x18\v \x01(\v2\x1b.vouchd.credential.v1.ProxyR\x05proxy\"\xa8\x02\n" +
 	"\x05Proxy\x12\x1a\n" +
 	"\bupstream\x18\x01 \x01(\tR\bupstream\x12\x14\n" +
 	"\x05hosts\x18\x02 \x03(\tR\x05hosts\x12@\n" +
 	"\venvironment\x18\x03 \x03(\v2\x1e.vouchd.credential.v1.VariableR\venvironment\x12\x1b\n" +
 	"\tmain_only\x18\x04 \x01(\bR\bmainOnly\x12\x16\n" +
 	"\x06values\x18\x05 \x01(\bR\x06values\x12 \n" +
-	"\vpassthrough\x18\x06 \x01(\bR\vpassthrough\"4\n" +
+	"\vpassthrough\x18\x06 \x01(\bR\vpassthrough\x12\x16\n" +
+	"\x06socket\x18\a \x01(\tR\x06socket\x12<\n" +
+	"\taddressed\x18\b \x03(\v2\x1e.vouchd.credential.v1.VariableR\taddressed\"4\n" +
 	"\bVariable\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\"T\n" +
@@ -1417,30 +1435,31 @@ var file_credential_proto_depIdxs = []int32{
 	8,  // 4: vouchd.credential.v1.Credential.targets:type_name -> vouchd.credential.v1.Target
 	6,  // 5: vouchd.credential.v1.Credential.proxy:type_name -> vouchd.credential.v1.Proxy
 	7,  // 6: vouchd.credential.v1.Proxy.environment:type_name -> vouchd.credential.v1.Variable
-	20, // 7: vouchd.credential.v1.GrantCredentialRequest.parameters:type_name -> vouchd.credential.v1.GrantCredentialRequest.ParametersEntry
-	2,  // 8: vouchd.credential.v1.GrantCredentialRequest.exposure:type_name -> vouchd.credential.v1.Exposure
-	12, // 9: vouchd.credential.v1.GrantCredentialResponse.lease:type_name -> vouchd.credential.v1.Lease
-	13, // 10: vouchd.credential.v1.GrantCredentialResponse.fields:type_name -> vouchd.credential.v1.Field
-	0,  // 11: vouchd.credential.v1.Lease.bind:type_name -> vouchd.credential.v1.Bind
-	1,  // 12: vouchd.credential.v1.Lease.revocation:type_name -> vouchd.credential.v1.Revocation
-	12, // 13: vouchd.credential.v1.RenewLeaseResponse.lease:type_name -> vouchd.credential.v1.Lease
-	3,  // 14: vouchd.credential.v1.CredentialAPI.ListCredentials:input_type -> vouchd.credential.v1.ListCredentialsRequest
-	10, // 15: vouchd.credential.v1.CredentialAPI.GrantCredential:input_type -> vouchd.credential.v1.GrantCredentialRequest
-	10, // 16: vouchd.credential.v1.CredentialAPI.WatchCredential:input_type -> vouchd.credential.v1.GrantCredentialRequest
-	14, // 17: vouchd.credential.v1.CredentialAPI.RenewLease:input_type -> vouchd.credential.v1.RenewLeaseRequest
-	16, // 18: vouchd.credential.v1.CredentialAPI.RevokeLease:input_type -> vouchd.credential.v1.RevokeLeaseRequest
-	18, // 19: vouchd.credential.v1.CredentialAPI.AwaitEnd:input_type -> vouchd.credential.v1.AwaitEndRequest
-	4,  // 20: vouchd.credential.v1.CredentialAPI.ListCredentials:output_type -> vouchd.credential.v1.ListCredentialsResponse
-	11, // 21: vouchd.credential.v1.CredentialAPI.GrantCredential:output_type -> vouchd.credential.v1.GrantCredentialResponse
-	11, // 22: vouchd.credential.v1.CredentialAPI.WatchCredential:output_type -> vouchd.credential.v1.GrantCredentialResponse
-	15, // 23: vouchd.credential.v1.CredentialAPI.RenewLease:output_type -> vouchd.credential.v1.RenewLeaseResponse
-	17, // 24: vouchd.credential.v1.CredentialAPI.RevokeLease:output_type -> vouchd.credential.v1.RevokeLeaseResponse
-	19, // 25: vouchd.credential.v1.CredentialAPI.AwaitEnd:output_type -> vouchd.credential.v1.AwaitEndResponse
-	20, // [20:26] is the sub-list for method output_type
-	14, // [14:20] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	7,  // 7: vouchd.credential.v1.Proxy.addressed:type_name -> vouchd.credential.v1.Variable
+	20, // 8: vouchd.credential.v1.GrantCredentialRequest.parameters:type_name -> vouchd.credential.v1.GrantCredentialRequest.ParametersEntry
+	2,  // 9: vouchd.credential.v1.GrantCredentialRequest.exposure:type_name -> vouchd.credential.v1.Exposure
+	12, // 10: vouchd.credential.v1.GrantCredentialResponse.lease:type_name -> vouchd.credential.v1.Lease
+	13, // 11: vouchd.credential.v1.GrantCredentialResponse.fields:type_name -> vouchd.credential.v1.Field
+	0,  // 12: vouchd.credential.v1.Lease.bind:type_name -> vouchd.credential.v1.Bind
+	1,  // 13: vouchd.credential.v1.Lease.revocation:type_name -> vouchd.credential.v1.Revocation
+	12, // 14: vouchd.credential.v1.RenewLeaseResponse.lease:type_name -> vouchd.credential.v1.Lease
+	3,  // 15: vouchd.credential.v1.CredentialAPI.ListCredentials:input_type -> vouchd.credential.v1.ListCredentialsRequest
+	10, // 16: vouchd.credential.v1.CredentialAPI.GrantCredential:input_type -> vouchd.credential.v1.GrantCredentialRequest
+	10, // 17: vouchd.credential.v1.CredentialAPI.WatchCredential:input_type -> vouchd.credential.v1.GrantCredentialRequest
+	14, // 18: vouchd.credential.v1.CredentialAPI.RenewLease:input_type -> vouchd.credential.v1.RenewLeaseRequest
+	16, // 19: vouchd.credential.v1.CredentialAPI.RevokeLease:input_type -> vouchd.credential.v1.RevokeLeaseRequest
+	18, // 20: vouchd.credential.v1.CredentialAPI.AwaitEnd:input_type -> vouchd.credential.v1.AwaitEndRequest
+	4,  // 21: vouchd.credential.v1.CredentialAPI.ListCredentials:output_type -> vouchd.credential.v1.ListCredentialsResponse
+	11, // 22: vouchd.credential.v1.CredentialAPI.GrantCredential:output_type -> vouchd.credential.v1.GrantCredentialResponse
+	11, // 23: vouchd.credential.v1.CredentialAPI.WatchCredential:output_type -> vouchd.credential.v1.GrantCredentialResponse
+	15, // 24: vouchd.credential.v1.CredentialAPI.RenewLease:output_type -> vouchd.credential.v1.RenewLeaseResponse
+	17, // 25: vouchd.credential.v1.CredentialAPI.RevokeLease:output_type -> vouchd.credential.v1.RevokeLeaseResponse
+	19, // 26: vouchd.credential.v1.CredentialAPI.AwaitEnd:output_type -> vouchd.credential.v1.AwaitEndResponse
+	21, // [21:27] is the sub-list for method output_type
+	15, // [15:21] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_credential_proto_init() }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -74,6 +75,7 @@ type caller struct {
 	socket    string
 	authority *loopback.Authority // with which TLS of the command is ended; nil: it is not
 	relay     *loopback.Relay
+	addresses map[string]netip.Addr // in a sandbox, of databases by the credential
 }
 
 func newCaller(socket string, of map[string]*handled, intercept bool) (*caller, error) {
@@ -126,8 +128,13 @@ func interceptedHosts(of map[string]*handled) (hosts []string, err error) {
 func (c *caller) environment(address net.Addr) (env []string) {
 	for _, name := range slices.Sorted(maps.Keys(c.of)) {
 		h := c.of[name]
-		fill := strings.NewReplacer("{{url}}", "http://"+address.String()+"/"+name, "{{handle}}", h.handle)
-		for _, v := range h.Environment {
+		variables := h.Environment
+		at, addressed := c.addresses[name]
+		if addressed {
+			variables = h.Addressed
+		}
+		fill := strings.NewReplacer("{{url}}", "http://"+address.String()+"/"+name, "{{handle}}", h.handle, "{{address}}", at.String())
+		for _, v := range variables {
 			env = append(env, v.Name+"="+fill.Replace(v.Value))
 		}
 	}

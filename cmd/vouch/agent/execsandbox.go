@@ -3,9 +3,12 @@ package agent
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/vouchd/vouchd/cmd/vouch/loopback"
 	"github.com/vouchd/vouchd/cmd/vouch/sandbox"
@@ -29,6 +32,7 @@ func (c *caller) sandboxed(ctx context.Context, args, env []string, signals <-ch
 	}
 	defer s.Close()
 	c.relay.From(s.Diag)
+	c.address()
 	ctx, cancel := context.WithCancel(ctx)
 	ended := c.serve(ctx, s)
 	defer func() { cancel(); s.Close(); <-ended }()
@@ -58,6 +62,13 @@ func (c *caller) serve(ctx context.Context, s *sandbox.Sandbox) (ended <-chan st
 	for _, l := range s.HTTP {
 		add(c.relay.ServeHTTP, l)
 	}
+	sockets := make(map[netip.Addr]string)
+	for name, at := range c.addresses {
+		sockets[at] = c.of[name].Socket
+	}
+	for _, l := range s.Databases {
+		add(func(ctx context.Context, l net.Listener) { c.relay.ServeSockets(ctx, l, sockets) }, l)
+	}
 	serving = append(serving, func() { c.report(ctx, s) }, func() {
 		names := &dns.Server{Names: c.names(), Refused: func(remains string) { s.Report(sandbox.Attempt{Kind: "dns", Target: remains, Count: 1}) }}
 		if err := names.Serve(ctx, s.DNS, s.DNSTCP); err != nil {
@@ -75,6 +86,18 @@ func (c *caller) serve(ctx context.Context, s *sandbox.Sandbox) (ended <-chan st
 		}
 	}()
 	return done
+}
+
+// address gives each database an address of its own, since there are no Unix sockets.
+func (c *caller) address() {
+	c.addresses = make(map[string]netip.Addr)
+	at := netip.AddrFrom4([4]byte{127, 0, 1, 0})
+	for _, name := range slices.Sorted(maps.Keys(c.of)) {
+		if c.of[name].Socket != "" {
+			at = at.Next()
+			c.addresses[name] = at
+		}
+	}
 }
 
 // names are the hosts that the command finds.

@@ -21,6 +21,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -81,6 +82,28 @@ func (r *Relay) ServeTLS(ctx context.Context, l net.Listener) { r.serve(ctx, l, 
 func (r *Relay) ServeHTTP(ctx context.Context, l net.Listener) {
 	r.serve(ctx, l, func(ctx context.Context, c net.Conn, by []relay.Process) error {
 		return r.pass(ctx, c, c, r.hello(relay.Sandbox, by), nil)
+	})
+}
+
+// ServeSockets passes connections on to Unix sockets as they come, by the address that is
+// dialed.
+func (r *Relay) ServeSockets(ctx context.Context, l net.Listener, at map[netip.Addr]string) {
+	r.serve(ctx, l, func(ctx context.Context, c net.Conn, by []relay.Process) error {
+		to, err := netip.ParseAddrPort(c.LocalAddr().String())
+		if err != nil {
+			return err
+		}
+		path, ok := at[to.Addr().Unmap()]
+		if !ok {
+			return r.Attempt(ctx, relay.Attempt{Kind: "tcp", Target: to.String()}, by...)
+		}
+		up, err := new(net.Dialer).DialContext(ctx, "unix", path)
+		if err != nil {
+			return err
+		}
+		defer up.Close()
+		both(ctx, c, c, up, up)
+		return nil
 	})
 }
 

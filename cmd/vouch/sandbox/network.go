@@ -13,16 +13,18 @@ import (
 
 // Names of the descriptors that the first stage passes out.
 const (
-	fileProxy   = "proxy"
-	fileTLS4    = "tls4"
-	fileTLS6    = "tls6"
-	fileHTTP4   = "http4"
-	fileHTTP6   = "http6"
-	fileDNS     = "dns"
-	fileDNSTCP  = "dnstcp"
-	fileDiag    = "diag"
-	filePackets = "packets"
-	fileNotify  = "notify" // of the last stage
+	fileProxy    = "proxy"
+	fileTLS4     = "tls4"
+	fileTLS6     = "tls6"
+	fileHTTP4    = "http4"
+	fileHTTP6    = "http6"
+	filePostgres = "postgres"
+	fileRedis    = "redis"
+	fileDNS      = "dns"
+	fileDNSTCP   = "dnstcp"
+	fileDiag     = "diag"
+	filePackets  = "packets"
+	fileNotify   = "notify" // of the last stage
 )
 
 // A network is what listens in the namespace.
@@ -60,6 +62,7 @@ func makeNetwork() (_ *network, err error) {
 		{fileProxy, "tcp4", "127.0.0.1:0"},
 		{fileTLS4, "tcp4", "0.0.0.0:443"}, {fileHTTP4, "tcp4", "0.0.0.0:80"},
 		{fileTLS6, "tcp6", "[::]:443"}, {fileHTTP6, "tcp6", "[::]:80"},
+		{filePostgres, "tcp4", "0.0.0.0:5432"}, {fileRedis, "tcp4", "0.0.0.0:6379"},
 		{fileDNS, "udp4", "127.0.0.1:53"}, {fileDNSTCP, "tcp4", "127.0.0.1:53"},
 	} {
 		if l.network == "tcp6" && !v6 {

@@ -26,6 +26,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -47,12 +48,13 @@ type Options struct {
 //
 // The caller closes what it accepts; Close closes the listeners and files.
 type Sandbox struct {
-	Proxy  *net.TCPListener // on a port of 127.0.0.1
-	TLS    []net.Listener   // on port 443 of every address; a connection's local address is the one dialed
-	HTTP   []net.Listener   // on port 80, likewise
-	DNS    net.PacketConn   // on 127.0.0.1:53
-	DNSTCP net.Listener
-	Diag   *os.File // a NETLINK_SOCK_DIAG socket, which knows the sockets of this network
+	Proxy     *net.TCPListener // on a port of 127.0.0.1
+	TLS       []net.Listener   // on port 443 of every address; a connection's local address is the one dialed
+	HTTP      []net.Listener   // on port 80, likewise
+	Databases []net.Listener   // on ports 5432 and 6379, likewise
+	DNS       net.PacketConn   // on 127.0.0.1:53
+	DNSTCP    net.Listener
+	Diag      *os.File // a NETLINK_SOCK_DIAG socket, which knows the sockets of this network
 
 	attempts *attempts
 	packets  *os.File
@@ -361,13 +363,17 @@ func (s *Sandbox) take(names []string, files []*os.File) (err error) {
 			if l, taken = net.FileListener(f); taken == nil {
 				s.HTTP = append(s.HTTP, l)
 			}
+		case filePostgres, fileRedis:
+			if l, taken = net.FileListener(f); taken == nil {
+				s.Databases = append(s.Databases, l)
+			}
 		default:
 			taken = fmt.Errorf("a descriptor of the unknown name %q", name)
 		}
 		f.Close()
 		err = errors.Join(err, taken)
 	}
-	if err == nil && (s.Proxy == nil || s.DNS == nil || s.DNSTCP == nil || s.Diag == nil || s.packets == nil || len(s.TLS) == 0 || len(s.HTTP) == 0) {
+	if err == nil && (s.Proxy == nil || s.DNS == nil || s.DNSTCP == nil || s.Diag == nil || s.packets == nil || len(s.TLS) == 0 || len(s.HTTP) == 0 || len(s.Databases) == 0) {
 		err = errors.New("a descriptor is missing")
 	}
 	return err
@@ -462,7 +468,7 @@ func (s *Sandbox) Close() error {
 			s.process.Kill()
 			<-s.ended
 		}
-		for _, l := range append(append([]net.Listener{}, s.TLS...), s.HTTP...) {
+		for _, l := range slices.Concat(s.TLS, s.HTTP, s.Databases) {
 			l.Close()
 		}
 		if s.Proxy != nil {

