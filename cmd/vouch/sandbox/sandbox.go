@@ -28,6 +28,7 @@ import (
 	"runtime"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -456,6 +457,10 @@ func (s *Sandbox) Close() error {
 			s.process.Kill()
 			<-s.ended
 		}
+		if s.packets != nil {
+			s.packets.SetReadDeadline(time.Unix(1, 0))
+		}
+		s.work.Wait()
 		for _, l := range append(append([]net.Listener{}, s.TLS...), s.HTTP...) {
 			l.Close()
 		}
@@ -473,7 +478,6 @@ func (s *Sandbox) Close() error {
 				f.Close()
 			}
 		}
-		s.work.Wait()
 		s.attempts.close()
 	})
 	return nil
