@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"encoding/binary"
+	"errors"
 	"net/netip"
 	"os"
 	"strconv"
@@ -109,18 +110,38 @@ func (a *attempts) forget(now time.Time) {
 	}
 }
 
-// packets reports what a packet socket of [openPackets] sees, until it is closed.
+// packets reports what a packet socket of [openPackets] sees, until its reading has a deadline:
+// then what it has seen already.
 func (a *attempts) packets(f *os.File) {
 	b := make([]byte, packetLen)
-	for {
-		n, err := f.Read(b)
-		if err != nil {
-			return
-		}
+	see := func(n int) {
 		if one, ok := packetAttempt(b[:n]); ok {
 			a.add(one)
 		}
 	}
+	for {
+		n, err := f.Read(b)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+		if err != nil {
+			return
+		}
+		see(n)
+	}
+	c, err := f.SyscallConn()
+	if err != nil {
+		return
+	}
+	c.Control(func(fd uintptr) {
+		for {
+			n, err := unix.Read(int(fd), b) // does not block
+			if err != nil || n == 0 {
+				return
+			}
+			see(n)
+		}
+	})
 }
 
 // packetAttempt returns what a packet attempts. Those to ports that are listened on are not

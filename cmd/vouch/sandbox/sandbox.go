@@ -29,6 +29,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -468,6 +469,10 @@ func (s *Sandbox) Close() error {
 			s.process.Kill()
 			<-s.ended
 		}
+		if s.packets != nil {
+			s.packets.SetReadDeadline(time.Unix(1, 0))
+		}
+		s.work.Wait()
 		for _, l := range slices.Concat(s.TLS, s.HTTP, s.Databases) {
 			l.Close()
 		}
@@ -485,7 +490,6 @@ func (s *Sandbox) Close() error {
 				f.Close()
 			}
 		}
-		s.work.Wait()
 		s.attempts.close()
 	})
 	return nil

@@ -485,3 +485,14 @@ func TestWithoutAnyEnvironmentNothingElseIsReached(t *testing.T) {
 		t.Error(out)
 	}
 }
+
+func TestIgnoredSignalsStayIgnoredAndOthersDoNot(t *testing.T) {
+	t.Parallel()
+	dir := directory(t)
+	cmd := exec.Command("sh", "-c", `trap "" HUP; exec ./probe drive sh -c 'kill -HUP $$; echo survived; kill -PIPE $$; echo not'`)
+	cmd.Dir, cmd.Env = dir, environment
+	out, _ := cmd.CombinedOutput()
+	if string(out) != "survived\n" || cmd.ProcessState.ExitCode() != 128+int(syscall.SIGPIPE) {
+		t.Errorf("exit code %d: %s", cmd.ProcessState.ExitCode(), out)
+	}
+}

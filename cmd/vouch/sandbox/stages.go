@@ -58,16 +58,25 @@ func runNetwork(r request) error {
 	return next(stageInit)
 }
 
+// caught are signals that must not end process 1: a terminal sends them to it too. They are
+// not ignored, since the command would ignore them as well. It does ignore what vouch was
+// started with ignored, as under nohup.
+var caught = []os.Signal{
+	syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM,
+	syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU, syscall.SIGCONT, syscall.SIGWINCH, syscall.SIGPIPE,
+}
+
 // runInit is process 1. It starts the command when it is told to, passes signals on, reaps
 // whatever ends, and ends with the command or with vouch. The kernel kills what is left then.
 func runInit() error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return err
 	}
-	// A terminal sends its signals to this process too. They must not end it, and an ignored
-	// one would be ignored by the command.
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2,
-		syscall.SIGALRM, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU, syscall.SIGCONT, syscall.SIGWINCH, syscall.SIGPIPE)
+	for _, s := range caught {
+		if !signal.Ignored(s) {
+			signal.Notify(make(chan os.Signal, 1), s)
+		}
+	}
 	if err := awaitRelease(); err != nil {
 		return err
 	}
