@@ -1,10 +1,13 @@
 package daemon_test
 
 import (
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
 	"github.com/vouchd/vouchd/cmd/vouchd/daemon/proxytest"
 )
 
@@ -50,5 +53,31 @@ func TestSandboxedCommandReachesWhatItIsGrantedAndNothingElse(t *testing.T) {
 		if !found {
 			t.Errorf("%s: not recorded as %s %s", script, want.kind, want.target)
 		}
+	}
+}
+
+// TestSandboxedCommandConnectsToItsDatabases: it has no Unix sockets, so that they are at
+// addresses, and other databases are nowhere.
+func TestSandboxedCommandConnectsToItsDatabases(t *testing.T) {
+	t.Parallel()
+	h := newDatabase(t)
+	h.Start()
+	run := func(script string) string {
+		cmd := exec.Command(daemontest.Program(t, "vouch"), "exec", "--sandbox", "--", "sh", "-c", script)
+		cmd.Env = append(os.Environ(), "VOUCHD_CONFIG="+h.Path("vouchd.yaml"), "SPIFFE_ENDPOINT_SOCKET=unix://"+h.Path("agent.sock"))
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Logf("%s: %v", script, err)
+		}
+		return string(out)
+	}
+	if out := run(`psql -Atc "SELECT height FROM tides" && psql "$DATABASE_URL" -Atc "SELECT height + 1 FROM tides"`); out != "7\n8\n" {
+		t.Errorf("psql prints %s", out)
+	}
+	if out := run(`PGCONNECT_TIMEOUT=9 psql -h 203.0.113.7 -c "SELECT 1"`); !strings.Contains(out, "server closed the connection unexpectedly") {
+		t.Errorf("psql prints %s", out)
+	}
+	if r := h.Records("proxy.call", audit.Denied); len(r) == 0 || r[len(r)-1].Call.Method != "tcp" || r[len(r)-1].Call.Path != "203.0.113.7:5432" {
+		t.Errorf("recorded is %+v", r)
 	}
 }
