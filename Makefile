@@ -37,6 +37,7 @@ test-clients: test-tools ## run real clients against the daemon: of Python, Node
 	@command -v npm >/dev/null || packaging/install-missing npm
 	$(GO) test -tags clients -count 1 -timeout 30m -run 'TestExampleClients|TestProxyClients|TestRealTools|TestJava' ./cmd/vouch
 	$(GO) test -tags clients -count 1 -run TestOtherParsers ./credential/dotenv
+	$(GO) test -tags clients -count 1 -run TestJava ./cmd/vouch/loopback
 
 check: ## what must hold before a commit: formatting, vet, staticcheck, a tidy go.mod
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }

@@ -278,7 +278,7 @@ func TestProxyClientsThatAreToolsRunInASandbox(t *testing.T) {
 		"git":    {"git clone -q https://github.com/a/b.git && cd b && git commit -q --allow-empty -m one && git push -q origin HEAD:main && git ls-remote -q origin", "refs/heads/main"},
 		"npm":    {"cd npm && npm install --no-audit --no-fund left-pad && ls node_modules", "left-pad"},
 		"pip":    {"/usr/bin/python3 -m pip install -q --no-cache-dir --disable-pip-version-check --break-system-packages --target site tides && PYTHONPATH=site /usr/bin/python3 -c 'import tides; print(tides.turn)'", "the tide turns"},
-		"cargo":  {"cd crate && CARGO_HOME=$PWD/home /usr/bin/cargo fetch && ls home/registry/cache/*", "tides-1.0.0.crate"},
+		"cargo":  {"cd crate && PATH=/usr/bin:$PATH CARGO_HOME=$PWD/home cargo fetch && ls home/registry/cache/*", "tides-1.0.0.crate"},
 		"gh":     {"gh api user", `"octo"`},
 		"slack":  {"node bot.mjs", "posted true"},
 		"java":   {"java Call.java", `"octo"`},

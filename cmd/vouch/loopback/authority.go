@@ -22,14 +22,17 @@ import (
 	pkcs12 "software.sslmate.com/src/go-pkcs12"
 )
 
-// An Authority certifies hosts for one tree of processes. Its key is in the memory of the
-// process that has made it. Name constraints (RFC 5280 §4.2.1.10, critical) keep it to the
-// hosts that it was made for, so that its certificate is of no use for others, whoever
-// trusts it. A nil Authority has no hosts. Its methods are safe for concurrent use.
+// An Authority certifies hosts for one tree of processes. Name constraints (RFC 5280
+// §4.2.1.10, critical) keep it to the hosts that it was made for, so that it is of no use for
+// others, whoever trusts it. They are in an intermediate certificate as well as in the root,
+// since some (Java) look at no constraints of a root; the root's key is gone once it has
+// signed that, and the intermediate's is in the memory of the process that has made it. A nil
+// Authority has no hosts. Its methods are safe for concurrent use.
 type Authority struct {
 	hosts  []string
-	cert   *x509.Certificate
-	key    *ecdsa.PrivateKey
+	root   *x509.Certificate
+	issuer *x509.Certificate // of leaves
+	key    *ecdsa.PrivateKey // the issuer's
 	digest string
 
 	mu     sync.Mutex // guards the field below
@@ -49,30 +52,49 @@ func NewAuthority(hosts []string) (*Authority, error) {
 	if len(hosts) == 0 {
 		return nil, errors.New("making a certificate authority: it has no host")
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	a := &Authority{hosts: slices.Clone(hosts), leaves: make(map[string]*tls.Certificate)}
+	root, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err == nil {
+		a.root, err = a.certify("root", &root.PublicKey, nil, root)
+	}
+	if err == nil {
+		a.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	}
+	if err == nil {
+		a.issuer, err = a.certify("issuer", &a.key.PublicKey, a.root, root)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("making a certificate authority: %w", err)
 	}
+	sum := sha256.Sum256(a.root.Raw)
+	a.digest = hex.EncodeToString(sum[:])
+	return a, nil
+}
+
+// certify makes the certificate of an authority for the hosts. Without a parent it signs
+// itself.
+func (a *Authority) certify(part string, public *ecdsa.PublicKey, parent *x509.Certificate, signer *ecdsa.PrivateKey) (*x509.Certificate, error) {
 	now := time.Now()
 	everyIPv4, everyIPv6 := net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
-	template := &x509.Certificate{
-		SerialNumber: serial(), Subject: pkix.Name{CommonName: "vouch exec, process " + fmt.Sprint(os.Getpid())},
+	of := &x509.Certificate{
+		SerialNumber: serial(), Subject: pkix.Name{CommonName: fmt.Sprintf("vouch exec, process %d, %s", os.Getpid(), part)},
 		NotBefore: now.Add(-clockSkew), NotAfter: now.Add(authorityLife),
-		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign,
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 		ExtKeyUsage:                 []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		PermittedDNSDomainsCritical: true, PermittedDNSDomains: hosts,
+		PermittedDNSDomainsCritical: true, PermittedDNSDomains: a.hosts,
 		ExcludedIPRanges: []*net.IPNet{&everyIPv4, &everyIPv6},
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		return nil, fmt.Errorf("making a certificate authority: %w", err)
+	of.MaxPathLen = 1
+	if parent == nil {
+		parent = of
+	} else {
+		of.MaxPathLen, of.MaxPathLenZero = 0, true
 	}
-	cert, err := x509.ParseCertificate(der)
+	der, err := x509.CreateCertificate(rand.Reader, of, parent, public, signer)
 	if err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256(der)
-	return &Authority{hosts: slices.Clone(hosts), cert: cert, key: key, digest: hex.EncodeToString(sum[:]), leaves: make(map[string]*tls.Certificate)}, nil
+	return x509.ParseCertificate(der)
 }
 
 func serial() *big.Int {
@@ -86,12 +108,12 @@ func serial() *big.Int {
 // Has reports whether the authority certifies a host.
 func (a *Authority) Has(host string) bool { return a != nil && slices.Contains(a.hosts, host) }
 
-// Digest returns the SHA-256 of the authority's certificate in hexadecimal.
+// Digest returns the SHA-256 of the authority's root in hexadecimal.
 func (a *Authority) Digest() string { return a.digest }
 
-// PEM returns the authority's certificate.
+// PEM returns the authority's root.
 func (a *Authority) PEM() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.root.Raw})
 }
 
 // misnamed is the host that a client asks for over a connection for another.
@@ -125,7 +147,7 @@ func (a *Authority) leaf(host string) (*tls.Certificate, error) {
 		NotBefore: now.Add(-clockSkew), NotAfter: now.Add(leafLife),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &a.key.PublicKey, a.key)
+	der, err := x509.CreateCertificate(rand.Reader, template, a.issuer, &a.key.PublicKey, a.key)
 	if err != nil {
 		return nil, fmt.Errorf("certifying %s: %w", host, err)
 	}
@@ -133,7 +155,7 @@ func (a *Authority) leaf(host string) (*tls.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: a.key, Leaf: leaf}
+	l := &tls.Certificate{Certificate: [][]byte{der, a.issuer.Raw}, PrivateKey: a.key, Leaf: leaf}
 	a.leaves[host] = l
 	return l, nil
 }

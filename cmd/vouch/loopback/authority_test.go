@@ -1,6 +1,7 @@
 package loopback
 
 import (
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -16,8 +17,8 @@ import (
 	"github.com/vouchd/vouchd/workloadapi/proxy/relay"
 )
 
-// TestAuthorityIsOfNoUseForOtherHosts: with its very key, OpenSSL and Go take no other name
-// and no address, as the tests of real clients have Node, Java and Python do.
+// TestAuthorityIsOfNoUseForOtherHosts: with its very key, OpenSSL, Go, Node and Python take
+// no other name and no address. (Java does not either: see the tests of real clients.)
 func TestAuthorityIsOfNoUseForOtherHosts(t *testing.T) {
 	t.Parallel()
 	a, err := NewAuthority([]string{"api.example.com", "other.example"})
@@ -27,31 +28,106 @@ func TestAuthorityIsOfNoUseForOtherHosts(t *testing.T) {
 	dir := t.TempDir()
 	ca := filepath.Join(dir, "ca.pem")
 	write(t, ca, a.PEM())
+	issuer := filepath.Join(dir, "issuer.pem")
+	write(t, issuer, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.issuer.Raw}))
+	roots := x509.NewCertPool()
+	roots.AddCert(a.root)
+	between := x509.NewCertPool()
+	between.AddCert(a.issuer)
 	for host, want := range map[string]bool{"api.example.com": true, "other.example": true, "evil.example": false, "example.com": false, "127.0.0.1": false} {
-		leaf, err := a.forged(host)
-		if err != nil {
-			t.Fatal(err)
-		}
-		roots := x509.NewCertPool()
-		roots.AddCert(a.cert)
-		if _, err := leaf.Leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: host}); (err == nil) != want {
-			t.Errorf("Go says of %s: %v", host, err)
-		}
+		leaf := a.forge(t, host)
 		file := filepath.Join(dir, host)
 		write(t, file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leaf.Certificate[0]}))
-		out, err := exec.Command("openssl", "verify", "-purpose", "sslserver", "-CAfile", ca, file).CombinedOutput()
-		if (err == nil) != want {
-			t.Errorf("OpenSSL says of %s: %s", host, out)
+		if _, err := leaf.Leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, DNSName: host}); (err == nil) != want {
+			t.Errorf("Go says of %s: %v", host, err)
 		}
-	}
-	if left := time.Until(a.leaves["api.example.com"].Leaf.NotAfter); left > leafLife {
-		t.Errorf("a host is certified for %v", left)
+		port := serveTLS(t, leaf)
+		for name, args := range map[string][]string{
+			"OpenSSL": {"openssl", "verify", "-purpose", "sslserver", "-CAfile", ca, "-untrusted", issuer, file},
+			"Node":    {"node", "-e", fmt.Sprintf(`require('tls').connect({port: %d, host: '127.0.0.1', servername: %q, ca: require('fs').readFileSync(%q), checkServerIdentity: (h, c) => require('tls').checkServerIdentity(%[2]q, c)}, () => process.exit(0)).on('error', e => {console.log(e.message); process.exit(1)})`, port, name(host), ca, host)},
+			"Python":  {"python3", "-c", fmt.Sprintf("import socket, ssl\nc = ssl.create_default_context(cafile=%q)\nc.wrap_socket(socket.create_connection(('127.0.0.1', %d)), server_hostname=%q)", ca, port, host)},
+		} {
+			out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+			if (err == nil) != want {
+				t.Errorf("%s says of %s: %s (%v)", name, host, out, err)
+			}
+		}
 	}
 }
 
-// forged certifies any host or address.
-func (a *Authority) forged(host string) (*tls.Certificate, error) {
-	return a.leaf(host)
+// name is what a client asks for with SNI, which has no addresses.
+func name(host string) string {
+	if net.ParseIP(host) != nil {
+		return ""
+	}
+	return host
+}
+
+// forge certifies any host or address, as a thief of the key could.
+func (a *Authority) forge(t *testing.T, host string) *tls.Certificate {
+	t.Helper()
+	of := &x509.Certificate{
+		SerialNumber: serial(), NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	if ip := net.ParseIP(host); ip != nil {
+		of.IPAddresses = []net.IP{ip}
+	} else {
+		of.DNSNames = []string{host}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, of, a.issuer, &a.key.PublicKey, a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Certificate{Certificate: [][]byte{der, a.issuer.Raw}, PrivateKey: a.key, Leaf: leaf}
+}
+
+// serveTLS serves with a certificate, and returns the port.
+func serveTLS(t *testing.T, c *tls.Certificate) int {
+	t.Helper()
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{*c}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				c.(*tls.Conn).Handshake() // that of a client which does not trust it fails
+				c.Read(make([]byte, 1))
+				c.Close()
+			}()
+		}
+	}()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// TestHostsAreCertifiedForAnHour: a certificate is replaced when half of it has passed.
+func TestHostsAreCertifiedForAnHour(t *testing.T) {
+	t.Parallel()
+	a, err := NewAuthority([]string{"api.example.com"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := a.leaf("api.example.com")
+	if err != nil || time.Until(first.Leaf.NotAfter) > leafLife {
+		t.Fatalf("certified until %v: %v", first.Leaf.NotAfter, err)
+	}
+	if again, err := a.leaf("api.example.com"); err != nil || again != first {
+		t.Errorf("certified anew at once: %v", err)
+	}
+	first.Leaf.NotAfter = time.Now().Add(leafLife/2 - time.Second)
+	if again, err := a.leaf("api.example.com"); err != nil || again == first {
+		t.Errorf("not certified anew: %v", err)
+	}
 }
 
 func write(t *testing.T, path string, b []byte) {
@@ -102,7 +178,6 @@ func TestTunnelToAnotherHostIsTheProxysToDecide(t *testing.T) {
 	}
 }
 
-// TestStoreIsReadByJava, without the certificates that it could not read.
 func TestStoreHoldsTheBundle(t *testing.T) {
 	t.Parallel()
 	a, err := NewAuthority([]string{"api.example.com"})
@@ -117,5 +192,3 @@ func TestStoreHoldsTheBundle(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-var _ net.Conn = (*buffered)(nil)
