@@ -176,3 +176,37 @@ func TestCallsWithoutACredentialAreJudgedAndRecorded(t *testing.T) {
 		t.Errorf("the upstream got %+v", got)
 	}
 }
+
+// TestTunnelEndsWithItsLease, and with what grants it: nobody could look into it again.
+func TestTunnelEndsWithItsLease(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(*proxytest.Host){
+		"revoked":                  func(h *proxytest.Host) { h.OK("lease", "revoke", "--credential", "other") },
+		"its definition is gone":   func(h *proxytest.Host) { h.Write("credentials.d/other.yaml", "credentials: []\n") },
+		"its entry grants it less": func(h *proxytest.Host) {
+			h.Write("entries.d/a.yaml", strings.Replace(h.Read("entries.d/a.yaml"), "[api, other]", "[api]", 1))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := proxytest.New(t)
+			h.Write("credentials.d/other.yaml", through(h, "other", "example.com"))
+			begun := make(chan struct{})
+			h.Upstream.Handle(func(w http.ResponseWriter, r *http.Request) {
+				http.NewResponseController(w).Flush()
+				close(begun)
+				<-r.Context().Done()
+			})
+			h.Start()
+			out := make(chan string, 1)
+			go func() {
+				out <- sh(t, h, `$vouch exec --on-revoke ignore --proxy other --intercept -- curl -sS -N --max-time 60 --cacert `+h.Path("ca.pem")+` https://example.com/; echo ended`)
+			}()
+			<-begun
+			end(h)
+			if got := <-out; !strings.Contains(got, "curl: (") || strings.Contains(got, "timed out") {
+				t.Errorf("curl prints %s", got)
+			}
+		})
+	}
+}
