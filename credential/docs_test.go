@@ -21,7 +21,7 @@ var every = brokers.All(brokers.Deps{})
 func TestExamplesOfTheDocumentsLoad(t *testing.T) {
 	t.Parallel()
 	var text []byte
-	for _, name := range []string{"credentials.md", "brokers.md"} {
+	for _, name := range []string{"credentials.md", "brokers.md", "databases.md"} {
 		b, err := os.ReadFile("../docs/" + name)
 		if err != nil {
 			t.Fatal(err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strings"
@@ -14,7 +15,9 @@ func TestMigratedDatabaseURLIsLoggedInByTheDaemon(t *testing.T) {
 	t.Parallel()
 	server, err := leasetest.Database()
 	must(t, err)
-	_, err = server.Admin(t, "postgres").Exec(t.Context(), "CREATE ROLE migrated LOGIN PASSWORD 'canary/4'; GRANT SELECT ON tides TO migrated")
+	admin := server.Admin(t, "postgres")
+	t.Cleanup(func() { admin.Exec(context.Background(), "DROP OWNED BY migrated; DROP ROLE migrated") })
+	_, err = admin.Exec(t.Context(), "CREATE ROLE migrated LOGIN PASSWORD 'canary/4'; GRANT SELECT ON tides TO migrated")
 	must(t, err)
 	before := fmt.Sprintf("DATABASE_URL=postgres://migrated:canary%%2F4@localhost:%d/postgres?sslmode=require\nREPORTS_URL=postgres://migrated:canary%%2F4@localhost:%[1]d/postgres\nPORT=80\n", server.Port)
 	h, file := newMigratingHost(t, before)

@@ -97,8 +97,11 @@ func (d *Definition) compileUpstream() error {
 	}
 	query, err := url.ParseQuery(u.RawQuery)
 	scheme := u.Scheme == string(d.Protocol) || u.Scheme == "postgresql" && d.Protocol == Postgres
-	if err != nil || !scheme || u.User != nil || u.Fragment != "" || u.Opaque != "" {
-		return fmt.Errorf("upstream %.80q is not like %s; a user and a password come from the credential", d.Upstream, like)
+	if u.User != nil {
+		return fmt.Errorf("upstream has a user in it, who comes from the credential; write it like %s", like)
+	}
+	if err != nil || !scheme || u.Fragment != "" || u.Opaque != "" {
+		return fmt.Errorf("upstream %.80q is not like %s", d.Upstream, like)
 	}
 	d.host, d.port, d.name = u.Hostname(), u.Port(), strings.TrimPrefix(u.Path, "/")
 	if d.port == "" {

@@ -373,8 +373,14 @@ func TestPasswordGoesToNobodyWhoAsksForItInTheOpen(t *testing.T) {
 func TestConnectionsEndWithTheProcessAndTheDaemon(t *testing.T) {
 	t.Parallel()
 	h := newDatabase(t)
+	h.Wrap = []string{"sh", "-c", `umask 077; exec "$@"`, "sh"} // as its unit has it
 	h.StartProcess()
 	h.Ready("tides")
+	for path, mode := range map[string]os.FileMode{h.Path("pg"): 0o755, h.Socket("tides"): 0o755, h.Socket("tides") + "/.s.PGSQL.5432": 0o666} {
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != mode {
+			t.Errorf("%s has mode %v, want %v: everybody may connect (%v)", path, info.Mode(), mode, err)
+		}
+	}
 	user := func() (string, func() error) {
 		c, err := h.Connect(t.Context(), "")
 		must(t, err)

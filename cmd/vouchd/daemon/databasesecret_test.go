@@ -2,6 +2,7 @@ package daemon_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"io/fs"
@@ -19,8 +20,10 @@ import (
 // static is a definition whose password is a sealed secret, for a role that there is.
 func (h *dbHost) static(role, password string, more ...string) {
 	h.T.Helper()
-	_, err := h.Server.Admin(h.T, "postgres").Exec(h.T.Context(), fmt.Sprintf("CREATE ROLE %s LOGIN PASSWORD '%s'; GRANT SELECT ON tides TO %[1]s", role, password))
+	admin := h.Server.Admin(h.T, "postgres")
+	_, err := admin.Exec(h.T.Context(), fmt.Sprintf("CREATE ROLE %s LOGIN PASSWORD '%s'; GRANT SELECT ON tides TO %[1]s", role, password))
 	must(h.T, err)
+	h.T.Cleanup(func() { admin.Exec(context.Background(), fmt.Sprintf("DROP OWNED BY %s; DROP ROLE %[1]s", role)) })
 	h.Write("credentials.d/tides.yaml", fmt.Sprintf(`credentials:
   - name: tides
     broker: static

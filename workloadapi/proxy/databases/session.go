@@ -134,8 +134,12 @@ type counts struct {
 	refused int64
 }
 
-// maxCommands bounds how many commands are told apart.
-const maxCommands = 32
+// Bounds of what is counted: commands that are told apart, and bytes of what is said of
+// them, of which a record has 1024.
+const (
+	maxCommands   = 32
+	maxStatements = 900
+)
 
 func (c *counts) add(command string, rows int64) {
 	c.mu.Lock()
@@ -160,8 +164,18 @@ func (c *counts) sum() (statements string, rows, refused int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var list []string
+	var length int
+	var others int64
 	for _, name := range slices.Sorted(maps.Keys(c.by)) {
-		list = append(list, fmt.Sprintf("%s=%d", name, c.by[name]))
+		text := fmt.Sprintf("%s=%d", name, c.by[name])
+		if length += len(text) + 1; name == "OTHER" || length > maxStatements {
+			others += c.by[name]
+			continue
+		}
+		list = append(list, text)
+	}
+	if others > 0 {
+		list = append(list, fmt.Sprintf("OTHER=%d", others))
 	}
 	return strings.Join(list, ","), c.rows, c.refused
 }

@@ -132,3 +132,13 @@ func TestErrorsNameTheirStateAndNoPassword(t *testing.T) {
 		t.Errorf("the agent is told %q", b)
 	}
 }
+
+func TestWhatIsSaidOfStatementsFitsARecord(t *testing.T) {
+	var c counts
+	for i := range 100 {
+		c.add(strings.Repeat("X", 60)+string(rune('A'+i%26))+string(rune('A'+i/26)), 1)
+	}
+	if text, rows, _ := c.sum(); len(text) > 960 || rows != 100 || !strings.Contains(text, "OTHER=") {
+		t.Errorf("%d rows and %d bytes: %s", rows, len(text), text)
+	}
+}
