@@ -88,7 +88,8 @@ func TestNamesOfUserAndDatabaseAreNotTheAgents(t *testing.T) {
 		{"user=me role=postgres", "42501"},
 		{"user=me replication=database", "42501"},
 		{"user=me session_preload_libraries=x", "42501"},
-		{"user=me password=guess", ""}, // nobody asks for it
+		{"user=me max_protocol_version=latest", ""}, // 3.0 is what it gets
+		{"user=me password=guess", ""},              // nobody asks for it
 		{"user=tidesvouch" + strings.Repeat("a", 32), "28000"},
 	} {
 		c, err := h.Connect(t.Context(), tt.settings)
