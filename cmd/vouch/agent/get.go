@@ -72,10 +72,10 @@ func newGet(o *cli.Options) *cobra.Command {
 	var l leaser
 	var p deliver.Place
 	var field, format string
-	var show bool
+	var show, list bool
 	var warnPath, warnFormat func()
 	cmd := &cobra.Command{
-		Use:   "get NAME",
+		Use:   "get {NAME | --list}",
 		Short: "Lease a credential and print it, or keep it in a file",
 		Long: `Get leases a credential to this process (vouch, as started by you) and prints its
 fields, one per line, as JSON, or as NAME=value lines for a shell. With --field it
@@ -90,13 +90,24 @@ its leases. As a service of Type=notify, it is ready once the file exists.
 
 A lease can be bound to the process that asked for it, which is vouch itself. Such a
 credential would be revoked before it could be used, so get refuses it without
---follow: run the command that needs it under vouch exec.`,
+--follow: run the command that needs it under vouch exec.
+
+With --list nothing is leased: get says what this process is granted, and how it comes.`,
 		Example: `  vouch get openai-research --field access_token | my-agent --token-file /dev/stdin
   vouch get warehouse-readonly --param schema=sales --ttl 10m --output json
   vouch get warehouse-readonly --output env --show
+  vouch get --list
   vouch get warehouse-readonly --write /run/app/db.json --follow --signal HUP --pid 4211`,
-		Args: cobra.ExactArgs(1),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if list {
+				return cobra.NoArgs(cmd, args)
+			}
+			return cobra.ExactArgs(1)(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if list {
+				return l.list(cmd, o)
+			}
 			warnPath()
 			warnFormat()
 			form, err := fileForm(cmd, o.Output, format, &p)
@@ -124,6 +135,7 @@ credential would be revoked before it could be used, so get refuses it without
 		},
 	}
 	l.flags(cmd)
+	cmd.Flags().BoolVar(&list, "list", false, "say what there is to get, and lease nothing")
 	placeFlags(&p, cmd)
 	cmd.Flags().StringVar(&p.Path, "path", "", "write to this `file`")
 	warnPath = cli.DeprecatedFlag(cmd, "path", "--write")

@@ -121,6 +121,9 @@ func TestTunnelOfADefinitionWithPassthroughPassesAsItIs(t *testing.T) {
 		out, _, _ := h.Vouch("log", "show", "--event", "proxy.outcome", "--output", "json")
 		return strings.Contains(out, `"sent":`) && strings.Contains(out, `"received":`)
 	})
+	if out := sh(t, h, "$vouch get --list"); !matches(`(?m)^api    calls   api\.example\.com\nother  passes  example\.com$`, out) {
+		t.Errorf("what is granted is listed as\n%s", out)
+	}
 	// The host that CONNECT names is the host that TLS names.
 	if out := sh(t, h, blind+h.Path("ca.pem")+` --connect-to evil.example:443:example.com:443 https://evil.example/`); !strings.Contains(out, "curl: (") || len(h.Upstream.Got()) != 0 {
 		t.Error(out)
