@@ -197,7 +197,7 @@ func Remains(name string) string {
 	for i, l := range last {
 		last[i] = plain(l)
 	}
-	return fmt.Sprintf("%s (%d more labels, %d bytes)", strings.Join(last, "."), len(labels)-len(last), len(name))
+	return fmt.Sprintf("%s (labels: %d, bytes: %d)", strings.Join(last, "."), len(labels), len(name))
 }
 
 // plain returns a label with what no host's name has replaced, and clipped.
