@@ -143,13 +143,17 @@ func TestProxyClientsThatAreAgentsRunInASandbox(t *testing.T) {
 type hosts map[string]func(w http.ResponseWriter, r *http.Request)
 
 func (of hosts) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	for prefix, serve := range of {
-		if strings.HasPrefix(r.URL.Path, prefix) {
-			serve(w, r)
-			return
+	longest := ""
+	for prefix := range of {
+		if strings.HasPrefix(r.URL.Path, prefix) && len(prefix) > len(longest) {
+			longest = prefix
 		}
 	}
-	http.NotFound(w, r)
+	if longest == "" {
+		http.NotFound(w, r)
+		return
+	}
+	of[longest](w, r)
 }
 
 func text(contentType, body string) func(http.ResponseWriter, *http.Request) {
@@ -236,13 +240,21 @@ func TestProxyClientsThatAreToolsRunInASandbox(t *testing.T) {
 	npm, python, crate := archive(t, "package/package.json", `{"name":"left-pad","version":"1.3.0"}`), wheel(t), archive(t, "tides-1.0.0/Cargo.toml", "[package]\nname = \"tides\"\nversion = \"1.0.0\"\n[lib]\npath = \"x.rs\"\n")
 	sha := func(s string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(s))) }
 	h.Upstream.Handle(hosts{
-		"/left-pad/-/":          text("application/octet-stream", npm),
-		"/left-pad":             text("application/json", `{"name":"left-pad","dist-tags":{"latest":"1.3.0"},"versions":{"1.3.0":{"name":"left-pad","version":"1.3.0","dist":{"tarball":"https://registry.npmjs.org/left-pad/-/left-pad-1.3.0.tgz"}}}}`),
-		"/simple/tides":         text("text/html", `<a href="/packages/tides-1.0-py3-none-any.whl#sha256=`+sha(python)+`">tides-1.0-py3-none-any.whl</a>`),
-		"/packages/":            text("application/octet-stream", python),
-		"/config.json":          text("application/json", `{"dl":"https://index.crates.io/crates"}`),
-		"/ti/de/tides":          text("text/plain", `{"name":"tides","vers":"1.0.0","deps":[],"features":{},"yanked":false,"cksum":"`+sha(crate)+`"}`+"\n"),
-		"/crates/tides":         text("application/gzip", crate),
+		"/left-pad/-/":  text("application/octet-stream", npm),
+		"/left-pad":     text("application/json", `{"name":"left-pad","dist-tags":{"latest":"1.3.0"},"versions":{"1.3.0":{"name":"left-pad","version":"1.3.0","dist":{"tarball":"https://registry.npmjs.org/left-pad/-/left-pad-1.3.0.tgz"}}}}`),
+		"/simple/tides": text("text/html", `<a href="/packages/tides-1.0-py3-none-any.whl#sha256=`+sha(python)+`">tides-1.0-py3-none-any.whl</a>`),
+		"/packages/":    text("application/octet-stream", python),
+		"/config.json":  text("application/json", `{"dl":"https://index.crates.io/crates"}`),
+		"/ti/de/tides":  text("text/plain", `{"name":"tides","vers":"1.0.0","deps":[],"features":{},"yanked":false,"cksum":"`+sha(crate)+`"}`+"\n"),
+		"/crates/tides": text("application/gzip", crate),
+		"/": func(w http.ResponseWriter, r *http.Request) { // what AWS tells of a caller
+			if r.Method != http.MethodPost || !strings.HasPrefix(r.Header.Get("Authorization"), "AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/") {
+				http.NotFound(w, r)
+				return
+			}
+			w.Header().Set("Content-Type", "text/xml")
+			io.WriteString(w, `<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><GetCallerIdentityResult><Arn>arn:aws:iam::123456789012:user/tides</Arn><UserId>U</UserId><Account>123456789012</Account></GetCallerIdentityResult></GetCallerIdentityResponse>`)
+		},
 		"/user":                 withKey(text("application/json", `{"login":"octo"}`)),
 		"/api/chat.postMessage": withKey(text("application/json", `{"ok":true}`)),
 	}.ServeHTTP)
@@ -256,9 +268,13 @@ func TestProxyClientsThatAreToolsRunInASandbox(t *testing.T) {
 	h.start(map[string][]string{
 		"github": vendor(h, "github", "GH_TOKEN", "variant: read-only"),
 		"slack":  vendor(h, "slack", "SLACK_BOT_TOKEN", "rules: [{name: post, effect: allow, methods: [POST], paths: [/api/chat.postMessage]}]"),
+		"aws": {
+			"upstream: " + h.Upstream.URL, "hosts: [sts.eu-central-1.amazonaws.com]", "slot: {sigv4: {region: eu-central-1, service: sts, access_key_id: AKIAIOSFODNN7EXAMPLE}}",
+			`environment: [{name: AWS_ACCESS_KEY_ID, value: "{{handle}}"}, {name: AWS_SECRET_ACCESS_KEY, value: x}, {name: AWS_DEFAULT_REGION, value: eu-central-1}]`,
+		},
 		"pusher": {"preset: github-git-2026-11", "variant: push", "upstream: " + gitURL, "environment: [{name: UNUSED, value: x}]"},
 	})
-	h.Write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], credentials: [npm, pypi, crates, github, slack, pusher]}\n", os.Getuid()))
+	h.Write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], credentials: [npm, pypi, crates, github, slack, aws, pusher]}\n", os.Getuid()))
 	h.Ready()
 	must(t, os.MkdirAll(h.Path("git/repositories/a"), 0o755))
 	h.run(t, "git", "init", "-q", "--bare", "-b", "main", h.Path("git/repositories/a/b.git"))
@@ -280,12 +296,13 @@ func TestProxyClientsThatAreToolsRunInASandbox(t *testing.T) {
 		"pip":    {"/usr/bin/python3 -m pip install -q --no-cache-dir --disable-pip-version-check --break-system-packages --target site tides && PYTHONPATH=site /usr/bin/python3 -c 'import tides; print(tides.turn)'", "the tide turns"},
 		"cargo":  {"cd crate && PATH=/usr/bin:$PATH CARGO_HOME=$PWD/home cargo fetch && ls home/registry/cache/*", "tides-1.0.0.crate"},
 		"gh":     {"gh api user", `"octo"`},
+		"aws":    {"AWS_STS_REGIONAL_ENDPOINTS=regional aws sts get-caller-identity", "user/tides"},
 		"slack":  {"node bot.mjs", "posted true"},
 		"java":   {"java Call.java", `"octo"`},
 		"python": {"/usr/bin/python3 clients.py", "urllib octo\nrequests octo\nhttpx octo\naiohttp octo\naiohttp by its name octo"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			proxies := "github,npm,pypi,crates,slack"
+			proxies := "github,npm,pypi,crates,slack,aws"
 			if name == "git" {
 				proxies = "pusher"
 			}

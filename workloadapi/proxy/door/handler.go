@@ -3,6 +3,8 @@ package door
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -386,12 +388,16 @@ const (
 	contentTimeout  = time.Minute // for it to arrive
 )
 
-// content reads the content of a request whose rules look at it, and puts it back. The
-// values are nil if there is none that can be read. The content counts as the user's until
-// release is called.
+// content reads the content of a request whose rules or signature look at it, and puts it
+// back. The values are nil if there is none that can be read. The content counts as the
+// user's until release is called.
 func (s *server) content(w http.ResponseWriter, r *http.Request, over *conn, p *policy.Policy, t policy.Target) (values map[string]policy.Value, release func(), err error) {
 	pointers := p.Pointers(r.Method, t)
-	if len(pointers) == 0 || r.ContentLength == 0 || r.Header.Get("Content-Encoding") != "" {
+	digest := wantsDigest(p, r)
+	if r.Header.Get("Content-Encoding") != "" {
+		pointers = nil
+	}
+	if len(pointers) == 0 && !digest || r.ContentLength == 0 {
 		return nil, func() {}, nil
 	}
 	if r.ContentLength > maxInspected {
@@ -413,6 +419,13 @@ func (s *server) content(w http.ResponseWriter, r *http.Request, over *conn, p *
 	give(length - int64(len(body)))
 	length = int64(len(body))
 	r.Body, r.ContentLength, r.TransferEncoding = io.NopCloser(bytes.NewReader(body)), length, nil
+	if digest {
+		sum := sha256.Sum256(body)
+		r.Header.Set(digestHeader, hex.EncodeToString(sum[:]))
+	}
+	if len(pointers) == 0 {
+		return nil, func() { give(length) }, nil
+	}
 	if values, err = policy.ReadJSON(body, pointers); err != nil {
 		values = nil // rules that look at it see that it cannot be read
 	}

@@ -27,6 +27,16 @@ const (
 // emptySHA256 is the digest of no content.
 const emptySHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
+// digestHeader has the digest of content. Clients of S3 send it; those of other services
+// sign with one that they do not send.
+const digestHeader = "X-Amz-Content-Sha256"
+
+// wantsDigest reports whether the content has to be read for its signature.
+func wantsDigest(p *policy.Policy, r *http.Request) bool {
+	s := p.Slot.SigV4
+	return s != nil && s.Service != "s3" && r.Header.Get(digestHeader) == ""
+}
+
 // sign signs a request as AWS does (Signature Version 4). Headers that a caller's SDK has
 // signed with its placeholder are made anew, and content that it has signed chunk by chunk
 // goes on without those signatures.
@@ -42,7 +52,7 @@ func sign(out *http.Request, s *policy.SigV4, fields map[string]string) error {
 	if c.AccessKeyID == "" || c.SecretAccessKey == "" {
 		return errors.New("the credential has no access_key_id and secret_access_key, which signing needs")
 	}
-	digest := out.Header.Get("X-Amz-Content-Sha256")
+	digest := out.Header.Get(digestHeader)
 	switch b, err := hex.DecodeString(digest); {
 	case out.Body == nil:
 		digest = emptySHA256
@@ -66,7 +76,7 @@ func sign(out *http.Request, s *policy.SigV4, fields map[string]string) error {
 	for _, h := range []string{"Authorization", "X-Amz-Date", "X-Amz-Security-Token", "Amz-Sdk-Invocation-Id", "Amz-Sdk-Request"} {
 		out.Header.Del(h)
 	}
-	out.Header.Set("X-Amz-Content-Sha256", digest)
+	out.Header.Set(digestHeader, digest)
 	signer := v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping = s.Service == "s3" })
 	return signer.SignHTTP(context.Background(), c, out, digest, s.Service, s.Region, time.Now())
 }
