@@ -24,21 +24,27 @@ type conn struct {
 	holders map[string]*holder
 	closed  bool
 	relay   *link.Relay // what the one who connected says of it, if it is another's; nil else
-	by      string      // who that is, as far as it is so
+	by      func() string
 }
 
-// introduce notes whose connection the process that connected passes on. That which does
-// not descend from it is left out.
+// introduce notes whose connection the process that connected passes on.
 func (c *conn) introduce(r *link.Relay) {
-	var by []string
-	for _, p := range r.Processes {
-		if of, err := c.descendant(p); err == nil {
-			by = append(by, of)
-		}
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.relay, c.by = r, strings.Join(by, ", ")
+	c.relay = r
+	c.by = sync.OnceValue(func() string { return c.descendants(r.Processes) })
+}
+
+// descendants describes processes. Those that do not descend from the one that connected
+// are left out.
+func (c *conn) descendants(of []relay.Process) string {
+	var list []string
+	for _, p := range of {
+		if text, err := c.descendant(p); err == nil {
+			list = append(list, text)
+		}
+	}
+	return strings.Join(list, ", ")
 }
 
 // maxProgram bounds how much of a program's path is recorded of a descendant, in bytes.

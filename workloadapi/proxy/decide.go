@@ -292,9 +292,16 @@ func (s *session) refuseAttempt(ctx context.Context, q *question) error {
 	a := q.ask.Attempt
 	q.call = q.conn.describe(q.ask)
 	q.call.Method, q.call.Path, q.call.Count = a.Kind, a.Target, uint64(max(0, a.Count))
-	who := &caller{session: s, id: q.id, process: q.conn.peer, handle: true}
+	who := &caller{session: s, id: q.id, process: q.conn.peer}
+	if q.ask.Handle != "" && len(q.ask.Definitions) == 1 {
+		if p, err := s.holderOf(q.conn, q.ask.Handle, q.ask.Definitions[0]); err == nil {
+			who.process, who.handle = p, true
+		}
+	}
 	var err error
-	if q.caller, err = s.Gate.Admit(ctx, gate.Request{Peer: who, Event: audit.EventCall, Call: &q.call}); err != nil {
+	if q.caller, err = s.Gate.Admit(ctx, gate.Request{
+		Peer: who, Event: audit.EventCall, Call: &q.call, Counts: func(e identity.Entry) bool { return who.handle || outlastsExec(e) },
+	}); err != nil {
 		return err
 	}
 	q.caller.As(q.caller.Entries[0])
@@ -309,10 +316,11 @@ const allowHost = "; an administrator can allow a host with a definition that ha
 // describe begins the record of a call over a connection.
 func (c *conn) describe(a *link.Ask) audit.Call {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	r, by := c.relay, c.by
+	c.mu.Unlock()
 	switch {
-	case c.relay != nil:
-		return audit.Call{Door: c.relay.Door, Processes: c.by, Authority: c.relay.Authority}
+	case r != nil:
+		return audit.Call{Door: r.Door, Processes: by(), Authority: r.Authority}
 	case a.HTTP2:
 		return audit.Call{Door: "http2"}
 	}

@@ -150,7 +150,7 @@ func (r *Relay) Attempt(ctx context.Context, a relay.Attempt, by ...relay.Proces
 	if len(a.Target) > relay.MaxText {
 		a.Target = strings.ToValidUTF8(a.Target[:relay.MaxText], "")
 	}
-	h.Handles, h.Attempt = nil, &a
+	h.Attempt = &a
 	_, err := relay.Dial(ctx, r.Socket, h)
 	return err
 }

@@ -40,6 +40,7 @@ func TestATargetIsADefinitionsHostAsItIsWritten(t *testing.T) {
 		{"GET http://API.example.com/v1", "x", nil, "http API.example.com"},
 		{"GET http://api.example.com./v1", "x", nil, "http api.example.com."},
 		{"GET http://api.example.com:8443/v1", "x", nil, "http api.example.com:8443"},
+		{"GET /v1", "api.example.com:80:443", nil, "404"},
 		{"GET http://me@api.example.com/v1", "x", nil, "400"},
 		{"GET http://api.example.com@evil.example/v1", "x", nil, "400"},
 		{"GET http://evil.example#@api.example.com/v1", "x", nil, "400"},
@@ -96,4 +97,34 @@ func TestATargetIsADefinitionsHostAsItIsWritten(t *testing.T) {
 			t.Errorf("%s of host %s (%+v): %s, want %s", tt.target, tt.host, tt.says, got, tt.want)
 		}
 	}
+}
+
+// FuzzTarget: whatever is asked for, what is found is a definition's and its target is a path.
+func FuzzTarget(f *testing.F) {
+	f.Add("GET", "http://api.example.com/v1?a", "x", "")
+	f.Add("CONNECT", "api.example.com:443", "x", "api.example.com")
+	f.Add("GET", "/api/v1", "localhost:80", "")
+	p := &policy.Policy{Upstream: "https://api.example.com", Hosts: []string{"api.example.com"}}
+	p.Rules = []policy.Rule{{Name: "all", Effect: policy.Allow, Methods: []string{"GET"}, Paths: []policy.Pattern{"/**"}}}
+	if err := p.Compile(); err != nil {
+		f.Fatal(err)
+	}
+	known := newRoutes(map[string]*policy.Policy{"api": p})
+	f.Fuzz(func(t *testing.T, method, uri, host, bound string) {
+		says := &relay.Hello{Door: relay.Connect, Host: bound}
+		found, err := find(&http.Request{ProtoMajor: 1, Method: method, RequestURI: uri, Host: host}, known, says)
+		if err != nil {
+			return
+		}
+		switch {
+		case len(found.names) != 1 || found.names[0] != "api" || found.policy != p:
+			t.Errorf("%s %q of %q: %+v", method, uri, host, found)
+		case method == http.MethodConnect && (bound != "" || found.host != "api.example.com:443"):
+			t.Errorf("CONNECT %q leads to %q", uri, found.host)
+		case method != http.MethodConnect && !strings.HasPrefix(found.raw, "/"):
+			t.Errorf("%s %q of %q has the target %q", method, uri, host, found.raw)
+		case bound != "" && bound != "api.example.com":
+			t.Errorf("%s %q of %q over a connection for %q", method, uri, host, bound)
+		}
+	})
 }

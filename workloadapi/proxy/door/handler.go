@@ -204,7 +204,10 @@ func find(r *http.Request, in *routes, says *relay.Hello) (*target, error) {
 
 // hostOf returns a host without the port that goes without saying.
 func hostOf(host string) string {
-	return strings.TrimSuffix(strings.TrimSuffix(host, ":443"), ":80")
+	if of, ok := strings.CutSuffix(host, ":443"); ok {
+		return of
+	}
+	return strings.TrimSuffix(host, ":80")
 }
 
 // split returns the host that a request is for, without a port that goes without saying,

@@ -60,7 +60,14 @@ func (s *server) attempted(ctx context.Context, over *conn, a *relay.Attempt) er
 	if daemon == nil {
 		return refuse(http.StatusServiceUnavailable, "no_daemon", "%v; is vouchd running?", errNoDaemon)
 	}
-	answer, _, err := daemon.ask(ctx, nil, over, &link.Ask{Conn: over.id, Attempt: a})
+	q := &link.Ask{Conn: over.id, Attempt: a}
+	if over.says != nil {
+		for name, handle := range over.says.Handles { // any of them shows who it is
+			q.Definitions, q.Handle = []string{name}, handle
+			break
+		}
+	}
+	answer, _, err := daemon.ask(ctx, nil, over, q)
 	switch {
 	case err != nil:
 		return refuse(http.StatusServiceUnavailable, "no_daemon", "%v; is vouchd running?", err)

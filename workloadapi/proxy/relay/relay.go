@@ -83,8 +83,12 @@ func Of(r *http.Request) (*Hello, error) {
 	if r.ProtoMajor != 1 || !strings.EqualFold(r.Header.Get("Upgrade"), Protocol) {
 		return nil, nil
 	}
+	text := r.Header.Get(header)
+	if len(text) > MaxHello {
+		return nil, fmt.Errorf("header %s has %d bytes and may have %d", header, len(text), MaxHello)
+	}
 	h := new(Hello)
-	if err := json.Unmarshal([]byte(r.Header.Get(header)), h); err != nil {
+	if err := json.Unmarshal([]byte(text), h); err != nil {
 		return nil, fmt.Errorf("header %s: %w", header, err)
 	}
 	return h, h.check()
