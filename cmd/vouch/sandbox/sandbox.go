@@ -188,10 +188,16 @@ func here(o Options) (*Sandbox, error) {
 		s.Close()
 		return nil, fmt.Errorf("preparing the sandbox: %w", err)
 	}
-	if o.Bundle != nil {
-		if err := place(BundlePath, o.Bundle); err != nil {
+	for _, f := range []struct {
+		path    string
+		content []byte
+	}{{BundlePath, o.Bundle}, {StorePath, o.Store}} {
+		if f.content == nil {
+			continue
+		}
+		if err := place(f.path, f.content); err != nil {
 			s.Close()
-			return nil, fmt.Errorf("preparing the sandbox: %w; the unit needs TemporaryFileSystem=%s:mode=1777", err, filepath.Dir(BundlePath))
+			return nil, fmt.Errorf("preparing the sandbox: %w; the unit needs TemporaryFileSystem=%s:mode=1777", err, filepath.Dir(f.path))
 		}
 	}
 	s.direct = true
