@@ -68,6 +68,7 @@ system-test: build ## what needs systemd as PID 1, in a container: tests of unit
 	@packaging/test/upgrade
 	@packaging/test/secrets
 	@packaging/test/examples
+	@packaging/test/sandbox
 	@examples/sandbox/run
 
 user-test: ## what peers are, and the attacks on that, tried as an ordinary user

@@ -103,8 +103,9 @@ var prepares = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_NET_RA
 // the start alone.
 //
 // In a unit that systemd has given a network of its own (PrivateNetwork=yes), and with it the
-// ambient capabilities CAP_NET_ADMIN, CAP_NET_RAW and CAP_NET_BIND_SERVICE, no namespace is
-// made: that network is used, and the command keeps the unit's other namespaces.
+// ambient capabilities CAP_NET_ADMIN, CAP_NET_RAW and CAP_NET_BIND_SERVICE, that network is
+// used, and the command keeps the unit's other namespaces. Where there is no Landlock, it gets
+// a user namespace.
 func Start(ctx context.Context, o Options) (*Sandbox, error) {
 	if prepared() {
 		return here(o)
@@ -188,16 +189,33 @@ func here(o Options) (*Sandbox, error) {
 		s.Close()
 		return nil, fmt.Errorf("preparing the sandbox: %w", err)
 	}
-	if o.Bundle != nil {
-		if err := place(BundlePath, o.Bundle); err != nil {
+	for _, f := range []struct {
+		path    string
+		content []byte
+	}{{BundlePath, o.Bundle}, {StorePath, o.Store}} {
+		if f.content == nil {
+			continue
+		}
+		if err := place(f.path, f.content); err != nil {
 			s.Close()
-			return nil, fmt.Errorf("preparing the sandbox: %w; the unit needs TemporaryFileSystem=%s:mode=1777", err, filepath.Dir(BundlePath))
+			return nil, fmt.Errorf("preparing the sandbox: %w; the unit needs TemporaryFileSystem=%s:mode=1777", err, filepath.Dir(f.path))
 		}
 	}
 	s.direct = true
 	cmd := s.stage(stageDirect, o, theirs)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := s.start(cmd); err != nil {
+	apart := landlockVersion() < landlockRefer
+	if apart {
+		// What keeps the command from tracing other processes of its user is that they are in
+		// the user namespace above its own.
+		cmd.Args[2] = stageApart
+		cmd.SysProcAttr.Cloneflags, cmd.SysProcAttr.AmbientCaps = unix.CLONE_NEWUSER, []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SETPCAP}
+	}
+	err = s.start(cmd)
+	if err != nil && apart {
+		err = fmt.Errorf("the kernel has no Landlock (Linux 5.19), and lets the unit make no user namespace (%w); either one is needed to keep the command from other processes of its user", err)
+	}
+	if err != nil {
 		s.Close()
 		return nil, fmt.Errorf("preparing the sandbox: %w", err)
 	}

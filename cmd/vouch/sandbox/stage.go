@@ -25,6 +25,7 @@ const (
 	stageInit    = "init"    // is process 1 of the namespaces
 	stageCommand = "command" // becomes the command
 	stageDirect  = "direct"  // does so without the others, once it is told to
+	stageApart   = "apart"   // does so too, in a user namespace of its own
 )
 
 // The descriptors of a stage, beside the standard streams.
@@ -59,6 +60,11 @@ func RunStage(argv []string) {
 			return runInit()
 		case stageCommand:
 			return runCommand()
+		case stageApart:
+			if err := mapUser(r); err != nil {
+				return err
+			}
+			fallthrough
 		case stageDirect:
 			if err := awaitRelease(); err != nil {
 				return err

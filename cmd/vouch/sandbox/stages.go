@@ -18,12 +18,8 @@ import (
 // runNetwork is the first stage: it prepares the namespaces that it was started in, passes the
 // listeners out, and goes on as process 1.
 func runNetwork(r request) error {
-	for _, m := range []struct{ file, text string }{
-		{"setgroups", "deny"}, {"uid_map", fmt.Sprintf("%d %d 1", r.UID, r.UID)}, {"gid_map", fmt.Sprintf("%d %d 1", r.GID, r.GID)},
-	} {
-		if err := os.WriteFile("/proc/self/"+m.file, []byte(m.text), 0); err != nil {
-			return fmt.Errorf("mapping the user into the namespace: %w", err)
-		}
+	if err := mapUser(r); err != nil {
+		return err
 	}
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return err
@@ -56,6 +52,18 @@ func runNetwork(r request) error {
 	}
 	closeAll(files)
 	return next(stageInit)
+}
+
+// mapUser has the user be itself in the user namespace that this process was started in.
+func mapUser(r request) error {
+	for _, m := range []struct{ file, text string }{
+		{"setgroups", "deny"}, {"uid_map", fmt.Sprintf("%d %d 1", r.UID, r.UID)}, {"gid_map", fmt.Sprintf("%d %d 1", r.GID, r.GID)},
+	} {
+		if err := os.WriteFile("/proc/self/"+m.file, []byte(m.text), 0); err != nil {
+			return fmt.Errorf("mapping the user into the namespace: %w", err)
+		}
+	}
+	return nil
 }
 
 // caught are signals that must not end process 1: a terminal sends them to it too. They are

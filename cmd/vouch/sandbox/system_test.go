@@ -1,10 +1,12 @@
 package sandbox
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/vouchd/vouchd/systemd"
@@ -32,6 +34,11 @@ func TestSystemServiceWithTheDropInIsInASandbox(t *testing.T) {
 		must(t, os.MkdirAll(filepath.Dir(systemd.SandboxResolver), 0o755))
 		must(t, os.WriteFile(systemd.SandboxResolver, []byte(resolver), 0o644))
 	}
+	sibling := exec.Command("sleep", "infinity")
+	sibling.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1, Gid: 1}} // daemon
+	must(t, sibling.Start())
+	t.Cleanup(func() { sibling.Process.Kill(); sibling.Wait() })
+	environ := fmt.Sprintf("read=/proc/%d/environ", sibling.Process.Pid)
 	const name = "vouch-sandbox-test.service"
 	file := "/run/systemd/system/" + name
 	t.Cleanup(func() {
@@ -40,7 +47,7 @@ func TestSystemServiceWithTheDropInIsInASandbox(t *testing.T) {
 		exec.Command("systemctl", "daemon-reload").Run()
 	})
 	must(t, os.WriteFile(file, []byte("[Service]\nType=oneshot\nUser=daemon\nStandardOutput=file:"+log+"\nStandardError=inherit\nExecStart="+probe+
-		" probe tcp=192.0.2.1:22 socket=1,1,0 capabilities list=/tmp list=/sys/class/net unix=/run/dbus/system_bus_socket read=/etc/resolv.conf read=/proc/1/status\n"), 0o644))
+		" probe tcp=192.0.2.1:22 socket=1,1,0 capabilities list=/tmp list=/sys/class/net unix=/run/dbus/system_bus_socket read=/etc/resolv.conf read=/proc/1/status "+environ+"\n"), 0o644))
 	systemctl := func(args ...string) {
 		t.Helper()
 		if out, err := exec.Command("systemctl", args...).CombinedOutput(); err != nil {
@@ -63,7 +70,7 @@ func TestSystemServiceWithTheDropInIsInASandbox(t *testing.T) {
 	must(t, err)
 	for _, want := range []string{
 		"192.0.2.1:22: connect: connection refused", "socket=1,1,0: EAFNOSUPPORT", "CapEff:0000000000000000", "CapPrm:0000000000000000 NoNewPrivs:1", "list=/tmp: \n",
-		"list=/sys/class/net: lo\n", "system_bus_socket: socket: address family not supported", `read=/etc/resolv.conf: "nameserver 127.0.0.1\n"`, "read=/proc/1/status: ENOENT",
+		"list=/sys/class/net: lo\n", "system_bus_socket: socket: address family not supported", `read=/etc/resolv.conf: "nameserver 127.0.0.1\n"`, "read=/proc/1/status: ENOENT", environ + ": ENOENT",
 		"attempt tcp 192.0.2.1:22\n", "attempt socket AF_UNIX\n",
 	} {
 		if !strings.Contains(string(out), want) {
