@@ -542,7 +542,9 @@ func TestUseIsDurableBeforeItReachesTheUpstream(t *testing.T) {
 		io.WriteString(w, h.OK("log", "show", "--event", "proxy.call", "--output", "json"))
 	})
 	_, body := get(t, h.Client(), "http://localhost/api/users/7?name=secret-name")
-	leaf, err := audit.DecodeLeaf([]byte(strings.TrimSpace(body)))
+	body = strings.TrimSpace(body)
+	body = body[strings.LastIndex(body, "\n")+1:] // before it is what Ready asked
+	leaf, err := audit.DecodeLeaf([]byte(body))
 	must(t, err)
 	if c := leaf.Call; c == nil || c.Method != "GET" || c.Path != "/**" || c.Rule != "all" || c.Door != "unix" || leaf.SPIFFEID != "spiffe://example.org/agent" || leaf.Workload.PID != os.Getpid() {
 		t.Errorf("while the upstream was called, the log had %s", body)
