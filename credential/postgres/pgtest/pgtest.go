@@ -76,12 +76,20 @@ func (s *Server) init() error {
 	if out, err := s.command("initdb", "-D", s.data(), "-U", "postgres", "-A", "scram-sha-256", "--pwfile", password, "--no-sync", "-E", "UTF8", "--locale=C").CombinedOutput(); err != nil {
 		return fmt.Errorf("initdb: %w: %s", err, out)
 	}
-	rules, err := os.ReadFile(filepath.Join(s.data(), "pg_hba.conf"))
+	return errors.Join(
+		s.edit("pg_hba.conf", func(rules string) string { return "hostssl all certified all cert\n" + rules }),
+		s.edit("postgresql.conf", func(settings string) string { return settings + "ssl_ca_file = 'server.crt'\n" }),
+		s.certificate())
+}
+
+// edit changes one of the server's files.
+func (s *Server) edit(name string, change func(string) string) error {
+	path := filepath.Join(s.data(), name)
+	b, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	rules = append([]byte("hostssl all certified all cert\n"), rules...)
-	return errors.Join(s.give(filepath.Join(s.data(), "pg_hba.conf"), rules, 0o600), s.certificate())
+	return s.give(path, []byte(change(string(b))), 0o600)
 }
 
 // ClientCertificate returns files with a certificate of the server's authority for a role,
@@ -184,7 +192,7 @@ func (s *Server) Restart() error {
 		l.Close()
 	}
 	s.cmd = s.command("postgres", "-D", s.data(), "-p", strconv.Itoa(s.Port), "-k", s.SocketDir,
-		"-c", "listen_addresses=127.0.0.1", "-c", "ssl=on", "-c", "ssl_ca_file=server.crt", "-c", "fsync=off", "-c", "log_statement=all", "-c", "max_connections=400")
+		"-c", "listen_addresses=127.0.0.1", "-c", "ssl=on", "-c", "fsync=off", "-c", "log_statement=all", "-c", "max_connections=400")
 	log, err := os.OpenFile(s.LogFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
