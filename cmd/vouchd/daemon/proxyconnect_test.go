@@ -1,6 +1,7 @@
 package daemon_test
 
 import (
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net/http"
@@ -211,5 +212,20 @@ func TestTunnelEndsWithItsLease(t *testing.T) {
 				t.Errorf("curl prints %s", got)
 			}
 		})
+	}
+}
+
+// TestWhatPinsACertificateSaysSo: an upstream that wants its client's own, and a client that
+// wants its upstream's own. For both there is passthrough.
+func TestWhatPinsACertificateSaysSo(t *testing.T) {
+	t.Parallel()
+	h := proxytest.New(t, "hosts: [api.example.com]")
+	h.Upstream.TLS.ClientAuth = tls.RequireAnyClientCert
+	h.Start()
+	if out := sh(t, h, `$curl http://localhost/api/x`); !strings.Contains(out, "upstream_certificate") || !strings.Contains(out, "passthrough: true") {
+		t.Errorf("the caller of an upstream that wants a certificate is told %s", out)
+	}
+	if out := sh(t, h, `$vouch exec --proxy api --intercept -- curl -sS --pinnedpubkey sha256//AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA= https://api.example.com/`); !strings.Contains(out, "does not match pinned public key") {
+		t.Errorf("curl prints %s", out)
 	}
 }

@@ -123,6 +123,8 @@ func (c *call) failure(ctx context.Context, err error) error {
 		return refuse(http.StatusBadGateway, "upstream_address", "%s: %v", c.policy.UpstreamHost(), private)
 	case errors.As(err, &certificate):
 		return refuse(http.StatusBadGateway, "upstream_certificate", "%s: %s", c.policy.UpstreamHost(), c.scrub(err.Error()))
+	case strings.Contains(err.Error(), "remote error: tls: certificate required"):
+		return refuse(http.StatusBadGateway, "upstream_certificate", "%s wants a certificate of its client's, and the proxy shows none; let its TLS pass as it is, with a definition that has broker: none and passthrough: true", c.policy.UpstreamHost())
 	case ctx.Err() != nil:
 		return fmt.Errorf("the caller went away: %w", cause)
 	}
