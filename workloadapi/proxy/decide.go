@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -34,6 +35,9 @@ type question struct {
 	call   audit.Call // as it is recorded
 	lease  *lease.Call
 	window string // request ID of the call whose record stands for this one, if any
+
+	counts  func(identity.Entry) bool // whether an entry could be why it is allowed
+	changed <-chan struct{}           // closed if the rules are others than it was decided by
 }
 
 // answer decides a request, and tells the process.
@@ -99,10 +103,11 @@ func (s *session) decide(ctx context.Context, q *question) (*link.Answer, error)
 		q.call.Method, q.call.Path = r.Method, r.Target.Path
 	}
 	var err error
+	q.changed = s.Gate.Changed()
+	q.counts = func(e identity.Entry) bool { return grants(e, defs) && (who.handle || who.http2 || outlastsExec(e)) }
 	q.caller, err = s.Gate.Admit(ctx, gate.Request{
-		Peer: who, Event: audit.EventCall, Credential: defs[0].Name, Call: &q.call,
-		Counts: func(e identity.Entry) bool { return grants(e, defs) && (who.handle || who.http2 || outlastsExec(e)) },
-		Lacks:  func(at *process.Attested) string { return s.lacks(at, defs, who) },
+		Peer: who, Event: audit.EventCall, Credential: defs[0].Name, Call: &q.call, Counts: q.counts,
+		Lacks: func(at *process.Attested) string { return s.lacks(at, defs, who) },
 	})
 	if no := q.ask.Refused; no != nil {
 		return nil, s.refuseDenied(ctx, q, defs, no, err)
@@ -248,6 +253,11 @@ func (s *session) watch(q *question) {
 		return
 	}
 	s.asked[q.id] = q
+	select {
+	case <-q.changed: // meanwhile, and nobody has looked at this one
+		go s.cutUnentitled([]*question{q})
+	default:
+	}
 	if s.cuts[hash] {
 		return
 	}
@@ -262,6 +272,39 @@ func (s *session) watch(q *question) {
 			s.link.Send(&link.Message{Cut: hash}, nil) // a link that has failed ends elsewhere
 		}
 	}()
+}
+
+// cutAtChanges ends calls under way, at each change of the rules, that would not be allowed
+// any longer, until the context ends.
+func (s *session) cutAtChanges(ctx context.Context) {
+	changed := s.Gate.Changed()
+	for {
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+		changed = s.Gate.Changed() // before the look, which another change may outdate
+		s.mu.Lock()
+		under := slices.Collect(maps.Values(s.asked))
+		s.mu.Unlock()
+		s.cutUnentitled(under)
+	}
+}
+
+// cutUnentitled ends those of the calls whose process is no longer entitled, going by what
+// it was attested as. If the rules want to know more of it now, the next call shows that.
+func (s *session) cutUnentitled(calls []*question) {
+	cut := make(map[string]bool)
+	for _, q := range calls {
+		hash := s.Leases.LeaseHash(q.lease.Lease.ID)
+		entries, err := s.Gate.Entitled(q.caller.Process, q.counts)
+		if cut[hash] || err == nil && s.Gate.Refusal() == nil && slices.ContainsFunc(entries, func(e identity.Entry) bool { return e.ID == q.entry.ID }) {
+			continue
+		}
+		cut[hash] = true
+		s.link.Send(&link.Message{Cut: hash}, nil) // a link that has failed ends elsewhere
+	}
 }
 
 // refuseUnknown records a refusal of who is not known to hold anything.

@@ -104,6 +104,7 @@ func (s *Server) Serve(ctx context.Context, l *link.Conn) error {
 	defer work.Wait()
 	defer cancel() // first
 	work.Go(func() { of.sightings.forgetAt(ctx, s.Gate.Changed) })
+	work.Go(func() { of.cutAtChanges(ctx) })
 	for {
 		m, f, err := l.Receive()
 		if err != nil {

@@ -185,8 +185,9 @@ func TestCallsWithoutACredentialAreJudgedAndRecorded(t *testing.T) {
 func TestTunnelEndsWithItsLease(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(*proxytest.Host){
-		"revoked":                func(h *proxytest.Host) { h.OK("lease", "revoke", "--credential", "other") },
-		"its definition is gone": func(h *proxytest.Host) { h.Write("credentials.d/other.yaml", "credentials: []\n") },
+		"revoked":                 func(h *proxytest.Host) { h.OK("lease", "revoke", "--credential", "other") },
+		"its definition is gone":  func(h *proxytest.Host) { h.Write("credentials.d/other.yaml", "credentials: []\n") },
+		"its entry is for others": func(h *proxytest.Host) { h.Entries("unix:uid:4242") },
 		"its entry grants it less": func(h *proxytest.Host) {
 			h.Write("entries.d/a.yaml", strings.Replace(h.Read("entries.d/a.yaml"), "[api, other]", "[api]", 1))
 		},
