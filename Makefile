@@ -6,7 +6,7 @@ GO       ?= go
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS  := -s -w -X github.com/vouchd/vouchd/packaging/version.release=$(VERSION)
 TOOLS    := gcc libc6-dev swtpm swtpm-tools tpm2-tools postgresql-15 openssh-client openssh-server \
-            curl git nginx-light nodejs openssl procps python3 python3-dotenv systemd
+            curl git nginx-light nodejs openssl procps python3 python3-dotenv redis-server systemd
 FUZZTIME ?= 30s
 
 help: ## list what can be made
@@ -30,7 +30,7 @@ test-vault: ## check the vault broker against the Vault or OpenBao at VAULT_ADDR
 test-clients: test-tools ## run real clients against the daemon: of Python, Node, Java, Go, tools; asks registries
 	@packaging/install-missing python3-grpcio protobuf-compiler python3-httpx python3-requests gh curl awscli python3-botocore
 	@packaging/install-missing fcgiwrap python3-boto3 slowhttptest python3-aiohttp python3-pip cargo-web
-	@packaging/install-missing python3-psycopg2 python3-redis libpostgresql-jdbc-java redis-server
+	@packaging/install-missing python3-psycopg2 python3-redis libpostgresql-jdbc-java
 	@command -v kubectl >/dev/null || packaging/install-missing kubernetes-client
 	@command -v docker >/dev/null || packaging/install-missing docker.io
 	@command -v javac >/dev/null || packaging/install-missing default-jdk-headless
