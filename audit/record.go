@@ -176,8 +176,8 @@ type Call struct {
 	Door       string // by which it came: unix, http2, loopback, connect, sandbox, postgres or redis
 	Processes  string // that made it by way of another, which has the lease: path and PID, with commas
 	Authority  string // SHA-256 of the certificate by which that one looked into TLS, if it did
-	Method     string
-	Path       string
+	Method     string // of HTTP; CONNECT or CANCEL of a database; of what leads nowhere, its kind, such as tcp or dns
+	Path       string // of a database its name; of what leads nowhere, where to
 	Rule       string // that allowed or refused it; empty if none matched
 	Unenforced bool   // the rules would refuse it, but are only tried out
 	Count      uint64 // of calls, where one record is for several

@@ -1,13 +1,12 @@
 package agent
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -80,11 +79,20 @@ func (c *caller) trust(proxy net.Addr) (env []string, forget func(), err error) 
 		return nil, nil, err
 	}
 	forgetOthers()
-	dir, err := os.MkdirTemp("", fmt.Sprintf("%s%d-", trustDir, os.Getpid()))
+	dir, err := os.MkdirTemp("", trustDir)
 	if err != nil {
 		return nil, nil, err
 	}
-	forget = func() { os.RemoveAll(dir) }
+	lock, err := os.Open(dir)
+	if err != nil {
+		os.RemoveAll(dir)
+		return nil, nil, err
+	}
+	forget = func() { os.RemoveAll(dir); lock.Close() }
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_SH); err != nil {
+		forget()
+		return nil, nil, fmt.Errorf("locking %s: %w", dir, err)
+	}
 	for name, b := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), b, 0o444); err != nil {
 			forget()
@@ -94,17 +102,25 @@ func (c *caller) trust(proxy net.Addr) (env []string, forget func(), err error) 
 	return append(env, trustIn(dir, proxy)...), forget, nil
 }
 
-// trustDir begins the name of the directory, before the PID.
+// trustDir begins the name of the directory. While vouch lives it has a lock on it: a PID
+// would say nothing to one in another container that has the same /tmp.
 const trustDir = "vouch-exec-"
+
+// lockedBy is how long a directory may be there without its lock.
+const lockedBy = time.Minute
 
 // forgetOthers removes what vouch has left that was killed.
 func forgetOthers() {
 	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), trustDir+"*")) // the pattern is well-formed
 	for _, dir := range dirs {
-		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), trustDir), "-")
-		n, err := strconv.Atoi(pid)
-		if err == nil && n > 0 && errors.Is(unix.Kill(n, 0), unix.ESRCH) {
-			os.RemoveAll(dir) // another user's stays
+		f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			continue // another user's
 		}
+		info, err := f.Stat()
+		if err == nil && time.Since(info.ModTime()) > lockedBy && unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			os.RemoveAll(dir)
+		}
+		f.Close()
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
 	"github.com/vouchd/vouchd/cmd/vouchd/daemon/databasetest"
 	"github.com/vouchd/vouchd/cmd/vouchd/daemon/leasetest"
 )
@@ -44,7 +45,7 @@ func TestAgentQueriesADatabaseWithoutAPassword(t *testing.T) {
 	eventually(t, "the login has ended with its connection", func() bool { return len(h.roles(user)) == 0 })
 	begun, ended := h.Records("proxy.call", audit.Success), []audit.Leaf(nil)
 	eventually(t, "what came of the connections is recorded", func() bool {
-		ended = h.Records("proxy.outcome", audit.Success)
+		ended = daemontest.RecordsYet(h.Host.Host, "proxy.outcome", audit.Success)
 		return len(ended) == 2
 	})
 	if len(begun) != 2 || begun[0].Call.Door != "postgres" || begun[0].Call.Method != "CONNECT" || begun[0].Credential.Handle != user {

@@ -119,7 +119,7 @@ func TestRefusedStatementsFailInTheirPlace(t *testing.T) {
 	}
 	w.Close()
 	eventually(t, "the outcome counts what was refused", func() bool {
-		for _, r := range h.Records("proxy.outcome", audit.Failed) {
+		for _, r := range daemontest.RecordsYet(h.Host.Host, "proxy.outcome", audit.Failed) {
 			if strings.Contains(r.Call.Statements, "refused=6") {
 				return true
 			}

@@ -92,7 +92,7 @@ func TestOneRecordStandsForTheCallsOfAWindow(t *testing.T) {
 	}
 	daemontest.Eventually(t, "what came of all of them is recorded", func() bool {
 		n := uint64(0)
-		for _, r := range h.Records("proxy.outcome", audit.Success) {
+		for _, r := range daemontest.RecordsYet(h.Host, "proxy.outcome", audit.Success) {
 			n += r.Call.Count
 			if !slices.ContainsFunc(begun, func(b audit.Leaf) bool { return b.RequestID == r.RequestID }) {
 				t.Fatalf("an outcome is of request %s, which has no record", r.RequestID)

@@ -52,7 +52,7 @@ print("fine")
 	}
 	eventually(t, "what came of the connections is recorded", func() bool {
 		all := ""
-		for _, r := range h.Records("proxy.outcome", audit.Success) {
+		for _, r := range daemontest.RecordsYet(h.Host, "proxy.outcome", audit.Success) {
 			all += r.Call.Door + " " + r.Call.Statements + "\n"
 		}
 		return strings.Contains(all, "redis EXEC=1,GET=1,INCRBY=2,MULTI=1,SELECT=1,SET=10001,SUBSCRIBE=1\n") && strings.Contains(all, "redis PUBLISH=1,SELECT=1,refused=6\n")

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 
 	"github.com/vouchd/vouchd/workloadapi/proxy/link"
 	"github.com/vouchd/vouchd/workloadapi/proxy/relay"
@@ -61,11 +63,9 @@ func (s *server) attempted(ctx context.Context, over *conn, a *relay.Attempt) er
 		return refuse(http.StatusServiceUnavailable, "no_daemon", "%v; is vouchd running?", errNoDaemon)
 	}
 	q := &link.Ask{Conn: over.id, Attempt: a}
-	if over.says != nil {
-		for name, handle := range over.says.Handles { // any of them shows who it is
-			q.Definitions, q.Handle = []string{name}, handle
-			break
-		}
+	if over.says != nil && len(over.says.Handles) > 0 { // any of them shows who it is
+		name := slices.Min(slices.Collect(maps.Keys(over.says.Handles)))
+		q.Definitions, q.Handle = []string{name}, over.says.Handles[name]
 	}
 	answer, _, err := daemon.ask(ctx, nil, over, q)
 	switch {

@@ -83,8 +83,18 @@ func (h *Host) InState(want string) {
 	})
 }
 
-// Records returns the log's records of an event with that outcome, none if there are none yet.
-func (h *Host) Records(event string, outcome audit.Outcome) (found []audit.Leaf) {
+// Records returns the log's records of an event with that outcome, of which there must be one.
+func (h *Host) Records(event string, outcome audit.Outcome) []audit.Leaf {
+	h.T.Helper()
+	found := RecordsYet(h, event, outcome)
+	if len(found) == 0 {
+		h.T.Fatalf("the log has no record of %s with outcome %s", event, outcome)
+	}
+	return found
+}
+
+// RecordsYet returns those that there are, of what is recorded a moment later.
+func RecordsYet(h *Host, event string, outcome audit.Outcome) (found []audit.Leaf) {
 	h.T.Helper()
 	for line := range strings.Lines(h.OK("log", "show", "--event", event, "--output", "json")) {
 		leaf, err := audit.DecodeLeaf([]byte(strings.TrimSpace(line)))
