@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -419,4 +420,25 @@ func TestConnectionsEndWithTheProcessAndTheDaemon(t *testing.T) {
 	if _, err := os.Stat(h.Socket("tides")); err == nil {
 		t.Error("the socket is left behind")
 	}
+}
+
+// TestLongStatementsOfOneUserTakeTurns: they are held until they are judged, and together are
+// more than one user may have held.
+func TestLongStatementsOfOneUserTakeTurns(t *testing.T) {
+	t.Parallel()
+	h := newDatabase(t, "statements: [SELECT]")
+	h.Start()
+	const long = 900 << 10
+	var work sync.WaitGroup
+	for range 40 {
+		c := h.Agent()
+		work.Go(func() {
+			var n int
+			err := c.QueryRow(t.Context(), "SELECT length('"+strings.Repeat("a", long)+"')").Scan(&n)
+			if err != nil || n != long {
+				t.Errorf("a statement is answered with %d (%v)", n, err)
+			}
+		})
+	}
+	work.Wait()
 }

@@ -264,10 +264,11 @@ func (r *postgresRelay) judge(p *pipe, kind byte, n int) error {
 	if n > database.MaxJudged+1<<16 {
 		return r.instead(p, kind, n, "", fmt.Errorf("it has %d bytes, more than the %d that are judged", n, database.MaxJudged))
 	}
-	body, err := p.body(n)
+	body, release, err := r.hold(p, n)
 	if err != nil {
 		return err
 	}
+	defer release()
 	name, sql := "", body
 	if kind == 'P' {
 		i := bytes.IndexByte(body, 0)
@@ -284,6 +285,42 @@ func (r *postgresRelay) judge(p *pipe, kind byte, n int) error {
 		return r.replace(p, kind, name, err)
 	}
 	return p.send(kind, body)
+}
+
+// statementTimeout is how long a statement that is to be judged takes to arrive.
+const statementTimeout = time.Minute
+
+// hold reads a statement. It counts as the user's until release is called.
+func (r *postgresRelay) hold(p *pipe, n int) (body []byte, release func(), err error) {
+	c := r.session
+	if n <= bufferSize {
+		body, err = p.body(n)
+		return body, func() {}, err
+	}
+	if err := p.out.Flush(); err != nil {
+		return nil, nil, err
+	}
+	size := int64(n)
+	if err := c.user.judged.Acquire(c.ctx, size); err != nil {
+		return nil, nil, err
+	}
+	if err := c.server.judged.Acquire(c.ctx, size); err != nil {
+		c.user.judged.Release(size)
+		return nil, nil, err
+	}
+	release = func() {
+		c.server.judged.Release(size)
+		c.user.judged.Release(size)
+	}
+	err = c.in.SetReadDeadline(time.Now().Add(statementTimeout))
+	if err == nil {
+		body, err = p.body(n)
+	}
+	if err = errors.Join(err, c.in.SetReadDeadline(time.Time{})); err != nil {
+		release()
+		return nil, nil, err
+	}
+	return body, release, nil
 }
 
 // instead reads a message away, and sends a statement that fails.

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
 	"github.com/vouchd/vouchd/attest/process"
@@ -20,23 +21,32 @@ import (
 
 // The bounds of what agents may have open.
 const (
-	maxConns     = 4096
-	maxConnsEach = 1024 // of one user
+	maxConns      = 4096
+	maxConnsEach  = 1024     // of one user
+	maxJudged     = 64 << 20 // bytes of statements that are held until they are judged
+	maxJudgedEach = 16 << 20 // of one user
 )
 
 // A Server serves connections. Its methods are safe for concurrent use.
 type Server struct {
 	logger *slog.Logger
-	work   sync.WaitGroup // connections
+	work   sync.WaitGroup      // connections
+	judged *semaphore.Weighted // bytes
 
 	mu     sync.Mutex // guards the fields below
 	link   *link.Conn // nil while there is none
 	doors  map[string]*door
 	told   map[string]bool // definitions that the daemon is telling of
 	open   map[uint64]*session
-	users  map[uint32]int // connections
-	next   uint64         // ID of a connection
+	users  map[uint32]*user
+	next   uint64 // ID of a connection
 	closed bool
+}
+
+// A user is one who has connections open.
+type user struct {
+	conns  int                 // guarded by Server.mu
+	judged *semaphore.Weighted // bytes
 }
 
 // A door is where agents connect by one definition.
@@ -47,7 +57,10 @@ type door struct {
 
 // New returns a server without doors.
 func New(l *slog.Logger) *Server {
-	return &Server{logger: l, doors: make(map[string]*door), told: make(map[string]bool), open: make(map[uint64]*session), users: make(map[uint32]int)}
+	return &Server{
+		logger: l, judged: semaphore.NewWeighted(maxJudged),
+		doors: make(map[string]*door), told: make(map[string]bool), open: make(map[uint64]*session), users: make(map[uint32]*user),
+	}
 }
 
 // Linked has a daemon decide, until ended is called, and returns what takes its messages.
@@ -226,16 +239,21 @@ func (s *Server) admit(name string, d *door, u *net.UnixConn) (*session, error) 
 
 // enter counts a connection, and gives it an ID. The mutex is held.
 func (s *Server) enter(c *session, d *door, uid uint32) error {
+	u := s.users[uid]
+	if u == nil {
+		u = &user{judged: semaphore.NewWeighted(maxJudgedEach)}
+	}
 	switch {
 	case s.closed || s.link == nil:
 		return errNoDaemon
-	case len(s.open) >= maxConns || s.users[uid] >= maxConnsEach:
-		return fmt.Errorf("user %d has %d connections of %d, the maximum", uid, s.users[uid], len(s.open))
+	case len(s.open) >= maxConns || u.conns >= maxConnsEach:
+		return fmt.Errorf("user %d has %d connections of %d, the maximum", uid, u.conns, len(s.open))
 	}
+	s.users[uid], c.user = u, u
 	s.next++
 	c.id, c.link, c.definition = s.next, s.link, d.definition
 	s.open[c.id] = c
-	s.users[uid]++
+	u.conns++
 	s.work.Add(1)
 	return nil
 }
@@ -244,7 +262,7 @@ func (s *Server) leave(c *session, uid uint32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.open, c.id)
-	if s.users[uid]--; s.users[uid] == 0 {
+	if c.user.conns--; c.user.conns == 0 {
 		delete(s.users, uid)
 	}
 }

@@ -29,6 +29,7 @@ type session struct {
 	id         uint64
 	link       *link.Conn // to the daemon that decides
 	answer     chan *link.DatabaseAnswer
+	user       *user
 
 	agent *net.UnixConn // to write to
 	in    *wire.Conn    // to read from: every byte is of the process that connected

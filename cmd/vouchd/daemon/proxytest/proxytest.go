@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -91,21 +92,26 @@ func (h *Host) Seal() {
 func (h *Host) Ready() {
 	h.T.Helper()
 	c := h.Client()
+	said := ""
+	ask := func(path string, want int, code string) bool {
+		resp, err := c.Get("http://localhost" + path)
+		if err != nil {
+			said = err.Error()
+			return false
+		}
+		defer resp.Body.Close()
+		body, _ := io.ReadAll(resp.Body) // it is to be shown
+		said = resp.Status + " " + string(body)
+		return resp.StatusCode == want && resp.Header.Get("X-Vouchd") == code
+	}
+	defer func() {
+		if h.T.Failed() {
+			h.T.Logf("the proxy said last: %s", said)
+		}
+	}()
 	daemontest.Eventually(h.T, "the proxy serves", func() bool {
-		resp, err := c.Get("http://localhost/nothing/")
-		if err != nil {
-			return false
-		}
-		resp.Body.Close()
-		if resp.StatusCode != http.StatusNotFound {
-			return false
-		}
-		resp, err = c.Get("http://localhost/api/..") // refused by its target, once it is known
-		if err != nil {
-			return false
-		}
-		resp.Body.Close()
-		return resp.Header.Get("X-Vouchd") == "target"
+		return ask("/nothing/", http.StatusNotFound, "unknown_credential") &&
+			ask("/api/..", http.StatusBadRequest, "target") // refused by its target, once it is known
 	})
 }
 
