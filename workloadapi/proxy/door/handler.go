@@ -135,10 +135,10 @@ func denied(daemon *client, r *http.Request, over *conn, t *target, err error) e
 		a.Handle = over.says.Handles[t.names[0]]
 	}
 	answer, _, askErr := daemon.ask(r.Context(), nil, over, a)
-	if askErr != nil || answer.Refused == nil {
-		return err // refused it is in any case
+	if askErr != nil || answer.Refused == nil || answer.Refused.Code != no.Code {
+		return err // refused it is in any case, and for this reason
 	}
-	return &refusal{*answer.Refused}
+	return &refusal{*answer.Refused} // which names the record
 }
 
 // maxDeniedPath bounds how much of a target that is refused is recorded, in bytes.

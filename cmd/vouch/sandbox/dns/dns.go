@@ -189,8 +189,8 @@ func pack(h dnsmessage.Header, q *dnsmessage.Question, address bool) []byte {
 // maxRemains bounds a label of what may be told, in bytes.
 const maxRemains = 24
 
-// Remains returns what may be told of a name: its last two labels, how many others there are,
-// and its length. The others are where data is put that is to be smuggled out by a question.
+// Remains returns what may be told of a name: its last two labels, how many it has, and its
+// length. The others are where data is put that is to be smuggled out by a question.
 func Remains(name string) string {
 	labels := strings.Split(name, ".")
 	last := labels[max(0, len(labels)-2):]
