@@ -343,19 +343,21 @@ func TestAllEndsWithTheCommandAndWithClose(t *testing.T) {
 
 func TestProgramsWorkAsTheyDoOutside(t *testing.T) {
 	t.Parallel()
-	for _, tt := range []struct{ script, want string }{
-		{"cat", ""},
-		{"git init -q . && git config user.email a@b.c && git config user.name a && echo x >f && git add f && git commit -qm x && git log --format=%s", "x\n"},
-		{"node -e 'console.log(1+1)'", "2\n"},
-		{"bash -c 'echo a | (cat; echo b) | sort -r'", "b\na\n"},
-		{"mkdir a b && echo x >a/f && mv a/f b/g && cat b/g", "x\n"}, // Landlock has a right of its own for that
-		{"id -u", fmt.Sprintln(os.Getuid())},
-		{"kill -0 $$ && sleep 0.01 & wait $! && echo done", "done\n"},
-		{`python3 -c 'import multiprocessing as m, socket; socket.socketpair(); p=m.Pool(2); print(p.map(abs, [-1,2]))'`, "[1, 2]\n"},
+	for _, tt := range []struct{ name, script, want string }{
+		{"cat", "cat", ""},
+		{"git", "git init -q . && git config user.email a@b.c && git config user.name a && echo x >f && git add f && git commit -qm x && git log --format=%s", "x\n"},
+		{"node", "node -e 'console.log(1+1)'", "2\n"},
+		{"bash", "bash -c 'echo a | (cat; echo b) | sort -r'", "b\na\n"},
+		{"rename", "mkdir a b && echo x >a/f && mv a/f b/g && cat b/g", "x\n"}, // Landlock has a right of its own for that
+		{"id", "id -u", fmt.Sprintln(os.Getuid())},
+		{"signals", "kill -0 $$ && sleep 0.01 & wait $! && echo done", "done\n"},
+		{"python", `python3 -c 'import multiprocessing as m, socket; socket.socketpair(); p=m.Pool(2); print(p.map(abs, [-1,2]))'`, "[1, 2]\n"},
 	} {
-		if out := sh(t, tt.script); out != tt.want {
-			t.Errorf("%s: %q", tt.script, out)
-		}
+		t.Run(tt.name, func(t *testing.T) {
+			if out := sh(t, tt.script); out != tt.want {
+				t.Errorf("%s: %q", tt.script, out)
+			}
+		})
 	}
 }
 
