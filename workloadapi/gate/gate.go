@@ -138,6 +138,9 @@ func (c *Caller) admit(ctx context.Context) (err error) {
 // explain says more of why no entry entitles the caller.
 func explain(c *Caller, err error) error {
 	r := &c.request
+	if why := c.gate.HeldBack(); why != "" && errors.Is(err, ErrNoIdentity) {
+		err = fmt.Errorf("%w: %w: %s", err, ErrHeldBack, why)
+	}
 	switch {
 	case !errors.Is(err, ErrNoIdentity):
 		return err

@@ -20,6 +20,7 @@ var (
 	ErrNode            = errors.New("this host may not issue")
 	ErrNoIdentity      = errors.New("no entry matches")
 	ErrDisabled        = errors.New("the identity is disabled by an administrator")
+	ErrHeldBack        = errors.New("newer entries are not in force")
 	ErrLost            = errors.New("no longer entitled")
 	ErrNotEntitled     = errors.New("the requested SPIFFE ID is not the caller's")
 	ErrAttestation     = errors.New("attesting the caller")
@@ -61,6 +62,7 @@ var meanings = []Meaning{
 	{ErrShare, codes.ResourceExhausted, ""},
 	{ErrNode, codes.PermissionDenied, ""},
 	{ErrLost, codes.PermissionDenied, "no identity issued any longer: the process is not what its entry names, or the entry has gone"},
+	{ErrHeldBack, codes.PermissionDenied, "no identity issued; there are newer entries with an error in them, which are not in force"},
 	{ErrNoIdentity, codes.PermissionDenied, "no identity issued"},
 	{ErrDisabled, codes.PermissionDenied, "the identity is disabled"},
 	{ErrNotEntitled, codes.PermissionDenied, "not entitled to the requested SPIFFE ID"},

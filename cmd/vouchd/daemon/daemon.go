@@ -217,7 +217,7 @@ func (d *daemon) take(_ bool, err error) {
 func (d *daemon) summary() string {
 	s := d.identities.entries.State()
 	if s.Problem != nil {
-		return "Serving; the entries on disk are not in force"
+		return "Serving; not all entries on disk are in force"
 	}
 	return fmt.Sprintf("Serving %s of %s", count(s.Value.Len(), "entry", "entries"), d.config.TrustDomain)
 }

@@ -118,9 +118,9 @@ func (i *identities) close() error {
 func (i *identities) source() reload.Source[*identity.Entries] {
 	return reload.Source[*identity.Entries]{
 		Name: "entries", Place: i.config.EntriesDir,
-		Load: func() (*identity.Entries, error) {
+		Parse: func(files []config.File) (*identity.Entries, error) {
 			limits := identity.Limits{MaxX509TTL: i.config.Authority.MaxX509TTL(), JWTAlgorithms: i.config.Authority.JWTAlgorithms, LeaveOutUnanchored: true}
-			return identity.LoadEntries(i.config.EntriesDir, i.config.TrustDomain, limits)
+			return identity.ParseEntries(files, i.config.TrustDomain, limits)
 		},
 		Digest: (*identity.Entries).Digest,
 		Record: func(ctx context.Context, next *identity.Entries, problem error) error {
@@ -133,11 +133,18 @@ func (i *identities) source() reload.Source[*identity.Entries] {
 			}, nil)
 		},
 		Apply: func(es *identity.Entries) {
+			before := i.gate.Entries()
 			i.gate.SetEntries(es)
-			i.leases.endUngranted(es)
+			i.leases.endUngranted(es.All(), before, lost(i.entries.State().Problem))
 			i.slog.Info("entries in force", "entries", es.Len())
 			for _, why := range es.LeftOut() {
 				i.slog.Error("an entry is not in force", "err", why)
+			}
+		},
+		Tell: func(problem error) {
+			i.gate.SetHeldBack(firstOf(problem))
+			if problem == nil {
+				i.leases.endUngranted(i.gate.Entries(), nil, false)
 			}
 		},
 		Logger: i.slog,
@@ -172,7 +179,7 @@ func (i *identities) report(st *view.Status, problem problemf) {
 	st.Entries = view.EntriesStatus{Dir: i.config.EntriesDir, Loaded: s.Loaded}
 	if s.Problem != nil {
 		st.Entries.Error = s.Problem.Error()
-		problem("the entries on disk are invalid; keeping the previous ones: %v", s.Problem)
+		notInForce("entries", s.Problem, problem)
 	}
 	if s.Value != nil {
 		for _, why := range s.Value.LeftOut() {

@@ -111,8 +111,9 @@ type Explanation struct {
 	Path      string     `json:"path"`
 	Selectors []Selector `json:"selectors"`
 	Matches   []Entry    `json:"matches"`
-	Nearest   []NearMiss `json:"nearest"` // entries that do not match, those that lack least first
-	Gaps      []string   `json:"gaps"`    // facts that could not be established, and why
+	Nearest   []NearMiss `json:"nearest"`             // entries that do not match, those that lack least first
+	Gaps      []string   `json:"gaps"`                // facts that could not be established, and why
+	HeldBack  string     `json:"held_back,omitempty"` // why newer entries are not in force
 }
 
 // A Selector is a selector and who vouches for it.
