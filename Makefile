@@ -6,7 +6,7 @@ GO       ?= go
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS  := -s -w -X github.com/vouchd/vouchd/packaging/version.release=$(VERSION)
 TOOLS    := gcc libc6-dev swtpm swtpm-tools tpm2-tools postgresql-15 openssh-client openssh-server \
-            curl git nginx-light nodejs openssl procps python3 python3-dotenv redis-server systemd
+            curl git nginx-light nodejs openssl procps python3 python3-dotenv python3-redis redis-server systemd
 FUZZTIME ?= 30s
 
 help: ## list what can be made

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -26,6 +27,7 @@ type Config struct {
 	ProgramsSocket string               `yaml:"programs_socket" was:"run_socket" default:"/run/vouchd/run.sock"`
 	SystemdSocket  string               `yaml:"systemd_socket" default:"/run/vouchd/systemd.sock"`
 	ProxySocket    string               `yaml:"proxy_socket" default:"/run/vouchd/proxy.sock"`
+	Contact        string               `yaml:"contact" default:"this host's administrator"`
 	Metrics        string               `yaml:"metrics" default:"none"` // or a loopback address, or unix: and a path
 	Authority      Authority            `yaml:"authority"`
 	Log            Log                  `yaml:"log"`
@@ -149,6 +151,9 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 	if n := len(c.TrustDomain.Name()); n > 255 { // SPIFFE-ID §2.3
 		problem("trust_domain", "has %d bytes and may have 255; shorten it", n)
 	}
+	if n := len(c.Contact); n > maxContact || strings.ContainsFunc(c.Contact, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		problem("contact", "is not one line of at most %d bytes; shorten it", maxContact)
+	}
 	a := &c.Authority
 	if a.RotationOverlap == 0 {
 		a.RotationOverlap = a.IssuingCATTL / 2
@@ -229,7 +234,10 @@ func (a *Authority) relateAlgorithms(problem func(key, format string, args ...an
 	}
 }
 
-const maxWitnesses = 16
+const (
+	maxWitnesses = 16
+	maxContact   = 120 // bytes; agents are told it with each refusal
+)
 
 // isWitnessURL allows plain http to a witness on this machine. What is sent is not
 // secret, but an attacker in between could make the log look like a forked one.

@@ -32,6 +32,7 @@ func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
 		ProgramsSocket: "/run/vouchd/run.sock",
 		SystemdSocket:  "/run/vouchd/systemd.sock",
 		ProxySocket:    "/run/vouchd/proxy.sock",
+		Contact:        "this host's administrator",
 		Authority: Authority{
 			Mode:            "standalone",
 			IssuingCATTL:    4 * time.Hour,

@@ -89,14 +89,17 @@ func (g *Gate) Status(err error, front ...Meaning) error {
 		m = Meaning{Code: codes.Internal, Text: "the daemon could not answer"}
 		g.logger.Error("answering a request", "request", RequestOf(err), "err", err)
 	}
-	return m.Of(err)
+	return g.StatusOf(m, err)
 }
 
-// Of returns the status of an error that means this.
-func (m Meaning) Of(err error) error {
+// StatusOf returns the status of an error that means m.
+func (g *Gate) StatusOf(m Meaning, err error) error {
 	text := m.Text
 	if text == "" {
 		text = brief(err)
+	}
+	if m.Code == codes.PermissionDenied || m.Code == codes.FailedPrecondition {
+		text += "; ask " + g.Contact
 	}
 	return status.Errorf(m.Code, "%s (request %s)", text, RequestOf(err))
 }

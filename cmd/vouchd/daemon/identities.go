@@ -65,7 +65,7 @@ func (i *identities) open(ctx context.Context, m *machine, e *enrolment) (err er
 	if i.authority, err = i.openAuthority(ctx, m, e); err != nil {
 		return err
 	}
-	i.gate = gate.New(gate.Options{Attester: i.attester, Recorder: l.recorder, Logger: i.slog})
+	i.gate = gate.New(gate.Options{Attester: i.attester, Recorder: l.recorder, Logger: i.slog, Contact: i.config.Contact})
 	i.leasing = credentialapi.New(credentialapi.Options{
 		Gate: i.gate, Attester: i.attester, Authority: i.authority, Leases: l.engine, Pins: l.pins,
 		Sockets: filepath.Dir(i.config.ProxySocket),
