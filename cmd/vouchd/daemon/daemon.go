@@ -125,7 +125,8 @@ func (d *daemon) serve(ctx context.Context, o Options, agent, admins *net.UnixLi
 	i := d.identities
 	group.Go(func() error {
 		api := workloadapi.New(workloadapi.Options{Gate: i.gate, Watcher: i.watcher, Authority: i.authority, Logger: d.slog})
-		return workloadapi.Serve(ctx, agent, i.gate, api, i.leasing)
+		health := &workloadapi.Health{Ill: func() error { return errors.Join(i.gate.Refusal(), d.log.Status().Err) }}
+		return workloadapi.Serve(ctx, agent, i.gate, api, i.leasing, health)
 	})
 	group.Go(func() error { return d.admin().Serve(ctx, admins) })
 	group.Go(func() error { i.authority.Run(ctx); return nil })
