@@ -13,7 +13,8 @@ help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | sort | expand -t 16
 
 build: ## build both programs into bin/
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/vouchd ./cmd/vouch
+	@[ -x bin/vouchd ] || echo 'building vouchd and vouch; the first time, a few minutes'
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/vouchd ./cmd/vouch
 
 demo: build ## the whole way, from a TPM to two agents that trust each other
 	./examples/demo/run
