@@ -41,6 +41,8 @@ var mayImport = map[string][]string{
 	"attest/process/file":              nil,
 	"programs":                         {"attest/process", "attest/process/file", "config", "systemd"},
 	"identity":                         {"attest", "config", "secret"},
+	"identity/vaultca/vaultcatest":     nil,
+	"identity/vaultca":                 {"credential/vault/server", "identity", "secret"},
 	"workloadapi":                      {"attest/process", "audit", "identity", "workloadapi/gate"},
 	"workloadapi/gate":                 {"attest", "attest/process", "audit", "audit/writer", "identity", "workloadapi/gate/wire"},
 	"workloadapi/gate/wire":            nil,
