@@ -98,7 +98,7 @@ func wayOut(err error) string {
 	case errors.Is(err, fs.ErrPermission):
 		return "only root and the daemon's user may ask: run this with sudo"
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return "is vouchd running? see: systemctl status vouchd"
+		return "is vouchd running? see: systemctl status vouchd; vouch doctor"
 	}
 	return "see why with: journalctl -u vouchd"
 }
