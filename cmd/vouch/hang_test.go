@@ -45,10 +45,11 @@ var asks = map[string][]string{
 	"policy presets": nil, "policy suggest": nil, "policy test": nil, "program list": nil, "redact": nil, "sandbox unit": nil,
 	"program run": nil, "run": nil, // ask the service of programs, under systemd alone
 	"secret list": {}, "secret remove": {"x"}, "secret rotate": {"x", "<", "value"}, "secret seal": {"x", "<", "value"},
-	"ssh-agent": {"--credential", "x", "--timeout", "2s", "--", "true"},
-	"ssh-ca":    {"x"},
-	"status":    {},
-	"version":   nil, // asks, and does without an answer
+	"ssh-agent":    {"--credential", "x", "--timeout", "2s", "--", "true"},
+	"ssh-ca":       {"x"},
+	"status":       {},
+	"svid inspect": nil, // the same
+	"version":      nil, // asks, and does without an answer
 }
 
 // leaves returns the commands that do something, by their names after vouch's.
