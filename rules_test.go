@@ -86,6 +86,8 @@ var mayImport = map[string][]string{
 	"credential/vault":                 {"config", "credential", "secret"},
 	"credential/oauth2/oauth2test":     nil,
 	"credential/dotenv":                {"secret"},
+	"inventory":                        {"inventory/text", "redact", "secret"},
+	"inventory/text":                   nil,
 }
 
 // mayUse is which packages may import a module that belongs in one place.

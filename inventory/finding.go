@@ -1,0 +1,84 @@
+// Package inventory finds the secrets that lie on a host.
+//
+// A finder knows one kind of place: what its files are called ([KindOf]) and how a secret
+// is written in them ([ReadFile]). It is given bytes and returns findings. It opens
+// nothing, runs nothing, and its work is in proportion to what it is given, whatever that
+// is. Walking trees, reading processes and asking git is done by package scan.
+//
+// What it looks for is a secret that works for whoever reads it. Names that stand for one
+// (a handle of vouchd, a variable, a path, a program to ask) are no secret, and neither is
+// what a document has in the place of one. A value that has no vendor's shape counts only
+// where its name says that it is a secret, or where nothing else can stand. So a secret
+// under an innocent name is missed; the other way about, an inventory would be noise that
+// nobody reads.
+package inventory
+
+import (
+	"io/fs"
+	"time"
+
+	"github.com/vouchd/vouchd/secret"
+)
+
+// The kinds of places.
+const (
+	Env            = "env"             // .env and its like
+	Shell          = "shell"           // profiles of shells
+	Unit           = "unit"            // of systemd, and drop-ins
+	Process        = "process"         // the environment of a running one
+	AWS            = "aws"             // ~/.aws
+	Gcloud         = "gcloud"          // credentials of gcloud, keys of service accounts
+	Azure          = "azure"           // ~/.azure
+	Kubeconfig     = "kubeconfig"      //
+	Docker         = "docker"          // logins at registries
+	Netrc          = "netrc"           // and apt's auth.conf, which is of the same form
+	GitCredentials = "git-credentials" //
+	GitRemote      = "git-remote"      // URLs and headers in a configuration of git
+	SSHKey         = "ssh-key"         // without a passphrase
+	Npmrc          = "npmrc"           //
+	Pypirc         = "pypirc"          //
+	Cargo          = "cargo"           //
+	GH             = "gh"              // GitHub's command line
+	MCP            = "mcp"             // servers and logins of coding agents
+	CI             = "ci"              // pipelines
+	History        = "history"         // commits of git
+	KeyFile        = "key-file"        // private keys elsewhere
+)
+
+// A Finding is a secret at one place.
+type Finding struct {
+	Kind string `json:"kind"`
+	Path string `json:"path"` // of the file, or what stands for it: /proc/PID/environ, git:DIR@COMMIT:PATH
+	Line int    `json:"line,omitempty"`
+	Item string `json:"item"`           // which one, in the words of the file: a variable, a profile, a remote
+	What string `json:"what,omitempty"` // whose secret it is, as package redact names shapes
+
+	// Fingerprint is the same for the same value on this host, and tells nothing to
+	// whoever lacks the host's key. Package scan fills it in.
+	Fingerprint string `json:"fingerprint,omitempty"`
+
+	// Value is the secret, for what replaces it. It is empty if Leased.
+	Value secret.Bytes `json:"-"`
+	// Start and End are where in the file the value is written, without quotes; both 0
+	// if it is not written in one piece. It may be escaped there as the file's syntax has it.
+	Start int `json:"-"`
+	End   int `json:"-"`
+
+	// Leased is that a handle or a program of vouchd stands there, and so no secret.
+	Leased bool `json:"leased,omitempty"`
+	// Expires is when it ends to work, if the value itself says so.
+	Expires time.Time `json:"expires,omitzero"`
+	Broad   string    `json:"broad,omitempty"` // why it may do more than one program needs
+	Replace string    `json:"replace"`         // the command that replaces it, or what to do if there is none
+
+	// Of the file that holds it; package scan fills them in.
+	Owner    string      `json:"owner,omitempty"`
+	Mode     fs.FileMode `json:"-"`
+	Readers  []string    `json:"readers,omitempty"` // everyone, group NAME (MEMBERS), user NAME
+	Access   string      `json:"access,omitempty"`  // everyone, group or owner
+	Modified time.Time   `json:"modified,omitzero"`
+	Places   int         `json:"places,omitempty"` // in how many places the same secret lies, this one included
+}
+
+// Static reports whether the secret works until somebody changes it.
+func (f *Finding) Static() bool { return !f.Leased && f.Expires.IsZero() }
