@@ -64,6 +64,10 @@ type Finding struct {
 	Start int `json:"-"`
 	End   int `json:"-"`
 
+	// File is where the value lies instead, which a unit has its name of. Value is empty
+	// until package scan has read it; Start and End are the name's then.
+	File string `json:"file,omitempty"`
+
 	// Leased is that a handle or a program of vouchd stands there, and so no secret.
 	Leased bool `json:"leased,omitempty"`
 	// Expires is when it ends to work, if the value itself says so.

@@ -13,6 +13,9 @@ import (
 // MaxLen bounds a file that is read, in bytes.
 const MaxLen = 8 << 20
 
+// migrateFile is the command for what has no better one.
+func migrateFile(_ *Finding, path string) string { return "vouch migrate file " + path }
+
 // maxFindings bounds what is found in one file.
 const maxFindings = 1000
 
@@ -26,7 +29,11 @@ type finder struct {
 }
 
 // finders are in the order in which they are asked whose a file is.
-var finders = []finder{envFinder, awsFinder}
+var finders = []finder{
+	awsFinder, gcloudFinder, azureFinder, kubeconfigFinder, dockerFinder, netrcFinder, gitCredentialsFinder, gitRemoteFinder,
+	npmrcFinder, pypircFinder, cargoFinder, ghFinder, mcpFinder, ciFinder, unitFinder, shellFinder, envFinder, sshKeyFinder, keyFileFinder,
+	processFinder, historyFinder,
+}
 
 // A place is where a file is.
 type place struct {
@@ -61,9 +68,9 @@ func KindOf(path string) (kind string, ok bool) {
 	return "", false
 }
 
-// ReadFile returns the secrets in a file of a kind, in the order of the file. The path is
-// for the findings, and for finders that tell by it what a file holds. The error tells
-// nothing of the contents.
+// ReadFile returns the secrets in a file of a kind. The path is for the findings, and for
+// finders that tell by it what a file holds. An error, which tells nothing of the
+// contents, comes with what stands before the place where they make no sense.
 func ReadFile(kind, path string, data []byte) ([]Finding, error) {
 	if len(data) > MaxLen {
 		return nil, fmt.Errorf("reading %s: it is larger than %d bytes", Printable(path), MaxLen)
@@ -74,11 +81,12 @@ func ReadFile(kind, path string, data []byte) ([]Finding, error) {
 			continue
 		}
 		r := &reader{kind: kind, place: placeOf(path), data: data, counted: 1}
-		if err := f.read(r); err != nil {
-			return nil, fmt.Errorf("reading %s as %s: %w", Printable(path), kind, err)
-		}
+		err := f.read(r)
 		r.conclude(f, path)
-		return r.found, nil
+		if err != nil {
+			err = fmt.Errorf("reading %s as %s: %w", Printable(path), kind, err)
+		}
+		return r.found, err
 	}
 	return nil, fmt.Errorf("reading %s: there is no kind %q", Printable(path), kind)
 }
@@ -155,6 +163,21 @@ func (r *reader) conclude(f *finder, path string) {
 		kept = append(kept, *one)
 	}
 	r.found = kept
+}
+
+// whole notes a value that stands where nothing but a secret can, and of which the
+// caller knows whose it is.
+func (r *reader) whole(item, what string, value []byte, start, end int) *Finding {
+	n := len(r.found)
+	r.consider(exact, item, item, value, start, end)
+	if len(r.found) == n || r.found[n].Leased {
+		return &Finding{} // nobody has it
+	}
+	f := &r.found[n]
+	if f.What == "" || f.What == "jwt" {
+		f.What = what
+	}
+	return f
 }
 
 // again reports whether the same value was found at the same bytes.

@@ -1,0 +1,76 @@
+package inventory
+
+import (
+	"bytes"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/vouchd/vouchd/redact"
+)
+
+// ciFinder reads pipelines. They are documents of YAML, or programs, with shell in them,
+// so it looks for assignments of any form.
+var ciFinder = finder{
+	kind: CI,
+	is: func(p place) bool {
+		n := strings.ToLower(p.name)
+		yaml := strings.HasSuffix(n, ".yml") || strings.HasSuffix(n, ".yaml")
+		switch {
+		case slices.Contains([]string{".gitlab-ci.yml", "jenkinsfile", ".travis.yml", "bitbucket-pipelines.yml", ".drone.yml", "appveyor.yml", ".appveyor.yml", ".woodpecker.yml", "cloudbuild.yaml", ".cirrus.yml"}, n):
+			return true
+		case strings.HasPrefix(n, "azure-pipelines") && yaml, strings.HasPrefix(n, "jenkinsfile."), strings.HasSuffix(n, ".gitlab-ci.yml"):
+			return true
+		}
+		return yaml && (p.dir == "workflows" && (p.up == ".github" || p.up == ".gitea" || p.up == ".forgejo") || p.dir == ".circleci" || p.dir == ".buildkite" ||
+			slices.Contains(p.all, ".gitlab") || len(p.all) > 3 && p.all[len(p.all)-4] == ".github" && p.up == "actions")
+	},
+	read:    func(r *reader) error { r.loose(); return nil },
+	replace: migrateFile,
+}
+
+// looseLine is NAME: VALUE or NAME=VALUE anywhere in a line.
+var looseLine = regexp.MustCompile(`["']?([A-Za-z_][A-Za-z0-9_.-]{0,100})["']?[ \t]*(?::=|=>|[:=])[ \t]*["']?([^\s"'#,;]{4,1000})`)
+
+// loose considers text that anybody may have written as an example: what has a vendor's
+// shape, and what is random and named as a secret.
+func (r *reader) loose() {
+	for _, found := range redact.Find(r.data) {
+		value := r.data[found.Start:found.End]
+		if found.Shape != "private-key" || isPEMKey(value) {
+			r.consider(loose, "", r.nameBefore(found.Start), value, found.Start, found.End)
+		}
+	}
+	shaped := len(r.found)
+	name := "" // of a variable whose value is on a line of its own
+	for at := 0; at < len(r.data); {
+		line := r.data[at:]
+		if i := bytes.IndexByte(line, '\n'); i >= 0 {
+			line = line[:i]
+		}
+		for _, m := range looseLine.FindAllSubmatchIndex(line[:min(len(line), 8<<10)], 20) {
+			key, start, end := string(line[m[2]:m[3]]), at+m[4], at+m[5]
+			if key == "value" {
+				key = name
+			}
+			if key == "name" {
+				name = string(line[m[4]:m[5]])
+			}
+			if !slices.ContainsFunc(r.found[:shaped], func(f Finding) bool { return f.Start < end && start < f.End }) {
+				r.consider(loose, key, key, line[m[4]:m[5]], start, end)
+			}
+		}
+		at += len(line) + 1
+	}
+}
+
+var lastName = regexp.MustCompile(`([A-Za-z_][A-Za-z0-9_.-]{0,100})["']?[ \t]*[:=][^:=]*$`)
+
+// nameBefore returns what a value is assigned to, if that is on its line.
+func (r *reader) nameBefore(at int) string {
+	from := bytes.LastIndexByte(r.data[max(0, at-300):at], '\n') + 1 + max(0, at-300)
+	if m := lastName.FindSubmatch(r.data[from:at]); m != nil {
+		return string(m[1])
+	}
+	return "text"
+}
