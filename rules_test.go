@@ -87,6 +87,7 @@ var mayImport = map[string][]string{
 	"credential/oauth2/oauth2test":     nil,
 	"credential/dotenv":                {"secret"},
 	"inventory":                        {"inventory/text", "redact", "secret"},
+	"inventory/scan":                   {"inventory", "secret"},
 	"inventory/text":                   nil,
 }
 

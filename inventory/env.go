@@ -1,6 +1,7 @@
 package inventory
 
 import (
+	"regexp"
 	"slices"
 	"strings"
 
@@ -17,7 +18,7 @@ var envFinder = finder{
 		case strings.HasSuffix(n, ".env"):
 			return true
 		}
-		return slices.Contains([]string{"/etc/default", "/etc/sysconfig", "/etc/conf.d"}, strings.TrimSuffix(p.path, "/"+p.name))
+		return p.up == "etc" && slices.Contains([]string{"default", "sysconfig", "conf.d"}, p.dir)
 	},
 	read: func(r *reader) error {
 		sure := named
@@ -29,10 +30,28 @@ var envFinder = finder{
 		}
 		return nil
 	},
-	replace: func(_ *Finding, path string) string {
-		return "vouch migrate env " + path + " --credential-prefix app"
+	replace: func(f *Finding, path string) string {
+		return "vouch migrate env " + path + " --credential-prefix " + prefixFor(f.Path)
 	},
 }
+
+// prefixFor is what credentials of a file may be called: as the directory it is in, or
+// app.
+func prefixFor(path string) string {
+	p := placeOf(path)
+	name := p.dir
+	if i := strings.IndexByte(p.name, '.'); i > 0 && (p.dir == "default" || p.dir == "sysconfig") {
+		name = p.name[:i]
+	} else if p.dir == "default" || p.dir == "sysconfig" {
+		name = p.name
+	}
+	if !credentialName.MatchString(name) {
+		return "app"
+	}
+	return name
+}
+
+var credentialName = regexp.MustCompile(`^[a-z][a-z0-9-]{1,30}$`)
 
 // variable considers an assignment.
 func (r *reader) variable(sure certainty, e text.Entry) {
@@ -53,19 +72,22 @@ func isTemplate(p place) bool {
 			return true
 		}
 	}
-	return p.isTestData()
+	return p.hasDir(foreignDirs)
 }
 
-// isTestData reports whether a file is among those that a project's tests or documents
-// are made with, or of somebody else's project that is kept within.
-func (p place) isTestData() bool {
-	for _, dir := range p.all[:len(p.all)-1] {
-		switch strings.ToLower(dir) {
-		case "test", "tests", "testing", "testdata", "test-data", "test_data", "test-fixtures", "fixture", "fixtures", "__tests__", "spec", "specs",
-			"example", "examples", "sample", "samples", "mock", "mocks", "e2e", "integration", "demo", "demos", "docs", "doc", "website",
-			"node_modules", "vendor", "site-packages", "dist-packages", "bower_components", "testsuite", "unittests", "third_party", "third-party":
-			return true
-		}
+// Directories of what tests and documents of a project are made with, and of somebody
+// else's project that is kept within.
+var (
+	foreignDirs = []string{
+		"testdata", "test-data", "test_data", "test-fixtures", "fixture", "fixtures", "__tests__", "__fixtures__", "mocks", "__mocks__",
+		"example", "examples", "sample", "samples", "node_modules", "vendor", "site-packages", "dist-packages", "bower_components", "third_party", "third-party",
 	}
-	return false
+	testDirs = []string{"test", "tests", "testing", "spec", "specs", "mock", "e2e", "testsuite", "integration-tests", "docs", "doc", "demo", "demos", "website", "unittests"}
+)
+
+func (p place) hasDir(names []string) bool {
+	return slices.ContainsFunc(p.all[:len(p.all)-1], func(dir string) bool { return slices.Contains(names, strings.ToLower(dir)) })
 }
+
+// isTestData reports whether a key is one that tests are made with.
+func (p place) isTestData() bool { return p.hasDir(foreignDirs) || p.hasDir(testDirs) }

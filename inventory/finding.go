@@ -14,7 +14,6 @@
 package inventory
 
 import (
-	"io/fs"
 	"time"
 
 	"github.com/vouchd/vouchd/secret"
@@ -43,6 +42,13 @@ const (
 	CI             = "ci"              // pipelines
 	History        = "history"         // commits of git
 	KeyFile        = "key-file"        // private keys elsewhere
+)
+
+// Who can read a file.
+const (
+	Everyone = "everyone"
+	Group    = "group"
+	Owner    = "owner"
 )
 
 // A Finding is a secret at one place.
@@ -76,12 +82,16 @@ type Finding struct {
 	Replace string    `json:"replace"`         // the command that replaces it, or what to do if there is none
 
 	// Of the file that holds it; package scan fills them in.
-	Owner    string      `json:"owner,omitempty"`
-	Mode     fs.FileMode `json:"-"`
-	Readers  []string    `json:"readers,omitempty"` // everyone, group NAME (MEMBERS), user NAME
-	Access   string      `json:"access,omitempty"`  // everyone, group or owner
-	Modified time.Time   `json:"modified,omitzero"`
-	Places   int         `json:"places,omitempty"` // in how many places the same secret lies, this one included
+	Owner    string    `json:"owner,omitempty"`
+	Mode     string    `json:"mode,omitempty"`    // of permissions, octal
+	Readers  []string  `json:"readers,omitempty"` // everyone, group NAME (MEMBERS), user NAME
+	Access   string    `json:"access,omitempty"`  // everyone, group or owner
+	Modified time.Time `json:"modified,omitzero"`
+	// Of a process.
+	Program   string `json:"program,omitempty"`
+	Processes int    `json:"processes,omitempty"` // that have it from one another
+
+	Places int `json:"places,omitempty"` // in how many places the same secret lies, this one included
 }
 
 // Static reports whether the secret works until somebody changes it.

@@ -33,7 +33,7 @@ var gitRemoteFinder = finder{
 	kind: GitRemote,
 	is: func(p place) bool {
 		switch {
-		case p.name == ".gitconfig" || p.path == "/etc/gitconfig" || p.name == ".gitmodules" || p.name == "config.worktree":
+		case p.name == ".gitconfig" || p.name == "gitconfig" && p.dir == "etc" || p.name == ".gitmodules" || p.name == "config.worktree":
 			return true
 		case p.name != "config":
 			return false

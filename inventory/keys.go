@@ -140,19 +140,21 @@ func isPKCS12(data []byte) bool {
 // SniffLen is how much of a file [Sniff] wants to see.
 const SniffLen = 4096
 
-// MaySniff reports whether a file whose name says nothing, of a size, is one of those
+// MaySniff reports whether a file whose name tells no kind, of a size, is one of those
 // that keys are put in.
 func MaySniff(path string, size int64) bool {
-	if size < 64 || size > 64<<10 {
-		return false
-	}
+	return size >= 64 && size <= 64<<10 && MaySniffName(path)
+}
+
+// MaySniffName is [MaySniff] for a file whose size is not known yet.
+func MaySniffName(path string) bool {
 	p := placeOf(path)
 	if p.isTestData() || isHostKey(p) {
 		return false
 	}
 	switch i := strings.LastIndexByte(p.name, '.'); {
 	case i <= 0:
-		return !strings.HasPrefix(p.path, "/etc/") || p.dir == "private" || strings.Contains(p.name, "key")
+		return i < 0
 	default:
 		return slices.Contains([]string{".json", ".txt", ".crt", ".cer", ".cert", ".priv", ".private", ".id", ".age", ".bak", ".old"}, p.name[i:])
 	}

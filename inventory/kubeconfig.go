@@ -22,7 +22,7 @@ var kubeconfigFinder = finder{
 		case n == "kubeconfig", strings.HasSuffix(n, ".kubeconfig"), strings.HasPrefix(n, "kubeconfig.") || strings.HasPrefix(n, "kubeconfig-"):
 			return true
 		}
-		return strings.HasPrefix(p.path, "/etc/kubernetes/") && strings.HasSuffix(n, ".conf") || n == "k3s.yaml" || n == "rke2.yaml"
+		return p.up == "etc" && p.dir == "kubernetes" && strings.HasSuffix(n, ".conf") || n == "k3s.yaml" || n == "rke2.yaml"
 	},
 	read: func(r *reader) error {
 		leaves, err := text.YAML(r.data)

@@ -7,7 +7,7 @@ import "bytes"
 var netrcFinder = finder{
 	kind: Netrc,
 	is: func(p place) bool {
-		return p.name == ".netrc" || p.name == "_netrc" || p.path == "/etc/apt/auth.conf" || p.dir == "auth.conf.d" && p.up == "apt"
+		return p.name == ".netrc" || p.name == "_netrc" || p.name == "auth.conf" && p.dir == "apt" || p.dir == "auth.conf.d" && p.up == "apt"
 	},
 	read: func(r *reader) error {
 		machine := "default"

@@ -17,7 +17,7 @@ var shellNames = []string{
 var shellFinder = finder{
 	kind: Shell,
 	is: func(p place) bool {
-		switch dir := strings.TrimSuffix(p.path, "/"+p.name); {
+		switch {
 		case slices.Contains(shellNames, p.name):
 			return true
 		case p.name == "config.fish" || p.name == "fish_variables" || strings.HasSuffix(p.name, ".fish") && (p.dir == "conf.d" || p.dir == "fish"):
@@ -25,8 +25,8 @@ var shellFinder = finder{
 		case p.dir == "environment.d" && strings.HasSuffix(p.name, ".conf"):
 			return true
 		default:
-			return dir == "/etc" && slices.Contains([]string{"environment", "profile", "bash.bashrc", "bashrc", "zshrc", "csh.login", "csh.cshrc"}, p.name) ||
-				dir == "/etc/profile.d" || dir == "/etc/zsh" || dir == "/etc/fish"
+			return p.dir == "etc" && slices.Contains([]string{"environment", "profile", "bash.bashrc", "bashrc", "zshrc", "csh.login", "csh.cshrc"}, p.name) ||
+				p.up == "etc" && (p.dir == "profile.d" || p.dir == "zsh")
 		}
 	},
 	read: func(r *reader) error {

@@ -1,0 +1,230 @@
+package scan
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vouchd/vouchd/inventory"
+)
+
+// Bounds of one repository's history.
+const (
+	maxObjects = 2_000_000
+	maxObject  = 1 << 20  // bytes; larger ones are data
+	maxHistory = 20 << 30 // bytes that are looked at
+	maxSearch  = 500      // findings whose commit is looked for
+	historyFor = 30 * time.Minute
+)
+
+// git is a command of git's that neither reads settings of anybody's but the repository's
+// own, nor runs a program that those name: it asks for objects alone, fetches none, and
+// shows nothing.
+func git(ctx context.Context, repo string, args ...string) *exec.Cmd {
+	safe := []string{
+		"--git-dir=" + repo, "--no-pager", "--no-replace-objects", "--no-optional-locks", "--literal-pathspecs",
+		"-c", "safe.directory=*", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "core.sshCommand=false",
+		"-c", "core.alternateRefsCommand=true", "-c", "protocol.allow=never", "-c", "log.showSignature=false", "-c", "gpg.program=false",
+		"-c", "diff.external=", "-c", "core.attributesFile=/dev/null", "-c", "core.useReplaceRefs=false", "-c", "log.mailmap=false",
+	}
+	cmd := exec.CommandContext(ctx, "git", append(safe, args...)...)
+	cmd.Env = []string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "HOME=/nonexistent", "GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL=/dev/null",
+		"GIT_TERMINAL_PROMPT=0", "GIT_OPTIONAL_LOCKS=0", "GIT_NO_LAZY_FETCH=1", "GIT_ALLOW_PROTOCOL=", "GIT_ASKPASS=/bin/false", "GIT_ATTR_NOSYSTEM=1",
+	}
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	return cmd
+}
+
+// An object is a file as it was in some commits.
+type object struct{ id, path string }
+
+// history reads every file that was ever committed to a repository.
+func (r *run) history(repo string) {
+	r.result.Counts.Repositories++
+	ctx, cancel := context.WithTimeout(r.ctx, historyFor)
+	defer cancel()
+	if err := r.objects(ctx, repo); err != nil && r.ctx.Err() == nil {
+		if ctx.Err() != nil {
+			err = fmt.Errorf("its history takes longer than %v; the rest of it was not read", historyFor)
+		}
+		r.unread(repo, err)
+	}
+}
+
+// objects has one git list the objects, and another one give their contents.
+func (r *run) objects(ctx context.Context, repo string) (err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	list, contents := git(ctx, repo, "rev-list", "--all", "--reflog", "--objects", "--filter=blob:limit="+strconv.Itoa(maxObject)), git(ctx, repo, "cat-file", "--batch", "--buffer")
+	listed, err := list.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	ask, err := contents.StdinPipe()
+	if err != nil {
+		return err
+	}
+	answers, err := contents.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	for _, cmd := range []*exec.Cmd{list, contents} {
+		if err := cmd.Start(); err != nil {
+			cancel()
+			return fmt.Errorf("running git: %w", err)
+		}
+		defer cmd.Wait() // what it ends with, its output has told
+	}
+	asked := make(chan object, 1<<16)
+	go func() {
+		defer close(asked)
+		defer ask.Close()
+		w := bufio.NewWriter(ask)
+		defer w.Flush()
+		n := 0
+		for lines := bufio.NewScanner(listed); lines.Scan() && n < maxObjects; {
+			id, path, ok := strings.Cut(lines.Text(), " ")
+			if !ok || path == "" || r.excluded(path) {
+				continue // a commit
+			}
+			if _, err := fmt.Fprintln(w, id); err != nil {
+				return
+			}
+			select {
+			case asked <- object{id, path}:
+			case <-ctx.Done():
+				return
+			}
+			if n++; n%1000 == 0 {
+				w.Flush()
+			}
+		}
+	}()
+	err = r.contents(ctx, repo, bufio.NewReaderSize(answers, 64<<10), asked)
+	cancel()
+	for range asked { // so that whoever asks ends
+	}
+	return err
+}
+
+// contents reads what git answers for each object.
+func (r *run) contents(ctx context.Context, repo string, answers *bufio.Reader, asked <-chan object) error {
+	var total int64
+	seen := make(map[string]bool) // fingerprints, of this repository
+	var buf []byte
+	for o := range asked {
+		head, err := answers.ReadString('\n')
+		if err != nil {
+			return errors.New("git did not give all of its objects")
+		}
+		fields := strings.Fields(head)
+		if len(fields) == 2 && fields[1] == "missing" {
+			continue // of a partial clone
+		}
+		if len(fields) != 3 {
+			return errors.New("git said what nobody understands")
+		}
+		size, err := strconv.ParseInt(fields[2], 10, 64)
+		if err != nil || size < 0 {
+			return errors.New("git said what nobody understands")
+		}
+		if fields[1] != "blob" || size > maxObject {
+			if _, err := io.CopyN(io.Discard, answers, size+1); err != nil {
+				return err
+			}
+			continue
+		}
+		buf = append(buf[:0], make([]byte, size+1)...)
+		if _, err := io.ReadFull(answers, buf); err != nil {
+			return err
+		}
+		r.result.Counts.Objects++
+		r.Files.Add(1)
+		r.object(ctx, repo, o, buf[:size], seen)
+		if total += size; total > maxHistory {
+			return fmt.Errorf("its history has more than %d bytes; the rest of it was not read", int64(maxHistory))
+		}
+	}
+	clear(buf)
+	return nil
+}
+
+// object has a file read as its kind, or as text.
+func (r *run) object(ctx context.Context, repo string, o object, data []byte, seen map[string]bool) {
+	kind, known := inventory.KindOf(o.path)
+	if !known {
+		if bytes.IndexByte(data[:min(len(data), 8000)], 0) >= 0 {
+			return // as git tells what is binary
+		}
+		kind = inventory.History
+	}
+	found, _ := inventory.ReadFile(kind, o.path, data) // what made no sense at some time is nobody's concern now
+	kept := found[:0]
+	for _, f := range found {
+		mark := r.Key.print(f.Value)
+		if f.Leased || f.File != "" || seen[mark] {
+			f.Value.Wipe()
+			continue
+		}
+		seen[mark] = true
+		commit := ""
+		if len(seen) <= maxSearch {
+			commit = firstCommit(ctx, repo, o.id)
+		}
+		f.Kind, f.Replace = inventory.History, "rotate it at its source: it stays in every clone, whatever is edited"
+		f.Path = "git:" + strings.TrimSuffix(repo, "/.git") + "@" + commit + ":" + o.path
+		kept = append(kept, f)
+	}
+	r.take(kept, func(f *inventory.Finding) {
+		var st unix.Stat_t
+		if unix.Stat(repo, &st) == nil {
+			r.people.facts(f, &st, r.people.reachOf(repo))
+			f.Mode = ""
+		}
+		f.Modified = commitTime(ctx, repo, f.Path)
+	})
+}
+
+// firstCommit returns the oldest commit that has an object.
+func firstCommit(ctx context.Context, repo, id string) string {
+	out, err := git(ctx, repo, "log", "--all", "--reverse", "--no-show-signature", "--no-ext-diff", "--no-textconv", "--format=%h", "--find-object="+id).Output()
+	if err != nil {
+		return ""
+	}
+	first, _, _ := strings.Cut(string(out), "\n")
+	return first
+}
+
+// commitTime returns when the commit of a path of history was made.
+func commitTime(ctx context.Context, repo, path string) time.Time {
+	_, rest, _ := strings.Cut(path, "@")
+	commit, _, _ := strings.Cut(rest, ":")
+	if commit == "" {
+		return time.Time{}
+	}
+	out, err := git(ctx, repo, "log", "-1", "--no-show-signature", "--format=%ct", commit).Output()
+	n, errNumber := strconv.ParseInt(strings.TrimSpace(string(out)), 10, 64)
+	if err != nil || errNumber != nil {
+		return time.Time{}
+	}
+	return time.Unix(n, 0).UTC()
+}
+
+// CanReadHistory returns an error if there is no git.
+func CanReadHistory() error {
+	if _, err := exec.LookPath("git"); err != nil {
+		return fmt.Errorf("reading history needs git: %w; install it, or leave --history out", err)
+	}
+	return nil
+}
