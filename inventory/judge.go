@@ -42,8 +42,10 @@ func isSecret(sure certainty, name string, value []byte) bool {
 	switch {
 	case shape == accessKeyID:
 		return false
-	case shape != "" || isSecretURL(v):
+	case shape != "":
 		return true
+	case isSecretURL(v):
+		return sure == named || isRandomURL(v)
 	case !secretName.MatchString(name) || publicName.MatchString(name) || isPlain(v):
 		return false
 	case sure == named:
@@ -110,7 +112,19 @@ func isPlaceholder(v []byte) bool {
 	if long && len(v) < 100 && hasExample(v) {
 		return true
 	}
+	for _, known := range wellKnown {
+		if bytes.Contains(v, []byte(known)) {
+			return true
+		}
+	}
 	return distinct(v) <= max(2, min(4, len(v)/5))
+}
+
+// wellKnown begin keys that emulators and documents are shipped with.
+var wellKnown = []string{
+	"Eby8vdM02xNOcqFlqUwJPLlm",                                       // Azurite
+	"C2y6yDjf5/R+ob0N8A7Cgv30",                                       // the emulator of Cosmos DB
+	"eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwI", // jwt.io
 }
 
 // hasExample reports whether a value of a vendor's shape is one from its documents.
@@ -234,6 +248,12 @@ func isSecretURL(v []byte) bool {
 		return !isReference(m[2]) && !isPlaceholder(m[2]) && isRandom(m[2])
 	}
 	return hookURL.Match(v)
+}
+
+// isRandomURL reports whether what makes a URL a secret is random.
+func isRandomURL(v []byte) bool {
+	m := userinfo.FindSubmatch(v)
+	return m == nil || len(m[2]) >= leastLoose && isRandom(m[2])
 }
 
 // isDefaultPassword reports whether images and tutorials are shipped with a password.

@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -19,7 +20,8 @@ var kubeconfigFinder = finder{
 		case p.dir == ".kube":
 			return n == "config" || strings.HasSuffix(n, ".yaml") || strings.HasSuffix(n, ".yml") || strings.HasSuffix(n, ".conf") ||
 				strings.HasSuffix(n, ".config") || strings.HasPrefix(n, "config")
-		case n == "kubeconfig", strings.HasSuffix(n, ".kubeconfig"), strings.HasPrefix(n, "kubeconfig.") || strings.HasPrefix(n, "kubeconfig-"):
+		case n == "kubeconfig", strings.HasSuffix(n, ".kubeconfig"), n == "kubeconfig.yaml", n == "kubeconfig.yml", n == "kubeconfig.conf", n == "kubeconfig.json",
+			strings.HasPrefix(n, "kubeconfig-") && (filepath.Ext(n) == ".yaml" || filepath.Ext(n) == ".yml" || filepath.Ext(n) == ""):
 			return true
 		}
 		return p.up == "etc" && p.dir == "kubernetes" && strings.HasSuffix(n, ".conf") || n == "k3s.yaml" || n == "rke2.yaml"

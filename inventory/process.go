@@ -24,10 +24,11 @@ var processFinder = finder{
 	},
 }
 
-// historyFinder reads a file as it was in a commit, whose kind nobody knows.
+// historyFinder reads a file as it was in a commit, of no other kind: a program mostly, in
+// which names tell nothing.
 var historyFinder = finder{
 	kind: History,
-	read: func(r *reader) error { r.loose(); return nil },
+	read: func(r *reader) error { r.shapes(); return nil },
 	replace: func(*Finding, string) string {
 		return "rotate it at its source: it stays in every clone, whatever is edited"
 	},

@@ -22,7 +22,6 @@ const (
 	maxObjects = 2_000_000
 	maxObject  = 1 << 20  // bytes; larger ones are data
 	maxHistory = 20 << 30 // bytes that are looked at
-	maxSearch  = 500      // findings whose commit is looked for
 	historyFor = 30 * time.Minute
 )
 
@@ -122,6 +121,7 @@ func (r *run) objects(ctx context.Context, repo string) (err error) {
 func (r *run) contents(ctx context.Context, repo string, answers *bufio.Reader, asked <-chan object) error {
 	var total int64
 	seen := make(map[string]bool) // fingerprints, of this repository
+	born := make(map[string]*commit)
 	var buf []byte
 	for o := range asked {
 		head, err := answers.ReadString('\n')
@@ -151,17 +151,17 @@ func (r *run) contents(ctx context.Context, repo string, answers *bufio.Reader, 
 		}
 		r.result.Counts.Objects++
 		r.Files.Add(1)
-		r.object(ctx, repo, o, buf[:size], seen)
+		r.object(repo, o, buf[:size], seen, born)
 		if total += size; total > maxHistory {
 			return fmt.Errorf("its history has more than %d bytes; the rest of it was not read", int64(maxHistory))
 		}
 	}
 	clear(buf)
-	return nil
+	return r.commits(ctx, repo, born)
 }
 
 // object has a file read as its kind, or as text.
-func (r *run) object(ctx context.Context, repo string, o object, data []byte, seen map[string]bool) {
+func (r *run) object(repo string, o object, data []byte, seen map[string]bool, born map[string]*commit) {
 	kind, known := inventory.KindOf(o.path)
 	if !known {
 		if bytes.IndexByte(data[:min(len(data), 8000)], 0) >= 0 {
@@ -170,7 +170,6 @@ func (r *run) object(ctx context.Context, repo string, o object, data []byte, se
 		kind = inventory.History
 	}
 	found, _ := inventory.ReadFile(kind, o.path, data) // what made no sense at some time is nobody's concern now
-	kept := found[:0]
 	for _, f := range found {
 		mark := r.Key.print(f.Value)
 		if f.Leased || f.File != "" || seen[mark] {
@@ -178,47 +177,74 @@ func (r *run) object(ctx context.Context, repo string, o object, data []byte, se
 			continue
 		}
 		seen[mark] = true
-		commit := ""
-		if len(seen) <= maxSearch {
-			commit = firstCommit(ctx, repo, o.id)
-		}
 		f.Kind, f.Replace = inventory.History, "rotate it at its source: it stays in every clone, whatever is edited"
-		f.Path = "git:" + strings.TrimSuffix(repo, "/.git") + "@" + commit + ":" + o.path
-		kept = append(kept, f)
-	}
-	r.take(kept, func(f *inventory.Finding) {
-		var st unix.Stat_t
-		if unix.Stat(repo, &st) == nil {
-			r.people.facts(f, &st, r.people.reachOf(repo))
-			f.Mode = ""
+		n := len(r.result.Findings)
+		f.Path = "git:" + strings.TrimSuffix(repo, "/.git") + ":" + o.path
+		r.take([]inventory.Finding{f}, func(f *inventory.Finding) {
+			if st, err := lstat(repo); err == nil {
+				f.Owner = r.people.user(st.Uid)
+				f.Access, f.Readers = r.people.readers(&st, r.people.reachOf(repo))
+			}
+		})
+		if len(r.result.Findings) > n {
+			if born[o.id] == nil {
+				born[o.id] = new(commit)
+			}
+			born[o.id].found = append(born[o.id].found, n)
+			born[o.id].path = o.path
 		}
-		f.Modified = commitTime(ctx, repo, f.Path)
-	})
+	}
 }
 
-// firstCommit returns the oldest commit that has an object.
-func firstCommit(ctx context.Context, repo, id string) string {
-	out, err := git(ctx, repo, "log", "--all", "--reverse", "--no-show-signature", "--no-ext-diff", "--no-textconv", "--format=%h", "--find-object="+id).Output()
+// A commit is that of some findings.
+type commit struct {
+	found []int
+	path  string
+}
+
+// commits tells of each object that has findings in which commit it came, if not by a
+// merge.
+func (r *run) commits(ctx context.Context, repo string, born map[string]*commit) error {
+	if len(born) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	log := git(ctx, repo, "log", "--all", "--reflog", "--reverse", "--no-show-signature", "--no-ext-diff", "--no-textconv", "--no-renames", "--root", "--raw", "--no-abbrev", "--format=%h %ct")
+	out, err := log.StdoutPipe()
 	if err != nil {
-		return ""
+		return err
 	}
-	first, _, _ := strings.Cut(string(out), "\n")
-	return first
-}
-
-// commitTime returns when the commit of a path of history was made.
-func commitTime(ctx context.Context, repo, path string) time.Time {
-	_, rest, _ := strings.Cut(path, "@")
-	commit, _, _ := strings.Cut(rest, ":")
-	if commit == "" {
-		return time.Time{}
+	if err := log.Start(); err != nil {
+		return fmt.Errorf("running git: %w", err)
 	}
-	out, err := git(ctx, repo, "log", "-1", "--no-show-signature", "--format=%ct", commit).Output()
-	n, errNumber := strconv.ParseInt(strings.TrimSpace(string(out)), 10, 64)
-	if err != nil || errNumber != nil {
-		return time.Time{}
+	defer log.Wait() // what it ends with, its output has told
+	defer cancel()
+	id, at := "", time.Time{}
+	lines := bufio.NewScanner(out)
+	for lines.Buffer(nil, 1<<20); lines.Scan() && len(born) > 0; {
+		fields := strings.Fields(lines.Text())
+		switch {
+		case len(fields) == 2:
+			n, err := strconv.ParseInt(fields[1], 10, 64)
+			if err != nil {
+				return errors.New("git said what nobody understands")
+			}
+			id, at = fields[0], time.Unix(n, 0).UTC()
+		case len(fields) > 4 && fields[0][0] == ':':
+			c := born[fields[3]]
+			if c == nil {
+				continue
+			}
+			for _, i := range c.found {
+				f := &r.result.Findings[i]
+				f.Path = inventory.Printable("git:" + strings.TrimSuffix(repo, "/.git") + "@" + id + ":" + c.path)
+				f.Modified = at
+			}
+			delete(born, fields[3])
+		}
 	}
-	return time.Unix(n, 0).UTC()
+	return lines.Err()
 }
 
 // CanReadHistory returns an error if there is no git.

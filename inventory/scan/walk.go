@@ -112,7 +112,6 @@ func (r *run) dir(d *dir, at int, name string) {
 
 // names reads a directory, so many names at a time.
 func (r *run) names(d *dir) {
-	bare := 0 // of what a directory of git has
 	for r.ctx.Err() == nil {
 		entries, err := d.f.ReadDir(atOnce)
 		for _, e := range entries {
@@ -121,16 +120,10 @@ func (r *run) names(d *dir) {
 			}
 			switch name := e.Name(); {
 			case e.IsDir():
-				if name == "objects" || name == "refs" {
-					bare++
-				}
 				r.below(d, name)
 			case e.Type().IsRegular():
 				r.result.Counts.Files++
 				r.Files.Add(1)
-				if name == "HEAD" {
-					bare++
-				}
 				r.file(d, name)
 			}
 		}
@@ -141,20 +134,33 @@ func (r *run) names(d *dir) {
 			break
 		}
 	}
-	if bare == 3 && len(r.repos) < maxRepos {
-		r.repos = append(r.repos, d.path)
-	}
 }
 
 // storeOfGit are directories in which git has objects and their names.
 var storeOfGit = []string{"objects", "refs", "logs", "lfs", "hooks", "info", "annex"}
 
 func (r *run) below(d *dir, name string) {
-	git := d.git || name == ".git" || strings.HasSuffix(name, ".git")
+	git := d.git || name == ".git"
+	if name == "objects" && isRepository(d) {
+		git, d.git = true, true // a bare one by any name
+		if len(r.repos) < maxRepos {
+			r.repos = append(r.repos, d.path)
+		}
+	}
 	if git && slices.Contains(storeOfGit, name) {
 		return
 	}
 	r.dir(&dir{path: filepath.Join(d.path, name), dev: d.dev, reach: d.reach, git: git, depth: d.depth + 1}, int(d.f.Fd()), name)
+}
+
+// isRepository reports whether a directory that has objects is one of git's.
+func isRepository(d *dir) bool {
+	for _, name := range []string{"HEAD", "refs"} {
+		if unix.Faccessat(int(d.f.Fd()), name, unix.F_OK, unix.AT_SYMLINK_NOFOLLOW) != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // notFiles are the file systems whose files are the kernel's, or another machine's.

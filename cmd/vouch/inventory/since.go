@@ -1,7 +1,6 @@
 package inventory
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,9 +18,6 @@ import (
 // A news says whether a finding is new.
 type news func(f *inventory.Finding) bool
 
-// MaxResult bounds the JSON of a run, in bytes.
-const MaxResult = 64 << 20
-
 // parseSince reads --since: a duration, which may have days, a date, or the name of an
 // earlier run's JSON.
 func parseSince(cmd *cobra.Command, since string, now time.Time) (news, error) {
@@ -31,12 +27,16 @@ func parseSince(cmd *cobra.Command, since string, now time.Time) (news, error) {
 	if at, ok := instant(since, now); ok {
 		return func(f *inventory.Finding) bool { return f.Modified.IsZero() || !f.Modified.Before(at) }, nil
 	}
-	before, err := ReadResult(cmd, since)
+	data, err := cli.ReadDocument(cmd, since, scan.MaxResult)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, cli.Usagef("--since %q: want a duration such as 24h or 90d, a date such as 2026-11-26, or the file of an earlier run, and there is no such file", since)
 	}
 	if err != nil {
 		return nil, err
+	}
+	before, err := scan.ParseResult(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", inventory.Printable(since), err)
 	}
 	type known struct{ print, path, item string }
 	seen := make(map[known]bool)
@@ -69,17 +69,4 @@ func instant(text string, now time.Time) (time.Time, bool) {
 		}
 	}
 	return time.Time{}, false
-}
-
-// ReadResult reads the JSON of a run.
-func ReadResult(cmd *cobra.Command, file string) (*scan.Result, error) {
-	data, err := cli.ReadDocument(cmd, file, MaxResult)
-	if err != nil {
-		return nil, err
-	}
-	var r scan.Result
-	if err := json.Unmarshal(data, &r); err != nil || r.Time.IsZero() || r.Findings == nil {
-		return nil, fmt.Errorf("%s is no inventory; make one with: vouch inventory --output json", inventory.Printable(file))
-	}
-	return &r, nil
 }
