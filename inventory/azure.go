@@ -2,6 +2,7 @@ package inventory
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,14 +28,14 @@ var azureFinder = finder{
 		}
 		leaves, err := text.JSON(r.data)
 		for _, l := range leaves {
-			r.azureLeaf(l)
+			r.azureLeaf(leaves, l)
 		}
 		return err
 	},
 	replace: migrateFile,
 }
 
-func (r *reader) azureLeaf(l text.Leaf) {
+func (r *reader) azureLeaf(leaves []text.Leaf, l text.Leaf) {
 	if len(l.Path) < 1 {
 		return
 	}
@@ -47,8 +48,9 @@ func (r *reader) azureLeaf(l text.Leaf) {
 		f.Broad = "it may do whatever its user may"
 	case key == "accesstoken", key == "secret" && slices.Contains(l.Path, "AccessToken"):
 		f := r.whole(item, "azure-access-token", l.Value, l.Start, l.End)
-		if f.Kind != "" && f.Expires.IsZero() {
-			f.Expires = time.Unix(int64(0), 0) // a day at most, whatever it says
+		beside := slices.Concat(l.Path[:len(l.Path)-1], []string{"expires_on"})
+		if at, err := strconv.ParseInt(textOf(leaves, beside...), 10, 40); err == nil && f.Expires.IsZero() {
+			f.Expires = time.Unix(at, 0).UTC()
 		}
 	case key == "certificatefile", key == "client_certificate":
 		if isPEMKey(l.Value) {

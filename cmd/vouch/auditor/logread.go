@@ -152,6 +152,9 @@ them, or they may do more than one program needs, and who could read them.`,
 			if err := q.resolve(time.Now(), o.Output); err != nil {
 				return err
 			}
+			if taken != "" && o.Output == "csv" {
+				return cli.Usagef("--inventory has no place in CSV; its own is that of: vouch inventory --output csv")
+			}
 			fsys, _, done, err := logFS(o, args)
 			if err != nil {
 				return err

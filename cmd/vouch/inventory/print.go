@@ -86,8 +86,12 @@ func (v *view) writeText(w io.Writer) {
 	if s.Secrets == 0 {
 		fmt.Fprintf(w, "no secrets found%s\n", leased(s.Leased))
 	} else {
-		fmt.Fprintf(w, "%s in %s: %d static, %s%s\n", cli.Count(s.Secrets, "secret", "secrets"), cli.Count(s.Places, "place", "places"),
-			s.Static, cli.Count(s.Expiring, "expires", "expire"), leased(s.Leased))
+		expiring := ""
+		if s.Expiring > 0 {
+			expiring = fmt.Sprintf(", %s", cli.Count(s.Expiring, "expires", "expire"))
+		}
+		fmt.Fprintf(w, "%s in %s: %d static%s%s\n", cli.Count(s.Secrets, "secret", "secrets"), cli.Count(s.Places, "place", "places"),
+			s.Static, expiring, leased(s.Leased))
 	}
 	if s.Everyone > 0 {
 		fmt.Fprintf(w, "  ! everyone on this host can read %d\n", s.Everyone)
