@@ -48,6 +48,8 @@ func isSecret(sure certainty, name string, value []byte) bool {
 		return sure == named || isRandomURL(v)
 	case !secretName.MatchString(name) || publicName.MatchString(name) || isPlain(v):
 		return false
+	case sure == named && passwordName.MatchString(name):
+		return len(v) >= leastNamed && !isDefaultPassword(v) // one of words is a password as well
 	case sure == named:
 		return len(v) >= leastNamed && !isDefault(v)
 	}
@@ -99,7 +101,7 @@ func isWordChar(c byte) bool {
 // What documents have in the place of a secret. Short words count only where nothing
 // but punctuation is around them: a random value has such in it by chance.
 var (
-	placeholderText = regexp.MustCompile(`(?i)change[-_. ]?(me|this|it|in)|replace[-_. ]?(me|this|with)|your[-_. ]|[-_. ]your|example|placeholder|dummy|redacted|insert[-_. ]|fill[-_. ]?(in|me)|todo|fixme|xxxx|\*\*\*|\.\.\.|…|(not|no)[-_. ](a[-_. ])?(real|secret|valid|needed|used)|my[-_. ]?(secret|token|password|api|key)|super[-_. ]?secret|(secret|api|access|private|token|auth|pass(word)?)[-_. ]?(key|token|here|goes|value)([-_. ]here)?$|deadbeef|foobar|lorem|012345|123456|234567|abcdef|qwerty`)
+	placeholderText = regexp.MustCompile(`(?i)change[-_. ]?(me|this|it|in)|replace[-_. ]?(me|this|with)|your[-_. ]?(secure|strong|own|real|password|pass|token|key|secret|api|value|string)|your[-_. ]|[-_. ]your|example|placeholder|dummy|redacted|insert[-_. ]|fill[-_. ]?(in|me)|todo|fixme|xxxx|\*\*\*|\.\.\.|…|(not|no)[-_. ](a[-_. ])?(real|secret|valid|needed|used)|my[-_. ]?(secret|token|password|api|key)|super[-_. ]?secret|(secret|api|access|private|token|auth|pass(word)?)[-_. ]?(key|token|here|goes|value)([-_. ]here)?$|deadbeef|foobar|lorem|012345|123456|234567|abcdef|qwerty`)
 	placeholderWord = regexp.MustCompile(`(?i)(^|[-_.: /@])(sample|test|testing|fake|demo|secret|password|passwd|pass|token|key|none|null|nil|undefined|unset|empty|default|dev|local|foo|bar|baz|here|mock|stub|invalid|unused)([-_.: /@]|[0-9]{0,4}$)`)
 )
 
@@ -158,18 +160,22 @@ func distinct(v []byte) (n int) {
 
 // Names that suggest a secret, and names of what is about one.
 var (
-	secretName  = regexp.MustCompile(`(?i)(api|access|secret|private|signing|encryption|encrypt|master|account|storage|auth|app|license|service|server|session|webhook|deploy|consumer|client|admin|root|shared|jwt|hmac|aes|cookie|rails|django|flask|laravel|write|license|integration|routing|subscription|instrumentation)[-_.]?keys?$|(^|[-_.])(key|pw|pat|psk|pin|dsn|salt|pepper|jwt|otp|seed|auth)$|^key[-_]|token|secret|passw|passphrase|passcode|(^|[-_.]|db|my|pg)(pass|pwd)|pwd$|pass$|credential|bearer|mnemonic|connection_?string|webhook|authorization|_auth$|cookie$`)
-	publicName  = regexp.MustCompile(`(?i)public|[-_.](id|ids|name|names|file|files|path|paths|dir|folder|url|uri|endpoint|host|port|user|username|ttl|expiry|expires|expiration|exp|lifetime|age|duration|timeout|interval|type|kind|alg|algorithm|header|headers|prefix|suffix|issuer|audience|scope|scopes|region|method|mode|enabled|enable|disabled|required|length|len|size|limit|limits|count|min|max|policy|store|provider|backend|version|format|field|arn|ref|socket|cmd|command|helper|program|location|domain|origin|email|budget|fingerprint|hash|digest|sha256|checksum|encoding|env|var|uses|usage|tokens)$|max[-_.]?tokens|tokeniz|^(gpg|apt|rpm|dnf)[-_]?key|keyboard|keymap|keycode|keyring$|ssh_auth_sock|askpass|pubkey|authorized[-_]?keys?$|known[-_]?hosts|key_?id$|keyserver|monkey|turkey|hotkey|keybind`)
-	plainValues = regexp.MustCompile(`(?i)^(true|false|yes|no|on|off|null|none|auto|always|never|[-+]?[0-9]{1,8}([.][0-9]{1,6})?|[0-9]+(ms|s|m|h|d|k|kb|mb|gb)|v?[0-9]{1,4}([.][0-9]{1,4}){1,3}(:[0-9]{1,5})?|[a-z]{2}-[a-z]{4,9}-[0-9]|[a-z0-9.]+@[a-z0-9.-]+[.][a-z]{2,12})$`)
-	plainPath   = regexp.MustCompile(`^(~|\.{1,2})?(/[A-Za-z0-9._@+-]{1,64})+/?$`)
-	plainURL    = regexp.MustCompile(`(?i)^[a-z][a-z0-9+.-]*://[^@\s]*$|^([a-z0-9-]{1,63}[.])+[a-z]{2,12}(:[0-9]{1,5})?(/[^\s@]*)?$`)
-	plainWords  = regexp.MustCompile(`^([a-z]{2,20}|[A-Z]{2,20}|[A-Z][a-z]{1,20})([-_. /:,]([a-z]{1,20}|[A-Z]{1,20}|[A-Z][a-z]{1,20}|[0-9]{1,3}))*$`)
-	mixedWord   = regexp.MustCompile(`^[a-z]+([A-Z][a-z]+)+$`)
+	passwordName = regexp.MustCompile(`(?i)passw(or)?d$|passphrase$|(^|[-_.])(pg|db|mysql)?(pass|pwd|pw)$`)
+	secretName   = regexp.MustCompile(`(?i)(api|access|secret|private|signing|encryption|encrypt|master|account|storage|auth|app|license|service|server|session|webhook|deploy|consumer|client|admin|root|shared|jwt|hmac|aes|cookie|rails|django|flask|laravel|write|license|integration|routing|subscription|instrumentation)[-_.]?keys?$|(^|[-_.])(key|pw|pat|psk|pin|dsn|salt|pepper|jwt|otp|seed|auth)$|^key[-_]|token|secret|passw|passphrase|passcode|(^|[-_.]|db|my|pg)(pass|pwd)|pwd$|pass$|credential|bearer|mnemonic|connection_?string|webhook|authorization|_auth$|cookie$`)
+	publicName   = regexp.MustCompile(`(?i)public|publishable|anon[-_]?key|site[-_]?key|cache[-_]?key|^(old)?pwd$|[-_.](id|ids|name|names|file|files|path|paths|dir|folder|url|uri|endpoint|host|port|user|username|ttl|expiry|expires|expiration|exp|lifetime|age|duration|timeout|interval|type|kind|alg|algorithm|header|headers|prefix|suffix|issuer|audience|scope|scopes|region|method|mode|enabled|enable|disabled|required|length|len|size|limit|limits|count|min|max|policy|store|provider|backend|version|format|field|arn|ref|socket|cmd|command|helper|program|location|domain|origin|email|budget|fingerprint|hash|digest|sha256|checksum|encoding|env|var|uses|usage|tokens)$|max[-_.]?tokens|tokeniz|^(gpg|apt|rpm|dnf)[-_]?key|keyboard|keymap|keycode|keyring$|ssh_auth_sock|askpass|pubkey|authorized[-_]?keys?$|known[-_]?hosts|key_?id$|keyserver|monkey|turkey|hotkey|keybind`)
+	plainValues  = regexp.MustCompile(`(?i)^(true|false|yes|no|on|off|null|none|auto|always|never|[-+]?[0-9]{1,8}([.][0-9]{1,6})?|[0-9]+(ms|s|m|h|d|k|kb|mb|gb)|v?[0-9]{1,4}([.][0-9]{1,4}){1,3}(:[0-9]{1,5})?|[a-z]{2}-[a-z]{4,9}-[0-9]|[a-z0-9.]+@[a-z0-9.-]+[.][a-z]{2,12})$`)
+	plainPath    = regexp.MustCompile(`^(~|\.{1,2})?(/[A-Za-z0-9._@+-]{1,64})+/?$`)
+	plainURL     = regexp.MustCompile(`(?i)^[a-z][a-z0-9+.-]*://[^@\s]*$|^([a-z0-9-]{1,63}[.])+[a-z]{2,12}(:[0-9]{1,5})?(/[^\s@]*)?$`)
+	plainWords   = regexp.MustCompile(`^([a-z]{2,20}|[A-Z]{2,20}|[A-Z][a-z]{1,20})([-_. /:,]([a-z]{1,20}|[A-Z]{1,20}|[A-Z][a-z]{1,20}|[0-9]{1,3}))*$`)
+	mixedWord    = regexp.MustCompile(`^[a-z]+([A-Z][a-z]+)+$`)
 )
 
 // isPlain reports whether a value is plainly something else: a switch, a number, a path,
 // an address.
 func isPlain(v []byte) bool {
+	if bytes.Contains(v, []byte(".sentry.io/")) {
+		return true // a project's address, which its pages have in them
+	}
 	return plainValues.Match(v) || plainPath.Match(v) && !isRandom(bytes.ReplaceAll(v, []byte("/"), nil)) || plainURL.Match(v)
 }
 

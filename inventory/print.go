@@ -9,10 +9,17 @@ import (
 	"github.com/vouchd/vouchd/redact"
 )
 
+// mostShown bounds a name that is shown, in bytes: no path is longer.
+const mostShown = 4096
+
 // Printable is a name from outside as it may be shown: without what moves a terminal's
-// cursor or is no UTF-8, which is written as Go escapes it, and without text in the
-// shape of a secret.
+// cursor or is no UTF-8, which is written as Go escapes it, without text in the shape of
+// a secret, and of a length that a name can have.
 func Printable(name string) string {
+	cut := ""
+	if len(name) > mostShown {
+		name, cut = name[:mostShown], "…"
+	}
 	var b strings.Builder
 	for rest := name; rest != ""; {
 		r, n := utf8.DecodeRuneInString(rest)
@@ -30,10 +37,16 @@ func Printable(name string) string {
 	}
 	text := b.String()
 	found := redact.Find([]byte(text))
-	for i := len(found) - 1; i >= 0; i-- {
-		text = text[:found[i].Start] + "[redacted: " + found[i].Shape + "]" + text[found[i].End:]
+	if len(found) == 0 {
+		return text + cut
 	}
-	return text
+	b.Reset()
+	at := 0
+	for _, f := range found {
+		b.WriteString(text[at:f.Start] + "[redacted: " + f.Shape + "]")
+		at = f.End
+	}
+	return b.String() + text[at:] + cut
 }
 
 // ShellQuote is a path as a POSIX shell reads it, or bash where it has bytes that no

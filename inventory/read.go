@@ -139,6 +139,7 @@ func (r *reader) lease(item string, at int) {
 // a place is can tell.
 func (r *reader) consider(sure certainty, name, item string, value []byte, start, end int) {
 	switch {
+	case len(r.found) >= maxFindings:
 	case isHandle(value):
 		r.lease(item, start)
 	case isSecret(sure, name, value):

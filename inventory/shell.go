@@ -20,7 +20,7 @@ var shellFinder = finder{
 		switch {
 		case slices.Contains(shellNames, p.name):
 			return true
-		case p.name == "config.fish" || p.name == "fish_variables" || strings.HasSuffix(p.name, ".fish") && (p.dir == "conf.d" || p.dir == "fish"):
+		case p.name == "config.fish" || strings.HasSuffix(p.name, ".fish") && (p.dir == "conf.d" || p.dir == "fish"):
 			return true
 		case p.dir == "environment.d" && strings.HasSuffix(p.name, ".conf"):
 			return true

@@ -128,7 +128,7 @@ func (r *run) names(d *dir) {
 			}
 		}
 		if err != nil {
-			if !errors.Is(err, io.EOF) {
+			if !errors.Is(err, io.EOF) && !errors.Is(err, unix.ENOENT) { // it was removed
 				r.unread(d.path, err)
 			}
 			break

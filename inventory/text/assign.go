@@ -25,11 +25,18 @@ var assignment = regexp.MustCompile(`^[ \t]*(#[# \t]*)?(?:(export|declare -x|typ
 // Assignments reads NAME=VALUE lines, as shells and .env files have them, and those of
 // csh and fish, which have a space there.
 func Assignments(data []byte) (list []Entry) {
-	for at := 0; at < len(data); {
+	for at := textStart(data); at < len(data); {
 		end := lineEnd(data, at)
 		e, next, ok := assigned(data, at, end)
-		if ok {
+		for ok {
 			list = append(list, e)
+			if next >= end || e.Comment || data[next] != ' ' && data[next] != '\t' {
+				break
+			}
+			exported := e.Exported // export A=1 B=2
+			if e, next, ok = assigned(data, next, end); ok {
+				e.Exported = exported
+			}
 		}
 		at = max(next, end+1)
 	}
@@ -70,8 +77,11 @@ func word(data []byte, start, end int) (value []byte, from, to, next int) {
 		start++ // a quote that nothing closes: what is on the line
 	}
 	to = start
-	for to < end && data[to] != ' ' && data[to] != '\t' && data[to] != ';' && data[to] != '\r' {
+	for to < end && data[to] != ' ' && data[to] != '\t' && data[to] != '\r' {
 		to++
+	}
+	if to > start && data[to-1] == ';' {
+		to--
 	}
 	return data[start:to], start, to, to
 }
@@ -109,6 +119,14 @@ func unescaped(b []byte, quote byte) []byte {
 		out = append(out, b[i])
 	}
 	return out
+}
+
+// textStart is where a text begins, after a byte order mark.
+func textStart(data []byte) int {
+	if bytes.HasPrefix(data, []byte("\xef\xbb\xbf")) {
+		return 3
+	}
+	return 0
 }
 
 func lineEnd(data []byte, at int) int {

@@ -7,7 +7,7 @@ import "bytes"
 // quotes is without them.
 func INI(data []byte) (list []Entry) {
 	section := ""
-	for at := 0; at < len(data); {
+	for at := textStart(data); at < len(data); {
 		end := lineEnd(data, at)
 		line := bytes.TrimRight(data[at:end], " \t\r")
 		trimmed := bytes.TrimLeft(line, " \t")

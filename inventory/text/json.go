@@ -27,10 +27,7 @@ var (
 // JSON reads the texts in a document of JSON, with comments and trailing commas as
 // editors allow them (JSONC). An error comes with what stands before it.
 func JSON(data []byte) ([]Leaf, error) {
-	p := jsonParser{data: data}
-	if len(data) >= 3 && string(data[:3]) == "\xef\xbb\xbf" {
-		p.at = 3
-	}
+	p := jsonParser{data: data, at: textStart(data)}
 	err := p.value(nil, 0)
 	if err == nil {
 		if p.space(); p.at < len(data) {
