@@ -74,7 +74,7 @@ const handlePrefix = "vouch:"
 func isHandle(v []byte) bool { return bytes.HasPrefix(bytes.TrimSpace(v), []byte(handlePrefix)) }
 
 // reference is a value that says where the secret is to be had.
-var reference = regexp.MustCompile(`(?i)^(\$[a-z_{(]|%[a-z_]+%|!(vault|secret|ref|sub|env)\b|(op|vault|bao|secrets?|keyring|keychain|env|file|fd|ref\+[a-z]+|awssm|gcpsm|aws-sm|doppler|infisical|pass|sops|bws|akv|azkv)(://|:)|ENC\[|arn:aws[a-z-]*:|projects/[^/]+/secrets/|@microsoft\.keyvault|process\.env|os\.environ|secretref:|secretkeyref)`)
+var reference = regexp.MustCompile(`(?i)^(\$[a-z_{(]|%[a-z_]+%|!(vault|secret|ref|sub|env)\b|(op|vault|bao|secrets?|keyring|keychain|env|file|fd|ref\+[a-z]+|awssm|gcpsm|aws-sm|doppler|infisical|pass|sops|bws|akv|azkv)(://|:)|ENC(RYPTED)?\[|arn:aws[a-z-]*:|projects/[^/]+/secrets/|@microsoft\.keyvault|process\.env|os\.environ|secretref:|secretkeyref)`)
 
 // isReference reports whether a value only names a secret, or a place where one would be
 // put in.

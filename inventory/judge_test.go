@@ -60,6 +60,7 @@ KEYBOARD_LAYOUT=us-intl-4f8Zq1LmN0
 		"/home/a/.kube/config":          "users:\n- name: a\n  user:\n    exec: {command: aws, args: [eks, get-token]}\n    client-certificate: /x\n    tokenFile: /y\n",
 		"/home/a/.claude/settings.json": `{"env": {"CLAUDE_CODE_MAX_OUTPUT_TOKENS": "16000", "OTEL_EXPORTER": "otlp"}, "permissions": {"deny": ["Read(./.env)", "Read(./secrets/**)"]}, "apiKeyHelper": "/bin/helper"}`,
 		"/x/mcp.json":                   `{"inputs": [{"type": "promptString", "id": "token"}], "servers": {"a": {"command": "npx", "args": ["-y", "@a/server-token"], "env": {"TOKEN": "${input:token}"}}}}`,
+		"/x/.cirrus.yml":                "env:\n  gcp_credentials: ENCRYPTED[4f8Zq1LmN0pQ7rStU2vWxY3z4f8Zq1LmN0pQ7r]\n",
 		"/x/test/fixtures/key.txt":      "",
 		"/x/cert.pem":                   "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIIFHDBOBgkqhkiG9w0BBQ0wQTApBgkqhkiG9w0BBQwwHAQI\n-----END ENCRYPTED PRIVATE KEY-----\n-----BEGIN PRIVATE KEY-----\n...\n-----END PRIVATE KEY-----\n",
 	} {
@@ -73,6 +74,18 @@ KEYBOARD_LAYOUT=us-intl-4f8Zq1LmN0
 		found, err := ReadFile(kind, path, []byte(data))
 		if err != nil || len(found) > 0 {
 			t.Errorf("%s: found %q, %v", path, items(found), err)
+		}
+	}
+}
+
+func TestKeysOfTestsAreLeftAlone(t *testing.T) {
+	t.Parallel()
+	for path, want := range map[string]bool{
+		"/x/caddytest/a.key": false, "/x/testdata/a.key": false, "/x/vendor/y/a.pem": false, "/etc/ssh/ssh_host_rsa_key": false,
+		"/etc/ssl/private/ssl-cert-snakeoil.key": false, "/x/latest/a.key": true, "/etc/app/tls.key": true, "/x/deploy_key": true,
+	} {
+		if _, ok := KindOf(path); ok != want {
+			t.Errorf("%s has a kind: %v, want %v", path, ok, want)
 		}
 	}
 }

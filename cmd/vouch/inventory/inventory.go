@@ -7,6 +7,7 @@ package inventory
 import (
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -107,6 +108,11 @@ func (r *request) run(cmd *cobra.Command, o *cli.Options, dirs []string) error {
 	if r.History {
 		if err := scan.CanReadHistory(); err != nil {
 			return err
+		}
+	}
+	for _, d := range dirs {
+		if _, err := os.Stat(d); err != nil {
+			return err // a pipeline that misspells it must not pass
 		}
 	}
 	if r.key == "" {
