@@ -46,7 +46,7 @@ type garden struct {
 	t      *testing.T
 	root   string
 	values []string
-	want   map[string]int    // secrets by kind and path
+	want   map[string]int // secrets by kind and path
 }
 
 const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
