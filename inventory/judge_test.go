@@ -59,6 +59,7 @@ KEYBOARD_LAYOUT=us-intl-4f8Zq1LmN0
 		"/home/a/.docker/config.json":   `{"auths": {"ghcr.io": {}, "docker.io": {"auth": ""}}, "credsStore": "pass", "psFormat": "table"}`,
 		"/home/a/.kube/config":          "users:\n- name: a\n  user:\n    exec: {command: aws, args: [eks, get-token]}\n    client-certificate: /x\n    tokenFile: /y\n",
 		"/home/a/.claude/settings.json": `{"env": {"CLAUDE_CODE_MAX_OUTPUT_TOKENS": "16000", "OTEL_EXPORTER": "otlp"}, "permissions": {"deny": ["Read(./.env)", "Read(./secrets/**)"]}, "apiKeyHelper": "/bin/helper"}`,
+		"/home/a/.claude.json":          `{"claudeCodeFirstTokenDate": "2025-09-01T10:11:12.345Z", "userID": "` + strings.Repeat("4f8a1b2c", 8) + `", "mcpServers": {}}`,
 		"/x/mcp.json":                   `{"inputs": [{"type": "promptString", "id": "token"}], "servers": {"a": {"command": "npx", "args": ["-y", "@a/server-token"], "env": {"TOKEN": "${input:token}"}}}}`,
 		"/x/.cirrus.yml":                "env:\n  gcp_credentials: ENCRYPTED[4f8Zq1LmN0pQ7rStU2vWxY3z4f8Zq1LmN0pQ7r]\n",
 		"/x/test/fixtures/key.txt":      "",

@@ -3,6 +3,7 @@ package scan
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -62,10 +63,11 @@ func (r *run) history(repo string) {
 }
 
 // objects has one git list the objects, and another one give their contents.
-func (r *run) objects(ctx context.Context, repo string) (err error) {
+func (r *run) objects(ctx context.Context, repo string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	list, contents := git(ctx, repo, "rev-list", "--all", "--reflog", "--objects", "--filter=blob:limit="+strconv.Itoa(maxObject)), git(ctx, repo, "cat-file", "--batch", "--buffer")
+	list := git(ctx, repo, "rev-list", "--all", "--reflog", "--objects", "--filter=blob:limit="+strconv.Itoa(maxObject))
+	contents := git(ctx, repo, "cat-file", "--batch", "--buffer")
 	listed, err := list.StdoutPipe()
 	if err != nil {
 		return err
@@ -78,43 +80,73 @@ func (r *run) objects(ctx context.Context, repo string) (err error) {
 	if err != nil {
 		return err
 	}
-	for _, cmd := range []*exec.Cmd{list, contents} {
-		if err := cmd.Start(); err != nil {
-			cancel()
-			return fmt.Errorf("running git: %w", err)
-		}
-		defer cmd.Wait() // what it ends with, its output has told
+	if err := list.Start(); err != nil {
+		return fmt.Errorf("running git: %w", err)
 	}
-	asked := make(chan object, 1<<16)
+	if err := contents.Start(); err != nil {
+		cancel()
+		return errors.Join(fmt.Errorf("running git: %w", err), list.Wait())
+	}
+	asked, problem := make(chan object, 1<<16), make(chan error, 1)
 	go func() {
-		defer close(asked)
-		defer ask.Close()
-		w := bufio.NewWriter(ask)
-		defer w.Flush()
-		n := 0
-		for lines := bufio.NewScanner(listed); lines.Scan() && n < maxObjects; {
-			id, path, ok := strings.Cut(lines.Text(), " ")
-			if !ok || path == "" || r.excluded(path) {
-				continue // a commit
-			}
-			if _, err := fmt.Fprintln(w, id); err != nil {
-				return
-			}
-			select {
-			case asked <- object{id, path}:
-			case <-ctx.Done():
-				return
-			}
-			if n++; n%1000 == 0 {
-				w.Flush()
-			}
+		err := r.ask(ctx, listed, ask, asked)
+		if ended := list.Wait(); err == nil && ended != nil {
+			err = fmt.Errorf("git does not list all of its objects: %w", ended)
 		}
+		problem <- err
 	}()
 	err = r.contents(ctx, repo, bufio.NewReaderSize(answers, 64<<10), asked)
-	cancel()
-	for range asked { // so that whoever asks ends
+	if err != nil {
+		cancel() // what still asks ends
 	}
+	for range asked {
+	}
+	err = cmp.Or(err, <-problem)
+	cancel()
+	contents.Wait() // what it ends with, its output has told
 	return err
+}
+
+// ask asks for each file that is listed.
+func (r *run) ask(ctx context.Context, listed io.Reader, ask io.WriteCloser, asked chan<- object) error {
+	defer close(asked)
+	defer ask.Close()
+	w := bufio.NewWriter(ask)
+	defer w.Flush()
+	lines := bufio.NewScanner(listed)
+	lines.Buffer(nil, 1<<20)
+	for n := 0; lines.Scan(); {
+		id, path, ok := strings.Cut(lines.Text(), " ")
+		if !ok || path == "" || r.excludedWithin(path) {
+			continue // a commit
+		}
+		if n++; n > maxObjects {
+			return fmt.Errorf("it has more than %d objects; the rest of them was not read", maxObjects)
+		}
+		if _, err := fmt.Fprintln(w, id); err != nil {
+			return err
+		}
+		select {
+		case asked <- object{id, path}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return lines.Err()
+}
+
+// excludedWithin reports whether whoever asks wants a path of a commit left out.
+func (r *run) excludedWithin(path string) bool {
+	for {
+		if r.excluded(path) {
+			return true
+		}
+		i := strings.LastIndexByte(path, '/')
+		if i < 0 {
+			return false
+		}
+		path = path[:i]
+	}
 }
 
 // contents reads what git answers for each object.
@@ -218,7 +250,7 @@ func (r *run) commits(ctx context.Context, repo string, born map[string]*commit)
 	if err := log.Start(); err != nil {
 		return fmt.Errorf("running git: %w", err)
 	}
-	defer log.Wait() // what it ends with, its output has told
+	defer log.Wait() // its output has told all there is
 	defer cancel()
 	id, at := "", time.Time{}
 	lines := bufio.NewScanner(out)

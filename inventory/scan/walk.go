@@ -53,7 +53,7 @@ func (r *run) tree(path string) {
 	above := r.people.reachOf(filepath.Dir(path))
 	if st.Mode&unix.S_IFMT == unix.S_IFREG {
 		parent := &dir{path: filepath.Dir(path), reach: above}
-		if parent.f, err = openDir(unix.AT_FDCWD, parent.path); err != nil {
+		if parent.f, err = openDir(unix.AT_FDCWD, parent.path, parent.path); err != nil {
 			r.unread(path, err)
 			return
 		}
@@ -71,12 +71,14 @@ func lstat(path string) (st unix.Stat_t, err error) {
 	return st, err
 }
 
-func openDir(at int, name string) (*os.File, error) {
+// openDir opens a directory. Its path is what names in it are looked up by where the file
+// system does not say what they are.
+func openDir(at int, name, path string) (*os.File, error) {
 	fd, err := unix.Openat(at, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
-	return os.NewFile(uintptr(fd), name), nil
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // dir goes through a directory, whose reach is still that of what is above it.
@@ -88,7 +90,7 @@ func (r *run) dir(d *dir, at int, name string) {
 		r.unread(d.path, fmt.Errorf("it is more than %d directories deep", maxDepth))
 		return
 	}
-	f, err := openDir(at, name)
+	f, err := openDir(at, name, d.path)
 	if errors.Is(err, unix.ENOENT) && d.depth > 0 || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return // it has changed meanwhile
 	}
