@@ -71,6 +71,9 @@ func printStatus(out io.Writer, st view.Status) {
 	if e := st.Node.Enrolment; e != nil {
 		row("enrolled", "by root %s, until %s", e.RootSHA256, cli.Time(e.NotAfter))
 	}
+	if v := st.Authority.Vault; v != nil && v.Serial != "" {
+		row("certified", "by %s until %s, next %s", v.Address, cli.Time(v.NotAfter), cli.Time(v.Next))
+	}
 	row("issuing CA", "%s, until %s", st.Authority.IssuingCAKeyID, cli.Time(st.Authority.IssuingCANotAfter))
 	if st.Authority.JWTKeyID == "" {
 		row("JWT key", "being made")
