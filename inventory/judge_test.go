@@ -143,3 +143,18 @@ func TestAnItemThatIsTheSecretItselfIsNotShown(t *testing.T) {
 		t.Errorf("found %d", len(found))
 	}
 }
+
+// A rule against examples must not take what is random for one, but once in many.
+func TestRandomValuesAreHardlyEverTakenForExamples(t *testing.T) {
+	t.Parallel()
+	const tries = 5000
+	missed := 0
+	for range tries {
+		if !isSecret(named, "API_TOKEN", []byte(random(t, 32))) || !isSecret(named, "", []byte("sk-proj-"+random(t, 48))) {
+			missed++
+		}
+	}
+	if missed > 2 {
+		t.Errorf("%d of %d are missed", missed, tries)
+	}
+}
