@@ -92,6 +92,8 @@ func (p place) hasDir(names []string) bool {
 // isTestData reports whether a key is one that tests are made with.
 func (p place) isTestData() bool {
 	return p.hasDir(foreignDirs) || p.hasDir(testDirs) || slices.ContainsFunc(p.all[:len(p.all)-1], func(dir string) bool {
-		return strings.HasSuffix(dir, "test") && dir != "latest" || strings.HasSuffix(dir, "tests")
+		return strings.HasSuffix(dir, "test") && dir != "latest" || strings.HasSuffix(dir, "tests") || testKeys.MatchString(dir)
 	})
 }
+
+var testKeys = regexp.MustCompile(`(?i)^tests?[-_]?(certs?|keys?|data|files|fixtures|tls|ssl|pki)$`)

@@ -82,7 +82,7 @@ KEYBOARD_LAYOUT=us-intl-4f8Zq1LmN0
 func TestKeysOfTestsAreLeftAlone(t *testing.T) {
 	t.Parallel()
 	for path, want := range map[string]bool{
-		"/x/caddytest/a.key": false, "/x/testdata/a.key": false, "/x/vendor/y/a.pem": false, "/etc/ssh/ssh_host_rsa_key": false,
+		"/x/caddytest/a.key": false, "/x/testcerts/a.key": false, "/usr/local/go/src/crypto/x509/platform_root_key.pem": false, "/x/testserver/a.key": true, "/x/testdata/a.key": false, "/x/vendor/y/a.pem": false, "/etc/ssh/ssh_host_rsa_key": false,
 		"/etc/ssl/private/ssl-cert-snakeoil.key": false, "/x/latest/a.key": true, "/etc/app/tls.key": true, "/x/deploy_key": true,
 	} {
 		if _, ok := KindOf(path); ok != want {

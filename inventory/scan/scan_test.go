@@ -353,6 +353,18 @@ func TestExcludedIsNotOpened(t *testing.T) {
 	}
 }
 
+func TestCopiesThatPackageManagersKeepAreReadOnlyIfNamed(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir() + "/go/pkg/mod"
+	write(t, dir+"/x/.env", "A_TOKEN="+value()+"\n", 0o600)
+	if result := run1(t, &Scan{Dirs: []string{filepath.Dir(dir)}}); len(result.Findings) != 0 {
+		t.Errorf("found %q", paths(result, dir))
+	}
+	if result := run1(t, &Scan{Dirs: []string{dir}}); len(result.Findings) != 1 {
+		t.Errorf("found %q", paths(result, dir))
+	}
+}
+
 func TestProcessesCountOncePerSecret(t *testing.T) {
 	t.Parallel()
 	proc, secret := t.TempDir(), value()

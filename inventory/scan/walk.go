@@ -83,7 +83,7 @@ func openDir(at int, name, path string) (*os.File, error) {
 
 // dir goes through a directory, whose reach is still that of what is above it.
 func (r *run) dir(d *dir, at int, name string) {
-	if r.ctx.Err() != nil || r.excluded(d.path) {
+	if r.ctx.Err() != nil || r.excluded(d.path) || d.depth > 0 && isCache(d.path) {
 		return
 	}
 	if d.depth > maxDepth {
@@ -163,6 +163,13 @@ func isRepository(d *dir) bool {
 		}
 	}
 	return true
+}
+
+// caches are where package managers keep copies of others' projects.
+var caches = []string{"/go/pkg/mod", "/.cargo/registry", "/.cargo/git", "/.rustup/toolchains", "/.npm/_cacache", "/.m2/repository", "/.gradle/caches"}
+
+func isCache(path string) bool {
+	return slices.ContainsFunc(caches, func(c string) bool { return strings.HasSuffix(path, c) })
 }
 
 // notFiles are the file systems whose files are the kernel's, or another machine's.
