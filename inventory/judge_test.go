@@ -82,11 +82,21 @@ KEYBOARD_LAYOUT=us-intl-4f8Zq1LmN0
 func TestKeysOfTestsAreLeftAlone(t *testing.T) {
 	t.Parallel()
 	for path, want := range map[string]bool{
-		"/x/caddytest/a.key": false, "/x/testcerts/a.key": false, "/usr/local/go/src/crypto/x509/platform_root_key.pem": false, "/x/testserver/a.key": true, "/x/testdata/a.key": false, "/x/vendor/y/a.pem": false, "/etc/ssh/ssh_host_rsa_key": false,
+		"/x/caddytest/a.key": false, "/x/testcerts/a.key": false, "/usr/local/go/src/crypto/x509/platform_root_key.pem": false, "/x/testserver/a.key": true, "/x/integration/tls/a.key": false, "/x/testdata/a.key": false, "/x/vendor/y/a.pem": false, "/etc/ssh/ssh_host_rsa_key": false,
 		"/etc/ssl/private/ssl-cert-snakeoil.key": false, "/x/latest/a.key": true, "/etc/app/tls.key": true, "/x/deploy_key": true,
 	} {
 		if _, ok := KindOf(path); ok != want {
 			t.Errorf("%s has a kind: %v, want %v", path, ok, want)
+		}
+	}
+}
+
+func TestKeysInTestProgramsAreNoHistory(t *testing.T) {
+	t.Parallel()
+	age := "AGE-SECRET-KEY-1" + strings.Repeat("Q3Z", 20)[:58]
+	for path, want := range map[string]int{"x/age_test.go": 0, "x/test_age.py": 0, "x/age.test.ts": 0, "testdata/a.txt": 0, "x/age.go": 1, "notes.md": 1} {
+		if found, err := ReadFile(History, path, []byte("key := \""+age+"\"\n")); err != nil || len(found) != want {
+			t.Errorf("%s: found %q, %v, want %d", path, items(found), err, want)
 		}
 	}
 }
