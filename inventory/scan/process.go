@@ -166,6 +166,7 @@ func (r *run) oneMore(f, other *inventory.Finding) {
 		f.Path, f.Program, f.Modified, f.Replace = inventory.Printable(other.Path), other.Program, other.Modified, other.Replace
 	}
 	f.Leased = f.Leased && other.Leased
+	f.State = f.StateOf()
 }
 
 // fromVouch reports whether vouch exec has put a variable into the environment of a

@@ -177,7 +177,7 @@ func (r *run) take(found []inventory.Finding, facts func(f *inventory.Finding)) 
 		if facts != nil {
 			facts(&f)
 		}
-		f.Path = inventory.Printable(f.Path)
+		f.Path, f.State = inventory.Printable(f.Path), f.StateOf()
 		r.result.Findings = append(r.result.Findings, f)
 		r.Found.Add(1)
 	}

@@ -468,6 +468,21 @@ func TestDamagedRepositoryIsNamed(t *testing.T) {
 	}
 }
 
+func TestRepositoryWithAPipeForAFileIsNotWaitedFor(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write(t, dir+"/r/objects/x", "", 0o644)
+	write(t, dir+"/r/refs/x", "", 0o644)
+	write(t, dir+"/r/HEAD", "ref: refs/heads/main\n", 0o644)
+	if err := unix.Mkfifo(dir+"/r/config", 0o644); err != nil {
+		t.Fatal(err)
+	}
+	result := run1(t, &Scan{Dirs: []string{dir}, History: true})
+	if len(result.Unread) != 1 || result.Unread[0].Why != "config is no file" {
+		t.Errorf("unread is %v", result.Unread)
+	}
+}
+
 func TestScanEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

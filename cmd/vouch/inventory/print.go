@@ -236,18 +236,12 @@ func (v *view) writeCSV(w io.Writer) error {
 	})
 	for i := range v.Findings {
 		f := &v.Findings[i]
-		state, old := "static", ""
-		switch {
-		case f.Leased:
-			state = "leased"
-		case !f.Static():
-			state = "expires"
-		}
+		old := ""
 		if !f.Modified.IsZero() {
 			old = strconv.Itoa(days(f.Modified, v.Time))
 		}
 		t.Write(analyst.Cells([]string{
-			f.Kind, f.Path, strconv.Itoa(f.Line), f.Item, f.What, state, f.Access, strings.Join(f.Readers, ", "), f.Owner, f.Mode, stamp(f.Modified), old, stamp(f.Expires),
+			f.Kind, f.Path, strconv.Itoa(f.Line), f.Item, f.What, f.State, f.Access, strings.Join(f.Readers, ", "), f.Owner, f.Mode, stamp(f.Modified), old, stamp(f.Expires),
 			f.Fingerprint, strconv.Itoa(f.Places), f.Broad, f.Replace,
 		}))
 	}
