@@ -27,6 +27,22 @@ var ciFinder = finder{
 	},
 	read:    func(r *reader) error { r.loose(); return nil },
 	replace: migrateFile,
+	hint: func(p place) string {
+		at := "with the pipeline's own secrets"
+		switch {
+		case slices.Contains(p.all, ".github"):
+			at = "with gh secret set"
+		case strings.HasSuffix(p.name, ".gitlab-ci.yml") || slices.Contains(p.all, ".gitlab"):
+			at = "as a masked variable (Settings, CI/CD, Variables)"
+		case p.dir == ".circleci":
+			at = "in a context (Organization Settings, Contexts)"
+		case strings.HasPrefix(strings.ToLower(p.name), "azure-pipelines"):
+			at = "in a variable group, as a secret"
+		case strings.HasPrefix(strings.ToLower(p.name), "jenkinsfile"):
+			at = "with Jenkins' credentials, which credentials() reads"
+		}
+		return "rotate it, and keep the new one " + at + "; it stays in the history of the repository"
+	},
 }
 
 // looseLine is NAME: VALUE or NAME=VALUE anywhere in a line.

@@ -90,6 +90,8 @@ type Finding struct {
 	Broad   string    `json:"broad,omitempty"` // why it may do more than one program needs
 	Replace string    `json:"replace"`         // the command that replaces it, or what to do if there is none
 
+	Hint string `json:"hint,omitempty"` // what else is to do, or better
+
 	// Of the file that holds it; package scan fills them in.
 	Owner    string    `json:"owner,omitempty"`
 	Mode     string    `json:"mode,omitempty"`    // of permissions, octal

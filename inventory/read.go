@@ -26,6 +26,7 @@ type finder struct {
 	read func(r *reader) error
 	// replace is the command for a finding. It gets the path as a shell reads it.
 	replace func(f *Finding, path string) string
+	hint    func(p place) string // what else is to do; nil: nothing
 }
 
 // finders are in the order in which they are asked whose a file is.
@@ -160,6 +161,9 @@ func (r *reader) conclude(f *finder, path string) {
 		one.Item = r.without(one.Item)
 		if !one.Leased && one.Replace == "" {
 			one.Replace = f.replace(one, quoted)
+		}
+		if f.hint != nil && !one.Leased {
+			one.Hint = f.hint(r.place)
 		}
 		kept = append(kept, *one)
 	}

@@ -100,7 +100,7 @@ func (r *reading) objects() error {
 	defer cancel()
 	listing, enough := context.WithCancel(ctx)
 	defer enough()
-	list := git(listing, r.repo, "rev-list", "--all", "--reflog", "--objects", "--filter=blob:limit="+strconv.Itoa(maxObject))
+	list := git(listing, r.repo, "rev-list", "--all", "--reflog", "--objects", "--missing=allow-promisor", "--filter=blob:limit="+strconv.Itoa(maxObject))
 	contents := git(ctx, r.repo, "cat-file", "--batch", "--buffer")
 	listed, err := list.StdoutPipe()
 	if err != nil {
@@ -246,7 +246,8 @@ func (r *reading) object(o object, data []byte) {
 			continue
 		}
 		r.seen[mark] = true
-		f.Kind, f.Replace = inventory.History, "rotate it at its source: it stays in every clone, whatever is edited"
+		f.Kind, f.Hint = inventory.History, ""
+		f.Replace = "rotate it at its source: it stays in every clone, whatever is edited"
 		n := len(r.result.Findings)
 		f.Path = "git:" + strings.TrimSuffix(r.repo, "/.git") + ":" + o.path
 		r.take([]inventory.Finding{f}, func(f *inventory.Finding) {

@@ -142,6 +142,9 @@ func (v *view) writeSecret(w io.Writer, group []inventory.Finding) {
 		fmt.Fprintf(w, "  %s\n", where)
 		wrap(w, "    ", "      ", strings.Join(about(f), "; "))
 		fmt.Fprintf(w, "    %s\n", f.Replace)
+		if f.Hint != "" {
+			wrap(w, "    (", "     ", f.Hint+")")
+		}
 	}
 }
 
@@ -232,7 +235,7 @@ func (v *view) writeCSV(w io.Writer) error {
 	t := csv.NewWriter(w)
 	t.Write([]string{
 		"kind", "path", "line", "item", "what", "state", "access", "readers", "owner", "mode", "modified", "days", "expires",
-		"fingerprint", "places", "over_broad", "replace",
+		"fingerprint", "places", "over_broad", "replace", "hint",
 	})
 	for i := range v.Findings {
 		f := &v.Findings[i]
@@ -242,7 +245,7 @@ func (v *view) writeCSV(w io.Writer) error {
 		}
 		t.Write(analyst.Cells([]string{
 			f.Kind, f.Path, strconv.Itoa(f.Line), f.Item, f.What, f.State, f.Access, strings.Join(f.Readers, ", "), f.Owner, f.Mode, stamp(f.Modified), old, stamp(f.Expires),
-			f.Fingerprint, strconv.Itoa(f.Places), f.Broad, f.Replace,
+			f.Fingerprint, strconv.Itoa(f.Places), f.Broad, f.Replace, f.Hint,
 		}))
 	}
 	t.Flush()
