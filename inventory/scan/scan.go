@@ -200,7 +200,7 @@ func (r *run) conclude() {
 		}
 		f.Places = places[f.Fingerprint]
 		if f.Kind == inventory.Process && from[f.Fingerprint] != "" {
-			f.Replace = from[f.Fingerprint]
+			f.Replace, f.Hint = from[f.Fingerprint], "then start the program again"
 		}
 	}
 	slices.SortStableFunc(r.result.Findings, func(a, b inventory.Finding) int {
