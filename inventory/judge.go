@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/vouchd/vouchd/redact"
 )
@@ -32,7 +33,7 @@ const (
 // isSecret reports whether a value is a secret.
 func isSecret(sure certainty, name string, value []byte) bool {
 	v := bytes.TrimSpace(value)
-	if len(v) < leastExact || len(v) > mostValue || isReference(v) || isPlaceholder(v) {
+	if len(v) < leastExact || len(v) > mostValue || !isText(v) || isReference(v) || isPlaceholder(v) {
 		return false
 	}
 	if sure == exact {
@@ -54,6 +55,11 @@ func isSecret(sure certainty, name string, value []byte) bool {
 		return len(v) >= leastNamed && !isDefault(v)
 	}
 	return len(v) >= leastLoose && isRandom(v)
+}
+
+// isText reports whether a value is what somebody could have typed or pasted.
+func isText(v []byte) bool {
+	return utf8.Valid(v) && !bytes.ContainsFunc(v, func(r rune) bool { return r < ' ' && r != '\t' && r != '\n' && r != '\r' || r == 0x7f })
 }
 
 // accessKeyID is the shape of what AWS calls an access key's ID: a name, which is of use
@@ -87,8 +93,8 @@ func isReference(v []byte) bool {
 			return true
 		}
 	}
-	for _, mark := range []string{"((", "__", "[["} {
-		if bytes.HasPrefix(v, []byte(mark)) {
+	for _, mark := range [][2]string{{"((", "))"}, {"__", "__"}, {"[[", "]]"}} {
+		if len(v) > 4 && bytes.HasPrefix(v, []byte(mark[0])) && bytes.HasSuffix(v, []byte(mark[1])) {
 			return true
 		}
 	}

@@ -40,6 +40,7 @@ GPG_KEY=A035C8C19219BA821ECEA86B64E628F8D684696D
 MAX_TOKENS=4096
 AUTH_METHOD=oauth2
 APP_KEY=
+X_TOKEN=__TOKEN_VALUE__
 JWT_SECRET=changeme123
 COOKIE_SECRET=00000000000000000000000000000000
 ENCRYPTION_KEY=0123456789abcdef0123456789abcdef
@@ -106,7 +107,7 @@ func TestSecretIsSeenThoughItIsNoVendorsOwn(t *testing.T) {
 	for name, value := range map[string]string{
 		"DB_PASSWORD": "correct-horse-battery", "ROOT_PASSWORD": "hunter2", "SMTP_PASS": "qjwzkxvb plmnthgr"[:8] + "QW", "API_KEY": random(t, 20), "SESSION_SECRET": random(t, 32),
 		"PGPASSWORD": random(t, 12), "HOOK_URL": "https://discord.com/api/webhooks/846213/" + random(t, 40), "SAS_URL": "https://a.blob.core.windows.net/b?sv=1&sig=" + random(t, 44),
-		"CONNECTION_STRING": "Server=db;User=a;Password=" + random(t, 16) + ";", "DATABASE_URL": "mysql://a:" + random(t, 12) + "@db/x", "app.signing-key": random(t, 32),
+		"CONNECTION_STRING": "Server=db;User=a;Password=" + random(t, 16) + ";", "DATABASE_URL": "mysql://a:" + random(t, 12) + "@db/x", "app.signing-key": random(t, 32), "UNDER_TOKEN": "__" + random(t, 20),
 	} {
 		found := read(t, "/srv/app/.env", name+"="+value+"\n")
 		if !slices.Equal(items(found), []string{name}) {

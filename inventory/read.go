@@ -81,6 +81,9 @@ func ReadFile(kind, path string, data []byte) ([]Finding, error) {
 		if f.kind != kind {
 			continue
 		}
+		if isBinary(data) && kind != Gcloud && kind != KeyFile && kind != Process {
+			return nil, nil // of that name by chance
+		}
 		r := &reader{kind: kind, place: placeOf(path), data: data, counted: 1}
 		err := f.read(r)
 		r.conclude(f, path)
@@ -91,6 +94,9 @@ func ReadFile(kind, path string, data []byte) ([]Finding, error) {
 	}
 	return nil, fmt.Errorf("reading %s: there is no kind %q", Printable(path), kind)
 }
+
+// isBinary reports whether a file is no text, as git tells.
+func isBinary(data []byte) bool { return bytes.IndexByte(data[:min(len(data), 8000)], 0) >= 0 }
 
 // A reader gathers what a finder finds in one file.
 type reader struct {

@@ -2,7 +2,6 @@ package scan
 
 import (
 	"bufio"
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -233,9 +232,6 @@ func (r *reading) contents(answers *bufio.Reader, asked <-chan object) error {
 func (r *reading) object(o object, data []byte) {
 	kind, known := inventory.KindOf(o.path)
 	if !known {
-		if bytes.IndexByte(data[:min(len(data), 8000)], 0) >= 0 {
-			return // as git tells what is binary
-		}
 		kind = inventory.History
 	}
 	found, _ := inventory.ReadFile(kind, o.path, data) // what made no sense at some time is nobody's concern now

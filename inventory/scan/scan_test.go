@@ -400,7 +400,15 @@ func TestEnvironmentOfARunningProcessIsRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	out, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(in, "ready") // it has its environment once it answers
+	if _, err := out.Read(make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
 	defer child.Wait()
