@@ -58,7 +58,8 @@ Exit codes: 0 success, 1 failed, 2 wrong usage.`,
 	root.AddCommand(admin.Commands(&o)...)
 	root.AddCommand(auditor.Commands(&o)...)
 	root.AddCommand(inventory.Commands(&o)...)
-	root.AddCommand(newNode(&o), newPolicy(&o))
+	root.AddCommand(newNode(&o), newPolicy(&o), newVersion(&o))
+	o.Complete(root)
 	for _, cmd := range root.Commands() {
 		cli.Strict(cmd)
 	}
