@@ -35,6 +35,7 @@ var asks = map[string][]string{
 	"git-credential":   {"get", "--timeout", "2s", "<", "protocol=https\nhost=example.org\n\n"},
 	"hash":             nil,
 	"identity disable": {"spiffe://example.org/a"}, "identity enable": {"spiffe://example.org/a"},
+	"inventory":          nil,
 	"kubectl-credential": {"--cluster", "https://example.org", "--timeout", "2s"},
 	"lease list":         {}, "lease revoke": {"--all"},
 	"log archive": nil, "log consistency": nil, "log explain": nil, "log prove": nil, "log report": nil, "log restart": nil, "log show": nil,
