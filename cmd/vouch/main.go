@@ -18,6 +18,7 @@ import (
 	"github.com/vouchd/vouchd/cmd/vouch/auditor"
 	"github.com/vouchd/vouchd/cmd/vouch/bugreport"
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/cmd/vouch/drill"
 	"github.com/vouchd/vouchd/cmd/vouch/inventory"
 	"github.com/vouchd/vouchd/cmd/vouch/sandbox"
 	"github.com/vouchd/vouchd/cmd/vouch/svid"
@@ -60,7 +61,7 @@ Exit codes: 0 success, 1 failed, 2 wrong usage.`,
 	root.AddCommand(admin.Commands(&o)...)
 	root.AddCommand(auditor.Commands(&o)...)
 	root.AddCommand(inventory.Commands(&o)...)
-	root.AddCommand(newNode(&o), newPolicy(&o), newVersion(&o), svid.New(&o), bugreport.New(&o))
+	root.AddCommand(newNode(&o), newPolicy(&o), newVersion(&o), svid.New(&o), bugreport.New(&o), drill.New(&o))
 	o.Complete(root)
 	for _, cmd := range root.Commands() {
 		cli.Strict(cmd)
