@@ -26,7 +26,7 @@ test-tools: ## install from Debian what the tests need
 	@packaging/install-missing $(TOOLS)
 
 test-vault: ## check the vault broker against the Vault or OpenBao at VAULT_ADDR, with VAULT_TOKEN
-	$(GO) test -tags vaultsuite -count 1 -v -run TestRealServer ./credential/vault
+	$(GO) test -tags vaultsuite -count 1 -v -run TestRealServer ./credential/vault ./identity/vaultca
 
 test-clients: test-tools ## run real clients against the daemon: of Python, Node, Java, Go, tools; asks registries
 	@packaging/install-missing python3-grpcio protobuf-compiler python3-httpx python3-requests gh curl awscli python3-botocore

@@ -43,6 +43,8 @@ var mayImport = map[string][]string{
 	"identity":                         {"attest", "config", "secret"},
 	"identity/foreign":                 {"config"},
 	"workloadapi":                      {"attest/process", "audit", "identity", "identity/foreign", "workloadapi/gate"},
+	"identity/vaultca/vaultcatest":     nil,
+	"identity/vaultca":                 {"credential/vault/server", "identity", "secret"},
 	"workloadapi/gate":                 {"attest", "attest/process", "audit", "audit/writer", "identity", "workloadapi/gate/wire"},
 	"workloadapi/gate/wire":            nil,
 	"workloadapi/proxy":                {"attest", "attest/process", "audit", "credential", "credential/database", "credential/lease", "credential/policy", "identity", "workloadapi/gate", "workloadapi/proxy/link", "workloadapi/proxy/relay"},
@@ -84,7 +86,8 @@ var mayImport = map[string][]string{
 	"credential/sealed":                {"secret"},
 	"credential/static":                {"config", "credential", "credential/sealed", "secret"},
 	"credential/tool":                  {"credential", "secret"},
-	"credential/vault":                 {"config", "credential", "secret"},
+	"credential/vault":                 {"config", "credential", "credential/vault/server", "secret"},
+	"credential/vault/server":          nil,
 	"credential/oauth2/oauth2test":     nil,
 	"credential/dotenv":                {"secret"},
 }
@@ -95,7 +98,7 @@ var mayUse = map[string][]string{
 	"github.com/google/go-tpm":         {"attest/appraisal", "attest/node", "attest/node/tpmtest"},
 	"github.com/google/go-attestation": {"attest/appraisal/bootlog"},
 	"github.com/jackc/pgx":             {"workloadapi/proxy/databases", "cmd/vouchd/daemon/databasetest", "credential/postgres", "credential/postgres/pgtest", "cmd/vouchd/daemon/leasetest"},
-	"github.com/openbao/openbao/api":   {"credential/vault"},
+	"github.com/openbao/openbao/api":   {"credential/vault", "credential/vault/server", "identity/vaultca"},
 	"github.com/zitadel/oidc":          {"credential/oauth2/oauth2test"}, // tests alone
 	"github.com/transparency-dev":      {"audit/witness/witnesstest"},
 	"golang.org/x/crypto/ssh":          {"credential/sshagent", "credential/sshca"},

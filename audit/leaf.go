@@ -60,7 +60,7 @@ func (e Event) OfLog() bool { return events[e] }
 // whether only the log itself may.
 var events = map[Event]bool{
 	EventStart: false, EventStop: false, EventReload: false, EventNode: false,
-	EventIssuingCA: false, EventJWTKey: false, EventWorkload: false,
+	EventIssuingCA: false, EventJWTKey: false, EventUpstream: false, EventWorkload: false,
 	EventX509SVID: false, EventJWTSVID: false, EventBundle: false,
 	EventJWTValidated: false, EventStreamEnd: false, EventRun: false, EventAdmin: false, EventWitness: false, EventFederation: false,
 	EventLeaseIntent: false, EventLeaseGrant: false, EventLeaseRenew: false,

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -39,13 +40,29 @@ type Config struct {
 
 // Authority is how the trust domain's keys are kept and how long they live.
 type Authority struct {
-	Mode            string        `yaml:"mode" default:"standalone" oneof:"standalone enrolled"`
+	Mode            string        `yaml:"mode" default:"standalone" oneof:"standalone enrolled vault"`
 	IssuingCATTL    time.Duration `yaml:"issuing_ca_ttl" default:"4h" min:"2m" max:"168h"`
 	RotationOverlap time.Duration `yaml:"rotation_overlap" min:"1m" max:"84h"` // left out: half of IssuingCATTL
 	JWTIssuer       string        `yaml:"jwt_issuer" like:"https://example.org"`
 	JWTKey          string        `yaml:"jwt_key" default:"sealed" oneof:"sealed tpm"`
 	JWTKeyTTL       time.Duration `yaml:"jwt_key_ttl" default:"24h" min:"2h" max:"2160h"`
 	JWTAlgorithms   []string      `yaml:"jwt_algorithms" oneof:"ES256 RS256"` // left out: all that JWTKey can sign, ES256 first
+	Vault           Vault         `yaml:"vault"`
+}
+
+// Vault is the PKI engine of a Vault or OpenBao that certifies the node key, where Mode is
+// vault.
+type Vault struct {
+	Address   string        `yaml:"address" like:"https://vault.example.org:8200"`
+	Namespace string        `yaml:"namespace"`
+	CAFile    string        `yaml:"ca_file" like:"/etc/vouchd/vault-ca.pem"` // left out: the machine's roots
+	Mount     string        `yaml:"mount" default:"pki"`
+	Auth      string        `yaml:"auth" default:"cert" oneof:"cert jwt"`
+	AuthMount string        `yaml:"auth_mount" like:"cert"` // left out: Auth
+	Role      string        `yaml:"role" like:"vouchd"`
+	Audience  string        `yaml:"audience" like:"https://vault.example.org:8200"` // left out: Address
+	RootFile  string        `yaml:"root_file" like:"/etc/vouchd/root.pem"`
+	TTL       time.Duration `yaml:"ttl" default:"168h" min:"1h" max:"8784h"`
 }
 
 // Log is how the attestation log is anchored, bounded and handed on.
@@ -77,6 +94,9 @@ type Node struct {
 // ModeEnrolled is the value of Mode where an organisation's root is that of the
 // trust domain.
 const ModeEnrolled = "enrolled"
+
+// ModeVault is the value of Mode where a Vault or OpenBao certifies this host.
+const ModeVault = "vault"
 
 // The values of JWTAlgorithms: what signs JWT-SVIDs (RFC 7518 §3.1).
 const (
@@ -168,6 +188,9 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 			FormatDuration(a.JWTKeyTTL), FormatDuration(2*a.RotationOverlap))
 	}
 	a.relateAlgorithms(problem)
+	if a.Mode == ModeVault {
+		a.relateVault(problem)
+	}
 	if a.JWTIssuer == "" && !c.TrustDomain.IsZero() {
 		a.JWTIssuer = "https://" + c.TrustDomain.Name()
 	}
@@ -233,6 +256,40 @@ func (a *Authority) relateAlgorithms(problem func(key, format string, args ...an
 		problem(key, "names an algorithm twice; remove one")
 	case a.JWTKey == JWTKeyTPM && slices.Contains(a.JWTAlgorithms, RS256):
 		problem(key, "has RS256, but authority.jwt_key is tpm, whose key signs ES256 alone; remove it, or set authority.jwt_key: sealed")
+	}
+}
+
+var plainMount = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$`)
+
+// relateVault holds the settings of a Vault to what it takes to ask one.
+func (a *Authority) relateVault(problem func(key, format string, args ...any)) {
+	v := &a.Vault
+	v.AuthMount, v.Audience = cmp.Or(v.AuthMount, v.Auth), cmp.Or(v.Audience, v.Address)
+	for _, of := range []struct{ key, value, like string }{
+		{"address", v.Address, "https://vault.example.org:8200"}, {"role", v.Role, "vouchd"}, {"root_file", v.RootFile, "/etc/vouchd/root.pem"},
+	} {
+		if of.value == "" {
+			problem("authority.vault."+of.key, "is missing, and authority.mode is vault; add it, such as %s", of.like)
+		}
+	}
+	if u, err := url.Parse(v.Address); v.Address != "" && (err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || strings.ContainsAny(v.Address, "?#")) {
+		problem("authority.vault.address", "%q is not the https URL of a server; write it like https://vault.example.org:8200", clip(v.Address))
+	}
+	for _, of := range []struct{ key, value string }{{"mount", v.Mount}, {"auth_mount", v.AuthMount}} {
+		if of.value != "" && !plainMount.MatchString(of.value) {
+			problem("authority.vault."+of.key, "%q is not a mount's path; write it like pki", clip(of.value))
+		}
+	}
+	for _, of := range []struct{ key, value string }{{"ca_file", v.CAFile}, {"root_file", v.RootFile}} {
+		if of.value != "" && !filepath.IsAbs(of.value) {
+			problem("authority.vault."+of.key, "%q is not an absolute path; write it from /", clip(of.value))
+		}
+	}
+	if v.Auth == "jwt" && a.JWTKey != JWTKeyTPM {
+		problem("authority.vault.auth", "is jwt, but authority.jwt_key is not tpm: Vault is told the key once, and those of jwt_key: sealed change; set authority.jwt_key: tpm, or auth: cert")
+	}
+	if a.RotationOverlap > v.TTL/4 && v.TTL > 0 {
+		problem("authority.vault.ttl", "%s is less than four times authority.rotation_overlap; give it %s or more", FormatDuration(v.TTL), FormatDuration(4*a.RotationOverlap))
 	}
 }
 

@@ -1,12 +1,9 @@
 package admin
 
 import (
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"strings"
-	"syscall"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -32,7 +29,7 @@ a problem. Each problem is one sentence that says how to fix it.`,
 			}
 			st, err := client.Status(cmd.Context())
 			if err != nil {
-				return unreachable(err)
+				return err
 			}
 			if err := o.Print(cmd, st, func(w io.Writer) { printStatus(w, st) }); err != nil {
 				return err
@@ -43,17 +40,6 @@ a problem. Each problem is one sentence that says how to fix it.`,
 			return nil
 		},
 	}
-}
-
-// unreachable adds what to do to the error of a daemon that cannot be reached.
-func unreachable(err error) error {
-	switch {
-	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%w; only root and the daemon's user may ask: run this with sudo", err)
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("%w; is vouchd running? try: vouch doctor", err)
-	}
-	return fmt.Errorf("%w; try: vouch doctor", err)
 }
 
 func printStatus(out io.Writer, st view.Status) {
@@ -73,6 +59,9 @@ func printStatus(out io.Writer, st view.Status) {
 	}
 	for _, root := range st.Authority.RootSHA256 {
 		row("root", "%s", root)
+	}
+	if v := st.Authority.Vault; v != nil && v.Serial != "" {
+		row("certified", "by %s until %s, next %s", v.Address, cli.Time(v.NotAfter), cli.Time(v.Next))
 	}
 	row("issuing CA", "%s, until %s", st.Authority.IssuingCAKeyID, cli.Time(st.Authority.IssuingCANotAfter))
 	if st.Authority.JWTKeyID == "" {

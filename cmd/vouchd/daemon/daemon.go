@@ -138,6 +138,9 @@ func (d *daemon) serve(ctx context.Context, o Options, agent, admins *net.UnixLi
 	group.Go(func() error { return d.serveMetrics(ctx) })
 	group.Go(func() error { d.enrolment.keep(ctx); return nil })
 	group.Go(func() error { d.federation.keeper.Run(ctx); return nil })
+	if i.vault != nil {
+		group.Go(func() error { i.vault.Run(ctx); return nil })
+	}
 	group.Go(func() error { d.log.run(ctx); return nil })
 	group.Go(func() error { return d.appraiser.run(ctx) })
 	group.Go(func() error { return d.proxy.run(ctx) })

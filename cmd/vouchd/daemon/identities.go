@@ -16,6 +16,8 @@ import (
 	"github.com/vouchd/vouchd/cmd/vouchd/reload"
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/identity/vaultca"
+	"github.com/vouchd/vouchd/secret"
 	"github.com/vouchd/vouchd/systemd"
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 	"github.com/vouchd/vouchd/workloadapi/credentialapi"
@@ -34,6 +36,7 @@ type identities struct {
 	authority *identity.Authority
 	gate      *gate.Gate
 	leasing   *credentialapi.API
+	vault     *vaultca.Keeper // nil unless it certifies this host
 	disabled  *disabled
 	entries   *reload.Value[*identity.Entries] // nil until some are loaded
 }
@@ -94,8 +97,17 @@ func (i *identities) openAuthority(ctx context.Context, m *machine, e *enrolment
 		Announce:      i.log.announce,
 		Logger:        i.slog,
 	}
-	if a.Mode == config.ModeEnrolled {
-		o.Upstream = e.load()
+	switch a.Mode {
+	case config.ModeEnrolled:
+		o.Upstream, o.HowToEnrol = e.load(), "enrol it with vouch node request"
+	case config.ModeVault:
+		e.load() // to log in with
+		var err error
+		if i.vault, err = newVault(i.config, m, i.log, e, i.nodeJWT, i.slog); err != nil {
+			return nil, err
+		}
+		o.Upstream, o.HowToEnrol = i.vault.Load(), "vouch status says why "+a.Vault.Address+" does not certify it"
+		i.vault.Apply = func(ctx context.Context, u identity.Upstream) error { return i.authority.SetUpstream(ctx, u) }
 	}
 	if a.JWTKey == config.JWTKeyTPM {
 		key, err := m.node.Key(ctx, "jwt")
@@ -105,6 +117,10 @@ func (i *identities) openAuthority(ctx context.Context, m *machine, e *enrolment
 		o.JWTKey = key
 	}
 	return identity.NewAuthority(ctx, o)
+}
+
+func (i *identities) nodeJWT(ctx context.Context, audience string) (secret.Bytes, error) {
+	return i.authority.NodeJWT(ctx, audience)
 }
 
 func (i *identities) close() error {
@@ -179,6 +195,7 @@ func (i *identities) report(st *view.Status, problem problemf) {
 	if roots, err := x509.ParseCertificates(i.authority.Bundle().X509); err == nil { // always: they were made here
 		st.Authority.RootSHA256 = fingerprints(roots)
 	}
+	i.reportVault(st, problem)
 	s := i.entries.State()
 	st.Entries = view.EntriesStatus{Dir: i.config.EntriesDir, Loaded: s.Loaded}
 	if s.Problem != nil {

@@ -19,18 +19,27 @@ func TestWhoIsRefusedIsToldWhomToAskAndWithWhichRequest(t *testing.T) {
 	must(t, err)
 	defer c.Close()
 	_, _, ungranted := c.Grant(t.Context(), &credentialv1.GrantCredentialRequest{Name: "x"})
+	said := regexp.MustCompile(`no identity issued; ask the platform team, #help \(request (\w+)\)`)
+	for _, args := range [][]string{
+		{"fetch", "x509"}, {"fetch", "jwt", "--audience", "a"}, {"fetch", "bundle"}, {"get", "x"}, {"get", "--list"}, {"ssh-agent", "--credential", "x", "--", "true"},
+		{"exec", "--credential", "x=Y", "--", "true"}, {"exec", "--proxy", "x", "--", "true"},
+	} {
+		if _, stderr, code := h.Vouch(args...); code != 1 || !said.MatchString(stderr) || strings.Contains(stderr, "rpc error") {
+			t.Errorf("vouch %s exits %d and says %s", strings.Join(args, " "), code, stderr)
+		}
+	}
 	h.Stop()
 	for what, err := range map[string]error{"an SVID": refused, "a credential": ungranted} {
 		if err == nil {
 			t.Errorf("%s was handed out", what)
 			continue
 		}
-		said := regexp.MustCompile(`no identity issued; ask the platform team, #help \(request (\w+)\)`).FindStringSubmatch(err.Error())
-		if said == nil {
+		request := said.FindStringSubmatch(err.Error())
+		if request == nil {
 			t.Errorf("who wants %s is told %v", what, err)
 			continue
 		}
-		if out := h.OK("log", "show", "--request", said[1]); !strings.Contains(out, "no entry matches") {
+		if out := h.OK("log", "show", "--request", request[1]); !strings.Contains(out, "no entry matches") {
 			t.Errorf("the log has of that request: %s", out)
 		}
 	}

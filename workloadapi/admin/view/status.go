@@ -56,6 +56,19 @@ type AuthorityStatus struct {
 	JWTKeyID          string    `json:"jwt_key_id"`
 	JWTKeyUntil       time.Time `json:"jwt_key_until,omitzero"` // missing: without end
 	BundleSequence    uint64    `json:"bundle_sequence"`
+
+	Vault *VaultStatus `json:"vault,omitempty"` // missing: this host is not certified by one
+}
+
+// VaultStatus says how long a Vault or OpenBao has certified this host for.
+type VaultStatus struct {
+	Address     string    `json:"address"`
+	Serial      string    `json:"serial,omitempty"`   // hexadecimal; missing: it has not
+	NotAfter    time.Time `json:"not_after,omitzero"` // nothing is issued afterwards
+	Next        time.Time `json:"next,omitzero"`      // when it is asked next
+	Constrained bool      `json:"constrained"`        // to the trust domain
+	Error       string    `json:"error,omitempty"`    // why the last attempt failed
+	Since       time.Time `json:"since,omitzero"`     // of the first that did
 }
 
 // EntriesStatus says which registrations are in force.
