@@ -23,6 +23,7 @@ var asks = map[string][]string{
 	"authority approve": nil, "authority approve-boot": nil, "authority init": nil, "authority list": nil, "authority revoke": nil,
 	"aws-credential-process": {"x", "--timeout", "2s"},
 	"bundle jwks":            {}, "bundle openid-configuration": {"--issuer", "https://example.org"}, "bundle spiffe": {},
+	"bundle serve":      {"--listen", "127.0.0.1:0"},
 	"check":             nil,
 	"docker-credential": {"get", "--timeout", "2s", "<", "https://example.org"},
 	"doctor":            {},

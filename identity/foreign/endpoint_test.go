@@ -46,10 +46,6 @@ func named(id string) func(*x509.Certificate) {
 
 func loopback(c *x509.Certificate) { c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)} }
 
-func says(text string) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, text) }
-}
-
 func pool(r root) *x509.CertPool {
 	p := x509.NewCertPool()
 	p.AddCert(r.cert)

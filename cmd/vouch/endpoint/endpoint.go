@@ -162,11 +162,11 @@ func (s *serving) run(ctx context.Context, cmd *cobra.Command) error {
 func (s *serving) svids(ctx context.Context, client *workloadapi.Client) (*workloadapi.X509Source, error) {
 	first, cancel := context.WithTimeout(ctx, firstAnswer)
 	defer cancel()
-	// The source itself waits for an identity for ever.
+	// The source tries again, whatever the agent says; this doesn't.
 	if _, err := client.FetchX509SVID(first); err != nil {
-		return nil, fmt.Errorf("fetching this process's X509-SVID: %w; it needs an entry, see vouch entry explain", err)
+		return nil, fmt.Errorf("fetching this process's X509-SVID: %w", err)
 	}
-	return workloadapi.NewX509Source(ctx, workloadapi.WithClient(client))
+	return workloadapi.NewX509Source(first, workloadapi.WithClient(client))
 }
 
 // tls asks no client for a certificate (Federation §5.2.1.3, §5.2.2.3), and offers what
