@@ -157,15 +157,15 @@ func (k *Keeper) Apply(ctx context.Context, ds *Domains) {
 		kept[h] = true
 		next = append(next, h)
 	}
+	k.mu.Lock()
+	k.domains = next
+	k.tell()
+	k.mu.Unlock()
 	for _, h := range before {
 		if !kept[h] {
 			h.stop()
 		}
 	}
-	k.mu.Lock()
-	k.domains = next
-	k.tell()
-	k.mu.Unlock()
 	for _, h := range begun {
 		k.load(ctx, h)
 	}
@@ -238,7 +238,7 @@ func (k *Keeper) begin(ctx context.Context, h *held, most time.Duration) {
 	done := make(chan struct{})
 	h.done = done
 	k.mu.Lock()
-	if h.next = time.Now(); !h.fetched.IsZero() && most > 0 {
+	if h.next = time.Now().Round(0); !h.fetched.IsZero() && most > 0 {
 		h.next = h.next.Add(rand.N(most))
 	}
 	k.mu.Unlock()
@@ -279,11 +279,9 @@ func (k *Keeper) follow(ctx context.Context, h *held) {
 	defer timer.Stop()
 	for {
 		wait, asked := lookEvery, false
-		k.mu.Lock()
-		if h.Endpoint != "" && h.broken == nil {
-			wait = max(0, min(wait, time.Until(h.next)))
+		if k.locked(func() bool { return h.Endpoint != "" && h.broken == nil }) {
+			wait = min(wait, k.left(h))
 		}
-		k.mu.Unlock()
 		timer.Reset(wait)
 		select {
 		case <-ctx.Done():
@@ -294,10 +292,22 @@ func (k *Keeper) follow(ctx context.Context, h *held) {
 		case <-timer.C:
 		}
 		k.load(ctx, h)
-		if k.locked(func() bool { return h.Endpoint != "" && h.broken == nil && (asked || !time.Now().Before(h.next)) }) {
+		if k.locked(func() bool { return h.Endpoint != "" && h.broken == nil }) && (asked || k.left(h) == 0) {
 			k.fetch(ctx, h)
 		}
 	}
+}
+
+// left is how long until the endpoint is to be asked. Time goes by the wall clock, which
+// counts while the machine sleeps; one that was set back does not put it off for long.
+func (k *Keeper) left(h *held) time.Duration {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	left := h.next.Sub(time.Now().Round(0))
+	if left < 0 || left > maxInterval {
+		return 0
+	}
+	return left
 }
 
 // fetch asks the endpoint, and takes what it answers if that may be in force.
@@ -322,7 +332,7 @@ func (k *Keeper) fetch(ctx context.Context, h *held) {
 		h.failed++
 	}
 	h.err = err
-	h.next = time.Now().Add(h.pause())
+	h.next = time.Now().Round(0).Add(h.pause())
 }
 
 func (k *Keeper) ask(ctx context.Context, h *held) (*Bundle, error) {

@@ -400,6 +400,31 @@ func (e *endpoints) provenBy(t *testing.T, r root, document []byte) {
 	}
 }
 
+// An endpoint may prove itself in a third trust domain, whose bundle comes from elsewhere
+// (Federation §5.2.2.2).
+func TestEndpointOfAThirdTrustDomainIsVerifiedWithThatOnesBundle(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r, third, e := newRoot(partner), newRoot(other), newEndpoints()
+		e.answer[partner] = func(_ context.Context, roots x509bundle.Source) ([]byte, error) {
+			b, err := roots.GetX509BundleForTrustDomain(other)
+			if err != nil || !b.HasX509Authority(third.cert) {
+				return nil, errCertificate
+			}
+			return documentOf(partner, 1, 0, r), nil
+		}
+		k := keep(t, newMemory(), e, strings.ReplaceAll(web, "partner", "other")+
+			"  - {trust_domain: partner.example, bundle_endpoint_url: \"https://other.example/partner\", profile: https_spiffe, endpoint_spiffe_id: \"spiffe://other.example/bundles\"}\n")
+		k.has("without anything to verify its endpoint with")
+		if len(e.times(partner)) > 0 {
+			t.Error("the endpoint was asked")
+		}
+		e.serve(other, documentOf(other, 1, 0, third))
+		pass(5 * time.Minute)
+		k.has("once there is", r)
+	})
+}
+
 func bundleFile(t *testing.T, document []byte) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "partner.example.bundle")

@@ -83,6 +83,7 @@ again when they change.`,
 	f.StringVar(&s.key, "key", "", "`file` with the certificate's key, PEM; with https_web")
 	f.StringVar(&s.path, "path", "/bundle", "`path` of the URL")
 	f.StringVar(&s.socket, "socket", "", "agent socket, as `unix:///path`")
+	cmd.RegisterFlagCompletionFunc("profile", cobra.FixedCompletions([]string{profileSPIFFE, profileWeb}, cobra.ShellCompDirectiveNoFileComp))
 	cmd.MarkFlagFilename("cert")
 	cmd.MarkFlagFilename("key")
 	return cmd
