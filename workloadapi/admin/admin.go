@@ -159,6 +159,9 @@ func entryView(g *gate.Gate, e identity.Entry) view.Entry {
 		JWTAlgorithm: e.JWTAlgorithm, DNSNames: e.Names.DNS, CommonName: e.Names.Common,
 		Unanchored: e.Unanchored, Container: e.Container(),
 	}
+	for _, td := range e.FederatesWith {
+		v.FederatesWith = append(v.FederatesWith, td.Name())
+	}
 	if d, ok := g.DisabledAs(e.ID); ok {
 		v.Disabled = new(view.Disabled(d))
 	}
