@@ -99,6 +99,7 @@ type Entry struct {
 	DNSNames     []string `json:"dns_names,omitempty"`     // of X509-SVIDs
 	CommonName   string   `json:"cn,omitempty"`
 	Hint         string   `json:"hint,omitempty"`
+	Credentials  []string `json:"credentials,omitempty"` // names of those it may lease
 
 	Unanchored bool      `json:"unanchored,omitempty"` // any user can arrange what it asks for
 	Container  bool      `json:"container,omitempty"`  // it means processes of containers, and no others
