@@ -49,7 +49,7 @@ which, up to 20 records.`,
 			if err != nil {
 				return err
 			}
-			fsys, _, done, err := logFS(o, args[1:])
+			fsys, _, done, err := OpenLog(o, args[1:])
 			if err != nil {
 				return err
 			}
@@ -72,7 +72,7 @@ func (q *query) explainAll(o *cli.Options, cmd *cobra.Command, args []string) er
 			return cli.Usagef("give a record, or flags that say which, not both")
 		}
 	}
-	fsys, _, done, err := logFS(o, args)
+	fsys, _, done, err := OpenLog(o, args)
 	if err != nil {
 		return err
 	}
@@ -146,7 +146,7 @@ told also if it was recorded later. It does not verify proofs.`,
 			if err := q.resolve(time.Now(), o.Output); err != nil {
 				return err
 			}
-			fsys, _, done, err := logFS(o, args)
+			fsys, _, done, err := OpenLog(o, args)
 			if err != nil {
 				return err
 			}
@@ -187,7 +187,7 @@ may be running.`,
 			if file = cmp.Or(file, to); file == "" {
 				return cli.Usagef("--write is required: the tar file to write")
 			}
-			fsys, _, done, err := logFS(o, args)
+			fsys, _, done, err := OpenLog(o, args)
 			if err != nil {
 				return err
 			}
