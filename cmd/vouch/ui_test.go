@@ -148,7 +148,7 @@ func TestThePageShowsWhatAnAgentDid(t *testing.T) {
 	s.shows("", `Calls under way No call is under way`)
 
 	h.Stop()
-	s.shows("", `1 problem Problem The daemon does not answer: .* What follows is from its log alone\. vouch doctor`, `Refused a call with api: DELETE /v1/models`)
+	s.shows("", `1 problem Problem The daemon does not answer: .* What follows is from its log alone\. vouch doctor`, `Leases Only the daemon knows`, `Refused a call with api: DELETE /v1/models`)
 	must(t, s.cmd.Process.Signal(syscall.SIGINT))
 	if err := s.cmd.Wait(); err != nil {
 		t.Errorf("interrupted, vouch ui ends with %v: %s", err, s.said)

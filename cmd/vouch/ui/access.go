@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -93,7 +94,7 @@ func (a *access) open(w http.ResponseWriter, r *http.Request, token string) (ref
 	value := random()
 	a.used, a.cookie, a.uid, a.expires = true, sha256.Sum256([]byte(value)), peerOf(r.Context()), a.now().Add(a.sessionLife)
 	http.SetCookie(w, &http.Cookie{
-		Name: cookieName, Value: value, Path: a.base, MaxAge: int(a.sessionLife / time.Second),
+		Name: cookieName, Value: value, Path: a.base, // kept in memory, until the browser ends
 		HttpOnly: true, SameSite: http.SameSiteStrictMode,
 	})
 	a.opened <- userName(a.uid)
@@ -146,24 +147,29 @@ type guard struct {
 	net.Listener
 	users  []uint32
 	finder loopback.Finder
-	report func(uid uint32)
+	told   map[string]bool
+	said   io.Writer
 }
 
 // guarded lets in this user, root, and who logged in to become this user.
 func guarded(l net.Listener, problems io.Writer) *guard {
-	told := make(map[uint32]bool)
-	g := &guard{Listener: l, users: []uint32{uint32(os.Geteuid()), 0}}
+	g := &guard{Listener: l, users: []uint32{uint32(os.Geteuid()), 0}, told: make(map[string]bool), said: problems}
 	if uid, ok := loginUser(); ok {
 		g.users = append(g.users, uid)
 	}
-	g.report = func(uid uint32) {
-		if len(told) < 100 && !told[uid] {
-			told[uid] = true
-			fmt.Fprintf(problems, "vouch: refused a connection of %s\n", userName(uid))
-		}
-	}
 	return g
 }
+
+// tell says once what was refused.
+func (g *guard) tell(what string) {
+	if len(g.told) < maxTold && !g.told[what] {
+		g.told[what] = true
+		fmt.Fprintf(g.said, "vouch: refused a connection %s\n", what)
+	}
+}
+
+// maxTold bounds what is said of connections that were refused.
+const maxTold = 100
 
 // Accept returns the next connection that may be served. Only one goroutine calls it.
 func (g *guard) Accept() (net.Conn, error) {
@@ -172,14 +178,13 @@ func (g *guard) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		uid, err := g.user(c)
-		if err == nil {
-			for _, u := range g.users {
-				if u == uid {
-					return &peer{c, uid}, nil
-				}
-			}
-			g.report(uid)
+		switch uid, err := g.user(c); {
+		case err != nil:
+			g.tell(fmt.Sprintf("of nobody knows whom: %v", err))
+		case slices.Contains(g.users, uid):
+			return &peer{c, uid}, nil
+		default:
+			g.tell("of " + userName(uid))
 		}
 		c.Close()
 	}

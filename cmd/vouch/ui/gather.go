@@ -150,7 +150,7 @@ func (s *source) ask(ctx context.Context, f *page.Facts) {
 	if f.Entries, err = s.admin.Entries(ctx); err != nil {
 		f.Away = err.Error()
 	}
-	if st.Credentials.Dir == "" { // it leases nothing, or waits for something before it can
+	if st.Credentials.Dir == "" { // it waits for something before it can lease
 		return
 	}
 	if f.Leases, err = s.admin.Leases(ctx); err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"strings"
 	"time"
 
@@ -19,7 +18,7 @@ import (
 type sample struct {
 	now     time.Time
 	history *history.History
-	problem string // that its daemon reports
+	long    string // text that is wherever there can be some; empty: nowhere
 }
 
 const domain = "spiffe://example.org/"
@@ -206,13 +205,28 @@ func (s *sample) gather(_ context.Context, q question) *page.Facts {
 		Defined: []page.Credential{
 			{Name: "openai", Kind: "static", Upstream: "https://api.openai.com", Description: "Models for research, without files or fine-tuning.", Gives: "a handle, by which vouchd makes the calls,", Lifetime: time.Hour, Enforced: true,
 				Rules: []page.Rule{{Name: "no-files", What: "POST /v1/files/**"}, {Name: "chat", Allows: true, What: "POST /v1/responses", Further: "content /model gpt-5-mini; content /max_output_tokens at most 4096"}, {Name: "models", Allows: true, What: "GET /v1/models/**"}}},
+			{Name: "billing-api", Kind: "vault", Upstream: "https://vault.example.org", Gives: "its value", Lifetime: 30 * time.Minute, Enforced: true},
+			{Name: "github", Kind: "github", Upstream: "https://github.com", Gives: "a handle, by which vouchd makes the calls,", Lifetime: time.Hour, Enforced: true, Rules: []page.Rule{{Name: "fetch", Allows: true, What: "GET, POST /example/**"}}},
+			{Name: "npm", Kind: "none", Upstream: "https://registry.npmjs.org", Gives: "a handle, by which vouchd makes the calls,", Lifetime: time.Hour, Enforced: true, Rules: []page.Rule{{Name: "install", Allows: true, What: "GET, HEAD /**"}}},
+			{Name: "pypi", Kind: "none", Upstream: "https://pypi.org", Gives: "a handle, by which vouchd makes the calls,", Lifetime: time.Hour, Enforced: true, Rules: []page.Rule{{Name: "install", Allows: true, What: "GET, HEAD /**"}}},
 			{Name: "anthropic", Kind: "static", Upstream: "https://api.anthropic.com", Gives: "a handle, by which vouchd makes the calls,", Lifetime: time.Hour, Rules: []page.Rule{{Name: "messages", Allows: true, What: "POST /v1/messages"}}},
 		},
 		Verified: page.Verification{Done: s.now.Add(-6 * time.Minute), Report: &reader.Report{OK: true, Verdict: fmt.Sprintf("the log holds: %d records, the first %d anchored in the TPM", s.history.State().Next-40, s.history.State().Next-60)}},
 	}
-	if s.problem != "" {
-		f.Daemon.Problems = append(slices.Clone(f.Daemon.Problems), s.problem)
+	if l := s.long; l != "" {
+		f.Daemon.Problems = append(f.Daemon.Problems, l)
+		f.Entries = append(f.Entries, entry("agent/"+l, []string{l, "x" + l}, l))
+		stuck := lease(l, "agent/"+l, l, l, l, 4, time.Hour, "unit", "hard")
+		stuck.State, stuck.Reason, stuck.Failure = "stuck", l, l
+		f.Leases = append(f.Leases, stuck)
+		f.Defined = append(f.Defined, page.Credential{Name: l, Kind: l, Upstream: l, Description: l, Rules: []page.Rule{{Name: l, What: l, Further: l}}})
 	}
 	f.Seen = s.history.View(q.of.Window(s.now), q.agent)
+	if l := s.long; l != "" {
+		p := history.Process{PID: 4, Path: "/" + l, Unit: l}
+		f.Seen.Refusals = append(f.Seen.Refusals, history.Refusal{SPIFFEID: domain + "agent/" + l, Credential: l, Call: l, Reason: l, Process: p, Time: s.now})
+		f.Seen.Under = append(f.Seen.Under, history.Call{SPIFFEID: domain + "agent/" + l, Credential: l, What: l, Process: p, Time: s.now})
+		f.Seen.Running[domain+"agent/"+l] = []history.Process{p}
+	}
 	return f
 }

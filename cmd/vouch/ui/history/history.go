@@ -62,7 +62,7 @@ func New(o Options) *History {
 }
 
 const (
-	lookEvery  = time.Second      // for new records
+	lookEvery  = time.Second     // for new records
 	tryAgainIn = 3 * time.Second // after an error
 )
 

@@ -2,6 +2,7 @@ package history
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -40,6 +41,7 @@ type View struct {
 	Under     []Call            // the oldest first
 	Running   map[string][]Process
 	Anomalies map[string][]string // by SPIFFE ID, since the history begins
+	Odd       []string            // of the machine's secrets, the same
 	Boot      []analyst.BootState // the same
 }
 
@@ -100,6 +102,11 @@ func (h *History) View(w Window, agent string) *View {
 	for _, id := range u.Identities {
 		if len(id.Anomalies) > 0 {
 			v.Anomalies[strings.Clone(id.SPIFFEID)] = slices.Clone(id.Anomalies)
+		}
+	}
+	for _, s := range u.Secrets {
+		if s.Former > 0 {
+			v.Odd = append(v.Odd, fmt.Sprintf("secret %s: a value that had been replaced or removed was handed out %s; an older copy of it was put back", s.Name, analyst.Times(s.Former)))
 		}
 	}
 	v.Boot = slices.Clone(u.Boot)

@@ -26,8 +26,8 @@ type Facts struct {
 
 	Daemon   *view.Status // nil if there is none, or it does not answer
 	Away     string       // why it does not
-	Entries  []view.Entry
-	Leases   []view.Lease
+	Entries  []view.Entry // nil: nobody says
+	Leases   []view.Lease // the same
 	Defined  []Credential
 	Unread   string // why the credentials' definitions are not known
 	Seen     *history.View

@@ -14,6 +14,7 @@ import (
 // Lengths of labels, in characters.
 const (
 	shortLabel = 48
+	nameLabel  = 80
 	lineLabel  = 160
 	textLabel  = 600
 )

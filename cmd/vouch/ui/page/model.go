@@ -36,6 +36,10 @@ type model struct {
 	Agents []agentRow
 	More   uint64 // agents beyond those
 
+	Copied       bool
+	EntriesKnown bool
+	LeasesKnown  bool
+
 	Leases     []leaseRow
 	MoreLeases uint64
 	Calls      []callRow
@@ -94,7 +98,7 @@ const everySoOften = 30 * time.Second
 // frame is what all pages have. Id is the agent that it is about.
 func (f *Facts) frame(path, id string) *model {
 	m := &model{
-		Style: style, Host: label(f.Host, shortLabel), Domain: label(f.domain(), shortLabel), ISO: f.Now.Format(time.RFC3339), Now: f.Now.Format("15:04:05 MST"),
+		Style: style, Copied: f.Copied, EntriesKnown: f.Entries != nil, LeasesKnown: f.Leases != nil, Host: label(f.Host, shortLabel), Domain: label(f.domain(), shortLabel), ISO: f.Now.Format(time.RFC3339), Now: f.Now.Format("15:04:05 MST"),
 		Seconds: int(f.Refresh / time.Second), RangeText: "the last " + f.Range.Title,
 		Overview: f.url("./", "", f.Range.Name, f.Refresh), Again: link{Text: "Refresh", URL: f.url(path, id, f.Range.Name, f.Refresh)},
 	}
@@ -138,7 +142,7 @@ func (f *Facts) domain() string {
 	return ""
 }
 
-func (f *Facts) name(id string) template.HTML { return label(name(id, f.domain()), lineLabel) }
+func (f *Facts) name(id string) template.HTML { return label(name(id, f.domain()), nameLabel) }
 
 // log is a command that reads this log.
 func (f *Facts) log(args ...string) string {
@@ -154,10 +158,10 @@ func (f *Facts) overview() *model {
 	m.Title = plain(f.Host, shortLabel)
 	m.problems(f)
 	m.agents(f)
-	m.Leases, m.MoreLeases = f.leases("")
-	m.Calls, m.MoreCalls = f.calls("")
-	m.Refusals, m.MoreRefuse = f.refusals("")
-	m.Unusual = f.unusual("")
+	m.Leases, m.MoreLeases = uses{f}.leases("")
+	m.Calls, m.MoreCalls = uses{f}.calls("")
+	m.Refusals, m.MoreRefuse = uses{f}.refusals("")
+	m.Unusual = uses{f}.unusual("")
 	m.plots(f)
 	m.Machine, m.LogIs = f.machine(), f.logIs()
 	m.tiles(f)
@@ -182,6 +186,9 @@ func (m *model) problems(f *Facts) {
 		add(f.log("show", "--since", "1h"), "The log cannot be read: %v.", err)
 	}
 	if st := f.Daemon; st != nil {
+		if next := f.Seen.State.Next; st.Log.Records+muchLess < next {
+			add("", "The daemon's log has %s, and %s were read: it was begun anew. Run vouch ui again.", count(st.Log.Records, "record", "records"), number(next))
+		}
 		for _, p := range st.Problems {
 			add("", "%s.", sentence(p))
 		}
@@ -200,6 +207,9 @@ func (m *model) problems(f *Facts) {
 		m.Fine = "The log can be read."
 	}
 }
+
+// muchLess is more than a log grows between a question to the daemon and a look at it.
+const muchLess = 10_000
 
 func sentence(s string) string {
 	s = strings.TrimSuffix(s, ".")
@@ -220,8 +230,11 @@ func (m *model) tiles(f *Facts) {
 	if !f.Copied {
 		m.Tiles = append(m.Tiles,
 			tile{What: things(running, "agent running", "agents running"), Value: number(running), Of: "of " + number(uint64(len(m.Agents))+m.More), To: "#agents"},
-			tile{What: things(uint64(len(f.Leases)), "lease held", "leases held"), Value: number(uint64(len(f.Leases))), To: "#now"},
 		)
+	}
+	if m.LeasesKnown {
+		n := uint64(len(f.Leases))
+		m.Tiles = append(m.Tiles, tile{What: things(n, "lease held", "leases held"), Value: number(n), To: "#now"})
 	}
 	m.Tiles = append(m.Tiles,
 		tile{What: things(uint64(len(f.Seen.Under)), "call under way", "calls under way"), Value: number(uint64(len(f.Seen.Under))), To: "#now"},

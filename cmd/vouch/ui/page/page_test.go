@@ -25,6 +25,7 @@ func facts(change func(f *Facts)) *Facts {
 	r := RangeOf("24h")
 	f := &Facts{Now: noon, Host: "h", Range: r, Log: "/var/lib/vouchd/log", Seen: history.New(history.Options{From: noon.Add(-time.Hour)}).View(r.Window(noon), "")}
 	f.Seen.State.CaughtUp = true
+	f.Entries, f.Leases = []view.Entry{}, []view.Lease{}
 	f.Daemon = &view.Status{TrustDomain: "example.org", Version: "1", Started: noon.Add(-time.Hour)}
 	change(f)
 	return f
@@ -59,7 +60,7 @@ func says(t *testing.T, page string, wants ...string) {
 func TestAHostWhereNothingHappenedSaysSo(t *testing.T) {
 	t.Parallel()
 	p := overviewOf(t, func(*Facts) {})
-	says(t, p, "No problems", "Nothing is wrong that vouchd knows of.", "No entry names an agent", "No lease is held.", "No call is under way.", "Nothing was refused in the last 24 hours.", "Nothing stands out.", "Verified not yet vouch log verify --live")
+	says(t, p, "No problems", "Nothing is wrong that vouchd knows of.", "No entry names an agent", "No lease is held.", "No call is under way.", "Nothing was refused in the last 24 hours.", "Nothing stands out in the last 30 days.", "Verified not yet vouch log verify --live")
 	if strings.Contains(p, "pill bad") || strings.Contains(p, "http-equiv") {
 		t.Error("it says that something is wrong, or refreshes itself")
 	}
@@ -68,18 +69,19 @@ func TestAHostWhereNothingHappenedSaysSo(t *testing.T) {
 func TestProblemsComeFirstWithTheirCommands(t *testing.T) {
 	t.Parallel()
 	p := overviewOf(t, func(f *Facts) {
-		f.Away = "connection refused"
+		f.Away, f.Entries, f.Leases = "connection refused", nil, nil
 		f.Daemon.Problems = []string{"the log is not anchored in the TPM"}
 		f.Verified = Verification{Done: noon, Report: &reader.Report{Verdict: "the log does not hold: counter-gap"}}
 		f.Seen.State.Err = fmt.Errorf("reading attestation log: permission denied")
 		f.Daemon.Reminders = []string{"rotate it"}
+		f.Daemon.Log.Records, f.Seen.State.Next = 5, 20_000
 	})
-	says(t, p, "4 problems Problem The daemon does not answer: connection refused. What follows is from its log alone. vouch doctor",
-		"The log does not verify: the log does not hold: counter-gap. vouch log verify --live", "The log is not anchored in the TPM.", "Reminder Rotate it.")
+	says(t, p, "5 problems Problem The daemon does not answer: connection refused. What follows is from its log alone. vouch doctor",
+		"The log does not verify: the log does not hold: counter-gap. vouch log verify --live", "The daemon's log has 5 records, and 20,000 were read: it was begun anew.", "The log is not anchored in the TPM.", "Reminder Rotate it.", "Leases Only the daemon knows.")
 	if at := strings.Index(p, `id="problems"`); at < 0 || at > strings.Index(p, `id="agents"`) {
 		t.Error("they do not come first")
 	}
-	if !strings.Contains(p, "<title>(4) h") {
+	if !strings.Contains(p, "<title>(5) h") {
 		t.Error("the title does not count them")
 	}
 }

@@ -5,98 +5,7 @@ import (
 	"html/template"
 	"strings"
 	"time"
-
-	"github.com/vouchd/vouchd/cmd/vouch/ui/history"
-	"github.com/vouchd/vouchd/cmd/vouch/ui/plot"
 )
-
-// A figure is one number over the range.
-type figure struct {
-	Kind  string // of what, for its colour
-	Name  string
-	Total string
-	Most  string
-	Plot  template.HTML
-	Axis  []string
-}
-
-// A stepRow is a step of the range in which something was done.
-type stepRow struct {
-	When, ISO                           string
-	Calls, Leases, SVIDs, Refused, Cost string
-}
-
-// plots are small ones side by side: none needs a legend, or colour to be told apart.
-func (m *model) plots(f *Facts) {
-	v := f.Seen
-	w := f.Range.Window(f.Now)
-	for _, p := range []struct {
-		kind, name string
-		of         func(s *history.Sum) uint64
-		said       func(n uint64) string
-	}{
-		{"use", "Calls", func(s *history.Sum) uint64 { return s.Calls }, number},
-		{"use", "Leases and SVIDs", func(s *history.Sum) uint64 { return s.Leases + s.SVIDs }, number},
-		{"bad", "Refused or failed", func(s *history.Sum) uint64 { return s.Refused + s.Failed }, number},
-		{"cost", "Sent and received", (*history.Sum).Bytes, size},
-	} {
-		values, tips := make([]uint64, len(v.Series)), make([]string, len(v.Series))
-		var most uint64
-		at := 0
-		for i := range v.Series {
-			values[i] = p.of(&v.Series[i])
-			if values[i] > most {
-				most, at = values[i], i
-			}
-			tips[i] = f.step(w, i) + ": " + p.said(values[i])
-		}
-		total := p.said(p.of(&v.Total))
-		desc := fmt.Sprintf("%s in the last %s", total, f.Range.Title)
-		fig := figure{Kind: p.kind, Name: p.name, Total: total, Axis: f.axis(w)}
-		if most > 0 {
-			desc += fmt.Sprintf("; the most, %s, %s", p.said(most), f.step(w, at))
-			fig.Most = p.said(most) + " in " + span(w.Step)
-		}
-		fig.Plot = plot.Bars{ID: "p" + fmt.Sprint(len(m.Plots)), Title: p.name + " over time", Desc: desc + ". The table below has the numbers.", Values: values, Tips: tips}.SVG()
-		m.Plots = append(m.Plots, fig)
-	}
-	for i := range v.Series {
-		s := &v.Series[i]
-		if s.Done()+s.Refused+s.Failed == 0 {
-			continue
-		}
-		m.Steps = append(m.Steps, stepRow{
-			When: f.step(w, i), ISO: start(w, i).In(f.Now.Location()).Format(time.RFC3339), Calls: number(s.Calls), Leases: number(s.Leases), SVIDs: number(s.SVIDs),
-			Refused: number(s.Refused + s.Failed), Cost: size(s.Bytes()),
-		})
-	}
-}
-
-func start(w history.Window, i int) time.Time { return w.From().Add(time.Duration(i) * w.Step) }
-
-// step says which step of the window it is.
-func (f *Facts) step(w history.Window, i int) string {
-	from := start(w, i).In(f.Now.Location())
-	form := "2 Jan 15:04"
-	if w.Step*time.Duration(w.Steps) <= 24*time.Hour && from.Format(time.DateOnly) == f.Now.Format(time.DateOnly) {
-		form = "15:04"
-	}
-	return from.Format(form) + "\u2013" + from.Add(w.Step).Format("15:04")
-}
-
-// axis is the window's beginning, middle and end.
-func (f *Facts) axis(w history.Window) []string {
-	form := "15:04"
-	if w.Step*time.Duration(w.Steps) > 24*time.Hour {
-		form = "2 Jan"
-	}
-	here := f.Now.Location()
-	end := "now"
-	if f.Copied {
-		end = "end"
-	}
-	return []string{w.From().In(here).Format(form), start(w, w.Steps/2).In(here).Format(form), end}
-}
 
 // An agentPage is what the page of one agent has beside the rest.
 type agentPage struct {
@@ -148,9 +57,9 @@ type ruleRow struct {
 func (f *Facts) agent(id string) *model {
 	m := f.frame("agent", id)
 	m.Title = plain(name(id, f.domain()), lineLabel)
-	did := f.did(id)
+	did := agents{f}.did(id)
 	a := &agentPage{
-		ID: label(id, 2048), Pills: f.pills(id), Did: done(did), Cost: cost(did),
+		ID: label(id, 2048), Pills: agents{f}.pills(id), Did: done(did), Cost: cost(did),
 		CutOff: []string{command("vouch", "identity", "disable", id), command("vouch", "lease", "revoke", "--identity", id)},
 		Show:   f.log("show", "--since", f.Range.duration(), "--spiffe-id", id),
 	}
@@ -181,13 +90,13 @@ func (f *Facts) agent(id string) *model {
 			Show: command("vouch", "entry", "explain", fmt.Sprint(p.PID)),
 		})
 	}
-	a.May = f.mayUse(id)
+	a.May = agents{f}.mayUse(id)
 	a.Known = len(a.Entries) > 0 || f.Seen.Agents[id] != nil || len(a.Processes) > 0
 	m.Agent = a
-	m.Leases, m.MoreLeases = f.leases(id)
-	m.Calls, m.MoreCalls = f.calls(id)
-	m.Refusals, m.MoreRefuse = f.refusals(id)
-	m.Unusual = f.unusual(id)
+	m.Leases, m.MoreLeases = uses{f}.leases(id)
+	m.Calls, m.MoreCalls = uses{f}.calls(id)
+	m.Refusals, m.MoreRefuse = uses{f}.refusals(id)
+	m.Unusual = uses{f}.unusual(id)
 	m.plots(f)
 	return m
 }
@@ -199,7 +108,7 @@ func (r Range) duration() string {
 
 // mayUse are the credentials that an agent is granted, and those that it used or asked for
 // all the same.
-func (f *Facts) mayUse(id string) (rows []credentialRow) {
+func (f agents) mayUse(id string) (rows []credentialRow) {
 	granted := f.may(id)
 	names := granted
 	seen := make(map[string]bool)
