@@ -6,14 +6,15 @@ GO       ?= go
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS  := -s -w -X github.com/vouchd/vouchd/packaging/version.release=$(VERSION)
 TOOLS    := gcc libc6-dev swtpm swtpm-tools tpm2-tools postgresql-15 openssh-client openssh-server \
-            curl git nginx-light nodejs openssl procps python3 python3-dotenv redis-server systemd
+            curl git nginx-light nodejs openssl procps python3 python3-dotenv python3-redis redis-server systemd
 FUZZTIME ?= 30s
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | sort | expand -t 16
 
 build: ## build both programs into bin/
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/vouchd ./cmd/vouch
+	@[ -x bin/vouchd ] || echo 'building vouchd and vouch; the first time, a few minutes'
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/vouchd ./cmd/vouch
 
 demo: build ## the whole way, from a TPM to two agents that trust each other
 	./examples/demo/run
@@ -25,7 +26,7 @@ test-tools: ## install from Debian what the tests need
 	@packaging/install-missing $(TOOLS)
 
 test-vault: ## check the vault broker against the Vault or OpenBao at VAULT_ADDR, with VAULT_TOKEN
-	$(GO) test -tags vaultsuite -count 1 -v -run TestRealServer ./credential/vault
+	$(GO) test -tags vaultsuite -count 1 -v -run TestRealServer ./credential/vault ./identity/vaultca
 
 test-clients: test-tools ## run real clients against the daemon: of Python, Node, Java, Go, tools; asks registries
 	@packaging/install-missing python3-grpcio protobuf-compiler python3-httpx python3-requests gh curl awscli python3-botocore

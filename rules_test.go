@@ -41,6 +41,8 @@ var mayImport = map[string][]string{
 	"attest/process/file":              nil,
 	"programs":                         {"attest/process", "attest/process/file", "config", "systemd"},
 	"identity":                         {"attest", "config", "secret"},
+	"identity/vaultca/vaultcatest":     nil,
+	"identity/vaultca":                 {"credential/vault/server", "identity", "secret"},
 	"workloadapi":                      {"attest/process", "audit", "identity", "workloadapi/gate"},
 	"workloadapi/gate":                 {"attest", "attest/process", "audit", "audit/writer", "identity", "workloadapi/gate/wire"},
 	"workloadapi/gate/wire":            nil,
@@ -83,7 +85,8 @@ var mayImport = map[string][]string{
 	"credential/sealed":                {"secret"},
 	"credential/static":                {"config", "credential", "credential/sealed", "secret"},
 	"credential/tool":                  {"credential", "secret"},
-	"credential/vault":                 {"config", "credential", "secret"},
+	"credential/vault":                 {"config", "credential", "credential/vault/server", "secret"},
+	"credential/vault/server":          nil,
 	"credential/oauth2/oauth2test":     nil,
 	"credential/dotenv":                {"secret"},
 }
@@ -94,7 +97,7 @@ var mayUse = map[string][]string{
 	"github.com/google/go-tpm":         {"attest/appraisal", "attest/node", "attest/node/tpmtest"},
 	"github.com/google/go-attestation": {"attest/appraisal/bootlog"},
 	"github.com/jackc/pgx":             {"workloadapi/proxy/databases", "cmd/vouchd/daemon/databasetest", "credential/postgres", "credential/postgres/pgtest", "cmd/vouchd/daemon/leasetest"},
-	"github.com/openbao/openbao/api":   {"credential/vault"},
+	"github.com/openbao/openbao/api":   {"credential/vault", "credential/vault/server", "identity/vaultca"},
 	"github.com/zitadel/oidc":          {"credential/oauth2/oauth2test"}, // tests alone
 	"github.com/transparency-dev":      {"audit/witness/witnesstest"},
 	"golang.org/x/crypto/ssh":          {"credential/sshagent", "credential/sshca"},

@@ -169,6 +169,16 @@ func kindOf(s string) (Kind, string, error) {
 			return k, arg, nil
 		}
 	}
+	// Written without its first word, as "uid:1000" is?
+	word, _, _ := strings.Cut(s, ":")
+	for _, like := range []func(prefix string) bool{
+		func(prefix string) bool { return prefix == "unix:"+word+":" },
+		func(prefix string) bool { return strings.HasSuffix(prefix, ":"+word+":") },
+	} {
+		if i := slices.IndexFunc(kinds, func(k Kind) bool { return like(k.Prefix) }); i >= 0 {
+			return Kind{}, "", fmt.Errorf("unknown selector %q; did you mean %s?", clip(s), kinds[i].Prefix)
+		}
+	}
 	near := slices.MinFunc(kinds, func(a, b Kind) int {
 		return cmp.Compare(distance(s, a.Prefix), distance(s, b.Prefix))
 	})

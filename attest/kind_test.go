@@ -168,3 +168,19 @@ func TestProgramsAndScriptsAreNoAnchors(t *testing.T) {
 		t.Errorf("%d kinds, more than a KindSet holds", len(Kinds()))
 	}
 }
+
+func TestUnknownSelectorIsToldTheOneThatWasMeant(t *testing.T) {
+	t.Parallel()
+	for written, want := range map[string]string{
+		"uid:1000":       "unix:uid:",
+		"sha256:ab":      "unix:sha256:",
+		"id:a.service":   ":id:",
+		"systemd:unit:x": "systemd:",
+	} {
+		var s Selector
+		err := s.UnmarshalText([]byte(written))
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", written, err, want)
+		}
+	}
+}

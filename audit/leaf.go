@@ -3,6 +3,8 @@ package audit
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 )
 
@@ -53,6 +55,9 @@ func (e Event) Known() bool {
 	return known
 }
 
+// Events returns every event that can be recorded, by name.
+func Events() []Event { return slices.Sorted(maps.Keys(events)) }
+
 // OfLog tells whether only the log itself records the event.
 func (e Event) OfLog() bool { return events[e] }
 
@@ -60,7 +65,7 @@ func (e Event) OfLog() bool { return events[e] }
 // whether only the log itself may.
 var events = map[Event]bool{
 	EventStart: false, EventStop: false, EventReload: false, EventNode: false,
-	EventIssuingCA: false, EventJWTKey: false, EventWorkload: false,
+	EventIssuingCA: false, EventJWTKey: false, EventUpstream: false, EventWorkload: false,
 	EventX509SVID: false, EventJWTSVID: false, EventBundle: false,
 	EventJWTValidated: false, EventStreamEnd: false, EventRun: false, EventAdmin: false, EventWitness: false,
 	EventLeaseIntent: false, EventLeaseGrant: false, EventLeaseRenew: false,

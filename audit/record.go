@@ -39,6 +39,7 @@ const (
 	EventNode         Event = "node.attest"          // Node
 	EventIssuingCA    Event = "authority.issuing_ca" // Key: a new issuing CA
 	EventJWTKey       Event = "authority.jwt_key"    // Key: a new JWT signing key
+	EventUpstream     Event = "authority.upstream"   // Key: a new certificate of the node key, by a server; failed: there is none
 	EventWorkload     Event = "workload.attest"      // Workload: attested; denied where nothing matched
 	EventX509SVID     Event = "x509_svid.issue"      // Workload, SVID
 	EventJWTSVID      Event = "jwt_svid.issue"       // Workload, SVID

@@ -5,9 +5,11 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -26,6 +28,7 @@ type Config struct {
 	ProgramsSocket string               `yaml:"programs_socket" was:"run_socket" default:"/run/vouchd/run.sock"`
 	SystemdSocket  string               `yaml:"systemd_socket" default:"/run/vouchd/systemd.sock"`
 	ProxySocket    string               `yaml:"proxy_socket" default:"/run/vouchd/proxy.sock"`
+	Contact        string               `yaml:"contact" default:"this host's administrator"`
 	Metrics        string               `yaml:"metrics" default:"none"` // or a loopback address, or unix: and a path
 	Authority      Authority            `yaml:"authority"`
 	Log            Log                  `yaml:"log"`
@@ -36,13 +39,29 @@ type Config struct {
 
 // Authority is how the trust domain's keys are kept and how long they live.
 type Authority struct {
-	Mode            string        `yaml:"mode" default:"standalone" oneof:"standalone enrolled"`
+	Mode            string        `yaml:"mode" default:"standalone" oneof:"standalone enrolled vault"`
 	IssuingCATTL    time.Duration `yaml:"issuing_ca_ttl" default:"4h" min:"2m" max:"168h"`
 	RotationOverlap time.Duration `yaml:"rotation_overlap" min:"1m" max:"84h"` // left out: half of IssuingCATTL
 	JWTIssuer       string        `yaml:"jwt_issuer" like:"https://example.org"`
 	JWTKey          string        `yaml:"jwt_key" default:"sealed" oneof:"sealed tpm"`
 	JWTKeyTTL       time.Duration `yaml:"jwt_key_ttl" default:"24h" min:"2h" max:"2160h"`
 	JWTAlgorithms   []string      `yaml:"jwt_algorithms" oneof:"ES256 RS256"` // left out: all that JWTKey can sign, ES256 first
+	Vault           Vault         `yaml:"vault"`
+}
+
+// Vault is the PKI engine of a Vault or OpenBao that certifies the node key, where Mode is
+// vault.
+type Vault struct {
+	Address   string        `yaml:"address" like:"https://vault.example.org:8200"`
+	Namespace string        `yaml:"namespace"`
+	CAFile    string        `yaml:"ca_file" like:"/etc/vouchd/vault-ca.pem"` // left out: the machine's roots
+	Mount     string        `yaml:"mount" default:"pki"`
+	Auth      string        `yaml:"auth" default:"cert" oneof:"cert jwt"`
+	AuthMount string        `yaml:"auth_mount" like:"cert"` // left out: Auth
+	Role      string        `yaml:"role" like:"vouchd"`
+	Audience  string        `yaml:"audience" like:"https://vault.example.org:8200"` // left out: Address
+	RootFile  string        `yaml:"root_file" like:"/etc/vouchd/root.pem"`
+	TTL       time.Duration `yaml:"ttl" default:"168h" min:"1h" max:"8784h"`
 }
 
 // Log is how the attestation log is anchored, bounded and handed on.
@@ -74,6 +93,9 @@ type Node struct {
 // ModeEnrolled is the value of Mode where an organisation's root is that of the
 // trust domain.
 const ModeEnrolled = "enrolled"
+
+// ModeVault is the value of Mode where a Vault or OpenBao certifies this host.
+const ModeVault = "vault"
 
 // The values of JWTAlgorithms: what signs JWT-SVIDs (RFC 7518 §3.1).
 const (
@@ -149,6 +171,9 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 	if n := len(c.TrustDomain.Name()); n > 255 { // SPIFFE-ID §2.3
 		problem("trust_domain", "has %d bytes and may have 255; shorten it", n)
 	}
+	if n := len(c.Contact); n > maxContact || strings.ContainsFunc(c.Contact, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		problem("contact", "is not one line of at most %d bytes; shorten it", maxContact)
+	}
 	a := &c.Authority
 	if a.RotationOverlap == 0 {
 		a.RotationOverlap = a.IssuingCATTL / 2
@@ -162,6 +187,9 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 			FormatDuration(a.JWTKeyTTL), FormatDuration(2*a.RotationOverlap))
 	}
 	a.relateAlgorithms(problem)
+	if a.Mode == ModeVault {
+		a.relateVault(problem)
+	}
 	if a.JWTIssuer == "" && !c.TrustDomain.IsZero() {
 		a.JWTIssuer = "https://" + c.TrustDomain.Name()
 	}
@@ -229,7 +257,44 @@ func (a *Authority) relateAlgorithms(problem func(key, format string, args ...an
 	}
 }
 
-const maxWitnesses = 16
+var plainMount = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$`)
+
+// relateVault holds the settings of a Vault to what it takes to ask one.
+func (a *Authority) relateVault(problem func(key, format string, args ...any)) {
+	v := &a.Vault
+	v.AuthMount, v.Audience = cmp.Or(v.AuthMount, v.Auth), cmp.Or(v.Audience, v.Address)
+	for _, of := range []struct{ key, value, like string }{
+		{"address", v.Address, "https://vault.example.org:8200"}, {"role", v.Role, "vouchd"}, {"root_file", v.RootFile, "/etc/vouchd/root.pem"},
+	} {
+		if of.value == "" {
+			problem("authority.vault."+of.key, "is missing, and authority.mode is vault; add it, such as %s", of.like)
+		}
+	}
+	if u, err := url.Parse(v.Address); v.Address != "" && (err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || strings.ContainsAny(v.Address, "?#")) {
+		problem("authority.vault.address", "%q is not the https URL of a server; write it like https://vault.example.org:8200", clip(v.Address))
+	}
+	for _, of := range []struct{ key, value string }{{"mount", v.Mount}, {"auth_mount", v.AuthMount}} {
+		if of.value != "" && !plainMount.MatchString(of.value) {
+			problem("authority.vault."+of.key, "%q is not a mount's path; write it like pki", clip(of.value))
+		}
+	}
+	for _, of := range []struct{ key, value string }{{"ca_file", v.CAFile}, {"root_file", v.RootFile}} {
+		if of.value != "" && !filepath.IsAbs(of.value) {
+			problem("authority.vault."+of.key, "%q is not an absolute path; write it from /", clip(of.value))
+		}
+	}
+	if v.Auth == "jwt" && a.JWTKey != JWTKeyTPM {
+		problem("authority.vault.auth", "is jwt, but authority.jwt_key is not tpm: Vault is told the key once, and those of jwt_key: sealed change; set authority.jwt_key: tpm, or auth: cert")
+	}
+	if a.RotationOverlap > v.TTL/4 && v.TTL > 0 {
+		problem("authority.vault.ttl", "%s is less than four times authority.rotation_overlap; give it %s or more", FormatDuration(v.TTL), FormatDuration(4*a.RotationOverlap))
+	}
+}
+
+const (
+	maxWitnesses = 16
+	maxContact   = 120 // bytes; agents are told it with each refusal
+)
 
 // isWitnessURL allows plain http to a witness on this machine. What is sent is not
 // secret, but an attacker in between could make the log look like a forked one.

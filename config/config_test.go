@@ -32,6 +32,7 @@ func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
 		ProgramsSocket: "/run/vouchd/run.sock",
 		SystemdSocket:  "/run/vouchd/systemd.sock",
 		ProxySocket:    "/run/vouchd/proxy.sock",
+		Contact:        "this host's administrator",
 		Authority: Authority{
 			Mode:            "standalone",
 			IssuingCATTL:    4 * time.Hour,
@@ -40,6 +41,7 @@ func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
 			JWTKey:          "sealed",
 			JWTKeyTTL:       24 * time.Hour,
 			JWTAlgorithms:   []string{"ES256", "RS256"},
+			Vault:           Vault{Mount: "pki", Auth: "cert", TTL: 168 * time.Hour},
 		},
 		Log: Log{AnchorEvery: time.Minute, MaxMiB: 4096, KeepFor: 2160 * time.Hour},
 		Node: Node{
@@ -169,7 +171,7 @@ vouchd.yaml:3: entries_dir "/etc/../x" is not a plain absolute path; write it fr
 		{"one directory for entries and credentials", "trust_domain: a\nentries_dir: /etc/vouchd/credentials.d", nil,
 			"vouchd.yaml: credentials_dir is the entries_dir too; give each its own directory"},
 		{"a mode that this version does not have", "trust_domain: a\nauthority: {mode: spire, jwt_key: file}", nil,
-			`vouchd.yaml:2: authority.mode "spire" is not valid; use standalone or enrolled
+			`vouchd.yaml:2: authority.mode "spire" is not valid; use standalone or enrolled or vault
 vouchd.yaml:2: authority.jwt_key "file" is not valid; use sealed or tpm`},
 		{"lifetimes out of range", "trust_domain: a\nauthority:\n  issuing_ca_ttl: 1m\n  jwt_key_ttl: 1h\n", nil,
 			`vouchd.yaml:3: authority.issuing_ca_ttl "1m" is out of range; use 2m to 168h

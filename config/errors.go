@@ -38,7 +38,8 @@ func (a *At[T]) located() (value any, pos *Pos) { return &a.Value, &a.Pos }
 // An Error is one problem in one configuration file.
 type Error struct {
 	Pos
-	Msg string // what is wrong; how to fix it
+	Msg   string // what is wrong; how to fix it
+	Other Pos    // of two places that contradict each other, the one that came first
 }
 
 // Error returns "file:line: what is wrong; how to fix it".
@@ -54,7 +55,13 @@ type Errors []*Error
 
 // Add notes a problem.
 func (es *Errors) Add(pos Pos, format string, args ...any) {
-	*es = append(*es, &Error{pos, fmt.Sprintf(format, args...)})
+	*es = append(*es, &Error{Pos: pos, Msg: fmt.Sprintf(format, args...)})
+}
+
+// AddBetween notes a problem of two places that contradict each other: either may be the
+// wrong one.
+func (es *Errors) AddBetween(pos, other Pos, format string, args ...any) {
+	*es = append(*es, &Error{Pos: pos, Msg: fmt.Sprintf(format, args...), Other: other})
 }
 
 // AddErr notes the problems of an error, or the error itself as one of the file.

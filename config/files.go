@@ -105,7 +105,7 @@ func problemOf(path string, err error) *Error {
 	if cause, ok := errors.AsType[*fs.PathError](err); ok {
 		err = cause.Err
 	}
-	return &Error{Pos{File: path}, fmt.Sprintf("cannot be read: %v; fix it or move it away", err)}
+	return &Error{Pos: Pos{File: path}, Msg: fmt.Sprintf("cannot be read: %v; fix it or move it away", err)}
 }
 
 type nameKind int
@@ -160,7 +160,7 @@ func readFile(path string, how reading) ([]byte, error) {
 		return nil, fmt.Errorf("reading configuration: %w", err)
 	}
 	if !info.Mode().IsRegular() {
-		return nil, &Error{Pos{File: path}, "is not a regular file; replace it, or rename it to end in .disabled"}
+		return nil, &Error{Pos: Pos{File: path}, Msg: "is not a regular file; replace it, or rename it to end in .disabled"}
 	}
 	if how&guarding != 0 {
 		if err := writableByOthers(path, info); err != nil {
@@ -170,7 +170,7 @@ func readFile(path string, how reading) ([]byte, error) {
 	if how&whole != 0 {
 		release, err := holdWhole(f)
 		if err != nil {
-			return nil, &Error{Pos{File: path}, err.Error()}
+			return nil, &Error{Pos: Pos{File: path}, Msg: err.Error()}
 		}
 		defer release()
 	}
@@ -179,7 +179,7 @@ func readFile(path string, how reading) ([]byte, error) {
 		return nil, fmt.Errorf("reading configuration: %w", err)
 	}
 	if len(data) > MaxFileLen {
-		return nil, &Error{Pos{File: path}, fmt.Sprintf("is larger than %d bytes; split it", MaxFileLen)}
+		return nil, &Error{Pos: Pos{File: path}, Msg: fmt.Sprintf("is larger than %d bytes; split it", MaxFileLen)}
 	}
 	return data, nil
 }

@@ -56,7 +56,7 @@ func guardedStep(at string, info fs.FileInfo) error {
 
 func ownedByOther(path string, info fs.FileInfo) error {
 	if st := info.Sys().(*syscall.Stat_t); st.Uid != 0 && int(st.Uid) != os.Geteuid() {
-		return &Error{Pos{File: path}, fmt.Sprintf("belongs to user %d, who could grant identities with it; run: chown -h root %s", st.Uid, path)}
+		return &Error{Pos: Pos{File: path}, Msg: fmt.Sprintf("belongs to user %d, who could grant identities with it; run: chown -h root %s", st.Uid, path)}
 	}
 	return nil
 }
@@ -66,7 +66,7 @@ func writableByOthers(path string, info fs.FileInfo) error {
 		return err
 	}
 	if info.Mode().Perm()&0o022 != 0 {
-		return &Error{Pos{File: path}, fmt.Sprintf("has mode %04o, which lets other users grant identities; run: chmod go-w %s", info.Mode().Perm(), path)}
+		return &Error{Pos: Pos{File: path}, Msg: fmt.Sprintf("has mode %04o, which lets other users grant identities; run: chmod go-w %s", info.Mode().Perm(), path)}
 	}
 	return nil
 }

@@ -39,7 +39,7 @@ func parse(data []byte) (*yaml.Node, *Error) {
 	}
 	var second yaml.Node
 	if err := dec.Decode(&second); err == nil {
-		return nil, &Error{Pos{Line: second.Line}, "a second document begins here; put it into a file of its own"}
+		return nil, &Error{Pos: Pos{Line: second.Line}, Msg: "a second document begins here; put it into a file of its own"}
 	} else if !errors.Is(err, io.EOF) {
 		return nil, syntaxError(data, err)
 	}
@@ -65,7 +65,7 @@ func syntaxError(data []byte, err error) *Error {
 	case strings.Contains(what, "unknown anchor"):
 		fix = aliasFix
 	}
-	return &Error{Pos{Line: line}, "malformed YAML: " + what + "; " + fix}
+	return &Error{Pos: Pos{Line: line}, Msg: "malformed YAML: " + what + "; " + fix}
 }
 
 // syntaxErrorLine returns the first line that completes the error, which is the

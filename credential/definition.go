@@ -106,6 +106,15 @@ func LoadDefinitions(dir string, brokers Brokers, anyOwner bool) (*Definitions, 
 	if err != nil && !ok {
 		return nil, err
 	}
+	return parseDefinitions(files, problems, brokers)
+}
+
+// ParseDefinitions is [LoadDefinitions] of files that were read.
+func ParseDefinitions(files []config.File, brokers Brokers) (*Definitions, error) {
+	return parseDefinitions(files, nil, brokers)
+}
+
+func parseDefinitions(files []config.File, problems config.Errors, brokers Brokers) (*Definitions, error) {
 	l := loader{brokers: brokers, kinds: slices.Sorted(maps.Keys(brokers)), problems: problems, defs: &Definitions{byName: make(map[string]*Definition), digest: digest(files)}}
 	for _, f := range files {
 		var doc document
@@ -215,7 +224,7 @@ func (l *loader) text(w *written) {
 	case !credentialName.MatchString(name) || len(name) > MaxName:
 		l.problems.Add(w.Name.Pos, "name %.80q is not a name; use letters, digits, dots, dashes and underscores, at most %d", name, MaxName)
 	case again:
-		l.problems.Add(w.Name.Pos, "credential %s is defined at %v already; rename or remove one", name, first.Pos)
+		l.problems.AddBetween(w.Name.Pos, first.Pos, "credential %s is defined at %v already; rename or remove one", name, first.Pos)
 	}
 	if d := w.Description; len(d.Value) > maxDescriptionLen {
 		l.problems.Add(d.Pos, "description has %d bytes and may have %d; shorten it", len(d.Value), maxDescriptionLen)

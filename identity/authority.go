@@ -83,7 +83,8 @@ type Options struct {
 
 	// Upstream is an organisation's root that signed the node key. The zero
 	// Upstream is one that did not yet; nil: the node key is the root.
-	Upstream *Upstream
+	Upstream   *Upstream
+	HowToEnrol string // what to do without one
 
 	// Announce is called before a key is taken into use, which its error
 	// prevents.

@@ -80,6 +80,11 @@ func LoadEntries(dir string, td spiffeid.TrustDomain, limits Limits) (*Entries, 
 	return parseEntries(files, problems, td, limits)
 }
 
+// ParseEntries is [LoadEntries] of files that were read.
+func ParseEntries(files []config.File, td spiffeid.TrustDomain, limits Limits) (*Entries, error) {
+	return parseEntries(files, nil, td, limits)
+}
+
 func parseEntries(files []config.File, problems config.Errors, td spiffeid.TrustDomain, limits Limits) (*Entries, error) {
 	if limits.MaxX509TTL < time.Minute {
 		return nil, fmt.Errorf("loading entries: X509-SVIDs may live %v, and need a minute at least; raise authority.rotation_overlap", limits.MaxX509TTL)

@@ -273,18 +273,18 @@ func (c *checker) among(list []Entry) {
 		if f, ok := first[e.ID]; !ok {
 			first[e.ID] = e
 		} else if what := difference(f, e); what != "" {
-			c.problems.Add(e.Pos, "entry %s has %s, unlike its entry at %v; make them the same", e.ID, what, f.Pos)
+			c.problems.AddBetween(e.Pos, f.Pos, "entry %s has %s, unlike its entry at %v; make them the same", e.ID, what, f.Pos)
 		}
 		for _, name := range e.Names.DNS {
 			if f, ok := hosts[name]; !ok {
 				hosts[name] = e
 			} else if f.ID != e.ID {
-				c.problems.Add(e.Pos, "entry %s has the DNS name %s of %s at %v, which could then pass for each other; give it to one", e.ID, name, f.ID, f.Pos)
+				c.problems.AddBetween(e.Pos, f.Pos, "entry %s has the DNS name %s of %s at %v, which could then pass for each other; give it to one", e.ID, name, f.ID, f.Pos)
 			}
 		}
 		set := selectorSet(e)
 		if pos, ok := same[e.ID.String()+"\n"+set]; ok {
-			c.problems.Add(e.Pos, "entry %s with the same selectors is at %v; remove one", e.ID, pos)
+			c.problems.AddBetween(e.Pos, pos, "entry %s with the same selectors is at %v; remove one", e.ID, pos)
 			continue
 		}
 		same[e.ID.String()+"\n"+set] = e.Pos
@@ -292,13 +292,13 @@ func (c *checker) among(list []Entry) {
 			continue
 		}
 		if pos, ok := hints[e.Hint+"\n"+set]; ok { // Workload API §5.2.1: unique in a response
-			c.problems.Add(e.Pos, "hint %.80q is that of the entry with the same selectors at %v too; give each its own", e.Hint, pos)
+			c.problems.AddBetween(e.Pos, pos, "hint %.80q is that of the entry with the same selectors at %v too; give each its own", e.Hint, pos)
 		}
 		hints[e.Hint+"\n"+set] = e.Pos
 	}
 	for _, e := range list { // a client that finds no DNS name goes by the common name
 		if f, ok := hosts[e.Names.Common]; ok && f.ID != e.ID && !slices.Contains(e.Names.DNS, e.Names.Common) {
-			c.problems.Add(e.Pos, "entry %s has a cn that is the DNS name %s of %s at %v; choose another name", e.ID, e.Names.Common, f.ID, f.Pos)
+			c.problems.AddBetween(e.Pos, f.Pos, "entry %s has a cn that is the DNS name %s of %s at %v; choose another name", e.ID, e.Names.Common, f.ID, f.Pos)
 		}
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
@@ -12,6 +14,8 @@ import (
 	"github.com/go-jose/go-jose/v4/jwt"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
+
+	"github.com/vouchd/vouchd/secret"
 )
 
 // A JWTSVID is a token and what it says. The token is a bearer secret until it
@@ -97,6 +101,38 @@ func (a *Authority) IssueJWTWith(ctx context.Context, id spiffeid.ID, ttl time.D
 	}
 	return svid, nil
 }
+
+// NodeJWT signs a token that says which host this is, for those who know the key of its
+// JWT-SVIDs. It is none: no workload has a subject of this form, and no relying party of
+// workloads takes it. Whether the host is enrolled does not matter.
+func (a *Authority) NodeJWT(ctx context.Context, audience string) (secret.Bytes, error) {
+	key, err := a.jwtKey(ctx, a.o.JWTAlgorithms[0])
+	if err != nil {
+		return secret.Bytes{}, err
+	}
+	der, err := x509.MarshalPKIXPublicKey(a.o.NodeKey.Public())
+	if err != nil {
+		return secret.Bytes{}, err
+	}
+	now := a.o.Now().Truncate(time.Second)
+	token, err := jwt.Signed(key.signer).Claims(claims{
+		Issuer:   a.o.JWTIssuer,
+		Subject:  fmt.Sprintf("%s%x", nodeSubject, sha256.Sum256(der)),
+		Audience: jwt.Audience{audience},
+		Expiry:   jwt.NewNumericDate(now.Add(nodeJWTTTL)),
+		IssuedAt: jwt.NewNumericDate(now),
+		ID:       rand.Text(),
+	}).Serialize()
+	if err != nil {
+		return secret.Bytes{}, fmt.Errorf("signing a token for %s: %w", audience, err)
+	}
+	return secret.Of([]byte(token)), nil
+}
+
+const (
+	nodeSubject = "vouchd-node:" // and the SHA-256 of the node key's SubjectPublicKeyInfo
+	nodeJWTTTL  = 2 * time.Minute
+)
 
 // Signs reports whether the authority has keys of an algorithm.
 func (a *Authority) Signs(algorithm string) bool {

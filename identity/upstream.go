@@ -79,10 +79,10 @@ func (a *Authority) enrolled(now time.Time) error {
 	case u == nil:
 		return nil
 	case u.Root == nil:
-		return fmt.Errorf("%w: %w: enrol it with vouch node request", ErrNoAuthority, ErrNotEnrolled)
+		return fmt.Errorf("%w: %w: %s", ErrNoAuthority, ErrNotEnrolled, a.o.HowToEnrol)
 	case !now.Before(u.notAfter()):
-		return fmt.Errorf("%w: %w any more, since %s: enrol it again with vouch node request",
-			ErrNoAuthority, ErrNotEnrolled, u.notAfter().Format(time.RFC3339))
+		return fmt.Errorf("%w: %w any more, since %s: %s",
+			ErrNoAuthority, ErrNotEnrolled, u.notAfter().Format(time.RFC3339), a.o.HowToEnrol)
 	}
 	return nil
 }

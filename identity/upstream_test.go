@@ -109,7 +109,7 @@ func TestAnEnrolmentThatEndsEndsIssuing(t *testing.T) {
 	t.Parallel()
 	h, org := newHost(t), newOrganisation(t)
 	up := org.enrol(h, 3*time.Hour)
-	a := h.start(func(o *options) { o.Upstream = &up })
+	a := h.start(func(o *options) { o.Upstream, o.HowToEnrol = &up, "run vouch node request" })
 	h.clock.move(2*time.Hour + 30*time.Minute)
 	for range 5 {
 		if err := a.Rotate(t.Context()); err != nil {

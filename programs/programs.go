@@ -83,6 +83,9 @@ func Load(dir string, anyOwner bool) (map[string]*Program, error) {
 	return parse(files, problems, anyOwner)
 }
 
+// Parse is [Load] of files that were read.
+func Parse(files []config.File) (map[string]*Program, error) { return parse(files, nil, false) }
+
 func parse(files []config.File, problems config.Errors, anyUser bool) (map[string]*Program, error) {
 	programs := make(map[string]*Program)
 	for _, f := range files {
@@ -91,7 +94,7 @@ func parse(files []config.File, problems config.Errors, anyUser bool) (map[strin
 		for i := range doc.Programs {
 			p := doc.Programs[i].program(&problems, anyUser)
 			if first := programs[p.Name]; first != nil {
-				problems.Add(p.Pos, "program %q is already defined at %s; choose another name", p.Name, first.Pos)
+				problems.AddBetween(p.Pos, first.Pos, "program %q is already defined at %s; choose another name", p.Name, first.Pos)
 			}
 			programs[p.Name] = p
 		}

@@ -3,6 +3,8 @@ package workloadapi
 import (
 	"context"
 	"net"
+	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -66,11 +68,10 @@ func Serve(ctx context.Context, l *net.UnixListener, g *gate.Gate, fronts ...Fro
 }
 
 // The security header keeps a browser or a proxy from being tricked into a request
-// (Workload Endpoint §3). Reflection needs none: it reveals no secret.
-const (
-	securityHeader    = "workload.spiffe.io"
-	reflectionService = "/grpc.reflection."
-)
+// (Workload Endpoint §3). Reflection and health checks need none: they reveal no secret.
+const securityHeader = "workload.spiffe.io"
+
+var withoutHeader = []string{"/grpc.reflection.", "/grpc.health."}
 
 func unarySecurityHeader(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 	if err := checkSecurityHeader(ctx, info.FullMethod); err != nil {
@@ -87,7 +88,7 @@ func streamSecurityHeader(srv any, stream grpc.ServerStream, info *grpc.StreamSe
 }
 
 func checkSecurityHeader(ctx context.Context, method string) error {
-	if len(method) > len(reflectionService) && method[:len(reflectionService)] == reflectionService {
+	if slices.ContainsFunc(withoutHeader, func(service string) bool { return strings.HasPrefix(method, service) }) {
 		return nil
 	}
 	if v := metadata.ValueFromIncomingContext(ctx, securityHeader); len(v) == 1 && v[0] == "true" {

@@ -202,7 +202,7 @@ func ocsfClass(l *audit.Leaf) (class, activity int) {
 		return classAPI, apiRead
 	case audit.EventReload, audit.EventLeaseRenew, audit.EventSecretRotate:
 		return classAPI, apiUpdate
-	case audit.EventLeaseIntent, audit.EventLeaseGrant, audit.EventIssuingCA, audit.EventJWTKey, audit.EventSecretSeal:
+	case audit.EventLeaseIntent, audit.EventLeaseGrant, audit.EventIssuingCA, audit.EventJWTKey, audit.EventUpstream, audit.EventSecretSeal:
 		return classAPI, apiCreate
 	case audit.EventLeaseRevokeIntent, audit.EventLeaseRevoke, audit.EventLeaseEnd, audit.EventSecretRemove:
 		return classAPI, apiDelete

@@ -2,6 +2,7 @@ package reader
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"crypto/x509"
@@ -88,6 +89,8 @@ func (c *chain) record(l *leafAt) {
 		c.announce(l)
 	case audit.EventAnchor:
 		c.anchored(&l.Leaf)
+	case audit.EventUpstream:
+		c.certified(l.Key)
 	case audit.EventIssuingCA, audit.EventJWTKey:
 		c.key(&l.Leaf)
 	case audit.EventX509SVID, audit.EventJWTSVID:
@@ -226,6 +229,17 @@ func (c *chain) key(l *audit.Leaf) {
 	}
 	if len(c.keys) < maxKeys {
 		c.keys[strings.ToLower(l.Key.KeyID)] = span
+	}
+}
+
+// certified checks that a certificate of the node key is one.
+func (c *chain) certified(k *audit.Key) {
+	if k == nil || c.node == nil || c.node.NodeKey == nil {
+		return
+	}
+	cert, err := x509.ParseCertificate(k.Certificate)
+	if of, ok := c.node.NodeKey.(interface{ Equal(crypto.PublicKey) bool }); err != nil || !ok || !of.Equal(cert.PublicKey) {
+		c.fail("upstream", "the certificate is not one of the machine's node key", "what is below it does not lead back to the TPM")
 	}
 }
 

@@ -44,7 +44,7 @@ func (o *Options) most() int64 { return o.MaxBytes - max(minReserve, o.MaxBytes/
 // something is handed out, and those that anybody can bring about.
 func ordinary(e audit.Event) bool {
 	switch e {
-	case audit.EventStart, audit.EventStop, audit.EventReload, audit.EventNode, audit.EventIssuingCA, audit.EventJWTKey, audit.EventWitness, audit.EventStreamEnd, audit.EventAdmin,
+	case audit.EventStart, audit.EventStop, audit.EventReload, audit.EventNode, audit.EventIssuingCA, audit.EventJWTKey, audit.EventUpstream, audit.EventWitness, audit.EventStreamEnd, audit.EventAdmin,
 		audit.EventSecretRotate, audit.EventSecretRemove,
 		audit.EventLeaseGrant, audit.EventLeaseRevokeIntent, audit.EventLeaseRevoke, audit.EventLeaseEnd, audit.EventUse:
 		return false

@@ -18,6 +18,7 @@ import (
 	"github.com/vouchd/vouchd/cmd/vouch/auditor"
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
 	"github.com/vouchd/vouchd/cmd/vouch/sandbox"
+	"github.com/vouchd/vouchd/cmd/vouch/svid"
 	"github.com/vouchd/vouchd/cmd/vouch/ui"
 	"github.com/vouchd/vouchd/packaging/version"
 	"github.com/vouchd/vouchd/secret"
@@ -57,8 +58,8 @@ Exit codes: 0 success, 1 failed, 2 wrong usage.`,
 	root.AddCommand(agent.Commands(&o)...)
 	root.AddCommand(admin.Commands(&o)...)
 	root.AddCommand(auditor.Commands(&o)...)
-	root.AddCommand(ui.Commands(&o)...)
-	root.AddCommand(newNode(&o), newPolicy(&o))
+	root.AddCommand(newNode(&o), newPolicy(&o), newVersion(&o), svid.New(&o), ui.New(&o))
+	o.Complete(root)
 	for _, cmd := range root.Commands() {
 		cli.Strict(cmd)
 	}

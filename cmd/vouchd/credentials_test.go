@@ -84,6 +84,37 @@ func TestLoginEndsThoughTheDaemonWasKilled(t *testing.T) {
 	stays.CheckGone(t, pg, session, time.Now())
 }
 
+func TestLoginOutlastsAStartWithoutTheBrokenFileThatGrantsIt(t *testing.T) {
+	t.Parallel()
+	h, pg := newLeasingHost(t)
+	granting := h.Read("entries.d/a.yaml")
+	h.Write("entries.d/b.yaml", strings.ReplaceAll(granting, "/agent", "/other"))
+	h.StartProcess()
+	a := leasetest.StartAgent(t, h.Host)
+	session := a.Thief(t, pg)
+	h.Stop()
+	h.Write("entries.d/a.yaml", granting+"?")
+	h.StartProcess()
+	loaded := func() time.Time {
+		st, err := h.Admin().Status(t.Context())
+		must(t, err)
+		return st.Entries.Loaded
+	}
+	before := loaded()
+	h.Write("entries.d/b.yaml", strings.ReplaceAll(granting, "/agent", "/another"))
+	eventually(t, "a change of the other file is in force", func() bool { return loaded().After(before) })
+	if err := session.Ping(t.Context()); err != nil {
+		t.Errorf("the login has ended while the file that grants it was broken: %v", err)
+	}
+	h.Write("entries.d/a.yaml", granting)
+	eventually(t, "all is in force", func() bool { return len(h.Problems()) == 0 })
+	if err := session.Ping(t.Context()); err != nil {
+		t.Errorf("the login has ended once the file was mended: %v", err)
+	}
+	h.Write("entries.d/a.yaml", strings.ReplaceAll(granting, "tides, ", ""))
+	a.CheckGone(t, pg, session, time.Now().Add(time.Second))
+}
+
 func TestWatchSendsTheNextLoginBeforeTheLastEnds(t *testing.T) {
 	t.Parallel()
 	h, pg := newLeasingHost(t)

@@ -2,29 +2,20 @@ package vault
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"math"
-	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/openbao/openbao/api/v2"
 
 	"github.com/vouchd/vouchd/credential"
-)
-
-const (
-	timeout = 15 * time.Second
-	maxBody = 4 << 20 // bytes of an answer
+	"github.com/vouchd/vouchd/credential/vault/server"
 )
 
 // logIn authenticates as the workload.
@@ -77,7 +68,7 @@ func (b *Broker) logInByCert(ctx context.Context, identity credential.Identity, 
 	if err != nil {
 		return nil, fmt.Errorf("getting an X509-SVID: %w", err)
 	}
-	once := httpClient(b.settings.CAFile.Value, &svid)
+	once := server.HTTP(b.settings.CAFile.Value, &svid)
 	defer once.CloseIdleConnections()
 	c, err := b.clientOver(once, "")
 	if err != nil {
@@ -93,82 +84,7 @@ func (b *Broker) logInByCert(ctx context.Context, identity credential.Identity, 
 func (b *Broker) client(token string) (*api.Client, error) { return b.clientOver(b.base, token) }
 
 func (b *Broker) clientOver(h *http.Client, token string) (*api.Client, error) {
-	c, err := api.NewClient(&api.Config{
-		Address:            b.settings.Address.Value,
-		HttpClient:         h,
-		MaxRetries:         0,
-		Timeout:            timeout,
-		DisableRedirects:   true,
-		DisableEnvironment: true,
-	})
-	if err != nil {
-		return nil, err
-	}
-	c.SetToken(token)
-	if b.settings.Namespace != "" {
-		c.SetNamespace(b.settings.Namespace)
-	}
-	return c, nil
-}
-
-// httpClient trusts the machine's roots, or only those in caFile, and presents
-// svid if there is one. The file is read at each connection.
-func httpClient(caFile string, svid *tls.Certificate) *http.Client {
-	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
-		t := &tls.Config{MinVersion: tls.VersionTLS12}
-		if svid != nil {
-			t.Certificates = []tls.Certificate{*svid}
-		}
-		if caFile != "" {
-			pem, err := os.ReadFile(caFile)
-			if err != nil {
-				return nil, err
-			}
-			t.RootCAs = x509.NewCertPool()
-			if !t.RootCAs.AppendCertsFromPEM(pem) {
-				return nil, fmt.Errorf("%s holds no certificate", caFile)
-			}
-		}
-		return (&tls.Dialer{Config: t}).DialContext(ctx, network, addr)
-	}
-	return &http.Client{
-		Transport:     bounded{&http.Transport{DialTLSContext: dial, MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute, ResponseHeaderTimeout: timeout, MaxResponseHeaderBytes: 64 << 10}},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-}
-
-// bounded ends an answer that takes too long, and refuses redirects: the client would take
-// one for success, and a revocation for confirmed.
-type bounded struct{ *http.Transport }
-
-func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
-	resp, err := b.Transport.RoundTrip(r)
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode >= 300 && resp.StatusCode < 400 {
-		resp.Body.Close()
-		return nil, fmt.Errorf("the server redirects (status %d), and secrets do not follow; name the active server, or let standbys forward", resp.StatusCode)
-	}
-	resp.Body = struct {
-		io.Reader
-		io.Closer
-	}{&limited{resp.Body, maxBody}, resp.Body}
-	return resp, nil
-}
-
-type limited struct {
-	r    io.Reader
-	left int
-}
-
-func (l *limited) Read(p []byte) (int, error) {
-	if l.left <= 0 {
-		return 0, errors.New("the answer is too long")
-	}
-	n, err := l.r.Read(p[:min(len(p), l.left)])
-	l.left -= n
-	return n, err
+	return server.Client(b.settings.Address.Value, b.settings.Namespace, h, token)
 }
 
 // withoutURL drops the URL that net/http puts before its errors.

@@ -27,6 +27,7 @@ import (
 
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/vault/server"
 	"github.com/vouchd/vouchd/secret"
 )
 
@@ -44,7 +45,7 @@ func Open(d *credential.Definition, section config.Section) (credential.Broker, 
 	if err != nil {
 		return nil, err
 	}
-	return &Broker{settings: s, algorithm: d.JWTAlgorithm, now: time.Now, base: httpClient(s.CAFile.Value, nil)}, nil
+	return &Broker{settings: s, algorithm: d.JWTAlgorithm, now: time.Now, base: server.HTTP(s.CAFile.Value, nil)}, nil
 }
 
 // Close closes connections that are not in use.

@@ -136,7 +136,7 @@ func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
 const nearestShown = 5
 
 func explanation(g *gate.Gate, p *process.Attested) view.Explanation {
-	x := view.Explanation{PID: p.PID, Path: p.Path, Selectors: []view.Selector{}, Matches: []view.Entry{}, Nearest: []view.NearMiss{}, Gaps: []string{}}
+	x := view.Explanation{PID: p.PID, Path: p.Path, Selectors: []view.Selector{}, Matches: []view.Entry{}, Nearest: []view.NearMiss{}, Gaps: []string{}, HeldBack: g.HeldBack()}
 	for _, sel := range g.Selectors(p) {
 		x.Selectors = append(x.Selectors, view.Selector{Selector: sel.String(), Trust: sel.Trust().String()})
 	}

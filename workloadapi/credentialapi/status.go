@@ -31,7 +31,7 @@ var meanings = []gate.Meaning{
 // status returns the error for the caller.
 func (a *API) status(err error) error {
 	if errors.Is(err, errNoUnit) { // whatever systemd says about it
-		return gate.Meaning{Code: codes.FailedPrecondition}.Of(err)
+		return a.gate.StatusOf(gate.Meaning{Code: codes.FailedPrecondition}, err)
 	}
 	return a.gate.Status(err, meanings...)
 }

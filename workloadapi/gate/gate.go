@@ -19,12 +19,14 @@ type Options struct {
 	Attester *process.Attester
 	Recorder *Recorder
 	Logger   *slog.Logger
+	Contact  string // whom those are told to ask who are refused
 }
 
 // A Gate decides who gets something. Its methods are safe for concurrent use.
 type Gate struct {
 	*Rules
 	Streams *Streams
+	Contact string // whom those are told to ask who are refused
 
 	attester *process.Attester
 	recorder *Recorder
@@ -35,7 +37,7 @@ type Gate struct {
 
 // New returns a gate without registration entries, which refuses everybody.
 func New(o Options) *Gate {
-	return &Gate{Rules: newRules(), Streams: newStreams(), attester: o.Attester, recorder: o.Recorder, logger: o.Logger}
+	return &Gate{Rules: newRules(), Streams: newStreams(), Contact: o.Contact, attester: o.Attester, recorder: o.Recorder, logger: o.Logger}
 }
 
 // A Peer is a process that asks, as known to the front that accepted its
@@ -138,6 +140,9 @@ func (c *Caller) admit(ctx context.Context) (err error) {
 // explain says more of why no entry entitles the caller.
 func explain(c *Caller, err error) error {
 	r := &c.request
+	if why := c.gate.HeldBack(); why != "" && errors.Is(err, ErrNoIdentity) {
+		err = fmt.Errorf("%w: %w: %s", err, ErrHeldBack, why)
+	}
 	switch {
 	case !errors.Is(err, ErrNoIdentity):
 		return err

@@ -22,6 +22,7 @@ type Rules struct {
 	entries  atomic.Pointer[identity.Entries]
 	node     atomic.Pointer[nodeState]
 	disabled atomic.Pointer[map[string]Disabled] // by SPIFFE ID; never nil
+	heldBack atomic.Pointer[string]              // never nil
 
 	mu      sync.Mutex    // guards changed
 	changed chan struct{} // closed and replaced when any of them changes
@@ -47,6 +48,7 @@ func newRules() *Rules {
 	r.entries.Store(new(identity.Entries))
 	r.node.Store(new(nodeState))
 	r.disabled.Store(new(map[string]Disabled))
+	r.heldBack.Store(new(string))
 	return r
 }
 
@@ -56,6 +58,13 @@ func (r *Rules) SetEntries(es *identity.Entries) {
 	r.entries.Store(es)
 	r.tellChanged()
 }
+
+// SetHeldBack says why newer entries are not in force: whoever is refused for want of an
+// entry may be meant by one of them. Empty: there are none.
+func (r *Rules) SetHeldBack(why string) { r.heldBack.Store(&why) }
+
+// HeldBack returns why newer entries are not in force; empty: there are none.
+func (r *Rules) HeldBack() string { return *r.heldBack.Load() }
 
 // SetNode says what was attested about the machine: its selectors are added to those
 // of every process before entries are matched. With a refusal, nothing is issued:

@@ -20,6 +20,7 @@ var (
 	ErrNode            = errors.New("this host may not issue")
 	ErrNoIdentity      = errors.New("no entry matches")
 	ErrDisabled        = errors.New("the identity is disabled by an administrator")
+	ErrHeldBack        = errors.New("newer entries are not in force")
 	ErrLost            = errors.New("no longer entitled")
 	ErrNotEntitled     = errors.New("the requested SPIFFE ID is not the caller's")
 	ErrAttestation     = errors.New("attesting the caller")
@@ -61,6 +62,7 @@ var meanings = []Meaning{
 	{ErrShare, codes.ResourceExhausted, ""},
 	{ErrNode, codes.PermissionDenied, ""},
 	{ErrLost, codes.PermissionDenied, "no identity issued any longer: the process is not what its entry names, or the entry has gone"},
+	{ErrHeldBack, codes.PermissionDenied, "no identity issued; there are newer entries with an error in them, which are not in force"},
 	{ErrNoIdentity, codes.PermissionDenied, "no identity issued"},
 	{ErrDisabled, codes.PermissionDenied, "the identity is disabled"},
 	{ErrNotEntitled, codes.PermissionDenied, "not entitled to the requested SPIFFE ID"},
@@ -87,14 +89,17 @@ func (g *Gate) Status(err error, front ...Meaning) error {
 		m = Meaning{Code: codes.Internal, Text: "the daemon could not answer"}
 		g.logger.Error("answering a request", "request", RequestOf(err), "err", err)
 	}
-	return m.Of(err)
+	return g.StatusOf(m, err)
 }
 
-// Of returns the status of an error that means this.
-func (m Meaning) Of(err error) error {
+// StatusOf returns the status of an error that means m.
+func (g *Gate) StatusOf(m Meaning, err error) error {
 	text := m.Text
 	if text == "" {
 		text = brief(err)
+	}
+	if m.Code == codes.PermissionDenied || m.Code == codes.FailedPrecondition {
+		text += "; ask " + g.Contact
 	}
 	return status.Errorf(m.Code, "%s (request %s)", text, RequestOf(err))
 }

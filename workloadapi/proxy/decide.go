@@ -386,7 +386,7 @@ var meanings = []meaning{
 	{errNowhere, http.StatusForbidden, "not_granted", ""},
 	{errUnknown, http.StatusNotFound, "unknown_credential", ""},
 	{errAmbiguous, http.StatusMisdirectedRequest, "ambiguous_host", ""},
-	{credential.ErrRevoked, http.StatusForbidden, "lease_revoked", "ask the administrator, or start again"},
+	{credential.ErrRevoked, http.StatusForbidden, "lease_revoked", "start again once you may"},
 	{credential.ErrNotGranted, http.StatusForbidden, "not_granted", ""},
 	{credential.ErrUndefined, http.StatusForbidden, "not_granted", ""},
 	{credential.ErrHours, http.StatusForbidden, "outside_hours", ""},
@@ -417,9 +417,7 @@ const maxMessage = 600
 func (s *session) refusal(q *question, err error) *link.Refuse {
 	if d, ok := errors.AsType[denied](err); ok {
 		no := *d.Refuse
-		if q.caller != nil {
-			no.Message += " (request " + q.caller.RequestID + ")"
-		}
+		no.Message = s.whomToAsk(q, no.Status, no.Message)
 		return &no
 	}
 	m := meaning{status: http.StatusInternalServerError, code: "internal", help: "the daemon could not answer"}
@@ -438,8 +436,17 @@ func (s *session) refusal(q *question, err error) *link.Refuse {
 	if len(text) > maxMessage {
 		text = strings.ToValidUTF8(text[:maxMessage], "") + "…"
 	}
+	return &link.Refuse{Status: m.status, Code: m.code, Message: s.whomToAsk(q, m.status, text), Rule: q.call.Rule}
+}
+
+// whomToAsk adds to a refusal who can change it, where that is a matter of rules, and what
+// to tell them.
+func (s *session) whomToAsk(q *question, status int, text string) string {
+	if status == http.StatusForbidden {
+		text += "; ask " + s.Gate.Contact
+	}
 	if q.caller != nil {
 		text += " (request " + q.caller.RequestID + ")"
 	}
-	return &link.Refuse{Status: m.status, Code: m.code, Message: text, Rule: q.call.Rule}
+	return text
 }

@@ -137,6 +137,9 @@ func printExplanation(w io.Writer, x view.Explanation) {
 		fmt.Fprintf(w, "  %s  (%s)%s\n", e.SPIFFEID, e.Position, disabledNote(e))
 		printNames(w, "    ", e)
 	}
+	if x.HeldBack != "" {
+		fmt.Fprintf(w, "\nnewer entries are not in force:\n  %s\n", x.HeldBack)
+	}
 	for _, m := range x.Nearest {
 		fmt.Fprintf(w, "\nalmost %s  (%s), but it has no\n  %s\n", m.SPIFFEID, m.Position, strings.Join(m.Missing, "\n  "))
 	}

@@ -40,7 +40,7 @@ func Execute(ctx context.Context, root *cobra.Command, args []string, stdout, st
 		return int(code)
 	}
 	if !errors.Is(err, ErrSaid) {
-		for line := range strings.SplitSeq(strings.TrimSpace(err.Error()), "\n") {
+		for line := range strings.SplitSeq(strings.TrimSpace(Words(err)), "\n") {
 			fmt.Fprintf(stderr, "vouch: %s\n", line)
 		}
 	}

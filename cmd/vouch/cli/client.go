@@ -59,3 +59,6 @@ var PreferJWT = credentials.PreferJWT
 
 // MayTryAgain reports whether a call that failed may succeed later.
 func MayTryAgain(err error) bool { return credentials.MayTryAgain(err) }
+
+// Words returns what an error of a call says, without the wrapping of gRPC.
+func Words(err error) string { return credentials.Words(err) }

@@ -104,7 +104,7 @@ func again(ctx context.Context, p *Place, do func() error) error {
 		case time.Since(began) > last:
 			delay = first
 		}
-		fmt.Fprintf(os.Stderr, "vouch: %v; trying again\n", err)
+		fmt.Fprintf(os.Stderr, "vouch: %v; trying again\n", cli.Words(err))
 		select {
 		case <-time.After(delay + rand.N(delay/4)):
 		case <-ctx.Done():

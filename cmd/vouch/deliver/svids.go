@@ -90,7 +90,7 @@ func (w *svidWatcher) OnX509ContextWatchError(err error) {
 		w.end(fmt.Errorf("fetching X509-SVIDs: %w", err))
 		return
 	}
-	fmt.Fprintf(os.Stderr, "vouch: following X509-SVIDs: %v; trying again\n", err)
+	fmt.Fprintf(os.Stderr, "vouch: following X509-SVIDs: %v; trying again\n", cli.Words(err))
 }
 
 func (w *svidWatcher) end(err error) {

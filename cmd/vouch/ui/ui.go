@@ -22,10 +22,8 @@ import (
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
 )
 
-// Commands returns the command.
-func Commands(o *cli.Options) []*cobra.Command { return []*cobra.Command{newUI(o)} }
-
-func newUI(o *cli.Options) *cobra.Command {
+// New returns the command.
+func New(o *cli.Options) *cobra.Command {
 	var listen, socket, dir string
 	cmd := &cobra.Command{
 		Use:   "ui",

@@ -125,7 +125,8 @@ func (d *daemon) serve(ctx context.Context, o Options, agent, admins *net.UnixLi
 	i := d.identities
 	group.Go(func() error {
 		api := workloadapi.New(workloadapi.Options{Gate: i.gate, Watcher: i.watcher, Authority: i.authority, Logger: d.slog})
-		return workloadapi.Serve(ctx, agent, i.gate, api, i.leasing)
+		health := &workloadapi.Health{Ill: func() error { return errors.Join(i.gate.Refusal(), d.log.Status().Err) }}
+		return workloadapi.Serve(ctx, agent, i.gate, api, i.leasing, health)
 	})
 	group.Go(func() error { return d.admin().Serve(ctx, admins) })
 	group.Go(func() error { i.authority.Run(ctx); return nil })
@@ -133,6 +134,9 @@ func (d *daemon) serve(ctx context.Context, o Options, agent, admins *net.UnixLi
 	group.Go(func() error { return d.serveUnits(ctx, o.Sockets["systemd"]) })
 	group.Go(func() error { return d.serveMetrics(ctx) })
 	group.Go(func() error { d.enrolment.keep(ctx); return nil })
+	if i.vault != nil {
+		group.Go(func() error { i.vault.Run(ctx); return nil })
+	}
 	group.Go(func() error { d.log.run(ctx); return nil })
 	group.Go(func() error { return d.appraiser.run(ctx) })
 	group.Go(func() error { return d.proxy.run(ctx) })
@@ -217,7 +221,7 @@ func (d *daemon) take(_ bool, err error) {
 func (d *daemon) summary() string {
 	s := d.identities.entries.State()
 	if s.Problem != nil {
-		return "Serving; the entries on disk are not in force"
+		return "Serving; not all entries on disk are in force"
 	}
 	return fmt.Sprintf("Serving %s of %s", count(s.Value.Len(), "entry", "entries"), d.config.TrustDomain)
 }

@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/cmd/vouchd/daemon/daemontest"
 
 	spiffe "github.com/spiffe/go-spiffe/v2/workloadapi"
@@ -42,6 +44,49 @@ func TestBrokenEntriesLeaveTheLastGoodOnesInForce(t *testing.T) {
 	})
 	if p := h.Problems(); len(p) != 0 {
 		t.Errorf("problems after mending: %q", p)
+	}
+	h.Stop()
+	h.VerifyLog()
+}
+
+func TestBrokenFileHoldsBackItselfAloneAndWhoIsRefusedHearsOfIt(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	entry := func(path string, uid int) string {
+		return fmt.Sprintf("entries:\n  - {spiffe_id: spiffe://example.org/%s, selectors: [unix:uid:%d]}\n", path, uid)
+	}
+	h.Write("entries.d/a.yaml", entry("other", os.Getuid()+1))
+	h.Write("entries.d/b.yaml", entry("stays", os.Getuid()+2))
+	h.Start()
+
+	h.Write("entries.d/b.yaml", strings.Replace(entry("new", os.Getuid()), "selectors", "selector", 1))
+	eventually(t, "status names the broken file and what is in force", func() bool {
+		p := h.Problems()
+		return len(p) == 1 && matches(`b\.yaml is not in force, and what it held before still is:\n.*b\.yaml:2.*selector`, p[0])
+	})
+	_, err := h.Fetch()
+	if err == nil || !strings.Contains(err.Error(), "no identity issued; there are newer entries with an error in them") {
+		t.Errorf("who has no identity is told %v", err)
+	}
+	eventually(t, "the refusal's record says which", func() bool {
+		for _, r := range daemontest.RecordsYet(h.Host, string(audit.EventX509SVID), audit.Denied) {
+			return matches(`no entry matches: newer entries are not in force: .*b\.yaml:2`, r.Reason)
+		}
+		return false
+	})
+	if out, _, _ := h.Vouch("entry", "explain", fmt.Sprint(os.Getpid())); !matches(`newer entries are not in force:\n.*b\.yaml:2`, out) {
+		t.Errorf("entry explain says %s", out)
+	}
+
+	h.Write("entries.d/c.yaml", entry("late", os.Getuid()))
+	eventually(t, "another file's change is in force", func() bool {
+		id, err := h.Fetch()
+		return err == nil && id == "spiffe://example.org/late"
+	})
+	entries, err := h.Admin().Entries(t.Context())
+	must(t, err)
+	if len(entries) != 3 || entries[1].SPIFFEID != "spiffe://example.org/stays" {
+		t.Errorf("in force: %+v", entries)
 	}
 	h.Stop()
 	h.VerifyLog()

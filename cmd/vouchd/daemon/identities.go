@@ -15,6 +15,8 @@ import (
 	"github.com/vouchd/vouchd/cmd/vouchd/reload"
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/identity/vaultca"
+	"github.com/vouchd/vouchd/secret"
 	"github.com/vouchd/vouchd/systemd"
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 	"github.com/vouchd/vouchd/workloadapi/credentialapi"
@@ -33,6 +35,7 @@ type identities struct {
 	authority *identity.Authority
 	gate      *gate.Gate
 	leasing   *credentialapi.API
+	vault     *vaultca.Keeper // nil unless it certifies this host
 	disabled  *disabled
 	entries   *reload.Value[*identity.Entries] // nil until some are loaded
 }
@@ -65,7 +68,7 @@ func (i *identities) open(ctx context.Context, m *machine, e *enrolment) (err er
 	if i.authority, err = i.openAuthority(ctx, m, e); err != nil {
 		return err
 	}
-	i.gate = gate.New(gate.Options{Attester: i.attester, Recorder: l.recorder, Logger: i.slog})
+	i.gate = gate.New(gate.Options{Attester: i.attester, Recorder: l.recorder, Logger: i.slog, Contact: i.config.Contact})
 	i.leasing = credentialapi.New(credentialapi.Options{
 		Gate: i.gate, Attester: i.attester, Authority: i.authority, Leases: l.engine, Pins: l.pins,
 		Sockets: filepath.Dir(i.config.ProxySocket),
@@ -93,8 +96,17 @@ func (i *identities) openAuthority(ctx context.Context, m *machine, e *enrolment
 		Announce:      i.log.announce,
 		Logger:        i.slog,
 	}
-	if a.Mode == config.ModeEnrolled {
-		o.Upstream = e.load()
+	switch a.Mode {
+	case config.ModeEnrolled:
+		o.Upstream, o.HowToEnrol = e.load(), "enrol it with vouch node request"
+	case config.ModeVault:
+		e.load() // to log in with
+		var err error
+		if i.vault, err = newVault(i.config, m, i.log, e, i.nodeJWT, i.slog); err != nil {
+			return nil, err
+		}
+		o.Upstream, o.HowToEnrol = i.vault.Load(), "vouch status says why "+a.Vault.Address+" does not certify it"
+		i.vault.Apply = func(ctx context.Context, u identity.Upstream) error { return i.authority.SetUpstream(ctx, u) }
 	}
 	if a.JWTKey == config.JWTKeyTPM {
 		key, err := m.node.Key(ctx, "jwt")
@@ -104,6 +116,10 @@ func (i *identities) openAuthority(ctx context.Context, m *machine, e *enrolment
 		o.JWTKey = key
 	}
 	return identity.NewAuthority(ctx, o)
+}
+
+func (i *identities) nodeJWT(ctx context.Context, audience string) (secret.Bytes, error) {
+	return i.authority.NodeJWT(ctx, audience)
 }
 
 func (i *identities) close() error {
@@ -118,9 +134,9 @@ func (i *identities) close() error {
 func (i *identities) source() reload.Source[*identity.Entries] {
 	return reload.Source[*identity.Entries]{
 		Name: "entries", Place: i.config.EntriesDir,
-		Load: func() (*identity.Entries, error) {
+		Parse: func(files []config.File) (*identity.Entries, error) {
 			limits := identity.Limits{MaxX509TTL: i.config.Authority.MaxX509TTL(), JWTAlgorithms: i.config.Authority.JWTAlgorithms, LeaveOutUnanchored: true}
-			return identity.LoadEntries(i.config.EntriesDir, i.config.TrustDomain, limits)
+			return identity.ParseEntries(files, i.config.TrustDomain, limits)
 		},
 		Digest: (*identity.Entries).Digest,
 		Record: func(ctx context.Context, next *identity.Entries, problem error) error {
@@ -133,11 +149,18 @@ func (i *identities) source() reload.Source[*identity.Entries] {
 			}, nil)
 		},
 		Apply: func(es *identity.Entries) {
+			before := i.gate.Entries()
 			i.gate.SetEntries(es)
-			i.leases.endUngranted(es)
+			i.leases.endUngranted(es.All(), before, lost(i.entries.State().Problem))
 			i.slog.Info("entries in force", "entries", es.Len())
 			for _, why := range es.LeftOut() {
 				i.slog.Error("an entry is not in force", "err", why)
+			}
+		},
+		Tell: func(problem error) {
+			i.gate.SetHeldBack(firstOf(problem))
+			if problem == nil {
+				i.leases.endUngranted(i.gate.Entries(), nil, false)
 			}
 		},
 		Logger: i.slog,
@@ -168,11 +191,12 @@ func (i *identities) report(st *view.Status, problem problemf) {
 		JWTKeyUntil:       a.JWTKeyUntil,
 		BundleSequence:    a.BundleSequence,
 	}
+	i.reportVault(st, problem)
 	s := i.entries.State()
 	st.Entries = view.EntriesStatus{Dir: i.config.EntriesDir, Loaded: s.Loaded}
 	if s.Problem != nil {
 		st.Entries.Error = s.Problem.Error()
-		problem("the entries on disk are invalid; keeping the previous ones: %v", s.Problem)
+		notInForce("entries", s.Problem, problem)
 	}
 	if s.Value != nil {
 		for _, why := range s.Value.LeftOut() {

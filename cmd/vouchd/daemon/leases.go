@@ -13,6 +13,7 @@ import (
 
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/cmd/vouchd/reload"
+	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/brokers"
 	"github.com/vouchd/vouchd/credential/lease"
@@ -122,11 +123,11 @@ func (l *leases) close() {
 func (l *leases) source() reload.Source[*credential.Definitions] {
 	return reload.Source[*credential.Definitions]{
 		Name: "credentials", Place: l.dir,
-		Load: func() (*credential.Definitions, error) {
-			return credential.LoadDefinitions(l.dir, brokers.All(brokers.Deps{
+		Parse: func(files []config.File) (*credential.Definitions, error) {
+			return credential.ParseDefinitions(files, brokers.All(brokers.Deps{
 				Keys: l.machine.node, Secrets: credential.NewSecrets(l.machine.state, l.machine.node), Sealed: l.secrets,
 				JWTAlgorithms: l.machine.config.Authority.JWTAlgorithms,
-			}), false)
+			}))
 		},
 		Digest: (*credential.Definitions).Digest,
 		Record: func(ctx context.Context, next *credential.Definitions, problem error) error {
@@ -148,20 +149,29 @@ func (l *leases) source() reload.Source[*credential.Definitions] {
 	}
 }
 
-// endUngranted ends the leases of identities that no entry grants the credential.
-func (l *leases) endUngranted(es *identity.Entries) {
-	type grant struct {
-		id   spiffeid.ID
-		name string
-	}
+// A grant is of a credential to an identity.
+type grant struct {
+	id   spiffeid.ID
+	name string
+}
+
+func grants(es []identity.Entry) map[grant]bool {
 	granted := make(map[grant]bool)
-	for _, e := range es.All() {
+	for _, e := range es {
 		for _, name := range e.Credentials {
 			granted[grant{e.ID, name}] = true
 		}
 	}
+	return granted
+}
+
+// endUngranted ends the leases of identities that no entry grants the credential. While a
+// file is lost that may grant it, only those that were granted until now.
+func (l *leases) endUngranted(now, before []identity.Entry, lost bool) {
+	granted, was := grants(now), grants(before)
 	for _, lease := range l.engine.Leases() {
-		if !granted[grant{lease.Identity, lease.Credential}] {
+		g := grant{lease.Identity, lease.Credential}
+		if !granted[g] && (was[g] || !lost) {
 			l.engine.Abandon(lease.ID, "no entry grants it to the identity")
 		}
 	}
@@ -226,7 +236,7 @@ func (l *leases) report(st *view.Status, entries []identity.Entry, problem probl
 	}
 	if err := l.definitions.State().Problem; err != nil {
 		st.Credentials.Error = err.Error()
-		problem("the credentials on disk are invalid; keeping the previous ones: %v", err)
+		notInForce("credentials", err, problem)
 	}
 	for _, lease := range held {
 		if lease.State == credential.Stuck {

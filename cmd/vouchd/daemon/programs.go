@@ -21,7 +21,7 @@ type definedPrograms = map[string]*programs.Program
 func Programs(dir string, logger *slog.Logger) reload.Source[map[string]*programs.Program] {
 	return reload.Source[definedPrograms]{
 		Name: "programs", Place: dir,
-		Load:   func() (definedPrograms, error) { return programs.Load(dir, false) },
+		Parse:  programs.Parse,
 		Digest: programsDigest,
 		Logger: logger,
 	}

@@ -517,14 +517,14 @@ func TestRefusalTellsTheAgentWhyAndWhatToAskFor(t *testing.T) {
 	}
 	must(t, json.Unmarshal([]byte(body), &e))
 	if resp.StatusCode != http.StatusForbidden || resp.Header.Get("X-Should-Retry") != "false" || e.Error.Rule != "no-keys" ||
-		!strings.Contains(e.Error.Message, "rule no-keys of api denies GET /keys (request ") {
+		!strings.Contains(e.Error.Message, "rule no-keys of api denies GET /keys; ask this host's administrator (request ") {
 		t.Errorf("%s %v %s", resp.Status, resp.Header, body)
 	}
 	r, err := http.NewRequest(http.MethodGet, "http://localhost/api/other", nil)
 	must(t, err)
 	r.Header.Set("User-Agent", "git/2.51.0") // which prints plain text alone
 	resp, body = send(t, h.Client(), r)
-	if resp.StatusCode != http.StatusForbidden || !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain") || !matches(`^vouchd: the rules refuse the request: no rule of api allows GET /other \(request \w+\)\n$`, body) {
+	if resp.StatusCode != http.StatusForbidden || !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain") || !matches(`^vouchd: the rules refuse the request: no rule of api allows GET /other; ask this host's administrator \(request \w+\)\n$`, body) {
 		t.Errorf("%s %v %s", resp.Status, resp.Header, body)
 	}
 	found := h.Records("proxy.call", audit.Denied)

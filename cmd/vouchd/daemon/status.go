@@ -3,10 +3,13 @@ package daemon
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vouchd/vouchd/cmd/vouchd/reload"
+	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/packaging/version"
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
@@ -37,7 +40,7 @@ func (d *daemon) status() view.Status {
 	d.leases.reportSecrets(&st, problem)
 	d.proxy.report(problem)
 	if err := d.programs.State().Problem; err != nil {
-		problem("the programs on disk are invalid; keeping the previous ones: %v", err)
+		notInForce("programs", err, problem)
 	}
 	d.log.report(&st, problem)
 	a := st.Authority
@@ -45,6 +48,36 @@ func (d *daemon) status() view.Status {
 		problem("the issuing CA expires in %s and could not be renewed; see journalctl -u vouchd, and check that the TPM responds", left.Round(time.Second))
 	}
 	return st
+}
+
+// notInForce says what of the files on disk is not in force.
+func notInForce(name string, why error, problem problemf) {
+	if held, ok := errors.AsType[reload.HeldBack](why); ok {
+		for _, f := range held {
+			problem("%v", reload.HeldBack{f})
+		}
+		return
+	}
+	problem("the %s on disk are invalid; keeping the previous ones: %v", name, why)
+}
+
+// lost reports whether there is a file of which nothing is in force.
+func lost(why error) bool {
+	held, ok := errors.AsType[reload.HeldBack](why)
+	return ok && held.Lost()
+}
+
+// firstOf returns the first problem in one line; empty: there is none.
+func firstOf(problem error) string {
+	if problem == nil {
+		return ""
+	}
+	text := problem.Error()
+	if e, ok := errors.AsType[*config.Error](problem); ok {
+		text = e.Error()
+	}
+	text, _, _ = strings.Cut(text, "\n")
+	return text
 }
 
 // canSeeOthers returns an error if the daemon lacks the capability by which it

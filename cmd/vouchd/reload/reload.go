@@ -3,7 +3,8 @@
 // Entries, credential definitions, programs and the appraisal policy are files
 // that people change while the daemon runs. A change that cannot be loaded must
 // neither stop the daemon nor take away what worked, and has to be told once, not
-// at every look. [Value] is that rule, for all of them.
+// at every look. [Value] is that rule, for all of them. In a directory it holds for
+// each file: one that cannot be loaded holds back itself, and what contradicts it.
 //
 // When to look is up to the caller, who watches the files; what a change means,
 // to the functions of a [Source].
@@ -16,6 +17,8 @@ import (
 	"reflect"
 	"sync"
 	"time"
+
+	"github.com/vouchd/vouchd/config"
 )
 
 // A Source is where a value comes from and what becomes of it.
@@ -26,6 +29,10 @@ type Source[T any] struct {
 	// Load reads what is on disk. Its errors are compared as values, so an
 	// error that stays the same holds nothing that changes.
 	Load func() (T, error)
+
+	// Parse, in place of Load, makes a value of the *.yaml files in the directory
+	// Place. Its errors are [config.Errors] where a file is at fault, and name it.
+	Parse func([]config.File) (T, error)
 
 	// Digest is of everything that makes one value differ from another.
 	Digest func(T) [32]byte
@@ -39,6 +46,10 @@ type Source[T any] struct {
 	// told while it runs.
 	Apply func(T)
 
+	// Tell, if there is one, is told each new [State.Problem], after what else is new
+	// is in force, and nil once there is none any more.
+	Tell func(problem error)
+
 	Logger *slog.Logger
 }
 
@@ -47,8 +58,9 @@ type Source[T any] struct {
 type Value[T any] struct {
 	source Source[T]
 
-	reloading sync.Mutex // held while loading, lest an older look replace a newer one; guards told
-	told      error      // what was last wrong on disk, once that is told and recorded
+	reloading sync.Mutex    // held while loading, lest an older look replace a newer one; guards told
+	told      error         // what was last wrong on disk, once that is told and recorded
+	files     []config.File // that the value was made of
 
 	mu    sync.Mutex // guards state
 	state State[T]
@@ -59,7 +71,7 @@ type State[T any] struct {
 	Value   T
 	Digest  [32]byte  // of Value
 	Loaded  time.Time // when Value was; zero: nothing was loaded so far
-	Problem error     // why what is on disk is not in force; nil: it is
+	Problem error     // why what is on disk is not in force, [HeldBack] if that is some files; nil: it is
 }
 
 // New returns a value of which nothing is loaded yet.
@@ -84,31 +96,53 @@ func (v *Value[T]) State() State[T] {
 func (v *Value[T]) Reload(ctx context.Context) (changed bool, err error) {
 	v.reloading.Lock()
 	defer v.reloading.Unlock()
-	next, problem := v.source.Load()
+	next, files, held, problem := v.load()
 	if problem != nil {
 		return v.refuse(ctx, problem)
 	}
-	was := v.State()
+	now := v.State()
+	had, told := now.Problem != nil, held != nil && !v.wasTold(held)
 	digest := v.source.Digest(next)
-	if !was.Loaded.IsZero() && digest == was.Digest {
-		v.told = nil
-		v.set(State[T]{was.Value, was.Digest, was.Loaded, nil})
-		return was.Problem != nil, nil
+	differs := now.Loaded.IsZero() || digest != now.Digest
+	if differs {
+		if err := v.record(ctx, next, nil); err != nil {
+			return true, err
+		}
+		now.Value, now.Digest, now.Loaded = next, digest, time.Now()
 	}
-	if err := v.record(ctx, next, nil); err != nil {
-		return true, err
+	if told {
+		v.source.Logger.Error(fmt.Sprintf("files of %s are not in force; the others are", v.source.Place), "err", held)
+		if err := v.record(ctx, now.Value, held); err != nil {
+			return true, err
+		}
 	}
-	v.told = nil
-	v.set(State[T]{next, digest, time.Now(), nil})
-	if v.source.Apply != nil {
+	now.Problem, v.told = nil, nil
+	if held != nil {
+		now.Problem, v.told = held, held
+	}
+	v.files = files
+	v.set(now)
+	if differs && v.source.Apply != nil {
 		v.source.Apply(next)
 	}
-	return true, nil
+	if told || had && held == nil {
+		v.tell(now.Problem)
+	}
+	return differs || told || had && held == nil, nil
+}
+
+// load makes a value of what is on disk, and says of which files, and which are not in it.
+func (v *Value[T]) load() (next T, files []config.File, held HeldBack, err error) {
+	if v.source.Parse != nil {
+		return parseFiles(v.source.Place, v.files, v.source.Parse)
+	}
+	next, err = v.source.Load()
+	return next, nil, nil, err
 }
 
 // refuse tells a problem, unless it is the one that was told last.
 func (v *Value[T]) refuse(ctx context.Context, problem error) (changed bool, err error) {
-	if v.told != nil && reflect.DeepEqual(problem, v.told) {
+	if v.wasTold(problem) {
 		return false, nil
 	}
 	v.source.Logger.Error(fmt.Sprintf("%s is invalid; keeping the previous %s", v.source.Place, v.source.Name), "err", problem)
@@ -118,7 +152,18 @@ func (v *Value[T]) refuse(ctx context.Context, problem error) (changed bool, err
 	}
 	v.told = problem
 	v.setProblem(problem)
+	v.tell(problem)
 	return true, nil
+}
+
+func (v *Value[T]) wasTold(problem error) bool {
+	return v.told != nil && reflect.DeepEqual(problem, v.told)
+}
+
+func (v *Value[T]) tell(problem error) {
+	if v.source.Tell != nil {
+		v.source.Tell(problem)
+	}
 }
 
 // record records a change. Where that fails, the failure is the problem, and the

@@ -54,6 +54,19 @@ type AuthorityStatus struct {
 	JWTKeyID          string    `json:"jwt_key_id"`
 	JWTKeyUntil       time.Time `json:"jwt_key_until,omitzero"` // missing: without end
 	BundleSequence    uint64    `json:"bundle_sequence"`
+
+	Vault *VaultStatus `json:"vault,omitempty"` // missing: this host is not certified by one
+}
+
+// VaultStatus says how long a Vault or OpenBao has certified this host for.
+type VaultStatus struct {
+	Address     string    `json:"address"`
+	Serial      string    `json:"serial,omitempty"`   // hexadecimal; missing: it has not
+	NotAfter    time.Time `json:"not_after,omitzero"` // nothing is issued afterwards
+	Next        time.Time `json:"next,omitzero"`      // when it is asked next
+	Constrained bool      `json:"constrained"`        // to the trust domain
+	Error       string    `json:"error,omitempty"`    // why the last attempt failed
+	Since       time.Time `json:"since,omitzero"`     // of the first that did
 }
 
 // EntriesStatus says which registrations are in force.
@@ -112,8 +125,9 @@ type Explanation struct {
 	Path      string     `json:"path"`
 	Selectors []Selector `json:"selectors"`
 	Matches   []Entry    `json:"matches"`
-	Nearest   []NearMiss `json:"nearest"` // entries that do not match, those that lack least first
-	Gaps      []string   `json:"gaps"`    // facts that could not be established, and why
+	Nearest   []NearMiss `json:"nearest"`             // entries that do not match, those that lack least first
+	Gaps      []string   `json:"gaps"`                // facts that could not be established, and why
+	HeldBack  string     `json:"held_back,omitempty"` // why newer entries are not in force
 }
 
 // A Selector is a selector and who vouches for it.

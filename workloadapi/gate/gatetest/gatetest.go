@@ -101,7 +101,7 @@ func Start(t testing.TB, entries string) *Stack {
 	s.Recorder = gate.NewRecorder(s.Log, gate.Share{})
 	t.Cleanup(s.Recorder.Close)
 	s.Attester = process.NewAttester(process.Options{Wants: func(have attest.Selectors, upTo attest.Stage) attest.KindSet { return s.Gate.Wants(have, upTo) }})
-	s.Gate = gate.New(gate.Options{Attester: s.Attester, Recorder: s.Recorder, Logger: s.Logger})
+	s.Gate = gate.New(gate.Options{Attester: s.Attester, Recorder: s.Recorder, Logger: s.Logger, Contact: "the administrator"})
 	s.SetEntries(entries)
 	return s
 }
