@@ -137,21 +137,18 @@ func (s *source) ask(ctx context.Context, f *page.Facts) {
 	st, err := s.admin.Status(ctx)
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		f.Away = fmt.Sprintf("no answer within %s", askLimit)
-		return
-	case errors.Is(err, fs.ErrPermission):
-		f.Away = err.Error() + "; only root and the daemon's user may ask: run vouch ui with sudo"
+		f.Away = fmt.Sprintf("no answer within %s; see why with: journalctl -u vouchd", askLimit)
 		return
 	case err != nil:
 		f.Away = err.Error()
 		return
 	}
 	f.Daemon = &st
+	if st.Credentials.Dir == "" { // it waits for something before it can serve, and its problems say for what
+		return
+	}
 	if f.Entries, err = s.admin.Entries(ctx); err != nil {
 		f.Away = err.Error()
-	}
-	if st.Credentials.Dir == "" { // it waits for something before it can lease
-		return
 	}
 	if f.Leases, err = s.admin.Leases(ctx); err != nil {
 		f.Away = err.Error()

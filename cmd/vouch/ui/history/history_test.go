@@ -64,11 +64,9 @@ func TestWhatWasDoneCountsInItsMinute(t *testing.T) {
 	h.take(noon.Add(-10*time.Minute), call(audit.EventCall, audit.Success, "1"), call(audit.EventCallEnd, audit.Success, "1"), call(audit.EventCall, audit.Denied, "2"), bad)
 	h.take(noon.Add(-2*time.Hour), call(audit.EventCallEnd, audit.Success, "4")) // before the hour; the clock was set back
 	v := h.View(hour, "")
-	want := Sum{SVIDs: 1, Leases: 10, Calls: 6, Bad: 5, Refused: 4, Failed: 1, Sent: 20, Received: 60, Rows: 2, Took: 2 * time.Second, Last: noon.Add(-10 * time.Minute).Local()}
-	got := v.Total
-	got.Last = got.Last.Local()
-	if got != want {
-		t.Errorf("in all\n%+v, want\n%+v", got, want)
+	want := Sum{SVIDs: 1, Leases: 10, Calls: 6, Bad: 5, Refused: 4, Failed: 1, Sent: 20, Received: 60, Rows: 2, Took: 2 * time.Second}
+	if v.Total != want {
+		t.Errorf("in all\n%+v, want\n%+v", v.Total, want)
 	}
 	if v.Series[30].Leases != 10 || v.Series[50].Calls != 6 || v.Series[50].Leases != 0 {
 		t.Errorf("at half past %+v, ten to %+v", v.Series[30], v.Series[50])

@@ -20,7 +20,6 @@ type Sum struct {
 	Received uint64
 	Rows     uint64 // of databases
 	Took     time.Duration
-	Last     time.Time // minute
 }
 
 // Done is how often something was handed out or done.
@@ -39,9 +38,6 @@ func (s *Sum) add(c *cell) {
 	s.Failed += uint64(c.failed)
 	s.Sent, s.Received, s.Rows = s.Sent+c.sent, s.Received+c.received, s.Rows+c.rows
 	s.Took += time.Duration(c.took) * time.Microsecond
-	if at := c.time(); at.After(s.Last) {
-		s.Last = at
-	}
 }
 
 // A cell is what one identity did with one credential in one minute.

@@ -63,7 +63,8 @@ func (f agents) identities() []string {
 	for _, l := range f.Leases {
 		all[l.SPIFFEID] = true
 	}
-	delete(all, "")
+	delete(all, "") // those that were refused
+	delete(all, history.Others)
 	return slices.SortedFunc(maps.Keys(all), func(a, b string) int {
 		return cmp.Or(
 			cmp.Compare(min(1, len(f.Seen.Running[b])), min(1, len(f.Seen.Running[a]))),

@@ -3,6 +3,7 @@ package page
 import (
 	"fmt"
 	"html/template"
+	"regexp"
 	"strconv"
 	"strings"
 	"unicode"
@@ -80,11 +81,12 @@ func escaped(s string) int {
 		return 2
 	case digits > 0 && len(s) >= 2+digits && isHex(s[2:2+digits]):
 		return 2 + digits
-	case strings.HasPrefix(s, `\[+`):
-		return strings.IndexByte(s, ']') + 1
 	}
-	return 0
+	return len(cutMark.FindString(s))
 }
+
+// cutMark is what the log puts where it has cut a text or a list.
+var cutMark = regexp.MustCompile(`^\\\[\+\d{1,20} (bytes|more)\]`)
 
 func isHex(s string) bool {
 	return !strings.ContainsFunc(s, func(r rune) bool { return !strings.ContainsRune("0123456789abcdef", r) })

@@ -171,7 +171,7 @@ func (f *Facts) overview() *model {
 // problems says what is wrong, the worst first.
 func (m *model) problems(f *Facts) {
 	add := func(command, format string, args ...any) {
-		m.Problems = append(m.Problems, problem{label(fmt.Sprintf(format, args...), textLabel), command})
+		m.Problems = append(m.Problems, problem{label(oneLine(fmt.Sprintf(format, args...)), textLabel), command})
 	}
 	if f.Away != "" {
 		add("vouch doctor", "The daemon does not answer: %s. What follows is from its log alone.", f.Away)
@@ -193,14 +193,14 @@ func (m *model) problems(f *Facts) {
 			add("", "%s.", sentence(p))
 		}
 		for _, r := range st.Reminders {
-			m.Notes = append(m.Notes, problem{Text: label(sentence(r)+".", textLabel)})
+			m.Notes = append(m.Notes, problem{Text: label(oneLine(sentence(r)+"."), textLabel)})
 		}
 		if st.Node.State == view.NodeFailed && len(st.Problems) == 0 {
 			add("vouch status --output json", "The machine does not satisfy its appraisal policy, and nothing is issued.")
 		}
 	}
 	if f.Unread != "" {
-		m.Notes = append(m.Notes, problem{label("What credentials allow is not known: "+f.Unread+".", textLabel), "vouch check"})
+		m.Notes = append(m.Notes, problem{label(oneLine("What credentials allow is not known: "+f.Unread+"."), textLabel), "vouch check"})
 	}
 	m.Fine = "Nothing is wrong that vouchd knows of."
 	if f.Copied {
@@ -210,6 +210,9 @@ func (m *model) problems(f *Facts) {
 
 // muchLess is more than a log grows between a question to the daemon and a look at it.
 const muchLess = 10_000
+
+// oneLine puts the lines of a message behind each other.
+func oneLine(s string) string { return strings.ReplaceAll(strings.TrimSpace(s), "\n", "; ") }
 
 func sentence(s string) string {
 	s = strings.TrimSuffix(s, ".")
@@ -272,6 +275,16 @@ func (f *Facts) machine() (list []fact) {
 		add("TPM", ek, "", false)
 		if e := st.Node.Enrolment; e != nil {
 			add("Enrolled", "by root "+short(e.RootSHA256)+", until "+clock(f.Now, e.NotAfter), "", false)
+		}
+		if v := st.Authority.Vault; v != nil {
+			said := "until " + clock(f.Now, v.NotAfter) + ", by " + v.Address
+			if v.Serial == "" {
+				said = "not yet, by " + v.Address
+			}
+			if v.Error != "" {
+				said += "; " + v.Error
+			}
+			add("Certified", said, "", v.Error != "")
 		}
 		if a := st.Authority; a.IssuingCAKeyID != "" {
 			add("Issuing CA", short(a.IssuingCAKeyID)+", until "+clock(f.Now, a.IssuingCANotAfter), "", false)

@@ -70,18 +70,18 @@ func TestProblemsComeFirstWithTheirCommands(t *testing.T) {
 	t.Parallel()
 	p := overviewOf(t, func(f *Facts) {
 		f.Away, f.Entries, f.Leases = "connection refused", nil, nil
-		f.Daemon.Problems = []string{"the log is not anchored in the TPM"}
+		f.Daemon.Problems = []string{"the log is not anchored in the TPM", "a.yaml:1: no\nb.yaml:2: nor this"}
 		f.Verified = Verification{Done: noon, Report: &reader.Report{Verdict: "the log does not hold: counter-gap"}}
 		f.Seen.State.Err = fmt.Errorf("reading attestation log: permission denied")
 		f.Daemon.Reminders = []string{"rotate it"}
 		f.Daemon.Log.Records, f.Seen.State.Next = 5, 20_000
 	})
-	says(t, p, "5 problems Problem The daemon does not answer: connection refused. What follows is from its log alone. vouch doctor",
-		"The log does not verify: the log does not hold: counter-gap. vouch log verify --live", "The daemon's log has 5 records, and 20,000 were read: it was begun anew.", "The log is not anchored in the TPM.", "Reminder Rotate it.", "Leases Only the daemon knows.")
+	says(t, p, "6 problems Problem The daemon does not answer: connection refused. What follows is from its log alone. vouch doctor",
+		"The log does not verify: the log does not hold: counter-gap. vouch log verify --live", "The daemon's log has 5 records, and 20,000 were read: it was begun anew.", "The log is not anchored in the TPM.", "A.yaml:1: no; b.yaml:2: nor this.", "Reminder Rotate it.", "Leases Only the daemon knows.")
 	if at := strings.Index(p, `id="problems"`); at < 0 || at > strings.Index(p, `id="agents"`) {
 		t.Error("they do not come first")
 	}
-	if !strings.Contains(p, "<title>(5) h") {
+	if !strings.Contains(p, "<title>(6) h") {
 		t.Error("the title does not count them")
 	}
 }
@@ -155,7 +155,7 @@ func TestHostileTextIsVisibleAndNoMarkup(t *testing.T) {
 			f.Host, f.Log, f.Away, f.Unread = text, text, text, text
 			f.Daemon = &view.Status{Version: text, TrustDomain: text, Problems: []string{text}, Reminders: []string{text},
 				TPM: view.TPMStatus{EKSHA256: text}, Node: view.NodeStatus{State: view.NodePassed, Policy: text, Enrolment: &view.Enrolment{RootSHA256: text}},
-				Authority: view.AuthorityStatus{IssuingCAKeyID: text}, Log: view.LogStatus{RootSHA256: text, Witnesses: []view.WitnessStatus{{Name: text, Error: text}}}}
+				Authority: view.AuthorityStatus{IssuingCAKeyID: text, Vault: &view.VaultStatus{Address: text, Error: text}}, Log: view.LogStatus{RootSHA256: text, Witnesses: []view.WitnessStatus{{Name: text, Error: text}}}}
 			f.Entries = []view.Entry{{SPIFFEID: id, Credentials: []string{text}, Selectors: []string{text}, Position: text, Disabled: &view.Disabled{Reason: text}}}
 			f.Leases = []view.Lease{{SPIFFEID: id, Credential: text, State: text, Bind: text, Unit: text, Upstream: text, Handle: text, Revocation: text, Reason: text, Failure: text}}
 			f.Defined = []Credential{{Name: text, Kind: text, Upstream: text, Description: text, Gives: text, Rules: []Rule{{Name: text, What: text, Further: text}}}}
@@ -214,6 +214,7 @@ func TestLabels(t *testing.T) {
 		{"no UTF-8", "\xff\xfe", `<bdi><span class="esc">\xff</span><span class="esc">\xfe</span></bdi>`},
 		{"no escape", `\xZZ\u12\`, `<bdi>\xZZ\u12\</bdi>`},
 		{"a cut by the log", `ab\[+12 bytes]`, `<bdi>ab<span class="esc">\[+12 bytes]</span></bdi>`},
+		{"no cut by the log", "\\[+\x01]", `<bdi>\[+<span class="esc">\x01</span>]</bdi>`},
 		{"another script", "שלום", "<bdi>שלום</bdi>"},
 		{"marks upon marks", "a\u0301\u0301\u0301\u0301\u0301", "<bdi>a\u0301\u0301\u0301" + `<span class="esc">\u0301</span><span class="esc">\u0301</span></bdi>`},
 		{"too long", "abcdefghijklm", `<bdi>abcdefghij<span class="cut">… 3 more</span></bdi>`},
