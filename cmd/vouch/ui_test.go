@@ -96,6 +96,28 @@ func (s *shown) shows(path string, wants ...string) {
 	}
 }
 
+// refusesAnotherUser has nobody ask for the page, with the cookie.
+func (s *shown) refusesAnotherUser() {
+	s.t.Helper()
+	const nobody = 65534
+	request := fmt.Sprintf("GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\nCookie: %s\r\n\r\n", s.base.Path, s.base.Host, s.http.Jar.Cookies(s.base)[0])
+	script := `exec 3<>/dev/tcp/127.0.0.1/$0 && cat >&3; cat <&3`
+	ask := func(uid uint32) string {
+		cmd := exec.Command("bash", "-c", script, s.base.Port())
+		cmd.Stdin = strings.NewReader(request)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		out, _ := cmd.Output() // it fails where nobody answers
+		return string(out)
+	}
+	if out := ask(uint32(os.Getuid())); !strings.Contains(out, "200 OK") {
+		s.t.Errorf("this user is told %q", out)
+	}
+	if out := ask(nobody); out != "" {
+		s.t.Errorf("nobody is told %q", out)
+	}
+	s.said.Wait(s.t, fmt.Sprintf("refused a connection of nobody (user %d)", nobody))
+}
+
 // TestThePageShowsWhatAnAgentDid: it fetched, was refused, leased and called.
 func TestThePageShowsWhatAnAgentDid(t *testing.T) {
 	t.Parallel()
@@ -143,6 +165,7 @@ func TestThePageShowsWhatAnAgentDid(t *testing.T) {
 	if text := s.text("") + s.text("agent?id=spiffe://example.org/agent"); strings.Contains(text, proxytest.Secret) {
 		t.Error("the page has the secret")
 	}
+	s.refusesAnotherUser()
 	close(held)
 	<-under
 	s.shows("", `Calls under way No call is under way`)
