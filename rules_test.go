@@ -89,6 +89,9 @@ var mayImport = map[string][]string{
 	"credential/vault/server":          nil,
 	"credential/oauth2/oauth2test":     nil,
 	"credential/dotenv":                {"secret"},
+	"inventory":                        {"inventory/text", "redact", "secret"},
+	"inventory/scan":                   {"inventory", "secret"},
+	"inventory/text":                   nil,
 }
 
 // mayUse is which packages may import a module that belongs in one place.

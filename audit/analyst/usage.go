@@ -17,9 +17,11 @@ type Usage struct {
 	From       time.Time        `json:"from,omitzero"`  // as asked for
 	Until      time.Time        `json:"until,omitzero"` //
 	Records    uint64           `json:"records"`
-	Boot       []BootState      `json:"boot"`              // the state as the time begins, and each change
-	Identities []*IdentityUsage `json:"identities"`        // by SPIFFE ID
-	Secrets    []*SecretUsage   `json:"secrets,omitempty"` // by name
+	Boot       []BootState      `json:"boot"`               // the state as the time begins, and each change
+	Identities []*IdentityUsage `json:"identities"`         // by SPIFFE ID
+	Secrets    []*SecretUsage   `json:"secrets,omitempty"`  // by name
+	Inventory  time.Time        `json:"inventory,omitzero"` // when it was taken
+	Static     []StaticSecret   `json:"static_secrets,omitempty"`
 	Unmatched  uint64           `json:"denied_without_identity"`
 	Left       uint64           `json:"records_left_out,omitempty"`     // of identities and leases beyond the first so many
 	BootLeft   uint64           `json:"boot_states_left_out,omitempty"` // beyond the first so many

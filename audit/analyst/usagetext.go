@@ -22,6 +22,7 @@ func (u *Usage) WriteText(w io.Writer, zone *time.Location) error {
 	for _, s := range u.Secrets {
 		t.printf("\n%s\n", s.text(u.end, zone))
 	}
+	t.static(u)
 	if u.Left > 0 {
 		t.printf("\n%d records are left out: there are more identities or leases than this report holds\n", u.Left)
 	}
@@ -103,6 +104,18 @@ func (t *usageText) identity(id *IdentityUsage) {
 	}
 	for _, a := range id.Anomalies {
 		t.printf("  ! %s\n", a)
+	}
+}
+
+// static is what an inventory has of secrets that nobody has changed for long.
+func (t *usageText) static(u *Usage) {
+	if u.Inventory.IsZero() {
+		return
+	}
+	t.printf("\nstatic secrets outside of vouchd that are older than %d days, or %d if shared or broad: %d (inventory of %s)\n",
+		staticDays, broadDays, len(u.Static), t.time(u.Inventory))
+	for i := range u.Static {
+		t.printf("%s\n", u.Static[i].text())
 	}
 }
 

@@ -23,6 +23,7 @@ var asks = map[string][]string{
 	"authority approve": nil, "authority approve-boot": nil, "authority init": nil, "authority list": nil, "authority revoke": nil,
 	"aws-credential-process": {"x", "--timeout", "2s"},
 	"bundle jwks":            {}, "bundle openid-configuration": {"--issuer", "https://example.org"}, "bundle spiffe": {},
+	"bugreport":         nil, // asks, and does without an answer
 	"check":             nil,
 	"docker-credential": {"get", "--timeout", "2s", "<", "https://example.org"},
 	"doctor":            {},
@@ -34,6 +35,7 @@ var asks = map[string][]string{
 	"git-credential":   {"get", "--timeout", "2s", "<", "protocol=https\nhost=example.org\n\n"},
 	"hash":             nil,
 	"identity disable": {"spiffe://example.org/a"}, "identity enable": {"spiffe://example.org/a"},
+	"inventory":          nil,
 	"kubectl-credential": {"--cluster", "https://example.org", "--timeout", "2s"},
 	"lease list":         {}, "lease revoke": {"--all"},
 	"log archive": nil, "log consistency": nil, "log explain": nil, "log prove": nil, "log report": nil, "log restart": nil, "log show": nil,

@@ -16,7 +16,9 @@ import (
 	"github.com/vouchd/vouchd/cmd/vouch/admin"
 	"github.com/vouchd/vouchd/cmd/vouch/agent"
 	"github.com/vouchd/vouchd/cmd/vouch/auditor"
+	"github.com/vouchd/vouchd/cmd/vouch/bugreport"
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/cmd/vouch/inventory"
 	"github.com/vouchd/vouchd/cmd/vouch/sandbox"
 	"github.com/vouchd/vouchd/cmd/vouch/svid"
 	"github.com/vouchd/vouchd/cmd/vouch/ui"
@@ -58,7 +60,8 @@ Exit codes: 0 success, 1 failed, 2 wrong usage.`,
 	root.AddCommand(agent.Commands(&o)...)
 	root.AddCommand(admin.Commands(&o)...)
 	root.AddCommand(auditor.Commands(&o)...)
-	root.AddCommand(newNode(&o), newPolicy(&o), newVersion(&o), svid.New(&o), ui.New(&o))
+	root.AddCommand(inventory.Commands(&o)...)
+	root.AddCommand(newNode(&o), newPolicy(&o), newVersion(&o), svid.New(&o), bugreport.New(&o), ui.New(&o))
 	o.Complete(root)
 	for _, cmd := range root.Commands() {
 		cli.Strict(cmd)

@@ -131,20 +131,29 @@ func recordNumber(s string) (uint64, error) {
 
 func newLogReport(o *cli.Options) *cobra.Command {
 	var q query
+	var taken string
 	cmd := &cobra.Command{
 		Use:   "report [LOG]",
 		Short: "Summarise what each identity received and used",
 		Long: `Report shows, for a time, what each identity was given, by which programs, for whom and
 how often, how it went, what was used of it and what never was, what changed in the
 machine's boot state, and what looks unusual. What became of a grant of that time is
-told also if it was recorded later. It does not verify proofs.`,
+told also if it was recorded later. It does not verify proofs.
+
+With --inventory it also shows the static secrets of that run of vouch inventory that are
+older than 90 days, or 30 if they lie in several places, others than their owner can read
+them, or they may do more than one program needs, and who could read them.`,
 		Example: `  vouch log report --since 720h
+  vouch log report --since 720h --inventory today.json
   vouch log report --from "2026-11-26 10:00" --until "2026-11-26 11:00" log.tar
   vouch log report --credential warehouse --output csv ./copy-of-log`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := q.resolve(time.Now(), o.Output); err != nil {
 				return err
+			}
+			if taken != "" && o.Output == "csv" {
+				return cli.Usagef("--inventory has no place in CSV; its own is that of: vouch inventory --output csv")
 			}
 			fsys, _, done, err := OpenLog(o, args)
 			if err != nil {
@@ -155,6 +164,11 @@ told also if it was recorded later. It does not verify proofs.`,
 			if err != nil {
 				return err
 			}
+			if taken != "" {
+				if err := addInventory(cmd, u, taken); err != nil {
+					return err
+				}
+			}
 			if o.Output == "csv" {
 				return u.WriteCSV(cmd.OutOrStdout())
 			}
@@ -162,6 +176,7 @@ told also if it was recorded later. It does not verify proofs.`,
 		},
 	}
 	q.flags(cmd)
+	cmd.Flags().StringVar(&taken, "inventory", "", "a `file` with the JSON of vouch inventory, for the static secrets in it")
 	outputs(o, cmd)
 	return cmd
 }

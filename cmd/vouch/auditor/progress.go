@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,65 +15,34 @@ import (
 // A progress says on a terminal how much of what is verified was read. Its zero
 // value, for anything but a terminal, says nothing.
 type progress struct {
-	w    io.Writer    // nil: nobody looks
-	all  atomic.Int64 // bytes
-	read atomic.Int64
+	looked bool         // somebody looks
+	all    atomic.Int64 // bytes
+	read   atomic.Int64
 }
 
-// How soon and how often progress shows.
-const (
-	progressAfter = time.Second
-	progressEvery = 250 * time.Millisecond
-)
+// progressAfter is how soon progress shows.
+const progressAfter = time.Second
 
 // startProgress shows progress until stop is called, if standard error is a
 // terminal.
 func startProgress(cmd *cobra.Command) (p *progress, stop func()) {
-	p = new(progress)
-	if !cli.IsTerminal(cmd.ErrOrStderr()) {
-		return p, func() {}
-	}
-	p.w = cmd.ErrOrStderr()
-	ended := make(chan struct{})
-	var showing sync.WaitGroup
-	showing.Go(func() { p.run(ended) })
-	return p, func() {
-		close(ended)
-		showing.Wait()
-	}
+	p = &progress{looked: cli.IsTerminal(cmd.ErrOrStderr())}
+	return p, cli.Progress(cmd, progressAfter, p.said)
 }
 
-func (p *progress) run(ended <-chan struct{}) {
-	wait := time.NewTimer(progressAfter)
-	defer wait.Stop()
-	shown := false
-	for {
-		select {
-		case <-wait.C:
-			p.show()
-			shown = true
-			wait.Reset(progressEvery)
-		case <-ended:
-			if shown {
-				fmt.Fprint(p.w, "\r\x1b[K") // leaves nothing behind
-			}
-			return
-		}
-	}
-}
-
-func (p *progress) show() {
+// said is how far it is, nothing if that is not known yet.
+func (p *progress) said() string {
 	read, all := p.read.Load(), p.all.Load()
 	if all == 0 {
-		return
+		return ""
 	}
-	fmt.Fprintf(p.w, "\r\x1b[Kverifying: %d%% of %d MiB", min(99, read*100/all), max(1, all>>20))
+	return fmt.Sprintf("verifying: %d%% of %d MiB", min(99, read*100/all), max(1, all>>20))
 }
 
 // of returns a file system whose reading counts, for a log whose files are all to
 // be read.
 func (p *progress) of(fsys fs.FS) fs.FS {
-	if p.w == nil {
+	if !p.looked {
 		return fsys
 	}
 	fs.WalkDir(fsys, ".", func(_ string, d fs.DirEntry, err error) error {
