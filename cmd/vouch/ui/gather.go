@@ -93,7 +93,7 @@ func lastOf(fsys fs.FS) (time.Time, error) {
 	return last, nil
 }
 
-// follow reads the log, and verifies it as the page is looked at, until the context ends.
+// follow reads the log, and verifies it from time to time, until the context ends.
 func (s *source) follow(ctx context.Context) {
 	var both sync.WaitGroup
 	both.Go(func() { s.history.Follow(ctx, s.open) })
