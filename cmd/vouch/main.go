@@ -23,6 +23,7 @@ import (
 	"github.com/vouchd/vouchd/cmd/vouch/inventory"
 	"github.com/vouchd/vouchd/cmd/vouch/sandbox"
 	"github.com/vouchd/vouchd/cmd/vouch/svid"
+	"github.com/vouchd/vouchd/cmd/vouch/ui"
 	"github.com/vouchd/vouchd/packaging/version"
 	"github.com/vouchd/vouchd/secret"
 )
@@ -62,7 +63,7 @@ Exit codes: 0 success, 1 failed, 2 wrong usage.`,
 	root.AddCommand(admin.Commands(&o)...)
 	root.AddCommand(auditor.Commands(&o)...)
 	root.AddCommand(inventory.Commands(&o)...)
-	root.AddCommand(newNode(&o), newPolicy(&o), newVersion(&o), svid.New(&o), bugreport.New(&o), drill.New(&o), newBundle(&o))
+	root.AddCommand(newNode(&o), newPolicy(&o), newVersion(&o), svid.New(&o), bugreport.New(&o), drill.New(&o), newBundle(&o), ui.New(&o))
 	o.Complete(root)
 	for _, cmd := range root.Commands() {
 		cli.Strict(cmd)

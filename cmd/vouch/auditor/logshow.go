@@ -41,7 +41,7 @@ It checks the records' form only; vouch log verify checks the proofs.`,
 			if err := q.resolve(time.Now(), o.Output); err != nil {
 				return err
 			}
-			fsys, _, done, err := logFS(o, args)
+			fsys, _, done, err := OpenLog(o, args)
 			if err != nil {
 				return err
 			}

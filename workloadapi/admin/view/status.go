@@ -137,6 +137,7 @@ type Entry struct {
 	DNSNames     []string `json:"dns_names,omitempty"`     // of X509-SVIDs
 	CommonName   string   `json:"cn,omitempty"`
 	Hint         string   `json:"hint,omitempty"`
+	Credentials  []string `json:"credentials,omitempty"` // names of those it may lease
 
 	FederatesWith []string `json:"federates_with,omitempty"` // trust domains whose bundles it is given
 
