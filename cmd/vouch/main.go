@@ -18,6 +18,7 @@ import (
 	"github.com/vouchd/vouchd/cmd/vouch/auditor"
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
 	"github.com/vouchd/vouchd/cmd/vouch/inventory"
+	"github.com/vouchd/vouchd/cmd/vouch/migrate"
 	"github.com/vouchd/vouchd/cmd/vouch/sandbox"
 	"github.com/vouchd/vouchd/packaging/version"
 	"github.com/vouchd/vouchd/secret"
@@ -58,6 +59,7 @@ Exit codes: 0 success, 1 failed, 2 wrong usage.`,
 	root.AddCommand(admin.Commands(&o)...)
 	root.AddCommand(auditor.Commands(&o)...)
 	root.AddCommand(inventory.Commands(&o)...)
+	root.AddCommand(migrate.Commands(&o)...)
 	root.AddCommand(newNode(&o), newPolicy(&o))
 	for _, cmd := range root.Commands() {
 		cli.Strict(cmd)

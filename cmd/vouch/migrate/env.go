@@ -1,4 +1,6 @@
-package admin
+// Package migrate moves static secrets out of files: it has the daemon seal them, writes
+// definitions for review, and leaves handles in their places.
+package migrate
 
 import (
 	"bytes"
@@ -25,13 +27,14 @@ import (
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
-func newMigrate(o *cli.Options) *cobra.Command {
+// Commands returns the commands.
+func Commands(o *cli.Options) []*cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "migrate",
 		Short: "Move static secrets out of files",
 	}
 	cmd.AddCommand(newMigrateEnv(o))
-	return cmd
+	return []*cobra.Command{cmd}
 }
 
 // handlePrefix begins a value that stands for a credential: its name follows,
