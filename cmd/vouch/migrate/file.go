@@ -1,0 +1,222 @@
+package migrate
+
+import (
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vouchd/vouchd/inventory"
+)
+
+// maxLen bounds a file that is migrated, in bytes.
+const maxLen = inventory.MaxLen
+
+// A file is one to migrate, as it was when it was opened. Its directory is held open, so
+// that whoever owns a part of the path cannot have another file written.
+type file struct {
+	path string // its real one
+	name string // in dir
+	dir  *os.File
+	stat unix.Stat_t
+	data []byte
+}
+
+// openFile reads a file that is neither a link nor has other names.
+func openFile(path string) (*file, error) {
+	f, err := findFile(path)
+	if err != nil {
+		return nil, err
+	}
+	f.data, f.stat, err = f.read()
+	if err != nil {
+		f.close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// findFile opens the directory of a file, which need not be there.
+func findFile(path string) (*file, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := openDir(filepath.Dir(abs))
+	if err != nil {
+		return nil, err
+	}
+	real, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()))
+	if err != nil {
+		dir.Close()
+		return nil, err
+	}
+	name := filepath.Base(abs)
+	return &file{path: filepath.Join(real, name), name: name, dir: dir}, nil
+}
+
+// maxLinks bounds the links that a path leads through, as the kernel does.
+const maxLinks = 40
+
+// openDir opens a directory by its parts. A link on the way is followed only if it is
+// root's or the caller's own, and in a directory that is theirs: where another user could
+// put one, it could lead anywhere.
+func openDir(path string) (*os.File, error) {
+	at, err := unix.Open("/", unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	fail := func(err error) (*os.File, error) {
+		unix.Close(at)
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	links := 0
+	for rest := strings.Trim(path, "/"); rest != ""; {
+		part, after, _ := strings.Cut(rest, "/")
+		rest = strings.TrimLeft(after, "/")
+		var st unix.Stat_t
+		if err := unix.Fstatat(at, part, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return fail(err)
+		}
+		if st.Mode&unix.S_IFMT == unix.S_IFLNK {
+			target, err := trustedLink(at, part, &st)
+			if err == nil && links >= maxLinks {
+				err = unix.ELOOP
+			}
+			if err != nil {
+				return fail(err)
+			}
+			links++
+			if filepath.IsAbs(target) {
+				root, err := unix.Open("/", unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_RDONLY, 0)
+				if err != nil {
+					return fail(err)
+				}
+				unix.Close(at)
+				at = root
+			}
+			rest = strings.TrimLeft(target+"/"+rest, "/")
+			continue
+		}
+		next, err := unix.Openat(at, part, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_RDONLY, 0)
+		if errors.Is(err, unix.EACCES) { // it may be passed through
+			next, err = unix.Openat(at, part, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_PATH, 0)
+		}
+		if err != nil {
+			return fail(err)
+		}
+		unix.Close(at)
+		at = next
+	}
+	return os.NewFile(uintptr(at), path), nil
+}
+
+// trustedLink returns where a link leads.
+func trustedLink(dir int, name string, link *unix.Stat_t) (string, error) {
+	ours := func(uid uint32) bool { return uid == 0 || int(uid) == os.Geteuid() }
+	var in unix.Stat_t
+	if err := unix.Fstat(dir, &in); err != nil {
+		return "", err
+	}
+	if !ours(link.Uid) || !ours(in.Uid) || in.Mode&0o022 != 0 && in.Mode&unix.S_ISVTX == 0 {
+		return "", fmt.Errorf("%s in it is a link of user %d, who could have it lead anywhere; name the file by its real path", name, link.Uid)
+	}
+	target := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(dir, name, target)
+	return string(target[:max(n, 0)]), err
+}
+
+func (f *file) close() {
+	f.dir.Close()
+	clear(f.data)
+}
+
+// read reads what is there now under the file's name.
+func (f *file) read() (data []byte, st unix.Stat_t, err error) {
+	fd, err := unix.Openat(int(f.dir.Fd()), f.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ELOOP) {
+		return nil, st, fmt.Errorf("%s is a symbolic link; name the file it points to", f.path)
+	}
+	if err != nil {
+		return nil, st, &os.PathError{Op: "open", Path: f.path, Err: err}
+	}
+	in := os.NewFile(uintptr(fd), f.path)
+	defer in.Close()
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, st, err
+	}
+	switch {
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return nil, st, fmt.Errorf("%s is not a regular file", f.path)
+	case st.Nlink != 1:
+		return nil, st, fmt.Errorf("%s has %d hard links, and the secrets would stay in the others; find and remove them first: find / -xdev -samefile %[1]s", f.path, st.Nlink)
+	}
+	data, err = io.ReadAll(io.LimitReader(in, maxLen+1))
+	if err == nil && len(data) > maxLen {
+		err = fmt.Errorf("%s is larger than %d bytes, too large for a file of settings", f.path, maxLen)
+	}
+	return data, st, err
+}
+
+// unchanged returns an error unless the file is the one that was read, with the same in it.
+func (f *file) unchanged() error {
+	now, st, err := f.read()
+	if err != nil {
+		return err
+	}
+	defer clear(now)
+	if st.Dev != f.stat.Dev || st.Ino != f.stat.Ino || !bytes.Equal(f.data, now) {
+		return fmt.Errorf("%s changed in the meantime and was left alone; run this again", f.path)
+	}
+	return nil
+}
+
+// replace has the file hold other data, with its owner, mode and access list, if it has
+// not changed since it was read. It returns once that survives a crash.
+func (f *file) replace(data []byte) error {
+	temp := "." + f.name + "." + rand.Text()[:8]
+	dir := int(f.dir.Fd())
+	fd, err := unix.Openat(dir, temp, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return &os.PathError{Op: "create", Path: filepath.Join(filepath.Dir(f.path), temp), Err: err}
+	}
+	defer unix.Unlinkat(dir, temp, 0) // no effect once renamed
+	out := os.NewFile(uintptr(fd), temp)
+	_, err = out.Write(data)
+	err = errors.Join(err, out.Chown(int(f.stat.Uid), int(f.stat.Gid)), f.copyACL(fd), unix.Fchmod(fd, f.stat.Mode&0o7777), out.Sync(), out.Close())
+	if err == nil {
+		err = f.unchanged()
+	}
+	if err == nil {
+		err = unix.Renameat(dir, temp, dir, f.name)
+	}
+	if err != nil {
+		return fmt.Errorf("replacing %s: %w", f.path, err)
+	}
+	return unix.Fsync(dir)
+}
+
+// copyACL gives a new file the access list of the old one, if that has one.
+func (f *file) copyACL(to int) error {
+	const name = "system.posix_acl_access"
+	from, err := unix.Openat(int(f.dir.Fd()), f.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(from)
+	list := make([]byte, 64<<10)
+	n, err := unix.Fgetxattr(from, name, list)
+	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.EOPNOTSUPP) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return unix.Fsetxattr(to, name, list[:n], 0)
+}
