@@ -3,6 +3,8 @@ package audit
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 )
 
@@ -52,6 +54,9 @@ func (e Event) Known() bool {
 	_, known := events[e]
 	return known
 }
+
+// Events returns every event that can be recorded, by name.
+func Events() []Event { return slices.Sorted(maps.Keys(events)) }
 
 // OfLog tells whether only the log itself records the event.
 func (e Event) OfLog() bool { return events[e] }

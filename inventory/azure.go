@@ -33,6 +33,7 @@ var azureFinder = finder{
 		return err
 	},
 	replace: migrateFile,
+	hint:    func(place) string { return "a broker needs no key: federation, in docs/brokers.md" },
 }
 
 func (r *reader) azureLeaf(leaves []text.Leaf, l text.Leaf) {

@@ -27,10 +27,26 @@ var ciFinder = finder{
 	},
 	read:    func(r *reader) error { r.loose(); return nil },
 	replace: migrateFile,
+	hint: func(p place) string {
+		at := "with the pipeline's own secrets"
+		switch {
+		case slices.Contains(p.all, ".github"):
+			at = "with gh secret set"
+		case strings.HasSuffix(p.name, ".gitlab-ci.yml") || slices.Contains(p.all, ".gitlab"):
+			at = "as a masked variable (Settings, CI/CD, Variables)"
+		case p.dir == ".circleci":
+			at = "in a context (Organization Settings, Contexts)"
+		case strings.HasPrefix(strings.ToLower(p.name), "azure-pipelines"):
+			at = "in a variable group, as a secret"
+		case strings.HasPrefix(strings.ToLower(p.name), "jenkinsfile"):
+			at = "with Jenkins' credentials, which credentials() reads"
+		}
+		return "rotate it, and keep the new one " + at + "; it stays in the history of the repository"
+	},
 }
 
 // looseLine is NAME: VALUE or NAME=VALUE anywhere in a line.
-var looseLine = regexp.MustCompile(`["']?([A-Za-z_][A-Za-z0-9_.-]{0,100})["']?[ \t]*(?::=|=>|[:=])[ \t]*["']?([^\s"'#,;]{4,1000})`)
+var looseLine = regexp.MustCompile(`["']?([A-Za-z_][A-Za-z0-9_.-]*)["']?[ \t]*(?::=|=>|[:=])[ \t]*["']?([^\s"'#,;]+)`)
 
 // loose considers text that anybody may have written as an example: what has a vendor's
 // shape, and what is random and named as a secret.
@@ -63,7 +79,7 @@ func (r *reader) loose() {
 func (r *reader) shapes() {
 	for _, found := range redact.Find(r.data) {
 		value := r.data[found.Start:found.End]
-		made := found.Shape == "private-key" || found.Shape == "jwt" // by everybody, and so by tests
+		made := found.Shape == "private-key" || found.Shape == "jwt" || found.Shape == "age-key" // by everybody, and so by tests
 		if len(r.found) >= maxFindings {
 			return
 		}
@@ -74,13 +90,24 @@ func (r *reader) shapes() {
 	}
 }
 
-var lastName = regexp.MustCompile(`([A-Za-z_][A-Za-z0-9_.-]{0,100})["']?[ \t]*[:=][^:=]*$`)
+// mostName bounds the name of a value in text.
+const mostName = 100
 
 // nameBefore returns what a value is assigned to, if that is on its line.
 func (r *reader) nameBefore(at int) string {
-	from := bytes.LastIndexByte(r.data[max(0, at-300):at], '\n') + 1 + max(0, at-300)
-	if m := lastName.FindSubmatch(r.data[from:at]); m != nil {
-		return string(m[1])
+	line := r.data[max(0, at-3*mostName):at]
+	line = line[bytes.LastIndexByte(line, '\n')+1:]
+	end := bytes.LastIndexAny(line, ":=")
+	if end < 0 {
+		return "text"
 	}
-	return "text"
+	line = bytes.TrimRight(line[:end], " \t\"':=")
+	start := len(line)
+	for start > 0 && len(line)-start < mostName && (isWordChar(line[start-1]) || line[start-1] == '-' || line[start-1] == '.') {
+		start--
+	}
+	if start == len(line) {
+		return "text"
+	}
+	return string(line[start:])
 }

@@ -82,16 +82,20 @@ var (
 		"testdata", "test-data", "test_data", "test-fixtures", "fixture", "fixtures", "__tests__", "__fixtures__", "mocks", "__mocks__",
 		"example", "examples", "sample", "samples", "node_modules", "vendor", "site-packages", "dist-packages", "bower_components", "third_party", "third-party",
 	}
-	testDirs = []string{"test", "tests", "testing", "spec", "specs", "mock", "e2e", "testsuite", "integration-tests", "docs", "doc", "demo", "demos", "website", "unittests"}
+	testDirs = []string{"test", "tests", "testing", "spec", "specs", "mock", "e2e", "testsuite", "integration", "integration-tests", "docs", "doc", "demo", "demos", "website", "unittests"}
 )
 
 func (p place) hasDir(names []string) bool {
 	return slices.ContainsFunc(p.all[:len(p.all)-1], func(dir string) bool { return slices.Contains(names, strings.ToLower(dir)) })
 }
 
-// isTestData reports whether a key is one that tests are made with.
+// isTestData reports whether a key is one that tests are made with, or in one.
 func (p place) isTestData() bool {
-	return p.hasDir(foreignDirs) || p.hasDir(testDirs) || slices.ContainsFunc(p.all[:len(p.all)-1], func(dir string) bool {
-		return strings.HasSuffix(dir, "test") && dir != "latest" || strings.HasSuffix(dir, "tests")
+	return testProgram.MatchString(p.name) || p.hasDir(foreignDirs) || p.hasDir(testDirs) || slices.ContainsFunc(p.all[:len(p.all)-1], func(dir string) bool {
+		return strings.HasSuffix(dir, "test") && dir != "latest" || strings.HasSuffix(dir, "tests") || testKeys.MatchString(dir)
 	})
 }
+
+var testProgram = regexp.MustCompile(`(?i)[_.](test|tests|spec)[.][a-z]{1,4}$|^test_.*[.]py$|^conftest[.]py$`)
+
+var testKeys = regexp.MustCompile(`(?i)^tests?[-_]?(certs?|keys?|data|files|fixtures|tls|ssl|pki)$`)

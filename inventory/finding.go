@@ -51,6 +51,13 @@ const (
 	Owner    = "owner"
 )
 
+// How long a secret works.
+const (
+	Static  = "static"  // until somebody changes it
+	Expires = "expires" // until a time that its own text says
+	Leased  = "leased"  // no secret stands there: vouchd is asked for it
+)
+
 // A Finding is a secret at one place.
 type Finding struct {
 	Kind string `json:"kind"`
@@ -74,12 +81,16 @@ type Finding struct {
 	// until package scan has read it; Start and End are the name's then.
 	File string `json:"file,omitempty"`
 
+	// State is how long it works; package scan fills it in.
+	State string `json:"state,omitempty"`
 	// Leased is that a handle or a program of vouchd stands there, and so no secret.
 	Leased bool `json:"leased,omitempty"`
 	// Expires is when it ends to work, if the value itself says so.
 	Expires time.Time `json:"expires,omitzero"`
 	Broad   string    `json:"broad,omitempty"` // why it may do more than one program needs
 	Replace string    `json:"replace"`         // the command that replaces it, or what to do if there is none
+
+	Hint string `json:"hint,omitempty"` // what else is to do, or better
 
 	// Of the file that holds it; package scan fills them in.
 	Owner    string    `json:"owner,omitempty"`
@@ -94,5 +105,16 @@ type Finding struct {
 	Places int `json:"places,omitempty"` // in how many places the same secret lies, this one included
 }
 
+// StateOf returns how long the secret works.
+func (f *Finding) StateOf() string {
+	switch {
+	case f.Leased:
+		return Leased
+	case !f.Expires.IsZero():
+		return Expires
+	}
+	return Static
+}
+
 // Static reports whether the secret works until somebody changes it.
-func (f *Finding) Static() bool { return !f.Leased && f.Expires.IsZero() }
+func (f *Finding) Static() bool { return f.StateOf() == Static }

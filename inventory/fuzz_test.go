@@ -52,7 +52,7 @@ func FuzzReadFile(f *testing.F) {
 				if one.Start < 0 || one.End < one.Start || one.End > len(data) || one.Line < 0 || one.Line > 1+bytes.Count(data, []byte("\n")) {
 					t.Errorf("bytes %d to %d, line %d of a file of %d", one.Start, one.End, one.Line, len(data))
 				}
-				for _, shown := range []string{one.Item, one.Path, one.Replace, one.What, one.Broad} {
+				for _, shown := range []string{one.Item, one.Path, one.Replace, one.What, one.Broad, one.Hint} {
 					if strings.ContainsFunc(shown, func(r rune) bool { return !unicode.IsPrint(r) }) {
 						t.Errorf("%q is shown as it is", shown)
 					}

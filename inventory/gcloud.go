@@ -48,6 +48,7 @@ var gcloudFinder = finder{
 		return err
 	},
 	replace: migrateFile,
+	hint:    func(place) string { return "a broker needs no key: federation, in docs/brokers.md" },
 }
 
 // textOf returns the text at a path of a document.

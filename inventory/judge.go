@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/vouchd/vouchd/redact"
 )
@@ -32,7 +33,7 @@ const (
 // isSecret reports whether a value is a secret.
 func isSecret(sure certainty, name string, value []byte) bool {
 	v := bytes.TrimSpace(value)
-	if len(v) < leastExact || len(v) > mostValue || isReference(v) || isPlaceholder(v) {
+	if len(v) < leastExact || len(v) > mostValue || !isText(v) || isReference(v) || isPlaceholder(v) {
 		return false
 	}
 	if sure == exact {
@@ -54,6 +55,11 @@ func isSecret(sure certainty, name string, value []byte) bool {
 		return len(v) >= leastNamed && !isDefault(v)
 	}
 	return len(v) >= leastLoose && isRandom(v)
+}
+
+// isText reports whether a value is what somebody could have typed or pasted.
+func isText(v []byte) bool {
+	return utf8.Valid(v) && !bytes.ContainsFunc(v, func(r rune) bool { return r < ' ' && r != '\t' && r != '\n' && r != '\r' || r == 0x7f })
 }
 
 // accessKeyID is the shape of what AWS calls an access key's ID: a name, which is of use
@@ -82,8 +88,13 @@ func isReference(v []byte) bool {
 	if reference.Match(v) {
 		return true
 	}
-	for _, mark := range []string{"${", "$(", "{{", "<%", "%(", "%{", "((", "__", "[["} {
-		if i := bytes.Index(v, []byte(mark)); i >= 0 && (i == 0 || mark != "__" && mark != "((" && mark != "[[") {
+	for _, mark := range [][2]string{{"${", "}"}, {"$(", ")"}, {"{{", "}}"}, {"<%", "%>"}, {"%(", ")"}, {"%{", "}"}} {
+		if i := bytes.Index(v, []byte(mark[0])); i >= 0 && bytes.Contains(v[i:], []byte(mark[1])) {
+			return true
+		}
+	}
+	for _, mark := range [][2]string{{"((", "))"}, {"__", "__"}, {"[[", "]]"}} {
+		if len(v) > 4 && bytes.HasPrefix(v, []byte(mark[0])) && bytes.HasSuffix(v, []byte(mark[1])) {
 			return true
 		}
 	}
@@ -98,10 +109,10 @@ func isWordChar(c byte) bool {
 	return c == '_' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
 }
 
-// What documents have in the place of a secret. Short words count only where nothing
-// but punctuation is around them: a random value has such in it by chance.
+// What documents have in the place of a secret. Words of up to four letters count only
+// with punctuation around them: a random value has such in it by chance.
 var (
-	placeholderText = regexp.MustCompile(`(?i)change[-_. ]?(me|this|it|in)|replace[-_. ]?(me|this|with)|your[-_. ]?(secure|strong|own|real|password|pass|token|key|secret|api|value|string)|your[-_. ]|[-_. ]your|example|placeholder|dummy|redacted|insert[-_. ]|fill[-_. ]?(in|me)|todo|fixme|xxxx|\*\*\*|\.\.\.|…|(not|no)[-_. ](a[-_. ])?(real|secret|valid|needed|used)|my[-_. ]?(secret|token|password|api|key)|super[-_. ]?secret|(secret|api|access|private|token|auth|pass(word)?)[-_. ]?(key|token|here|goes|value)([-_. ]here)?$|deadbeef|foobar|lorem|012345|123456|234567|abcdef|qwerty`)
+	placeholderText = regexp.MustCompile(`(?i)change[-_. ]?(me|this|it|in)|replace[-_. ]?(me|this|with)|your[-_. ]?(secure|strong|own|real|password|pass|token|key|secret|api|value|string)|your[-_. ]|[-_. ]your|example|placeholder|dummy|redacted|insert[-_. ]|fill[-_. ]?(in|me)|(^|[^a-z0-9])(todo|x{3,})([^a-z0-9]|$)|fixme|x{6}|\*\*\*|\.\.\.|…|(not|no)[-_. ](a[-_. ])?(real|secret|valid|needed|used)|my[-_. ]?(secret|token|password|api|key)|super[-_. ]?secret|(secret|api|access|private|token|auth|pass(word)?)[-_. ]?(key|token|here|goes|value)([-_. ]here)?$|deadbeef|foobar|lorem|012345|123456|234567|abcdef|qwerty`)
 	placeholderWord = regexp.MustCompile(`(?i)(^|[-_.: /@])(sample|test|testing|fake|demo|secret|password|passwd|pass|token|key|none|null|nil|undefined|unset|empty|default|dev|local|foo|bar|baz|here|mock|stub|invalid|unused)([-_.: /@]|[0-9]{0,4}$)`)
 )
 
@@ -111,7 +122,7 @@ func isPlaceholder(v []byte) bool {
 	if !long && placeholderText.Match(v) || len(v) <= 64 && placeholderWord.Match(v) && !isRandomBesides(v) {
 		return true
 	}
-	if long && len(v) < 100 && hasExample(v) {
+	if long && len(v) < 100 && exampleText.Match(v) {
 		return true
 	}
 	for _, known := range wellKnown {
@@ -129,16 +140,7 @@ var wellKnown = []string{
 	"eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwI", // jwt.io
 }
 
-// hasExample reports whether a value of a vendor's shape is one from its documents.
-func hasExample(v []byte) bool {
-	lower := bytes.ToLower(v)
-	for _, word := range []string{"example", "xxxx", "your", "placeholder", "dummy", "changeme", "redacted", "0123456789", "1234567890", "abcdefghij", "fake"} {
-		if bytes.Contains(lower, []byte(word)) {
-			return true
-		}
-	}
-	return false
-}
+var exampleText = regexp.MustCompile(`(?i)example|x{6}|your[-_]|[-_]your|yourkey|yourtoken|placeholder|dummy|changeme|redacted|0123456789|1234567890|abcdefghij|fake[-_]|[-_]fake|fakekey|faketoken`)
 
 // isRandomBesides reports whether a value is random text apart from such a word, as the
 // test keys of vendors are.
@@ -167,7 +169,7 @@ var (
 	plainPath    = regexp.MustCompile(`^(~|\.{1,2})?(/[A-Za-z0-9._@+-]{1,64})+/?$`)
 	plainURL     = regexp.MustCompile(`(?i)^[a-z][a-z0-9+.-]*://[^@\s]*$|^([a-z0-9-]{1,63}[.])+[a-z]{2,12}(:[0-9]{1,5})?(/[^\s@]*)?$`)
 	plainWords   = regexp.MustCompile(`^([a-z]{2,20}|[A-Z]{2,20}|[A-Z][a-z]{1,20})([-_. /:,]([a-z]{1,20}|[A-Z]{1,20}|[A-Z][a-z]{1,20}|[0-9]{1,3}))*$`)
-	mixedWord    = regexp.MustCompile(`^[a-z]+([A-Z][a-z]+)+$`)
+	mixedWord    = regexp.MustCompile(`^[a-z]{2,}([A-Z][a-z]{2,})+$`)
 )
 
 // isPlain reports whether a value is plainly something else: a switch, a number, a path,

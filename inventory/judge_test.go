@@ -40,6 +40,7 @@ GPG_KEY=A035C8C19219BA821ECEA86B64E628F8D684696D
 MAX_TOKENS=4096
 AUTH_METHOD=oauth2
 APP_KEY=
+X_TOKEN=__TOKEN_VALUE__
 JWT_SECRET=changeme123
 COOKIE_SECRET=00000000000000000000000000000000
 ENCRYPTION_KEY=0123456789abcdef0123456789abcdef
@@ -82,11 +83,21 @@ KEYBOARD_LAYOUT=us-intl-4f8Zq1LmN0
 func TestKeysOfTestsAreLeftAlone(t *testing.T) {
 	t.Parallel()
 	for path, want := range map[string]bool{
-		"/x/caddytest/a.key": false, "/x/testdata/a.key": false, "/x/vendor/y/a.pem": false, "/etc/ssh/ssh_host_rsa_key": false,
+		"/x/caddytest/a.key": false, "/x/testcerts/a.key": false, "/usr/local/go/src/crypto/x509/platform_root_key.pem": false, "/x/testserver/a.key": true, "/x/integration/tls/a.key": false, "/x/testdata/a.key": false, "/x/vendor/y/a.pem": false, "/etc/ssh/ssh_host_rsa_key": false,
 		"/etc/ssl/private/ssl-cert-snakeoil.key": false, "/x/latest/a.key": true, "/etc/app/tls.key": true, "/x/deploy_key": true,
 	} {
 		if _, ok := KindOf(path); ok != want {
 			t.Errorf("%s has a kind: %v, want %v", path, ok, want)
+		}
+	}
+}
+
+func TestKeysInTestProgramsAreNoHistory(t *testing.T) {
+	t.Parallel()
+	age := "AGE-SECRET-KEY-1" + strings.Repeat("Q3Z", 20)[:58]
+	for path, want := range map[string]int{"x/age_test.go": 0, "x/test_age.py": 0, "x/age.test.ts": 0, "testdata/a.txt": 0, "x/age.go": 1, "notes.md": 1} {
+		if found, err := ReadFile(History, path, []byte("key := \""+age+"\"\n")); err != nil || len(found) != want {
+			t.Errorf("%s: found %q, %v, want %d", path, items(found), err, want)
 		}
 	}
 }
@@ -96,7 +107,7 @@ func TestSecretIsSeenThoughItIsNoVendorsOwn(t *testing.T) {
 	for name, value := range map[string]string{
 		"DB_PASSWORD": "correct-horse-battery", "ROOT_PASSWORD": "hunter2", "SMTP_PASS": "qjwzkxvb plmnthgr"[:8] + "QW", "API_KEY": random(t, 20), "SESSION_SECRET": random(t, 32),
 		"PGPASSWORD": random(t, 12), "HOOK_URL": "https://discord.com/api/webhooks/846213/" + random(t, 40), "SAS_URL": "https://a.blob.core.windows.net/b?sv=1&sig=" + random(t, 44),
-		"CONNECTION_STRING": "Server=db;User=a;Password=" + random(t, 16) + ";", "DATABASE_URL": "mysql://a:" + random(t, 12) + "@db/x", "app.signing-key": random(t, 32),
+		"CONNECTION_STRING": "Server=db;User=a;Password=" + random(t, 16) + ";", "DATABASE_URL": "mysql://a:" + random(t, 12) + "@db/x", "app.signing-key": random(t, 32), "UNDER_TOKEN": "__" + random(t, 20),
 	} {
 		found := read(t, "/srv/app/.env", name+"="+value+"\n")
 		if !slices.Equal(items(found), []string{name}) {
@@ -141,5 +152,20 @@ func TestAnItemThatIsTheSecretItselfIsNotShown(t *testing.T) {
 	found := read(t, "/a/mcp.json", `{"mcpServers": {"`+secret+`": {"env": {"A_KEY": "`+secret+`"}}}}`)
 	if len(found) != 1 || strings.Contains(found[0].Item, secret[:6]) {
 		t.Errorf("found %d", len(found))
+	}
+}
+
+// A rule against examples must not take what is random for one, but once in many.
+func TestRandomValuesAreHardlyEverTakenForExamples(t *testing.T) {
+	t.Parallel()
+	const tries = 5000
+	missed := 0
+	for range tries {
+		if !isSecret(named, "API_TOKEN", []byte(random(t, 32))) || !isSecret(named, "", []byte("sk-proj-"+random(t, 48))) {
+			missed++
+		}
+	}
+	if missed > 2 {
+		t.Errorf("%d of %d are missed", missed, tries)
 	}
 }

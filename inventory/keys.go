@@ -32,7 +32,7 @@ var keyFileFinder = finder{
 	is: func(p place) bool {
 		n := strings.ToLower(p.name)
 		switch {
-		case p.isTestData(), isHostKey(p), n == "ssl-cert-snakeoil.key": // which Debian makes for tries
+		case p.isTestData(), isHostKey(p), slices.Contains(shippedKeys, n):
 			return false
 		case p.dir == "age" && n == "keys.txt":
 			return true
@@ -64,6 +64,9 @@ var keyFileFinder = finder{
 	},
 	replace: replaceKey,
 }
+
+// shippedKeys are the names of keys that come with a distribution or a compiler, for tries.
+var shippedKeys = []string{"ssl-cert-snakeoil.key", "platform_root_key.pem"}
 
 func replaceKey(f *Finding, path string) string {
 	if f.What == "ssh-key" {

@@ -20,8 +20,9 @@ var processFinder = finder{
 		return nil
 	},
 	replace: func(f *Finding, _ string) string {
-		return "vouch exec --credential NAME=" + ShellQuote(f.Item) + " -- COMMAND, from where it is started"
+		return "vouch exec --credential NAME=" + ShellQuote(f.Item) + " -- COMMAND"
 	},
+	hint: func(place) string { return "where the program is started, in the place of the variable" },
 }
 
 // historyFinder reads a file as it was in a commit, of no other kind: a program mostly, in

@@ -26,6 +26,7 @@ type finder struct {
 	read func(r *reader) error
 	// replace is the command for a finding. It gets the path as a shell reads it.
 	replace func(f *Finding, path string) string
+	hint    func(p place) string // what else is to do; nil: nothing
 }
 
 // finders are in the order in which they are asked whose a file is.
@@ -80,6 +81,9 @@ func ReadFile(kind, path string, data []byte) ([]Finding, error) {
 		if f.kind != kind {
 			continue
 		}
+		if isBinary(data) && kind != Gcloud && kind != KeyFile && kind != Process {
+			return nil, nil // of that name by chance
+		}
 		r := &reader{kind: kind, place: placeOf(path), data: data, counted: 1}
 		err := f.read(r)
 		r.conclude(f, path)
@@ -90,6 +94,9 @@ func ReadFile(kind, path string, data []byte) ([]Finding, error) {
 	}
 	return nil, fmt.Errorf("reading %s: there is no kind %q", Printable(path), kind)
 }
+
+// isBinary reports whether a file is no text, as git tells.
+func isBinary(data []byte) bool { return bytes.IndexByte(data[:min(len(data), 8000)], 0) >= 0 }
 
 // A reader gathers what a finder finds in one file.
 type reader struct {
@@ -160,6 +167,9 @@ func (r *reader) conclude(f *finder, path string) {
 		one.Item = r.without(one.Item)
 		if !one.Leased && one.Replace == "" {
 			one.Replace = f.replace(one, quoted)
+		}
+		if f.hint != nil && !one.Leased {
+			one.Hint = f.hint(r.place)
 		}
 		kept = append(kept, *one)
 	}

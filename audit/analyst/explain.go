@@ -85,7 +85,7 @@ func (x *explainer) take(e *Entry) (done bool) {
 		x.step("after", e, x.saying(l))
 	case l.Event == audit.EventAnchor && l.Outcome == audit.Success && l.Log != nil && l.Log.Size > x.target.Index && !x.anchored:
 		x.anchored = true
-		x.step("anchor", e, fmt.Sprintf("the TPM binds the first %d records, this one among them", l.Log.Size))
+		x.step("anchor", e, "the TPM binds the first " + Count(l.Log.Size, "record") + ", this one among them")
 	}
 	// Nothing follows a decision that gave nothing which lives on.
 	return x.anchored && e.Index > x.target.Index && t.Credential == nil && t.RequestID == ""
@@ -221,12 +221,12 @@ func Call(l *audit.Leaf) string {
 	if c.Status > 0 {
 		fmt.Fprintf(&b, ": status %d", c.Status)
 	}
-	fmt.Fprintf(&b, ", %d bytes sent and %d received in %v", c.Sent, c.Received, l.Duration.Round(time.Millisecond))
+	fmt.Fprintf(&b, ", %s sent and %d received in %v", Count(c.Sent, "byte"), c.Received, l.Duration.Round(time.Millisecond))
 	if c.Statements != "" {
 		fmt.Fprintf(&b, ", statements %s", strings.ReplaceAll(c.Statements, ",", ", "))
 	}
 	if c.Rows > 0 {
-		fmt.Fprintf(&b, ", %d rows", c.Rows)
+		b.WriteString(", " + Count(c.Rows, "row"))
 	}
 	if c.Redacted > 0 {
 		fmt.Fprintf(&b, ", the credential taken out %s", Times(c.Redacted))

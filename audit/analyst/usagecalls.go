@@ -72,7 +72,7 @@ func (u *CallsUsage) said() string {
 	if len(rules) > 0 {
 		s += " (" + strings.Join(rules, ", ") + ")"
 	}
-	s += fmt.Sprintf(", %d bytes sent and %d received", u.Sent, u.Received)
+	s += ", " + Count(u.Sent, "byte") + fmt.Sprintf(" sent and %d received", u.Received)
 	for _, part := range []struct {
 		n    uint64
 		what string

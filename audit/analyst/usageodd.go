@@ -48,6 +48,14 @@ func (id *IdentityUsage) conclude() {
 	}
 }
 
+// Count is a number of things, such as 1 record or 2 records.
+func Count[N int | uint64](n N, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
 // Times is how often something was.
 func Times(n uint64) string {
 	if n == 1 {

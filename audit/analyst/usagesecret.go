@@ -110,7 +110,7 @@ func (s *SecretUsage) text(end time.Time, zone *time.Location) string {
 	case s.Sealed.IsZero():
 		b.WriteString(" sealed before this log begins")
 	default:
-		fmt.Fprintf(&b, " %d days old", int(end.Sub(s.Sealed).Hours()/24))
+		b.WriteString(" " + Count(int(end.Sub(s.Sealed).Hours()/24), "day") + " old")
 	}
 	if s.Uses == 0 {
 		b.WriteString(", not used")

@@ -163,7 +163,7 @@ func (t *usageText) use(c *CredentialUsage) string {
 		s += " (some of it outside of the time)"
 	}
 	if c.Unseen > 0 {
-		s += fmt.Sprintf(", and %d leases whose use nobody could see", c.Unseen)
+		s += ", and " + Count(c.Unseen, "lease") + " whose use nobody could see"
 	}
 	return s + "; cost not recorded"
 }

@@ -60,7 +60,8 @@ Exit codes: 0 success, 1 failed, 2 wrong usage.`,
 	root.AddCommand(auditor.Commands(&o)...)
 	root.AddCommand(inventory.Commands(&o)...)
 	root.AddCommand(migrate.Commands(&o)...)
-	root.AddCommand(newNode(&o), newPolicy(&o))
+	root.AddCommand(newNode(&o), newPolicy(&o), newVersion(&o))
+	o.Complete(root)
 	for _, cmd := range root.Commands() {
 		cli.Strict(cmd)
 	}

@@ -65,7 +65,7 @@ func TestCommandLineKeepsSecrets(t *testing.T) {
 		{"", []string{"secret", "list"}, 0, `used 2 times, last .* by spiffe://example.org/agent`, `^$`},
 		{"new", []string{"secret", "rotate", "stripe-key", "--broad", "--rotate-after", "45d"}, 0, `revision 2`, `^$`},
 		{"", []string{"get", "stripe", "--field", "value"}, 0, `^new$`, `^$`},
-		{"", []string{"status"}, 1, `(?s)secrets\s+1 sealed to this machine, 0 due.*problem: credential missing needs the secret missing, which is not sealed; run: vouch secret seal missing`, `^$`},
+		{"", []string{"status"}, 1, `(?s)problem: credential missing needs the secret missing, which is not sealed; run: vouch secret seal missing\n.*secrets\s+1 sealed to this machine, 0 due`, `^$`},
 		{"", []string{"secret", "remove", "stripe-key"}, 0, `^removed stripe-key`, `^$`},
 		{"", []string{"get", "stripe"}, 1, `^$`, `the source of the credential refused`},
 	} {

@@ -2,18 +2,17 @@ package scan
 
 import (
 	"bufio"
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/vouchd/vouchd/inventory"
 )
@@ -24,6 +23,7 @@ const (
 	maxObject  = 1 << 20  // bytes; larger ones are data
 	maxHistory = 20 << 30 // bytes that are looked at
 	historyFor = 30 * time.Minute
+	silentFor  = 5 * time.Minute // git may read what has no end
 )
 
 // git is a command of git's that neither reads settings of anybody's but the repository's
@@ -42,32 +42,65 @@ func git(ctx context.Context, repo string, args ...string) *exec.Cmd {
 		"GIT_TERMINAL_PROMPT=0", "GIT_OPTIONAL_LOCKS=0", "GIT_NO_LAZY_FETCH=1", "GIT_ALLOW_PROTOCOL=", "GIT_ASKPASS=/bin/false", "GIT_ATTR_NOSYSTEM=1",
 	}
 	cmd.Dir = "/"
-	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	return cmd
 }
 
 // An object is a file as it was in some commits.
 type object struct{ id, path string }
 
+// A reading is that of one repository's history.
+type reading struct {
+	*run
+	ctx  context.Context
+	repo string
+	seen map[string]bool     // fingerprints
+	born map[string]*arrival // of objects that have findings
+	more func()              // says that git still answers
+}
+
 // history reads every file that was ever committed to a repository.
 func (r *run) history(repo string) {
 	r.result.Counts.Repositories++
 	ctx, cancel := context.WithTimeout(r.ctx, historyFor)
 	defer cancel()
-	if err := r.objects(ctx, repo); err != nil && r.ctx.Err() == nil {
+	silent := time.AfterFunc(silentFor, cancel)
+	defer silent.Stop()
+	h := reading{
+		run: r, ctx: ctx, repo: repo, seen: make(map[string]bool), born: make(map[string]*arrival),
+		more: func() { silent.Reset(silentFor) },
+	}
+	err := mayAsk(repo)
+	if err == nil {
+		err = h.objects()
+	}
+	if err != nil && r.ctx.Err() == nil {
 		if ctx.Err() != nil {
-			err = fmt.Errorf("its history takes longer than %v; the rest of it was not read", historyFor)
+			err = errors.New("git takes too long to read its history; the rest of it was not read")
 		}
 		r.unread(repo, err)
 	}
 }
 
+// mayAsk returns an error for a repository with a pipe or a device in the place of a file,
+// at which git would wait, or that it would read without end.
+func mayAsk(repo string) error {
+	for _, name := range []string{"HEAD", "config", "config.worktree", "packed-refs", "shallow", "commondir", "info/attributes", "objects/info/alternates"} {
+		info, err := os.Stat(filepath.Join(repo, name))
+		if err == nil && !info.Mode().IsRegular() {
+			return fmt.Errorf("%s is no file", name)
+		}
+	}
+	return nil
+}
+
 // objects has one git list the objects, and another one give their contents.
-func (r *run) objects(ctx context.Context, repo string) error {
-	ctx, cancel := context.WithCancel(ctx)
+func (r *reading) objects() error {
+	ctx, cancel := context.WithCancel(r.ctx)
 	defer cancel()
-	list := git(ctx, repo, "rev-list", "--all", "--reflog", "--objects", "--filter=blob:limit="+strconv.Itoa(maxObject))
-	contents := git(ctx, repo, "cat-file", "--batch", "--buffer")
+	listing, enough := context.WithCancel(ctx)
+	defer enough()
+	list := git(listing, r.repo, "rev-list", "--all", "--reflog", "--objects", "--missing=allow-promisor", "--filter=blob:limit="+strconv.Itoa(maxObject))
+	contents := git(ctx, r.repo, "cat-file", "--batch", "--buffer")
 	listed, err := list.StdoutPipe()
 	if err != nil {
 		return err
@@ -90,12 +123,15 @@ func (r *run) objects(ctx context.Context, repo string) error {
 	asked, problem := make(chan object, 1<<16), make(chan error, 1)
 	go func() {
 		err := r.ask(ctx, listed, ask, asked)
+		if err != nil {
+			enough() // it writes what nobody reads
+		}
 		if ended := list.Wait(); err == nil && ended != nil {
 			err = fmt.Errorf("git does not list all of its objects: %w", ended)
 		}
 		problem <- err
 	}()
-	err = r.contents(ctx, repo, bufio.NewReaderSize(answers, 64<<10), asked)
+	err = r.contents(bufio.NewReaderSize(answers, 64<<10), asked)
 	if err != nil {
 		cancel() // what still asks ends
 	}
@@ -108,7 +144,7 @@ func (r *run) objects(ctx context.Context, repo string) error {
 }
 
 // ask asks for each file that is listed.
-func (r *run) ask(ctx context.Context, listed io.Reader, ask io.WriteCloser, asked chan<- object) error {
+func (r *reading) ask(ctx context.Context, listed io.Reader, ask io.WriteCloser, asked chan<- object) error {
 	defer close(asked)
 	defer ask.Close()
 	w := bufio.NewWriter(ask)
@@ -116,6 +152,7 @@ func (r *run) ask(ctx context.Context, listed io.Reader, ask io.WriteCloser, ask
 	lines := bufio.NewScanner(listed)
 	lines.Buffer(nil, 1<<20)
 	for n := 0; lines.Scan(); {
+		r.more()
 		id, path, ok := strings.Cut(lines.Text(), " ")
 		if !ok || path == "" || r.excludedWithin(path) {
 			continue // a commit
@@ -150,12 +187,11 @@ func (r *run) excludedWithin(path string) bool {
 }
 
 // contents reads what git answers for each object.
-func (r *run) contents(ctx context.Context, repo string, answers *bufio.Reader, asked <-chan object) error {
+func (r *reading) contents(answers *bufio.Reader, asked <-chan object) error {
 	var total int64
-	seen := make(map[string]bool) // fingerprints, of this repository
-	born := make(map[string]*commit)
 	var buf []byte
 	for o := range asked {
+		r.more()
 		head, err := answers.ReadString('\n')
 		if err != nil {
 			return errors.New("git did not give all of its objects")
@@ -183,66 +219,63 @@ func (r *run) contents(ctx context.Context, repo string, answers *bufio.Reader, 
 		}
 		r.result.Counts.Objects++
 		r.Files.Add(1)
-		r.object(repo, o, buf[:size], seen, born)
+		r.object(o, buf[:size])
 		if total += size; total > maxHistory {
 			return fmt.Errorf("its history has more than %d bytes; the rest of it was not read", int64(maxHistory))
 		}
 	}
 	clear(buf)
-	return r.commits(ctx, repo, born)
+	return r.commits()
 }
 
 // object has a file read as its kind, or as text.
-func (r *run) object(repo string, o object, data []byte, seen map[string]bool, born map[string]*commit) {
+func (r *reading) object(o object, data []byte) {
 	kind, known := inventory.KindOf(o.path)
 	if !known {
-		if bytes.IndexByte(data[:min(len(data), 8000)], 0) >= 0 {
-			return // as git tells what is binary
-		}
 		kind = inventory.History
 	}
 	found, _ := inventory.ReadFile(kind, o.path, data) // what made no sense at some time is nobody's concern now
 	for _, f := range found {
 		mark := r.Key.print(f.Value)
-		if f.Leased || f.File != "" || seen[mark] {
+		if f.Leased || f.File != "" || r.seen[mark] {
 			f.Value.Wipe()
 			continue
 		}
-		seen[mark] = true
-		f.Kind, f.Replace = inventory.History, "rotate it at its source: it stays in every clone, whatever is edited"
+		r.seen[mark] = true
+		f.Kind, f.Hint = inventory.History, ""
+		f.Replace = "rotate it at its source: it stays in every clone, whatever is edited"
 		n := len(r.result.Findings)
-		f.Path = "git:" + strings.TrimSuffix(repo, "/.git") + ":" + o.path
+		f.Path = "git:" + strings.TrimSuffix(r.repo, "/.git") + ":" + o.path
 		r.take([]inventory.Finding{f}, func(f *inventory.Finding) {
-			if st, err := lstat(repo); err == nil {
+			if st, err := lstat(r.repo); err == nil {
 				f.Owner = r.people.user(st.Uid)
-				f.Access, f.Readers = r.people.readers(&st, r.people.reachOf(repo))
+				f.Access, f.Readers = r.people.readers(&st, r.people.reachOf(r.repo))
 			}
 		})
 		if len(r.result.Findings) > n {
-			if born[o.id] == nil {
-				born[o.id] = new(commit)
+			if r.born[o.id] == nil {
+				r.born[o.id] = &arrival{path: o.path}
 			}
-			born[o.id].found = append(born[o.id].found, n)
-			born[o.id].path = o.path
+			r.born[o.id].found = append(r.born[o.id].found, n)
 		}
 	}
 }
 
-// A commit is that of some findings.
-type commit struct {
-	found []int
+// An arrival is of an object that has findings.
+type arrival struct {
 	path  string
+	found []int
 }
 
 // commits tells of each object that has findings in which commit it came, if not by a
 // merge.
-func (r *run) commits(ctx context.Context, repo string, born map[string]*commit) error {
-	if len(born) == 0 {
+func (r *reading) commits() error {
+	if len(r.born) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(r.ctx)
 	defer cancel()
-	log := git(ctx, repo, "log", "--all", "--reflog", "--reverse", "--no-show-signature", "--no-ext-diff", "--no-textconv", "--no-renames", "--root", "--raw", "--no-abbrev", "--format=%h %ct")
+	log := git(ctx, r.repo, "log", "--all", "--reflog", "--reverse", "--no-show-signature", "--no-ext-diff", "--no-textconv", "--no-renames", "--root", "--raw", "--no-abbrev", "--format=%h %ct")
 	out, err := log.StdoutPipe()
 	if err != nil {
 		return err
@@ -254,7 +287,8 @@ func (r *run) commits(ctx context.Context, repo string, born map[string]*commit)
 	defer cancel()
 	id, at := "", time.Time{}
 	lines := bufio.NewScanner(out)
-	for lines.Buffer(nil, 1<<20); lines.Scan() && len(born) > 0; {
+	for lines.Buffer(nil, 1<<20); lines.Scan() && len(r.born) > 0; {
+		r.more()
 		fields := strings.Fields(lines.Text())
 		switch {
 		case len(fields) == 2:
@@ -264,16 +298,16 @@ func (r *run) commits(ctx context.Context, repo string, born map[string]*commit)
 			}
 			id, at = fields[0], time.Unix(n, 0).UTC()
 		case len(fields) > 4 && fields[0][0] == ':':
-			c := born[fields[3]]
+			c := r.born[fields[3]]
 			if c == nil {
 				continue
 			}
 			for _, i := range c.found {
 				f := &r.result.Findings[i]
-				f.Path = inventory.Printable("git:" + strings.TrimSuffix(repo, "/.git") + "@" + id + ":" + c.path)
+				f.Path = inventory.Printable("git:" + strings.TrimSuffix(r.repo, "/.git") + "@" + id + ":" + c.path)
 				f.Modified = at
 			}
-			delete(born, fields[3])
+			delete(r.born, fields[3])
 		}
 	}
 	return lines.Err()

@@ -139,10 +139,10 @@ func (r *run) takeProcesses(all map[string]*process) {
 			f.Access, f.Readers = inventory.Owner, []string{"user " + f.Owner}
 			f.Modified, f.Program, f.Processes = p.began, inventory.Printable(p.program), 1
 			if p.unit != "" {
-				f.Replace = "vouch migrate unit " + inventory.ShellQuote(p.unit)
+				f.Replace, f.Hint = "vouch migrate unit "+inventory.ShellQuote(p.unit), ""
 			}
 			if f.Leased = f.Leased || fromVouch(all, p, f.Item); f.Leased {
-				f.Replace, f.What, f.Broad = "", "", ""
+				f.Replace, f.Hint, f.What, f.Broad = "", "", "", ""
 			}
 			key := same{p.uid, f.Item, r.Key.print(f.Value)}
 			if i, ok := at[key]; ok {
@@ -163,9 +163,11 @@ func (r *run) takeProcesses(all map[string]*process) {
 func (r *run) oneMore(f, other *inventory.Finding) {
 	f.Processes++
 	if other.Modified.Before(f.Modified) {
-		f.Path, f.Program, f.Modified, f.Replace = inventory.Printable(other.Path), other.Program, other.Modified, other.Replace
+		f.Path, f.Program, f.Modified = inventory.Printable(other.Path), other.Program, other.Modified
+		f.Replace, f.Hint = other.Replace, other.Hint
 	}
 	f.Leased = f.Leased && other.Leased
+	f.State = f.StateOf()
 }
 
 // fromVouch reports whether vouch exec has put a variable into the environment of a

@@ -23,7 +23,7 @@ func ParseResult(data []byte) (*Result, error) {
 	}
 	for i := range r.Findings {
 		f := &r.Findings[i]
-		for _, s := range []*string{&f.Kind, &f.Path, &f.Item, &f.What, &f.Fingerprint, &f.File, &f.Broad, &f.Replace, &f.Owner, &f.Mode, &f.Access, &f.Program} {
+		for _, s := range []*string{&f.Kind, &f.Path, &f.Item, &f.What, &f.Fingerprint, &f.File, &f.Broad, &f.Replace, &f.Hint, &f.Owner, &f.Mode, &f.Access, &f.Program, &f.State} {
 			*s = inventory.Printable(*s)
 		}
 		for j := range f.Readers {

@@ -177,7 +177,7 @@ func (r *run) take(found []inventory.Finding, facts func(f *inventory.Finding)) 
 		if facts != nil {
 			facts(&f)
 		}
-		f.Path = inventory.Printable(f.Path)
+		f.Path, f.State = inventory.Printable(f.Path), f.StateOf()
 		r.result.Findings = append(r.result.Findings, f)
 		r.Found.Add(1)
 	}
@@ -200,7 +200,7 @@ func (r *run) conclude() {
 		}
 		f.Places = places[f.Fingerprint]
 		if f.Kind == inventory.Process && from[f.Fingerprint] != "" {
-			f.Replace = from[f.Fingerprint]
+			f.Replace, f.Hint = from[f.Fingerprint], "then start the program again"
 		}
 	}
 	slices.SortStableFunc(r.result.Findings, func(a, b inventory.Finding) int {

@@ -353,6 +353,18 @@ func TestExcludedIsNotOpened(t *testing.T) {
 	}
 }
 
+func TestCopiesThatPackageManagersKeepAreReadOnlyIfNamed(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir() + "/go/pkg/mod"
+	write(t, dir+"/x/.env", "A_TOKEN="+value()+"\n", 0o600)
+	if result := run1(t, &Scan{Dirs: []string{filepath.Dir(dir)}}); len(result.Findings) != 0 {
+		t.Errorf("found %q", paths(result, dir))
+	}
+	if result := run1(t, &Scan{Dirs: []string{dir}}); len(result.Findings) != 1 {
+		t.Errorf("found %q", paths(result, dir))
+	}
+}
+
 func TestProcessesCountOncePerSecret(t *testing.T) {
 	t.Parallel()
 	proc, secret := t.TempDir(), value()
@@ -388,7 +400,15 @@ func TestEnvironmentOfARunningProcessIsRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	out, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(in, "ready") // it has its environment once it answers
+	if _, err := out.Read(make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
 	defer child.Wait()
@@ -453,6 +473,21 @@ func TestDamagedRepositoryIsNamed(t *testing.T) {
 	result := run1(t, &Scan{Dirs: []string{dir}, History: true})
 	if len(result.Unread) != 1 || result.Unread[0].Path != dir+"/r" || result.Counts.Repositories != 1 {
 		t.Errorf("unread is %v of %d repositories", result.Unread, result.Counts.Repositories)
+	}
+}
+
+func TestRepositoryWithAPipeForAFileIsNotWaitedFor(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write(t, dir+"/r/objects/x", "", 0o644)
+	write(t, dir+"/r/refs/x", "", 0o644)
+	write(t, dir+"/r/HEAD", "ref: refs/heads/main\n", 0o644)
+	if err := unix.Mkfifo(dir+"/r/config", 0o644); err != nil {
+		t.Fatal(err)
+	}
+	result := run1(t, &Scan{Dirs: []string{dir}, History: true})
+	if len(result.Unread) != 1 || result.Unread[0].Why != "config is no file" {
+		t.Errorf("unread is %v", result.Unread)
 	}
 }
 

@@ -83,7 +83,7 @@ func openDir(at int, name, path string) (*os.File, error) {
 
 // dir goes through a directory, whose reach is still that of what is above it.
 func (r *run) dir(d *dir, at int, name string) {
-	if r.ctx.Err() != nil || r.excluded(d.path) {
+	if r.ctx.Err() != nil || r.excluded(d.path) || d.depth > 0 && isCache(d.path) {
 		return
 	}
 	if d.depth > maxDepth {
@@ -163,6 +163,13 @@ func isRepository(d *dir) bool {
 		}
 	}
 	return true
+}
+
+// caches are where package managers keep copies of others' projects.
+var caches = []string{"/go/pkg/mod", "/.cargo/registry", "/.cargo/git", "/.rustup/toolchains", "/.npm/_cacache", "/.m2/repository", "/.gradle/caches"}
+
+func isCache(path string) bool {
+	return slices.ContainsFunc(caches, func(c string) bool { return strings.HasSuffix(path, c) })
 }
 
 // notFiles are the file systems whose files are the kernel's, or another machine's.
@@ -246,7 +253,11 @@ func (r *run) file(d *dir, name string) {
 
 // openFile opens a regular file; nil if it is none, or is none any more.
 func openFile(at int, name string) (*os.File, *unix.Stat_t, error) {
-	fd, err := unix.Openat(at, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	const how = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC
+	fd, err := unix.Openat(at, name, how|unix.O_NOATIME, 0) // nobody is to look as if they had read it
+	if errors.Is(err, unix.EPERM) {
+		fd, err = unix.Openat(at, name, how, 0) // another user's
+	}
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
 		return nil, nil, nil
 	}

@@ -20,7 +20,7 @@ type Entry struct {
 	Comment    bool   // it was commented out
 }
 
-var assignment = regexp.MustCompile(`^[ \t]*(#[# \t]*)?(?:(export|declare -x|typeset -x|setenv|set(?:[ \t]+-[a-zA-Z]{1,4}|[ \t]+--[a-z]{1,12}){1,4})[ \t]+)?([A-Za-z_][A-Za-z0-9_.-]{0,127})[ \t]*(=|[ \t])[ \t]*`)
+var assignment = regexp.MustCompile(`^[ \t]*(#[# \t]*)?(?:(export|declare -x|typeset -x|setenv|set(?:[ \t]+-[a-zA-Z]{1,4}|[ \t]+--[a-z]{1,12}){1,4})[ \t]+)?([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*(=|[ \t])[ \t]*`)
 
 // Assignments reads NAME=VALUE lines, as shells and .env files have them, and those of
 // csh and fish, which have a space there.

@@ -3,6 +3,7 @@ package version
 
 import (
 	"fmt"
+	"runtime"
 	"runtime/debug"
 	"strings"
 )
@@ -10,19 +11,31 @@ import (
 // release is set by the linker from the tag that is built.
 var release = "dev"
 
-// String names the release, the commit and the Go version.
-func String() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return release
-	}
-	commit := ""
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			commit = " " + s.Value[:min(12, len(s.Value))]
+// A Build is which build this is.
+type Build struct {
+	Version  string `json:"version"`
+	Commit   string `json:"commit,omitempty"` // missing: built outside of a checkout
+	Go       string `json:"go"`
+	Platform string `json:"platform"` // operating system and architecture
+}
+
+// Of returns the build of this program.
+func Of() Build {
+	b := Build{Version: release, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				b.Commit = s.Value[:min(12, len(s.Value))]
+			}
 		}
 	}
-	return fmt.Sprintf("%s%s %s", release, commit, info.GoVersion)
+	return b
+}
+
+// String names the release, the commit and the Go version.
+func String() string {
+	b := Of()
+	return strings.Join(strings.Fields(b.Version+" "+b.Commit+" "+b.Go), " ")
 }
 
 // Text is what a program says when asked for its version: String, and the

@@ -184,7 +184,6 @@ vouch log show --credential NAME.`,
 		},
 	}
 	s.flags(cmd)
-	cmd.ValidArgsFunction = completeSecrets(o)
 	return cmd
 }
 
@@ -258,26 +257,6 @@ it: revoke it at its source.`,
 			}
 			return o.Print(cmd, map[string]string{"removed": args[0]}, func(w io.Writer) { fmt.Fprintf(w, "removed %s\n", args[0]) })
 		},
-		ValidArgsFunction: completeSecrets(o),
-	}
-}
-
-// completeSecrets completes the names of secrets, if the user may ask the daemon.
-func completeSecrets(o *cli.Options) cobra.CompletionFunc {
-	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		if len(args) > 0 {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		client, err := o.Admin()
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		secrets, _ := client.Secrets.List(cmd.Context())
-		var names []string
-		for _, s := range secrets {
-			names = append(names, s.Name)
-		}
-		return names, cobra.ShellCompDirectiveNoFileComp
 	}
 }
 

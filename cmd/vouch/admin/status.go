@@ -1,13 +1,9 @@
 package admin
 
 import (
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"strings"
-	"syscall"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -21,7 +17,8 @@ func newStatus(o *cli.Options) *cobra.Command {
 		Use:   "status",
 		Short: "Show the daemon's status and any problems",
 		Long: `Status asks the running daemon. It exits 1 if the daemon cannot be reached or reports
-a problem. Each problem is one sentence that says how to fix it.`,
+a problem. Problems come first, each with how to fix it. Digests are cut short; JSON has
+them whole.`,
 		Example: `  vouch status
   vouch status --output json`,
 		Args: cobra.NoArgs,
@@ -32,7 +29,7 @@ a problem. Each problem is one sentence that says how to fix it.`,
 			}
 			st, err := client.Status(cmd.Context())
 			if err != nil {
-				return unreachable(err)
+				return err
 			}
 			if err := o.Print(cmd, st, func(w io.Writer) { printStatus(w, st) }); err != nil {
 				return err
@@ -45,42 +42,40 @@ a problem. Each problem is one sentence that says how to fix it.`,
 	}
 }
 
-// unreachable adds what to do to the error of a daemon that cannot be reached.
-func unreachable(err error) error {
-	switch {
-	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%w; only root and the daemon's user may ask: run this with sudo", err)
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("%w; is vouchd running? try: vouch doctor", err)
+// printStatus says what is wrong first, and then what there is.
+func printStatus(w io.Writer, st view.Status) {
+	for _, p := range st.Problems {
+		fmt.Fprintln(w, cli.Wrap(w, "problem: "+p, "         "))
 	}
-	return fmt.Errorf("%w; try: vouch doctor", err)
-}
-
-func printStatus(out io.Writer, st view.Status) {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, r := range st.Reminders {
+		fmt.Fprintln(w, cli.Wrap(w, "reminder: "+r, "          "))
+	}
+	if len(st.Problems)+len(st.Reminders) > 0 {
+		fmt.Fprintln(w)
+	}
 	row := func(name, format string, args ...any) {
-		fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+		fmt.Fprintln(w, cli.Wrap(w, fmt.Sprintf("%-14s", name)+fmt.Sprintf(format, args...), strings.Repeat(" ", 14)))
 	}
 	row("trust domain", "%s", st.TrustDomain)
 	row("version", "%s, up %s", st.Version, cli.Ago(st.Started))
-	row("TPM", "%s, EK %s", st.TPM.Address, st.TPM.EKSHA256)
+	row("TPM", "%s, EK %s", st.TPM.Address, cli.Short(st.TPM.EKSHA256))
 	for _, object := range st.TPM.Ignored {
 		row("", "ignored %s", object)
 	}
 	row("node", "%s", doctor.NodeLine(st.Node))
 	if e := st.Node.Enrolment; e != nil {
-		row("enrolled", "by root %s, until %s", e.RootSHA256, cli.Time(e.NotAfter))
+		row("enrolled", "by root %s until %s", cli.Short(e.RootSHA256), cli.Time(e.NotAfter))
 	}
 	if v := st.Authority.Vault; v != nil && v.Serial != "" {
 		row("certified", "by %s until %s, next %s", v.Address, cli.Time(v.NotAfter), cli.Time(v.Next))
 	}
-	row("issuing CA", "%s, until %s", st.Authority.IssuingCAKeyID, cli.Time(st.Authority.IssuingCANotAfter))
+	row("issuing CA", "%s until %s", cli.Short(st.Authority.IssuingCAKeyID), cli.Time(st.Authority.IssuingCANotAfter))
 	if st.Authority.JWTKeyID == "" {
 		row("JWT key", "being made")
 	} else if st.Authority.JWTKeyUntil.IsZero() {
-		row("JWT key", "%s, in the TPM", st.Authority.JWTKeyID)
+		row("JWT key", "%s in the TPM", cli.Short(st.Authority.JWTKeyID))
 	} else {
-		row("JWT key", "%s, signs until %s", st.Authority.JWTKeyID, cli.Time(st.Authority.JWTKeyUntil))
+		row("JWT key", "%s signs until %s", cli.Short(st.Authority.JWTKeyID), cli.Time(st.Authority.JWTKeyUntil))
 	}
 	disabled := ""
 	if n := st.Entries.Disabled; n > 0 {
@@ -90,15 +85,8 @@ func printStatus(out io.Writer, st view.Status) {
 	row("credentials", "%d from %s, %s", st.Credentials.Count, st.Credentials.Dir, cli.Count(st.Credentials.Leases, "lease", "leases"))
 	row("secrets", "%d sealed to this machine, %d due to be rotated", st.Secrets.Count, st.Secrets.Due)
 	row("streams", "%d open", st.Streams)
-	row("log", "%s in %s, %d of them anchored in the TPM, last %s ago", cli.Count(st.Log.Records, "record", "records"), st.Log.Dir, st.Log.Anchored, cli.Ago(st.Log.LastAnchor))
+	row("log", "%s in %s, %d anchored in the TPM, last %s ago", cli.Count(st.Log.Records, "record", "records"), st.Log.Dir, st.Log.Anchored, cli.Ago(st.Log.LastAnchor))
 	for _, x := range st.Log.Witnesses {
 		row("witness", "%s signed %s, last %s ago", x.Name, cli.Count(x.Records, "record", "records"), cli.Ago(x.Time))
-	}
-	w.Flush()
-	for _, r := range st.Reminders {
-		fmt.Fprintf(out, "reminder: %s\n", r)
-	}
-	for _, p := range st.Problems {
-		fmt.Fprintf(out, "problem: %s\n", strings.ReplaceAll(p, "\n", "\n         "))
 	}
 }

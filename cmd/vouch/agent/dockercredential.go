@@ -35,7 +35,7 @@ Nothing is ever stored: docker login is refused, and docker logout does nothing.
 			if err == nil || cli.IsUsage(err) {
 				return err
 			}
-			fmt.Fprintln(cmd.OutOrStdout(), err) // where Docker looks for it
+			fmt.Fprintln(cmd.OutOrStdout(), cli.Words(err)) // where Docker looks for it
 			return cli.ErrSaid
 		},
 	}

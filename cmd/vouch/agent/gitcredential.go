@@ -56,7 +56,7 @@ func (h *helper) gitGet(ctx context.Context, in io.Reader, out io.Writer) error 
 	asked, err := req.Target()
 	if err != nil {
 		if h.verbose {
-			fmt.Fprintf(os.Stderr, "vouch: no credential can serve this request: %v\n", err)
+			fmt.Fprintf(os.Stderr, "vouch: no credential can serve this request: %s\n", cli.Words(err))
 		}
 		return nil // another protocol, such as smtp or cert
 	}

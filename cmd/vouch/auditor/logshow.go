@@ -138,7 +138,7 @@ func (q *query) line(l *audit.Leaf) string {
 		fmt.Fprintf(&b, "  pid %d uid %d %s", w.PID, w.UID, w.Path)
 	}
 	if l.Log != nil && l.Event == audit.EventAnchor {
-		fmt.Fprintf(&b, "  covers %d records", l.Log.Size)
+		b.WriteString("  covers " + cli.Count(l.Log.Size, "record", "records"))
 	}
 	if reason := analyst.Reason(l); reason != "" {
 		fmt.Fprintf(&b, "  (%s)", reason)

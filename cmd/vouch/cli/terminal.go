@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,6 +19,55 @@ func IsTerminal(w io.Writer) bool {
 	}
 	info, err := f.Stat()
 	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
+
+// A line of text for people has this many columns, on a terminal.
+const columns = 80
+
+// Wrap breaks text between words so that its lines fit a terminal, the second and further
+// ones behind indent. Written elsewhere it stays as it is: a line is what tools look for.
+func Wrap(w io.Writer, text, indent string) string {
+	if !IsTerminal(w) {
+		return strings.ReplaceAll(text, "\n", "\n"+indent)
+	}
+	return wrap(text, indent, columns)
+}
+
+func wrap(text, indent string, columns int) string {
+	var b strings.Builder
+	for i, line := range strings.Split(text, "\n") {
+		if i > 0 {
+			b.WriteString("\n" + indent)
+		}
+		at := 0 // column
+		if i > 0 {
+			at = utf8.RuneCountInString(indent)
+		}
+		for j, word := range strings.Fields(line) {
+			n := utf8.RuneCountInString(word)
+			switch {
+			case j == 0:
+			case at+1+n > columns:
+				b.WriteString("\n" + indent)
+				at = utf8.RuneCountInString(indent)
+			default:
+				b.WriteByte(' ')
+				at++
+			}
+			b.WriteString(word)
+			at += n
+		}
+	}
+	return b.String()
+}
+
+// Short is the beginning of a digest, by which people tell it from others.
+func Short(digest string) string {
+	const shown = 16
+	if len(digest) <= shown {
+		return digest
+	}
+	return digest[:shown] + "…"
 }
 
 // IsInteractive reports whether somebody at a terminal can be asked.

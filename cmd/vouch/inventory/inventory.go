@@ -44,7 +44,8 @@ func newInventory(o *cli.Options) *cobra.Command {
 		Long: `Inventory finds secrets in files, units and the environments of processes, and says
 for each whose it is, who can read it, how old it is, where else the same one lies, and
 which command replaces it. It prints no value, nor a part of one: a fingerprint tells
-that the same secret lies in two places. It changes nothing.
+that the same secret lies in two places. It changes nothing, and writes nothing but the
+key of these fingerprints, once.
 
 Without DIR it goes over the home directories in /etc/passwd (as root; else your own),
 /etc, /opt, /srv, /usr/local, the directories of units, the working directory, and the

@@ -142,6 +142,9 @@ func (v *view) writeSecret(w io.Writer, group []inventory.Finding) {
 		fmt.Fprintf(w, "  %s\n", where)
 		wrap(w, "    ", "      ", strings.Join(about(f), "; "))
 		fmt.Fprintf(w, "    %s\n", f.Replace)
+		if f.Hint != "" {
+			wrap(w, "    (", "     ", f.Hint+")")
+		}
 	}
 }
 
@@ -232,23 +235,17 @@ func (v *view) writeCSV(w io.Writer) error {
 	t := csv.NewWriter(w)
 	t.Write([]string{
 		"kind", "path", "line", "item", "what", "state", "access", "readers", "owner", "mode", "modified", "days", "expires",
-		"fingerprint", "places", "over_broad", "replace",
+		"fingerprint", "places", "over_broad", "replace", "hint",
 	})
 	for i := range v.Findings {
 		f := &v.Findings[i]
-		state, old := "static", ""
-		switch {
-		case f.Leased:
-			state = "leased"
-		case !f.Static():
-			state = "expires"
-		}
+		old := ""
 		if !f.Modified.IsZero() {
 			old = strconv.Itoa(days(f.Modified, v.Time))
 		}
 		t.Write(analyst.Cells([]string{
-			f.Kind, f.Path, strconv.Itoa(f.Line), f.Item, f.What, state, f.Access, strings.Join(f.Readers, ", "), f.Owner, f.Mode, stamp(f.Modified), old, stamp(f.Expires),
-			f.Fingerprint, strconv.Itoa(f.Places), f.Broad, f.Replace,
+			f.Kind, f.Path, strconv.Itoa(f.Line), f.Item, f.What, f.State, f.Access, strings.Join(f.Readers, ", "), f.Owner, f.Mode, stamp(f.Modified), old, stamp(f.Expires),
+			f.Fingerprint, strconv.Itoa(f.Places), f.Broad, f.Replace, f.Hint,
 		}))
 	}
 	t.Flush()

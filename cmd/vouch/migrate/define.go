@@ -22,6 +22,7 @@ type definition struct {
 	item     string   // in the words of the file
 	variable string   // in which programs have it; empty: a tool asks for it
 	given    string   // which tool is given the value itself, and how
+	unit     bool     // that tool is systemd, for a unit
 	places   []string // for which tools may ask for it, as elements of "for"
 	block    string   // instead of a preset's, its lines indented
 	better   *broker  // that needs no static secret
@@ -87,6 +88,8 @@ func (p *plan) appendDefinition(text []byte, d *definition) []byte {
 	}
 	preset, known := policy.PresetOf(d.variable)
 	switch {
+	case d.unit:
+		text = fmt.Appendf(text, "    bind: unit\n    static:\n      disclosable: true # %s\n", d.given)
 	case d.given != "":
 		text = fmt.Appendf(text, "    ttl: 1h\n%s    static:\n      disclosable: true # %s\n", places, d.given)
 	case p.disclosable:

@@ -42,7 +42,7 @@ else in the file stays as it is, byte for byte, as do its owner and mode.
 With --dry-run it prints the same and changes nothing. Undo puts the values back. A value
 that was in a file is to be taken for read: rotate it at its source.`,
 	}
-	cmd.AddCommand(newEnv(o), newMCP(o), newGit(o), newAWS(o), newKubeconfig(o), newDocker(o), newFile(o), newUndo(o))
+	cmd.AddCommand(newEnv(o), newMCP(o), newGit(o), newAWS(o), newKubeconfig(o), newDocker(o), newUnit(o), newFile(o), newUndo(o))
 	return []*cobra.Command{cmd}
 }
 

@@ -85,8 +85,8 @@ func (l *leases) reportSecrets(st *view.Status, problem problemf) {
 			st.Reminders = append(st.Reminders, fmt.Sprintf("what vouch migrate replaced is still kept as %s; when nobody will undo it, run: vouch migrate undo --forget %[1]s", s.Name))
 		default:
 			st.Secrets.Due++
-			st.Reminders = append(st.Reminders, fmt.Sprintf("secret %s is %d days old and should be rotated after %d; replace it at its source, then run: vouch secret rotate %[1]s",
-				s.Name, int(now.Sub(s.Sealed).Hours()/24), int(s.RotateAfter.Hours()/24)))
+			st.Reminders = append(st.Reminders, fmt.Sprintf("secret %s is %s old and should be rotated after %d; replace it at its source, then run: vouch secret rotate %[1]s",
+				s.Name, count(int(now.Sub(s.Sealed).Hours()/24), "day", "days"), int(s.RotateAfter.Hours()/24)))
 		}
 	}
 	for _, def := range l.engine.Definitions().All() {

@@ -10,11 +10,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
@@ -60,17 +62,45 @@ func (c *Client) Explain(ctx context.Context, pid int) (view.Explanation, error)
 
 const maxReplyLen = 64 << 20
 
+// AnswerTime is how long a daemon may take that answers at all. systemd holds the socket, so
+// that connecting succeeds even if the daemon hangs or cannot start.
+const AnswerTime = 10 * time.Second
+
 func get[T any](ctx context.Context, c *Client, path string, query url.Values) (T, error) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	return ask[T](ctx, c, http.MethodGet, path, query, nil)
+	return within[T](ctx, c, AnswerTime, http.MethodGet, path, query, nil)
 }
 
-// post asks for something that the TPM may take its time for.
+// post asks for something that the TPM may take its time for, of a daemon that answers.
 func post[T any](ctx context.Context, c *Client, path string, query url.Values, body []byte) (T, error) {
-	ctx, cancel := context.WithTimeout(ctx, view.TPMTime+15*time.Second)
+	if _, err := c.Status(ctx); err != nil {
+		var none T
+		return none, err
+	}
+	return within[T](ctx, c, view.TPMTime+15*time.Second, http.MethodPost, path, query, body)
+}
+
+func within[T any](ctx context.Context, c *Client, limit time.Duration, method, path string, query url.Values, body []byte) (T, error) {
+	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	return ask[T](ctx, c, http.MethodPost, path, query, body)
+	v, err := ask[T](limited, c, method, path, query, body)
+	if err != nil && ctx.Err() == nil && limited.Err() != nil {
+		err = fmt.Errorf("%w on %s within %s; see why with: journalctl -u vouchd", ErrNoAnswer, c.socket, limit)
+	}
+	return v, err
+}
+
+// ErrNoAnswer means that the daemon's socket is there, and the daemon does not answer.
+var ErrNoAnswer = errors.New("no answer")
+
+// wayOut is what to do about a daemon that cannot be asked.
+func wayOut(err error) string {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return "only root and the daemon's user may ask: run this with sudo"
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return "is vouchd running? see: systemctl status vouchd; vouch doctor"
+	}
+	return "see why with: journalctl -u vouchd"
 }
 
 func ask[T any](ctx context.Context, c *Client, method, path string, query url.Values, body []byte) (T, error) {
@@ -85,7 +115,7 @@ func ask[T any](ctx context.Context, c *Client, method, path string, query url.V
 		if uerr := (*url.Error)(nil); errors.As(err, &uerr) {
 			err = uerr.Err
 		}
-		return v, fmt.Errorf("asking the daemon on %s: %w", c.socket, err)
+		return v, fmt.Errorf("asking the daemon on %s: %w; %s", c.socket, err, wayOut(err))
 	}
 	defer resp.Body.Close()
 	answer := io.LimitReader(resp.Body, maxReplyLen)
@@ -94,7 +124,7 @@ func ask[T any](ctx context.Context, c *Client, method, path string, query url.V
 		return v, errors.New(strings.TrimSpace(string(text)))
 	}
 	if err := json.NewDecoder(answer).Decode(&v); err != nil {
-		return v, fmt.Errorf("reading the daemon's answer: %w", err)
+		return v, fmt.Errorf("reading the daemon's answer on %s: %w; see why with: journalctl -u vouchd", c.socket, err)
 	}
 	return v, nil
 }

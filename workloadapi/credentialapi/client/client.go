@@ -194,10 +194,13 @@ func (e callError) Is(target error) bool {
 func (c *Client) explain(ctx context.Context, what string, err error) error {
 	s := status.Convert(err)
 	if (s.Code() == codes.Canceled || s.Code() == codes.DeadlineExceeded) && timeIsUp(ctx) {
-		s = status.New(codes.DeadlineExceeded, "there was no answer in time")
+		s = status.New(codes.DeadlineExceeded, noAnswer)
 	}
 	return fmt.Errorf("%s from the daemon on %s: %w", what, c.endpoint, callError{s})
 }
+
+// noAnswer is for an agent and whoever runs it.
+const noAnswer = "no answer in time; ask this host's administrator, who finds why with: vouch doctor"
 
 // timeIsUp reports whether a call ended because of its deadline. The daemon knows
 // it too, and it is chance which end gives up first.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"regexp"
 	"strings"
+	"syscall"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -11,6 +12,17 @@ import (
 
 // dialing is how gRPC wraps the error of a socket that cannot be connected to.
 var dialing = regexp.MustCompile(`^.*transport: Error while dialing: (.*?)"?$`)
+
+// wayOut is what to do about a socket that cannot be connected to.
+func wayOut(said string) string {
+	switch {
+	case strings.HasSuffix(said, syscall.EACCES.Error()):
+		return "; this user may not; ask this host's administrator"
+	case strings.HasSuffix(said, syscall.ENOENT.Error()), strings.HasSuffix(said, syscall.ECONNREFUSED.Error()):
+		return "; is vouchd running? see: systemctl status vouchd"
+	}
+	return ""
+}
 
 // Words returns what an error says, without gRPC's wrapping: for errors of this client, and
 // of one of the SPIFFE Workload API.
@@ -26,7 +38,10 @@ func Words(err error) string {
 	s := of.GRPCStatus()
 	said := s.Message()
 	if m := dialing.FindStringSubmatch(said); s.Code() == codes.Unavailable && m != nil {
-		said = m[1]
+		said = m[1] + wayOut(m[1])
+	}
+	if s.Code() == codes.DeadlineExceeded {
+		said = noAnswer
 	}
 	for _, wrapped := range []string{s.Err().Error(), s.Message()} {
 		if wrapped != "" && strings.Contains(text, wrapped) {

@@ -23,7 +23,9 @@ func TestWordsOfAnErrorHaveNoneOfGRPCs(t *testing.T) {
 		{refused, "no identity issued; ask #help (request X)"},
 		{fmt.Errorf("fetching X.509-SVIDs: %w", refused), "fetching X.509-SVIDs: no identity issued; ask #help (request X)"},
 		{fmt.Errorf("leasing x: %w", callError{status.Convert(refused)}), "leasing x: no identity issued; ask #help (request X)"},
-		{status.Error(codes.Unavailable, `connection error: desc = "transport: Error while dialing: dial unix /x: connect: no such file or directory"`), "dial unix /x: connect: no such file or directory"},
+		{status.Error(codes.Unavailable, `connection error: desc = "transport: Error while dialing: dial unix /x: connect: no such file or directory"`), "dial unix /x: connect: no such file or directory; is vouchd running? see: systemctl status vouchd"},
+		{status.Error(codes.Unavailable, `connection error: desc = "transport: Error while dialing: dial unix /x: connect: permission denied"`), "dial unix /x: connect: permission denied; this user may not; ask this host's administrator"},
+		{status.Error(codes.DeadlineExceeded, "context deadline exceeded"), noAnswer},
 		{errors.New("plain"), "plain"},
 	} {
 		if got := Words(tt.err); got != tt.want {
@@ -44,7 +46,7 @@ func TestWordsOfASocketThatIsMissingSayWhich(t *testing.T) {
 	if err == nil {
 		t.Fatal("it was leased")
 	}
-	if got := Words(err); strings.Contains(got, "desc") || strings.Contains(got, "rpc error") || !strings.HasSuffix(got, "dial unix "+path+": connect: no such file or directory") {
+	if got := Words(err); strings.Contains(got, "desc") || strings.Contains(got, "rpc error") || !strings.Contains(got, "dial unix "+path+": connect: no such file or directory; is vouchd running?") {
 		t.Errorf("it says %q", got)
 	}
 }
