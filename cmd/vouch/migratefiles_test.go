@@ -111,7 +111,7 @@ func TestEachKindOfFileIsMigratedUsedAndUndone(t *testing.T) {
 		}},
 		{".npmrc", fmt.Sprintf("registry=%s/\n//%s/:_authToken=%s\n", server.URL, at, canaryOf(5)), []string{"file", "--disclosable"}, func(t *testing.T, h *host) {
 			variable := regexp.MustCompile(`\$\{(.*)\}`).FindStringSubmatch(read(t, h.Path(".npmrc")))[1]
-			credential := "npmrc-" + strings.ReplaceAll(strings.ToLower(variable), "_", "-")
+			credential := regexp.MustCompile(`name: (npmrc-.*)`).FindStringSubmatch(read(t, h.Path("credentials.d/npmrc.yaml")))[1]
 			out := ran(t, append(h.helpers(), "NODE_EXTRA_CA_CERTS="+ca, "npm_config_cache="+h.Path("npm")), "vouch", "exec", "--credential", credential+"="+variable, "--", "npm", "--userconfig", h.Path(".npmrc"), "whoami")
 			if !strings.Contains(out, "ann-of-npm") {
 				t.Errorf("npm says %s", out)
@@ -135,7 +135,7 @@ func TestEachKindOfFileIsMigratedUsedAndUndone(t *testing.T) {
 				t.Errorf("the server does not start with its key: %v: %s", err, out)
 			}
 		}},
-		{".bashrc", fmt.Sprintf("export SITE_KEY='%s'\nalias l=ls\n", canaryOf(7)), []string{"file", "--disclosable"}, nil},
+		{".bashrc", fmt.Sprintf("export API_KEY='%s'\nalias l=ls\n", canaryOf(7)), []string{"file", "--disclosable"}, nil},
 	}
 	h.Start()
 	for _, f := range files {

@@ -2,7 +2,6 @@ package migrate
 
 import (
 	"bytes"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -19,7 +18,8 @@ import (
 const maxLen = inventory.MaxLen
 
 // A file is one to migrate, as it was when it was opened. Its directory is held open, so
-// that whoever owns a part of the path cannot have another file written.
+// that whoever owns a part of the path cannot have another file written, and locked
+// against another migration.
 type file struct {
 	path string // its real one
 	name string // in dir
@@ -51,6 +51,10 @@ func findFile(path string) (*file, error) {
 	dir, err := openDir(filepath.Dir(abs))
 	if err != nil {
 		return nil, err
+	}
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		dir.Close()
+		return nil, fmt.Errorf("locking %s: %w; another vouch migrate may be at work there", filepath.Dir(abs), err)
 	}
 	real, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()))
 	if err != nil {
@@ -105,7 +109,7 @@ func openDir(path string) (*os.File, error) {
 			continue
 		}
 		next, err := unix.Openat(at, part, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_RDONLY, 0)
-		if errors.Is(err, unix.EACCES) { // it may be passed through
+		if errors.Is(err, unix.EACCES) && rest != "" { // it may be passed through
 			next, err = unix.Openat(at, part, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_PATH, 0)
 		}
 		if err != nil {
@@ -180,8 +184,11 @@ func (f *file) unchanged() error {
 // replace has the file hold other data, with its owner, mode and access list, if it has
 // not changed since it was read. It returns once that survives a crash.
 func (f *file) replace(data []byte) error {
-	temp := "." + f.name + "." + rand.Text()[:8]
+	temp := "." + f.name + ".vouch" // always the same, so that one that a crash has left goes
 	dir := int(f.dir.Fd())
+	if err := unix.Unlinkat(dir, temp, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		return &os.PathError{Op: "remove", Path: filepath.Join(filepath.Dir(f.path), temp), Err: err}
+	}
 	fd, err := unix.Openat(dir, temp, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return &os.PathError{Op: "create", Path: filepath.Join(filepath.Dir(f.path), temp), Err: err}
