@@ -47,9 +47,9 @@ backslash or dollar sign) is refused with its line, as is a variable given twice
 different values, and one that its program could not be started with: vouchd makes the
 calls for those that a preset knows, and logs in for URLs of PostgreSQL and Redis with
 a password in them, and --disclosable hands the others out. With --database, a URL
-becomes that of a socket of vouchd's, and no password is sealed. The file changes last, atomically, after every value is sealed; if
-interrupted, run the command again. Treat anything that was in a file as leaked: rotate
-it at its source.`,
+becomes that of a socket of vouchd's, and no password is sealed. The file changes last,
+atomically, after every value is sealed; if interrupted, run the command again. Treat
+anything that was in a file as leaked: rotate it at its source.`,
 		Example: `  vouch migrate env .env --credential-prefix app --dry-run
   vouch migrate env .env --credential-prefix app --keep OPENAI_MODEL --disclosable
   vouch migrate env .env --credential-prefix app --database DATABASE_URL=warehouse

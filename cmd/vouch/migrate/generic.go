@@ -287,6 +287,9 @@ func (p *findingsPlan) wholeFile(f inventory.Finding) {
 		p.fail(f.Line, "%s: a program reads it from a file; give --disclosable to hand it to the programs that an entry grants it, --keep, or --proxy-later", f.Item)
 		return
 	}
+	if f.Kind == inventory.Gcloud {
+		f.What = "gcloud-service-account"
+	}
 	name := filepath.Base(p.file.path)
 	credential := p.seal(definition{item: f.Item, better: betterThan("", f.What, f.Value)}, name, f.Line, secret.Of(bytes.Clone(p.file.data)), "the whole file")
 	p.edit(f.Start, f.End, handlePrefix+credential)
