@@ -57,7 +57,7 @@ var mayImport = map[string][]string{
 	"workloadapi/credentialapi":        {"attest", "attest/process", "audit", "credential", "credential/database", "credential/lease", "identity", "secret", "systemd", "workloadapi/credentialv1", "workloadapi/gate"},
 	"workloadapi/credentialapi/client": {"secret", "workloadapi/credentialv1"},
 	"workloadapi/credentialv1":         nil,
-	"workloadapi/admin":                {"attest/process", "audit", "credential", "credential/sealed", "identity", "secret", "workloadapi/admin/view", "workloadapi/gate"},
+	"workloadapi/admin":                {"attest/process", "audit", "credential", "credential/lease", "credential/sealed", "identity", "secret", "workloadapi/admin/view", "workloadapi/gate"},
 	"workloadapi/admin/client":         {"secret", "workloadapi/admin/view"},
 	"workloadapi/admin/view":           nil,
 	"examples/agent":                   nil,

@@ -85,7 +85,7 @@ func (x *explainer) take(e *Entry) (done bool) {
 		x.step("after", e, x.saying(l))
 	case l.Event == audit.EventAnchor && l.Outcome == audit.Success && l.Log != nil && l.Log.Size > x.target.Index && !x.anchored:
 		x.anchored = true
-		x.step("anchor", e, "the TPM binds the first " + Count(l.Log.Size, "record") + ", this one among them")
+		x.step("anchor", e, "the TPM binds the first "+Count(l.Log.Size, "record")+", this one among them")
 	}
 	// Nothing follows a decision that gave nothing which lives on.
 	return x.anchored && e.Index > x.target.Index && t.Credential == nil && t.RequestID == ""

@@ -23,9 +23,11 @@ var asks = map[string][]string{
 	"authority approve": nil, "authority approve-boot": nil, "authority init": nil, "authority list": nil, "authority revoke": nil,
 	"aws-credential-process": {"x", "--timeout", "2s"},
 	"bundle jwks":            {}, "bundle openid-configuration": {"--issuer", "https://example.org"}, "bundle spiffe": {},
+	"bugreport":         nil, // asks, and does without an answer
 	"check":             nil,
 	"docker-credential": {"get", "--timeout", "2s", "<", "https://example.org"},
 	"doctor":            {},
+	"drill revoke":      {"--credential", "x", "--yes"},
 	"entry disable":     {"spiffe://example.org/a"}, "entry enable": {"spiffe://example.org/a"}, "entry explain": {"--self"}, "entry list": {},
 	"entry new":    {"--spiffe-id", "spiffe://example.org/a", "--from-pid", "1"},
 	"exec":         {"--credential", "x=Y", "--timeout", "2s", "--", "true"},
@@ -34,6 +36,7 @@ var asks = map[string][]string{
 	"git-credential":   {"get", "--timeout", "2s", "<", "protocol=https\nhost=example.org\n\n"},
 	"hash":             nil,
 	"identity disable": {"spiffe://example.org/a"}, "identity enable": {"spiffe://example.org/a"},
+	"inventory":          nil,
 	"kubectl-credential": {"--cluster", "https://example.org", "--timeout", "2s"},
 	"lease list":         {}, "lease revoke": {"--all"},
 	"log archive": nil, "log consistency": nil, "log explain": nil, "log prove": nil, "log report": nil, "log restart": nil, "log show": nil,
@@ -45,10 +48,11 @@ var asks = map[string][]string{
 	"policy presets": nil, "policy suggest": nil, "policy test": nil, "program list": nil, "redact": nil, "sandbox unit": nil,
 	"program run": nil, "run": nil, // ask the service of programs, under systemd alone
 	"secret list": {}, "secret remove": {"x"}, "secret rotate": {"x", "<", "value"}, "secret seal": {"x", "<", "value"},
-	"ssh-agent": {"--credential", "x", "--timeout", "2s", "--", "true"},
-	"ssh-ca":    {"x"},
-	"status":    {},
-	"version":   nil, // asks, and does without an answer
+	"ssh-agent":    {"--credential", "x", "--timeout", "2s", "--", "true"},
+	"ssh-ca":       {"x"},
+	"status":       {},
+	"svid inspect": nil, // the same
+	"version":      nil, // asks, and does without an answer
 }
 
 // leaves returns the commands that do something, by their names after vouch's.

@@ -16,10 +16,13 @@ import (
 	"github.com/vouchd/vouchd/cmd/vouch/admin"
 	"github.com/vouchd/vouchd/cmd/vouch/agent"
 	"github.com/vouchd/vouchd/cmd/vouch/auditor"
+	"github.com/vouchd/vouchd/cmd/vouch/bugreport"
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/cmd/vouch/drill"
 	"github.com/vouchd/vouchd/cmd/vouch/inventory"
 	"github.com/vouchd/vouchd/cmd/vouch/migrate"
 	"github.com/vouchd/vouchd/cmd/vouch/sandbox"
+	"github.com/vouchd/vouchd/cmd/vouch/svid"
 	"github.com/vouchd/vouchd/packaging/version"
 	"github.com/vouchd/vouchd/secret"
 )
@@ -60,7 +63,7 @@ Exit codes: 0 success, 1 failed, 2 wrong usage.`,
 	root.AddCommand(auditor.Commands(&o)...)
 	root.AddCommand(inventory.Commands(&o)...)
 	root.AddCommand(migrate.Commands(&o)...)
-	root.AddCommand(newNode(&o), newPolicy(&o), newVersion(&o))
+	root.AddCommand(newNode(&o), newPolicy(&o), newVersion(&o), svid.New(&o), bugreport.New(&o), drill.New(&o))
 	o.Complete(root)
 	for _, cmd := range root.Commands() {
 		cli.Strict(cmd)

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"crypto/ecdsa"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -62,6 +65,10 @@ func TestNoSecretLeavesTheDaemonButToItsHolder(t *testing.T) {
 	p.Define("timeouts: {header: 1s}")
 	h.Write("entries.d/a.yaml", fmt.Sprintf("entries:\n  - {spiffe_id: \"spiffe://example.org/agent\", selectors: [\"unix:uid:%d\"], credentials: [tides, stripe, api]}\n", os.Getuid()))
 
+	const comment = "a-comment's-canary-4711"
+	for _, file := range []string{"vouchd.yaml", "credentials.d/a.yaml", "entries.d/a.yaml"} {
+		h.Write(file, h.Read(file)+"# "+comment+"\n")
+	}
 	var otlp, journal catch
 	collector := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(&otlp, r.Body)
@@ -107,6 +114,19 @@ func TestNoSecretLeavesTheDaemonButToItsHolder(t *testing.T) {
 	} {
 		out, stderr, _ := h.Vouch(args...)
 		told["vouch "+strings.Join(args, " ")] = []byte(out + stderr)
+	}
+	h.OK("bugreport", "--write", h.Path("report.tar.gz"))
+	report := unpack(t, h.Path("report.tar.gz"))
+	for _, part := range []string{"status.json", "entries.json", "credentials.json", "leases.json", "log.txt"} {
+		if len(report["bug report: vouchd-bugreport/"+part]) < 100 {
+			t.Errorf("the bug report has in %s: %q", part, report["bug report: vouchd-bugreport/"+part])
+		}
+	}
+	for name, text := range report {
+		told[name] = text
+		if bytes.Contains(text, []byte(comment)) {
+			t.Errorf("%s has a comment of a file", name)
+		}
 	}
 	a.Exit(t)
 	eventually(t, "the end of the login is recorded", func() bool {
@@ -283,5 +303,31 @@ func TestCrashLeavesNoCore(t *testing.T) {
 	}
 	if left, err := os.ReadDir(h.Wrap[len(h.Wrap)-1]); err != nil || len(left) > 0 {
 		t.Errorf("left in the working directory: %v, %v", left, err)
+	}
+}
+
+// unpack returns the files of a report.
+func unpack(t *testing.T, file string) map[string][]byte {
+	t.Helper()
+	info, err := os.Stat(file)
+	must(t, err)
+	if info.Mode().Perm() != 0o600 {
+		t.Errorf("the bug report has mode %v", info.Mode())
+	}
+	f, err := os.Open(file)
+	must(t, err)
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	must(t, err)
+	files := make(map[string][]byte)
+	for r := tar.NewReader(z); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return files
+		}
+		must(t, err)
+		text, err := io.ReadAll(r)
+		must(t, err)
+		files["bug report: "+h.Name] = text
 	}
 }

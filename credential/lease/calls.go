@@ -122,7 +122,7 @@ func (c *calls) sit(ctx context.Context, s *seat, h credential.Holder, a credent
 	}
 	l := s.lease
 	lasts := l != nil && l.stage == active && !l.ending() && c.clock.now().Add(min(spare, l.Expires.Sub(l.Granted)/8)).Before(l.Expires)
-	revoked, reason := l != nil && l.revoked, ""
+	revoked, reason := l != nil && l.cutOff(), ""
 	if revoked {
 		reason = l.Reason
 	}

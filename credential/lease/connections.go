@@ -30,7 +30,7 @@ func seated(d *credential.Definition) purpose {
 // [Manager.Abandon]. After a connection of the holder's that was revoked, the error is
 // [credential.ErrRevoked], until the holder asks for another handle.
 func (m *Manager) Connect(ctx context.Context, h credential.Holder, a credential.Ask) (*Call, error) {
-	return m.calls.connect(ctx, h, a)
+	return m.drilled(ctx, h, a, m.calls.connect)
 }
 
 func (c *calls) connect(ctx context.Context, h credential.Holder, a credential.Ask) (*Call, error) {
@@ -74,12 +74,12 @@ func (c *calls) revokedOf(s *seat) (reason string, revoked bool) {
 	defer s.mu.Unlock()
 	c.book.mu.Lock()
 	defer c.book.mu.Unlock()
-	if l := s.lease; l != nil && l.revoked {
+	if l := s.lease; l != nil && l.cutOff() {
 		return l.Reason, true
 	}
 	left := s.connections[:0]
 	for _, l := range s.connections {
-		if l.revoked {
+		if l.cutOff() {
 			s.lease = l
 			return l.Reason, true
 		}

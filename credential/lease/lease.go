@@ -164,6 +164,10 @@ func (l *lease) keepsFields() bool {
 	return !opens
 }
 
+// cutOff reports whether somebody revoked the lease so that calls on it end for good. The
+// book's mu is held.
+func (l *lease) cutOff() bool { return l.revoked && l.Reason != drillReason }
+
 // decode reads what encode wrote.
 func decode(id string, b []byte) (*lease, error) {
 	var s kept

@@ -62,6 +62,7 @@ type Manager struct {
 	grants   *grants
 	renewals *renewals
 	calls    *calls
+	drills   *drills
 	cancel   context.CancelFunc // of the engine's ctx
 }
 
@@ -127,7 +128,10 @@ func newManager(c Config, r *records) *Manager {
 	e.ends = &ends{engine: e, queues: make(map[*credential.Definition]*queue)}
 	e.holders = &holders{book: e.book, watches: make(map[watchKey]*watch), ended: e.ends.begin, ctx: ctx, work: e.work}
 	g := &grants{e}
-	return &Manager{engine: e, grants: g, renewals: &renewals{e}, calls: &calls{engine: e, grants: g, seats: make(map[seatKey]*seat)}, cancel: cancel}
+	return &Manager{
+		engine: e, grants: g, renewals: &renewals{e}, calls: &calls{engine: e, grants: g, seats: make(map[seatKey]*seat)}, cancel: cancel,
+		drills: &drills{engine: e, processes: c.Processes, all: make(map[string]*drilling)},
+	}
 }
 
 // Close stops the manager. Leases are left as they are: those whose holders are gone by the
@@ -151,6 +155,17 @@ func (m *Manager) Err() error { return m.engine.records.journal.Err() }
 // Of a credential that is delivered by the proxy, the holder gets a handle in place of
 // the value; it may have the lease already.
 func (m *Manager) Grant(ctx context.Context, h credential.Holder, a credential.Ask) (*credential.Grant, error) {
+	if err := m.drills.refuses(h, a.Name, true); err != nil {
+		return nil, err
+	}
+	g, err := m.grant(ctx, h, a)
+	if err == nil {
+		m.drills.served(h, a.Name)
+	}
+	return g, err
+}
+
+func (m *Manager) grant(ctx context.Context, h credential.Holder, a credential.Ask) (*credential.Grant, error) {
 	if d, ok := m.Definitions().Get(a.Name); ok && (d.Proxy != nil || d.Database != nil) {
 		return m.calls.grant(ctx, h, a, d)
 	}
@@ -161,7 +176,19 @@ func (m *Manager) Grant(ctx context.Context, h credential.Holder, a credential.A
 // grants a lease where the holder has none, or an expired one; after one that was
 // revoked, the error is [credential.ErrRevoked], until the holder asks for another.
 func (m *Manager) Call(ctx context.Context, h credential.Holder, a credential.Ask) (*Call, error) {
-	return m.calls.call(ctx, h, a)
+	return m.drilled(ctx, h, a, m.calls.call)
+}
+
+// drilled makes a call or connection, unless a drill withholds the credential.
+func (m *Manager) drilled(ctx context.Context, h credential.Holder, a credential.Ask, make func(context.Context, credential.Holder, credential.Ask) (*Call, error)) (*Call, error) {
+	if err := m.drills.refuses(h, a.Name, false); err != nil {
+		return nil, err
+	}
+	c, err := make(ctx, h, a)
+	if err == nil {
+		m.drills.served(h, a.Name)
+	}
+	return c, err
 }
 
 // IsHandle reports whether a handle is that of a credential, given to the process.

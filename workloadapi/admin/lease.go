@@ -10,6 +10,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/vouchd/vouchd/credential"
+	"github.com/vouchd/vouchd/credential/lease"
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
@@ -20,6 +21,10 @@ type Leases struct {
 	Hash   func(id string) string // what the log calls a lease by
 	Revoke func(ctx context.Context, by Asker, w credential.Where) (int, error)
 	SSHCA  func(ctx context.Context, by Asker, name string) (view.SSHCA, error)
+
+	BeginDrill func(ctx context.Context, by Asker, r view.DrillRequest) error
+	EndDrill   func(ctx context.Context, by Asker, credential string) error
+	Drill      func(credential string) (lease.Drill, error)
 }
 
 // revokeWait is how long a caller waits for sources to confirm an end, which happens either
@@ -32,6 +37,7 @@ func (l *Leases) routes(mux *http.ServeMux) {
 	}
 	mux.HandleFunc("GET /v1/leases", l.list)
 	mux.HandleFunc("POST /v1/leases/revoke", l.revoke)
+	l.drillRoutes(mux)
 	mux.HandleFunc("POST /v1/ssh-ca", func(w http.ResponseWriter, r *http.Request) { // which may make the key
 		name := r.URL.Query().Get("name")
 		answerTPM(w, r, func(ctx context.Context, by Asker, _ []byte) (view.SSHCA, error) { return l.SSHCA(ctx, by, name) })

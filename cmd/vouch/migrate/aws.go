@@ -63,7 +63,7 @@ func (m *awsFile) plan(p *plan) error {
 	}
 	profiles := make(map[string]map[string]text.Entry)
 	var names []string
-	for _, e := range text.INI(p.file.data) {
+	for _, e := range text.INI(p.file.Data) {
 		name := strings.TrimSpace(strings.TrimPrefix(e.Section, "profile "))
 		if profiles[name] == nil {
 			profiles[name] = make(map[string]text.Entry)
@@ -111,7 +111,7 @@ func (m *awsFile) planProfile(p *plan, name string, has map[string]text.Entry, v
 		return
 	}
 	credential := p.seal(definition{item: item, given: "to SDKs, by credential_process", better: awsRole()}, name, line, secret.Of(bytes.Clone(key.Value)), "a secret access key")
-	from := lineStart(p.file.data, key.Start)
+	from := lineStart(p.file.Data, key.Start)
 	p.hide(key.Start, key.End)
 	p.edit(from, key.End, fmt.Sprintf("credential_process = %s aws-credential-process %s --access-key-id %s", vouch, credential, id.Value))
 	p.removeLine(id.Start)
@@ -119,7 +119,7 @@ func (m *awsFile) planProfile(p *plan, name string, has map[string]text.Entry, v
 
 // keepOthers leaves what else an inventory finds, but for items that begin with a text.
 func (p *plan) keepOthers(prefix string) {
-	found, _ := inventory.ReadFile(inventory.AWS, p.file.path, p.file.data)
+	found, _ := inventory.ReadFile(inventory.AWS, p.file.Path, p.file.Data)
 	for _, f := range found {
 		if !strings.HasPrefix(f.Item, prefix) {
 			p.keep = append(p.keep, f.Item)
@@ -131,8 +131,8 @@ func lineStart(data []byte, at int) int { return bytes.LastIndexByte(data[:at], 
 
 // removeLine plans to take out the line that a byte is in.
 func (p *plan) removeLine(at int) {
-	from, to := lineStart(p.file.data, at), lineEnd(p.file.data, at)
-	if to < len(p.file.data) {
+	from, to := lineStart(p.file.Data, at), lineEnd(p.file.Data, at)
+	if to < len(p.file.Data) {
 		to++
 	}
 	p.edit(from, to, "")

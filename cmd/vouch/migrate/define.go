@@ -115,6 +115,6 @@ const mostDescribed = 200 // bytes
 // describe says whose secret it was. Its words are of the file, which need not be the
 // administrator's.
 func (p *plan) describe(d *definition) string {
-	text := inventory.Printable(d.item) + " of " + inventory.Printable(filepath.Base(p.file.path))
+	text := inventory.Printable(d.item) + " of " + inventory.Printable(filepath.Base(p.file.Path))
 	return strings.ToValidUTF8(text[:min(len(text), mostDescribed)], "")
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/cmd/vouch/migrate/jsondoc"
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/inventory"
 	"github.com/vouchd/vouchd/secret"
@@ -38,40 +39,40 @@ hand a login to whoever is granted it and asks for that registry.`,
 var loginKeys = []string{"auth", "username", "password", "identitytoken"}
 
 func planDocker(p *plan) error {
-	root, err := parseJSON(p.file.data)
+	root, err := jsondoc.Parse(p.file.Data)
 	if err != nil {
 		return err
 	}
 	var helped []string
-	auths := root.get("auths")
-	if !auths.is('{') {
+	auths := root.Get("auths")
+	if !auths.Is('{') {
 		return nil
 	}
-	for _, registry := range auths.members {
-		line := p.line(registry.start)
-		username, value := loginOf(registry.value)
-		if value == "" || p.keeps(registry.name, line) {
+	for _, registry := range auths.Members {
+		line := p.line(registry.Start)
+		username, value := loginOf(registry.Value)
+		if value == "" || p.keeps(registry.Name, line) {
 			continue
 		}
-		at, err := credential.NewTarget(credential.Docker, registry.name)
+		at, err := credential.NewTarget(credential.Docker, registry.Name)
 		if err != nil {
-			p.leave(registry.name, line, "it %v", err)
+			p.leave(registry.Name, line, "it %v", err)
 			continue
 		}
 		place := fmt.Sprintf("{docker: %q, username: %q}", at.Location, username)
-		p.seal(definition{item: registry.name, given: "to Docker, by its helper", places: []string{place}}, at.Location, line, secret.Of([]byte(value)), "a login at a registry")
-		p.removeMembers(registry.value, func(name string) bool { return slices.Contains(loginKeys, name) })
-		if !root.get("credHelpers", registry.name).is('"') {
-			helped = append(helped, registry.name)
-		} else if root.get("credHelpers", registry.name).text != "vouch" {
-			p.fail(line, "%s has a credential helper already; remove that or the login", registry.name)
+		p.seal(definition{item: registry.Name, given: "to Docker, by its helper", places: []string{place}}, at.Location, line, secret.Of([]byte(value)), "a login at a registry")
+		p.removeMembers(registry.Value, func(name string) bool { return slices.Contains(loginKeys, name) })
+		if !root.Get("credHelpers", registry.Name).Is('"') {
+			helped = append(helped, registry.Name)
+		} else if root.Get("credHelpers", registry.Name).Text != "vouch" {
+			p.fail(line, "%s has a credential helper already; remove that or the login", registry.Name)
 		}
 	}
 	if len(helped) == 0 {
 		return nil
 	}
 	p.Then = []string{"Docker then asks vouch, which is docker-credential-vouch in its PATH."}
-	if helpers := root.get("credHelpers"); helpers.is('{') {
+	if helpers := root.Get("credHelpers"); helpers.Is('{') {
 		var more []string
 		for _, name := range helped[1:] {
 			more = append(more, quoted(name)+`: "vouch"`)
@@ -91,19 +92,19 @@ func planDocker(p *plan) error {
 const tokenUser = "<token>"
 
 // loginOf returns the login of a registry; the secret is empty if there is none.
-func loginOf(n *node) (username, value string) {
-	if token := n.get("identitytoken"); token.is('"') && token.text != "" {
-		return tokenUser, token.text
+func loginOf(n *jsondoc.Node) (username, value string) {
+	if token := n.Get("identitytoken"); token.Is('"') && token.Text != "" {
+		return tokenUser, token.Text
 	}
-	if auth := n.get("auth"); auth.is('"') && auth.text != "" {
-		text, err := base64.StdEncoding.DecodeString(strings.TrimSpace(auth.text))
+	if auth := n.Get("auth"); auth.Is('"') && auth.Text != "" {
+		text, err := base64.StdEncoding.DecodeString(strings.TrimSpace(auth.Text))
 		if err == nil {
 			username, value, _ = strings.Cut(strings.TrimRight(string(text), "\x00"), ":")
 			return username, value
 		}
 	}
-	if user, password := n.get("username"), n.get("password"); user.is('"') && password.is('"') {
-		return user.text, password.text
+	if user, password := n.Get("username"), n.Get("password"); user.Is('"') && password.Is('"') {
+		return user.Text, password.Text
 	}
 	return "", ""
 }

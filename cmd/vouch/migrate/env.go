@@ -74,7 +74,7 @@ anything that was in a file as leaked: rotate it at its source.`,
 
 // plan decides what to do with each variable.
 func (m *envFile) plan(p *plan) error {
-	file, err := dotenv.Parse(p.file.data)
+	file, err := dotenv.Parse(p.file.Data)
 	if err != nil {
 		return err
 	}
@@ -138,7 +138,7 @@ func (m *envFile) plan(p *plan) error {
 		}
 	}
 	m.replace(p, file, values)
-	p.Then = []string{"Then start the program with: vouch exec --env-file " + inventory.ShellQuote(p.file.path) + " -- COMMAND"}
+	p.Then = []string{"Then start the program with: vouch exec --env-file " + inventory.ShellQuote(p.file.Path) + " -- COMMAND"}
 	return nil
 }
 
@@ -162,7 +162,7 @@ func (m *envFile) replace(p *plan, file *dotenv.File, values map[string]value) {
 		v, ok := values[name]
 		return handlePrefix + v.credential, ok
 	}) {
-		if string(p.file.data[r.Start:r.End]) != r.Text {
+		if string(p.file.Data[r.Start:r.End]) != r.Text {
 			p.hide(r.Start, r.End)
 			p.edit(r.Start, r.End, r.Text)
 		}

@@ -89,7 +89,7 @@ var kindEdits = map[string]func(p *findingsPlan, f inventory.Finding){
 }
 
 func planFindings(p *plan, kind string) error {
-	found, err := inventory.ReadFile(kind, p.file.path, p.file.data)
+	found, err := inventory.ReadFile(kind, p.file.Path, p.file.Data)
 	if err != nil {
 		return err
 	}
@@ -99,7 +99,7 @@ func planFindings(p *plan, kind string) error {
 		case f.Leased:
 			p.Kept = append(p.Kept, item{f.Item, f.Line, "", "already a handle"})
 		case p.keeps(f.Item, f.Line):
-		case f.End <= f.Start || f.End > len(p.file.data):
+		case f.End <= f.Start || f.End > len(p.file.Data):
 			p.leave(f.Item, f.Line, "it is not written in one piece; use: %s", f.Replace)
 		default:
 			kindEdits[kind](&fp, f)
@@ -132,8 +132,8 @@ func (p *findingsPlan) free(variable string) string {
 }
 
 func (p *findingsPlan) shell(f inventory.Finding) {
-	raw := p.file.data[f.Start:f.End]
-	single := f.Start > 0 && p.file.data[f.Start-1] == '\''
+	raw := p.file.Data[f.Start:f.End]
+	single := f.Start > 0 && p.file.Data[f.Start-1] == '\''
 	if !single && bytes.ContainsAny(raw, "$`\\") {
 		p.fail(f.Line, "value of %s: a shell reads $, ` and \\ in it as something else; put single quotes around it, or leave it with --keep", f.Item)
 		return
@@ -147,7 +147,7 @@ func (p *findingsPlan) shell(f inventory.Finding) {
 func (p *findingsPlan) netrc(f inventory.Finding) {
 	machine := strings.TrimSuffix(strings.TrimPrefix(f.Item, "machine "), " password")
 	d := definition{item: f.Item}
-	if login := loginBefore(p.file.data[:f.Start]); netrcHost.MatchString(machine) && netrcLogin.MatchString(login) {
+	if login := loginBefore(p.file.Data[:f.Start]); netrcHost.MatchString(machine) && netrcLogin.MatchString(login) {
 		d.block = fmt.Sprintf("    proxy: # vouchd makes the calls: the program never has the value (docs/proxy.md)\n      preset: basic-2026-11\n      upstream: https://%s\n      slot: {basic: %q}\n", machine, login)
 	} else if !p.disclosable && !p.proxyLater && !p.dryRun {
 		p.fail(f.Line, "nobody knows how to call %s; give --disclosable to hand the value to programs, --keep, or --proxy-later to write its proxy block by hand", inventory.Printable(machine))
@@ -192,8 +192,8 @@ func (p *findingsPlan) without(f inventory.Finding, variable, words, why string)
 		return
 	}
 	p.taken[variable] = true
-	line := p.file.data[lineStart(p.file.data, f.Start):f.Start]
-	if rest := p.file.data[f.End:lineEnd(p.file.data, f.End)]; bytes.ContainsAny(line, "{,") || len(bytes.Trim(rest, "\"' \t\r")) > 0 {
+	line := p.file.Data[lineStart(p.file.Data, f.Start):f.Start]
+	if rest := p.file.Data[f.End:lineEnd(p.file.Data, f.End)]; bytes.ContainsAny(line, "{,") || len(bytes.Trim(rest, "\"' \t\r")) > 0 {
 		p.leave(f.Item, f.Line, "it is not on a line of its own; write it so first")
 		return
 	}
@@ -219,7 +219,7 @@ func (p *findingsPlan) gh(f inventory.Finding) {
 	host, _, _ := strings.Cut(f.Item, " ")
 	variable := "GH_TOKEN"
 	switch {
-	case filepath.Base(p.file.path) == "config.yml": // of glab
+	case filepath.Base(p.file.Path) == "config.yml": // of glab
 		variable = "GITLAB_TOKEN"
 	case host != "github.com":
 		variable = "GH_ENTERPRISE_TOKEN"
@@ -255,7 +255,7 @@ func (p *findingsPlan) ci(f inventory.Finding) {
 		return
 	}
 	for _, v := range ciVendors {
-		if strings.Contains(strings.ToLower(p.file.path), v.is) {
+		if strings.Contains(strings.ToLower(p.file.Path), v.is) {
 			p.seal(definition{item: f.Item, variable: variable, better: betterThan(variable, f.What, f.Value)}, f.Item, f.Line, f.Value, "a literal in a pipeline"+but)
 			p.edit(f.Start, f.End, fmt.Sprintf(v.reference, variable))
 			p.Then = append(p.Then, "Keep a new value "+fmt.Sprintf(v.where, variable)+". The old one is in the history of the repository.")
@@ -290,8 +290,8 @@ func (p *findingsPlan) wholeFile(f inventory.Finding) {
 	if f.Kind == inventory.Gcloud {
 		f.What = "gcloud-service-account"
 	}
-	name := filepath.Base(p.file.path)
-	credential := p.seal(definition{item: f.Item, better: betterThan("", f.What, f.Value)}, name, f.Line, secret.Of(bytes.Clone(p.file.data)), "the whole file")
+	name := filepath.Base(p.file.Path)
+	credential := p.seal(definition{item: f.Item, better: betterThan("", f.What, f.Value)}, name, f.Line, secret.Of(bytes.Clone(p.file.Data)), "the whole file")
 	p.edit(f.Start, f.End, handlePrefix+credential)
 	then := fmt.Sprintf("Then have the program read /run/app/%s, which is kept by: vouch get %s --write /run/app/%[1]s --follow", inventory.ShellQuote(name), credential)
 	if !slices.Contains(p.Then, then) {

@@ -125,15 +125,15 @@ func (p *plan) planGitLogin(l gitLogin, itemName string, line int) {
 }
 
 func planGitStore(p *plan) error {
-	found, err := inventory.ReadFile(inventory.GitCredentials, p.file.path, p.file.data)
+	found, err := inventory.ReadFile(inventory.GitCredentials, p.file.Path, p.file.Data)
 	if err != nil {
 		return err
 	}
 	hosts := make(map[string]bool)
 	for _, f := range found {
-		from, to := lineStart(p.file.data, f.Start), lineEnd(p.file.data, f.Start)
-		raw := bytes.TrimSpace(p.file.data[from:to])
-		l, err := gitLoginIn(raw, from+bytes.Index(p.file.data[from:to], raw), f)
+		from, to := lineStart(p.file.Data, f.Start), lineEnd(p.file.Data, f.Start)
+		raw := bytes.TrimSpace(p.file.Data[from:to])
+		l, err := gitLoginIn(raw, from+bytes.Index(p.file.Data[from:to], raw), f)
 		if p.keeps(f.Item, f.Line) {
 			continue
 		}
@@ -155,11 +155,11 @@ func planGitStore(p *plan) error {
 }
 
 func planGitConfig(p *plan) error {
-	found, err := inventory.ReadFile(inventory.GitRemote, p.file.path, p.file.data)
+	found, err := inventory.ReadFile(inventory.GitRemote, p.file.Path, p.file.Data)
 	if err != nil {
 		return err
 	}
-	entries := text.INI(p.file.data)
+	entries := text.INI(p.file.Data)
 	var hosts []string
 	paths := make(map[string]bool) // hosts whose logins are for a path
 	for _, f := range found {
@@ -191,10 +191,10 @@ func planGitConfig(p *plan) error {
 	}
 	if b.Len() > 0 {
 		added := b.String()
-		if n := len(p.file.data); n > 0 && p.file.data[n-1] != '\n' {
+		if n := len(p.file.Data); n > 0 && p.file.Data[n-1] != '\n' {
 			added = "\n" + added
 		}
-		p.edit(len(p.file.data), len(p.file.data), added)
+		p.edit(len(p.file.Data), len(p.file.Data), added)
 		p.Then = []string{"Git then asks vouch, which is git-credential-vouch in its PATH."}
 	}
 	return nil
@@ -212,7 +212,7 @@ func asksVouchFor(entries []text.Entry, host string) bool {
 
 // planGitSetting plans for one setting that has a secret.
 func (p *plan) planGitSetting(e text.Entry, f inventory.Finding) (l gitLogin, ok bool) {
-	raw := p.file.data[e.Start:e.End]
+	raw := p.file.Data[e.Start:e.End]
 	key := strings.ToLower(e.Key)
 	if bytes.ContainsAny(raw, `\"`) {
 		p.leave(f.Item, f.Line, "it is written with quotes in it; write it plainly first")

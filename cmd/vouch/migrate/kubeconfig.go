@@ -11,6 +11,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/cmd/vouch/migrate/jsondoc"
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/inventory"
 	"github.com/vouchd/vouchd/secret"
@@ -87,13 +88,13 @@ func (k *kubeconfig) places(user string) (list []string, err error) {
 
 func planKubeconfig(p *plan) error {
 	var config kubeconfig
-	if err := yaml.Unmarshal(p.file.data, &config); err != nil {
+	if err := yaml.Unmarshal(p.file.Data, &config); err != nil {
 		return fmt.Errorf("it is no kubeconfig, or has a name twice") // the parser's words have some of the text in them
 	}
-	var root *node
-	if first := bytes.TrimLeft(p.file.data, " \t\r\n"); len(first) > 0 && first[0] == '{' {
+	var root *jsondoc.Node
+	if first := bytes.TrimLeft(p.file.Data, " \t\r\n"); len(first) > 0 && first[0] == '{' {
 		var err error
-		if root, err = parseJSON(p.file.data); err != nil {
+		if root, err = jsondoc.Parse(p.file.Data); err != nil {
 			return err
 		}
 	}
@@ -108,7 +109,7 @@ func planKubeconfig(p *plan) error {
 		}
 		k := kubeUser{plan: p, name: "user " + inventory.Printable(u.Name), has: make(map[string]*yaml.Node), node: &u.User, vouch: vouch}
 		if root != nil {
-			k.object = root.get("users").members[i].value.get("user")
+			k.object = root.Get("users").Members[i].Value.Get("user")
 		}
 		k.planUser(&config, u.Name)
 	}
@@ -123,7 +124,7 @@ type kubeUser struct {
 	*plan
 	name   string
 	node   *yaml.Node
-	object *node // the same, in JSON
+	object *jsondoc.Node // the same, in JSON
 	vouch  string
 	has    map[string]*yaml.Node // keys
 }
@@ -191,16 +192,16 @@ func (k *kubeUser) plugin(args []string) string {
 
 func (k *kubeUser) editJSON(gone, args []string) {
 	first := -1
-	for i, m := range k.object.members {
-		if slices.Contains(gone, m.name) {
+	for i, m := range k.object.Members {
+		if slices.Contains(gone, m.Name) {
 			first = i
-			k.edit(m.start, m.value.end, `"exec": `+k.plugin(args))
+			k.edit(m.Start, m.Value.End, `"exec": `+k.plugin(args))
 			break
 		}
 	}
 	rest := *k.object
 	k.removeMembers(&rest, func(name string) bool {
-		return name != k.object.members[first].name && slices.Contains(gone, name)
+		return name != k.object.Members[first].Name && slices.Contains(gone, name)
 	})
 }
 
@@ -230,7 +231,7 @@ func (k *kubeUser) editYAML(gone, args []string) bool {
 
 // lineOf returns the line of a key and its value, if they have one to themselves.
 func (k *kubeUser) lineOf(key, value *yaml.Node) (from, to, indent int, ok bool) {
-	data := k.file.data
+	data := k.file.Data
 	for range key.Line - 1 {
 		i := bytes.IndexByte(data[from:], '\n')
 		if i < 0 {

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/cmd/vouch/migrate/jsondoc"
 	"github.com/vouchd/vouchd/inventory"
 	"github.com/vouchd/vouchd/inventory/text"
 	"github.com/vouchd/vouchd/secret"
@@ -58,15 +59,15 @@ type mcpPlan struct {
 }
 
 func planMCP(p *plan) error {
-	root, err := parseJSON(p.file.data)
+	root, err := jsondoc.Parse(p.file.Data)
 	if err != nil {
 		return err
 	}
-	m := mcpPlan{plan: p, reference: referenceOf(p.file.path), variables: make(map[string]string)}
+	m := mcpPlan{plan: p, reference: referenceOf(p.file.Path), variables: make(map[string]string)}
 	if m.vouch, err = program(); err != nil {
 		return err
 	}
-	if m.found, err = inventory.ReadFile(inventory.MCP, p.file.path, p.file.data); err != nil {
+	if m.found, err = inventory.ReadFile(inventory.MCP, p.file.Path, p.file.Data); err != nil {
 		return err
 	}
 	m.walk("", root)
@@ -88,30 +89,30 @@ func referenceOf(path string) string {
 }
 
 // walk looks for servers, and plans for each.
-func (m *mcpPlan) walk(name string, n *node) {
-	command, env := n.get("command"), n.get("env")
+func (m *mcpPlan) walk(name string, n *jsondoc.Node) {
+	command, env := n.Get("command"), n.Get("env")
 	switch {
-	case command.is('"') && env.is('{'):
+	case command.Is('"') && env.Is('{'):
 		m.server(name, n)
-	case n.is('{') && m.reference != "":
+	case n.Is('{') && m.reference != "":
 		for _, key := range []string{"headers", "http_headers"} {
-			if headers := n.get(key); headers.is('{') {
+			if headers := n.Get(key); headers.Is('{') {
 				m.headers(name, headers)
 			}
 		}
 	}
-	for i, member := range n.members {
-		if n.kind == '[' {
-			member.name = fmt.Sprint(i)
+	for i, member := range n.Members {
+		if n.Kind == '[' {
+			member.Name = fmt.Sprint(i)
 		}
-		m.walk(member.name, member.value)
+		m.walk(member.Name, member.Value)
 	}
 }
 
 // within returns the secret that is written in a node.
-func (m *mcpPlan) within(n *node) (inventory.Finding, bool) {
+func (m *mcpPlan) within(n *jsondoc.Node) (inventory.Finding, bool) {
 	for _, f := range m.found {
-		if !f.Leased && f.Start > n.start && f.End < n.end {
+		if !f.Leased && f.Start > n.Start && f.End < n.End {
 			return f, true
 		}
 	}
@@ -119,35 +120,35 @@ func (m *mcpPlan) within(n *node) (inventory.Finding, bool) {
 }
 
 // server plans for one that is started with variables.
-func (m *mcpPlan) server(name string, n *node) {
+func (m *mcpPlan) server(name string, n *jsondoc.Node) {
 	var given []string // arguments of vouch exec
-	for _, v := range n.get("env").members {
-		line := m.line(v.start)
-		if !v.value.is('"') {
+	for _, v := range n.Get("env").Members {
+		line := m.line(v.Start)
+		if !v.Value.Is('"') {
 			continue
 		}
-		if strings.HasPrefix(v.value.text, handlePrefix) {
-			m.handle(v.name, line, handleOf([]byte(v.value.text)))
+		if strings.HasPrefix(v.Value.Text, handlePrefix) {
+			m.handle(v.Name, line, handleOf([]byte(v.Value.Text)))
 			continue
 		}
-		f, secretly := m.within(v.value)
-		if !secretly || m.keeps(v.name, line) {
+		f, secretly := m.within(v.Value)
+		if !secretly || m.keeps(v.Name, line) {
 			continue
 		}
-		if !variableName.MatchString(v.name) {
+		if !variableName.MatchString(v.Name) {
 			m.leave(f.Item, line, "its name is none that vouch exec can set")
 			continue
 		}
-		but, ok := m.deliverable(v.name, line)
+		but, ok := m.deliverable(v.Name, line)
 		if !ok {
 			continue
 		}
-		value := secret.Of([]byte(v.value.text))
-		d := definition{item: f.Item, variable: v.name, better: betterThan(v.name, f.What, value)}
-		credential := m.seal(d, name+" "+v.name, line, value, "a variable of an MCP server"+but)
-		m.hide(v.value.start, v.value.end)
-		m.edit(v.value.start, v.value.end, quoted(handlePrefix+credential))
-		given = append(given, quoted("--credential"), quoted(credential+"="+v.name))
+		value := secret.Of([]byte(v.Value.Text))
+		d := definition{item: f.Item, variable: v.Name, better: betterThan(v.Name, f.What, value)}
+		credential := m.seal(d, name+" "+v.Name, line, value, "a variable of an MCP server"+but)
+		m.hide(v.Value.Start, v.Value.End)
+		m.edit(v.Value.Start, v.Value.End, quoted(handlePrefix+credential))
+		given = append(given, quoted("--credential"), quoted(credential+"="+v.Name))
 	}
 	if len(given) > 0 {
 		m.startByVouch(n, given)
@@ -155,41 +156,41 @@ func (m *mcpPlan) server(name string, n *node) {
 }
 
 // startByVouch plans that a server's command is started by vouch exec.
-func (m *mcpPlan) startByVouch(n *node, given []string) {
-	command, args := n.get("command"), n.get("args")
-	if filepath.Base(command.text) == "vouch" && args.is('[') && len(args.members) > 0 && args.members[0].value.text == "exec" {
-		at := args.members[0].value.end
+func (m *mcpPlan) startByVouch(n *jsondoc.Node, given []string) {
+	command, args := n.Get("command"), n.Get("args")
+	if filepath.Base(command.Text) == "vouch" && args.Is('[') && len(args.Members) > 0 && args.Members[0].Value.Text == "exec" {
+		at := args.Members[0].Value.End
 		m.edit(at, at, ", "+strings.Join(given, ", "))
 		return
 	}
-	all := slices.Concat([]string{quoted("exec")}, given, []string{quoted("--"), quoted(command.text)})
+	all := slices.Concat([]string{quoted("exec")}, given, []string{quoted("--"), quoted(command.Text)})
 	list := strings.Join(all, ", ")
-	if args.is('[') {
-		m.edit(command.start, command.end, quoted(m.vouch))
-		if len(args.members) > 0 {
+	if args.Is('[') {
+		m.edit(command.Start, command.End, quoted(m.vouch))
+		if len(args.Members) > 0 {
 			list += ", "
 		}
-		m.edit(args.start+1, args.start+1, list)
+		m.edit(args.Start+1, args.Start+1, list)
 		return
 	}
-	m.edit(command.start, command.end, quoted(m.vouch)+`, "args": [`+list+"]")
+	m.edit(command.Start, command.End, quoted(m.vouch)+`, "args": [`+list+"]")
 }
 
 // headers plans for those of a server that the agent calls.
-func (m *mcpPlan) headers(name string, n *node) {
-	for _, h := range n.members {
-		line := m.line(h.start)
-		f, secretly := m.within(h.value)
-		if !secretly || m.keeps(h.name, line) {
+func (m *mcpPlan) headers(name string, n *jsondoc.Node) {
+	for _, h := range n.Members {
+		line := m.line(h.Start)
+		f, secretly := m.within(h.Value)
+		if !secretly || m.keeps(h.Name, line) {
 			continue
 		}
-		variable := variableFor(name, h.name)
+		variable := variableFor(name, h.Name)
 		but, ok := m.deliverable(variable, line)
 		if !ok {
 			continue
 		}
 		d := definition{item: f.Item, variable: variable, better: betterThan(variable, f.What, f.Value)}
-		m.variables[variable] = m.seal(d, name+" "+h.name, line, f.Value, "a header for an MCP server"+but)
+		m.variables[variable] = m.seal(d, name+" "+h.Name, line, f.Value, "a header for an MCP server"+but)
 		m.edit(f.Start, f.End, fmt.Sprintf(m.reference, variable))
 	}
 }
@@ -212,13 +213,13 @@ func planCodex(p *plan) error {
 	if err != nil {
 		return err
 	}
-	found, err := inventory.ReadFile(inventory.MCP, p.file.path, p.file.data)
+	found, err := inventory.ReadFile(inventory.MCP, p.file.Path, p.file.Data)
 	if err != nil {
 		return err
 	}
 	servers := make(map[string]*codexServer)
 	var names []string
-	for _, e := range text.TOML(p.file.data) {
+	for _, e := range text.TOML(p.file.Data) {
 		name, ok := strings.CutPrefix(e.Section, "mcp_servers.")
 		if !ok {
 			continue
@@ -272,28 +273,28 @@ func (p *plan) planCodexServer(name string, s *codexServer, found []inventory.Fi
 		return
 	}
 	list := strings.Join(slices.Concat([]string{`"exec"`}, given, []string{`"--"`, quoted(string(s.command.Value))}), ", ")
-	section, end := p.file.data[s.command.Start:], len(p.file.data)
+	section, end := p.file.Data[s.command.Start:], len(p.file.Data)
 	if i := tomlHeading.FindIndex(section); i != nil {
 		end = s.command.Start + i[0]
 	}
 	from := s.command.Start
-	for from > 0 && !tomlHeading.Match(p.file.data[lineStart(p.file.data, from):from]) {
-		from = lineStart(p.file.data, from) - 1
+	for from > 0 && !tomlHeading.Match(p.file.Data[lineStart(p.file.Data, from):from]) {
+		from = lineStart(p.file.Data, from) - 1
 	}
 	from = max(0, from)
-	switch m := tomlArgs.FindIndex(p.file.data[from:end]); {
+	switch m := tomlArgs.FindIndex(p.file.Data[from:end]); {
 	case filepath.Base(string(s.command.Value)) == "vouch":
 		p.fail(p.line(s.command.Start), "server %s is started by vouch already; add its variables to that by hand, or --keep them", inventory.Printable(name))
 	case m != nil:
 		p.edit(s.command.Start, s.command.End, vouch)
 		at := from + m[1]
-		if rest := bytes.TrimLeft(p.file.data[at:], " \t\r\n"); len(rest) > 0 && rest[0] != ']' {
+		if rest := bytes.TrimLeft(p.file.Data[at:], " \t\r\n"); len(rest) > 0 && rest[0] != ']' {
 			list += ", "
 		}
 		p.edit(at, at, list)
 	default:
 		p.edit(s.command.Start, s.command.End, vouch)
-		at := lineEnd(p.file.data, s.command.End)
+		at := lineEnd(p.file.Data, s.command.End)
 		p.edit(at, at, "\nargs = ["+list+"]")
 	}
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/cmd/vouch/migrate/held"
 	"github.com/vouchd/vouchd/credential/sealed"
 	"github.com/vouchd/vouchd/inventory"
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
@@ -89,21 +90,26 @@ func (m *options) run(cmd *cobra.Command, path string, t target) error {
 			return cli.Usage(err)
 		}
 	}
-	f, err := openFile(path)
+	f, err := held.Open(path)
 	if err != nil {
 		return err
 	}
-	defer f.close()
+	defer f.Close()
+	if !m.dryRun {
+		if err := f.Lock(); err != nil {
+			return err
+		}
+	}
 	if m.prefix == "" {
 		m.prefix = prefixOf(f, t.kind)
 	}
 	p := newPlan(m, f, "vouch "+t.command)
-	found, _ := inventory.ReadFile(t.kind, f.path, f.data)
+	found, _ := inventory.ReadFile(t.kind, f.Path, f.Data)
 	for _, s := range found {
 		p.hide(s.Start, s.End)
 	}
 	if err := t.plan(p); err != nil {
-		return cli.InFile(f.path, err)
+		return cli.InFile(f.Path, err)
 	}
 	after, err := p.finish()
 	if err != nil {
@@ -120,24 +126,24 @@ func (m *options) run(cmd *cobra.Command, path string, t target) error {
 		}
 	}
 	if len(p.edits) > 0 {
-		p.Undo = "vouch migrate undo " + inventory.ShellQuote(f.path)
+		p.Undo = "vouch migrate undo " + inventory.ShellQuote(f.Path)
 	}
 	if err := m.Print(cmd, &p.report, p.writeText); err != nil {
 		return err
 	}
 	if n := len(p.Left); n > 0 && !m.dryRun {
-		return fmt.Errorf("%s: %s left in it; the lines with LEFT say what to do", f.path, cli.Count(n, "secret is", "secrets are"))
+		return fmt.Errorf("%s: %s left in it; the lines with LEFT say what to do", f.Path, cli.Count(n, "secret is", "secrets are"))
 	}
 	return nil
 }
 
 // prefixOf is what credentials of a file begin with if nobody says: its kind, and whose it
 // is, but for root's.
-func prefixOf(f *file, kind string) string {
-	if f.stat.Uid == 0 {
+func prefixOf(f *held.File, kind string) string {
+	if f.Stat.Uid == 0 {
 		return kind
 	}
-	name := strconv.Itoa(int(f.stat.Uid))
+	name := strconv.Itoa(int(f.Stat.Uid))
 	if u, err := user.LookupId(name); err == nil && sealed.CheckName(u.Username) == nil {
 		name = u.Username
 	}
@@ -152,19 +158,19 @@ func (p *plan) apply(ctx context.Context, after []byte) error {
 	}
 	for _, s := range p.seals {
 		if _, err := client.Secrets.Seal(ctx, s.name, s.value, view.SecretOptions{Same: true}); err != nil {
-			return fmt.Errorf("%w; %s is unchanged", err, p.file.path)
+			return fmt.Errorf("%w; %s is unchanged", err, p.file.Path)
 		}
 	}
 	if err := p.define(); err != nil {
-		return fmt.Errorf("writing definitions: %w; %s is unchanged", err, p.file.path)
+		return fmt.Errorf("writing definitions: %w; %s is unchanged", err, p.file.Path)
 	}
-	if err := p.file.unchanged(); err != nil {
+	if err := p.file.Unchanged(); err != nil {
 		return err
 	}
 	if err := p.keepUndo(ctx, client, after); err != nil {
-		return fmt.Errorf("%w; %s is unchanged", err, p.file.path)
+		return fmt.Errorf("%w; %s is unchanged", err, p.file.Path)
 	}
-	return p.file.replace(after)
+	return p.file.Replace(after)
 }
 
 // program is how files name vouch.

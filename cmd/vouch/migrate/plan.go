@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/cmd/vouch/migrate/held"
 	"github.com/vouchd/vouchd/credential/policy"
 	"github.com/vouchd/vouchd/credential/sealed"
 	"github.com/vouchd/vouchd/inventory"
@@ -63,7 +64,7 @@ type span struct{ start, end int }
 type plan struct {
 	report
 	*options
-	file    *file
+	file    *held.File
 	command string // as it was given, for the definitions
 	edits   []edit
 	hidden  []span
@@ -80,10 +81,10 @@ type sealing struct {
 	value secret.Bytes
 }
 
-func newPlan(m *options, f *file, command string) *plan {
+func newPlan(m *options, f *held.File, command string) *plan {
 	return &plan{
 		options: m, file: f, command: command, names: make(map[string]secret.Bytes), places: make(map[string]secret.Bytes),
-		report: report{File: f.path, DryRun: m.dryRun, Sealed: []item{}, Kept: []item{}, Credentials: []string{}, Changes: []change{}},
+		report: report{File: f.Path, DryRun: m.dryRun, Sealed: []item{}, Kept: []item{}, Credentials: []string{}, Changes: []change{}},
 	}
 }
 
@@ -93,7 +94,7 @@ func (p *plan) fail(line int, format string, args ...any) {
 }
 
 // line returns the line of a byte.
-func (p *plan) line(at int) int { return 1 + bytes.Count(p.file.data[:at], []byte("\n")) }
+func (p *plan) line(at int) int { return 1 + bytes.Count(p.file.Data[:at], []byte("\n")) }
 
 // hide keeps the bytes of a secret out of every output.
 func (p *plan) hide(start, end int) { p.hidden = append(p.hidden, span{start, end}) }
@@ -188,13 +189,13 @@ func (p *plan) deliverable(variable string, line int) (but string, ok bool) {
 // every obstacle.
 func (p *plan) finish() (after []byte, err error) {
 	if err := errors.Join(p.errs...); err != nil {
-		return nil, cli.InFile(p.file.path, err)
+		return nil, cli.InFile(p.file.Path, err)
 	}
 	slices.Sort(p.Credentials)
 	p.Credentials = slices.Compact(p.Credentials)
-	after, err = splice(p.file.data, p.edits)
+	after, err = splice(p.file.Data, p.edits)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w; give --keep for one of them", p.file.path, err)
+		return nil, fmt.Errorf("%s: %w; give --keep for one of them", p.file.Path, err)
 	}
 	p.Changes = p.changes()
 	return after, nil
@@ -219,7 +220,7 @@ func splice(data []byte, edits []edit) ([]byte, error) {
 
 // leftBehind notes what an inventory of the file, as it will be, still finds.
 func (p *plan) leftBehind(kind string, after []byte) {
-	found, err := inventory.ReadFile(kind, p.file.path, after)
+	found, err := inventory.ReadFile(kind, p.file.Path, after)
 	if err != nil {
 		return // its syntax was good enough for the change
 	}
@@ -256,7 +257,7 @@ const (
 // changes is the edits line by line, without secrets.
 func (p *plan) changes() []change {
 	list := []change{}
-	data := p.file.data
+	data := p.file.Data
 	for i := 0; i < len(p.edits); {
 		from := bytes.LastIndexByte(data[:p.edits[i].start], '\n') + 1
 		to := shownEnd(data, p.edits[i])
@@ -300,7 +301,7 @@ func (p *plan) masked(from, to int) string {
 	if from >= to {
 		return ""
 	}
-	for _, f := range redact.Find(p.file.data[from:to]) {
+	for _, f := range redact.Find(p.file.Data[from:to]) {
 		hide = append(hide, span{from + f.Start, from + f.End})
 	}
 	slices.SortFunc(hide, func(a, b span) int { return a.start - b.start })
@@ -310,11 +311,11 @@ func (p *plan) masked(from, to int) string {
 		if h.end <= at || h.start >= to {
 			continue
 		}
-		b.Write(p.file.data[at:max(at, h.start)])
+		b.Write(p.file.Data[at:max(at, h.start)])
 		b.WriteString(mark)
 		at = min(to, h.end)
 	}
-	b.Write(p.file.data[at:to])
+	b.Write(p.file.Data[at:to])
 	return b.String()
 }
 

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/cmd/vouch/migrate/held"
 	"github.com/vouchd/vouchd/inventory"
 )
 
@@ -15,17 +16,17 @@ func planned(t *testing.T, m *options, path, text string, tg target) (p *plan, a
 	t.Helper()
 	must(t, os.MkdirAll(filepath.Dir(path), 0o755))
 	must(t, os.WriteFile(path, []byte(text), 0o600))
-	f, err := openFile(path)
+	f, err := held.Open(path)
 	if err != nil {
 		return nil, "", err
 	}
-	t.Cleanup(f.close)
+	t.Cleanup(f.Close)
 	m.Options = &cli.Options{}
 	if m.prefix == "" {
 		m.prefix = "app"
 	}
 	p = newPlan(m, f, "vouch "+tg.command)
-	found, _ := inventory.ReadFile(tg.kind, f.path, f.data)
+	found, _ := inventory.ReadFile(tg.kind, f.Path, f.Data)
 	for _, s := range found {
 		p.hide(s.Start, s.End)
 	}

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/cmd/vouch/migrate/held"
 	"github.com/vouchd/vouchd/credential/sealed"
 	"github.com/vouchd/vouchd/secret"
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
@@ -32,7 +32,6 @@ type journal struct {
 	UID   uint32 `json:"uid"`
 	GID   uint32 `json:"gid"`
 	Mode  uint32 `json:"mode"`
-	Made  bool   `json:"made,omitempty"` // the file was not there before
 	Hunks []hunk `json:"hunks"`
 }
 
@@ -122,7 +121,7 @@ func numberOf(name string) int {
 
 // keepUndo has what undoes the change sealed, before the change is made.
 func (p *plan) keepUndo(ctx context.Context, client *cli.Admin, after []byte) error {
-	j := journal{Path: p.file.path, UID: p.file.stat.Uid, GID: p.file.stat.Gid, Mode: p.file.stat.Mode, Hunks: hunksOf(p.file.data, after, p.edits)}
+	j := journal{Path: p.file.Path, UID: p.file.Stat.Uid, GID: p.file.Stat.Gid, Mode: p.file.Stat.Mode, Hunks: hunksOf(p.file.Data, after, p.edits)}
 	return keepJournal(ctx, client, j)
 }
 
@@ -195,7 +194,6 @@ type undoView struct {
 	Undone    bool      `json:"undone,omitempty"`
 	Forgotten []string  `json:"forgotten,omitempty"`
 	Kept      []keptFor `json:"kept,omitempty"`
-	Removed   bool      `json:"removed,omitempty"`
 }
 
 type keptFor struct {
@@ -265,13 +263,13 @@ func (u *undo) forgetFile(cmd *cobra.Command, path string) error {
 	}
 	names := []string{path}
 	if !strings.HasPrefix(path, sealed.UndoPrefix) || strings.Contains(path, "/") {
-		f, err := findFile(path)
+		f, err := held.Find(path)
 		if err != nil {
 			return err
 		}
-		defer f.close()
-		if names, err = undosOf(cmd.Context(), client, f.path); err == nil && len(names) == 0 {
-			err = fmt.Errorf("%s: %w", f.path, errNoUndo)
+		defer f.Close()
+		if names, err = undosOf(cmd.Context(), client, f.Path); err == nil && len(names) == 0 {
+			err = fmt.Errorf("%s: %w", f.Path, errNoUndo)
 		}
 		if err != nil {
 			return err
@@ -294,20 +292,23 @@ func (u *undo) undo(cmd *cobra.Command, path string) error {
 	if err != nil {
 		return err
 	}
-	f, err := openFile(path)
+	f, err := held.Open(path)
 	if err != nil {
 		return err
 	}
-	defer f.close()
-	names, err := undosOf(cmd.Context(), client, f.path)
+	defer f.Close()
+	if err := f.Lock(); err != nil {
+		return err
+	}
+	names, err := undosOf(cmd.Context(), client, f.Path)
 	if err == nil && len(names) == 0 {
-		err = fmt.Errorf("%s: %w", f.path, errNoUndo)
+		err = fmt.Errorf("%s: %w", f.Path, errNoUndo)
 	}
 	if err != nil {
 		return err
 	}
-	v := undoView{File: f.path, Undone: true, Forgotten: names}
-	data := bytes.Clone(f.data)
+	v := undoView{File: f.Path, Undone: true, Forgotten: names}
+	data := bytes.Clone(f.Data)
 	defer func() { clear(data) }()
 	for _, name := range slices.Backward(names) {
 		j, err := journalOf(cmd.Context(), client, name)
@@ -319,27 +320,24 @@ func (u *undo) undo(cmd *cobra.Command, path string) error {
 		}
 		before, err := j.undone(data)
 		if err != nil {
-			return fmt.Errorf("%s: %w", f.path, err)
+			return fmt.Errorf("%s: %w", f.Path, err)
 		}
 		clear(data)
-		data, v.Removed = before, j.Made
-		f.stat.Mode = j.Mode // it may be open to more by now
+		data = before
+		f.Stat.Mode = j.Mode // it may be open to more by now
 	}
-	if v.Removed {
-		err = f.remove()
-	} else if !bytes.Equal(data, f.data) {
-		err = f.replace(data)
-	}
-	if err != nil {
-		return err
+	if !bytes.Equal(data, f.Data) {
+		if err := f.Replace(data); err != nil {
+			return err
+		}
 	}
 	for _, name := range names {
 		if err := client.Secrets.Remove(cmd.Context(), name); err != nil {
-			return fmt.Errorf("%s has its values again; %w; run this again", f.path, err)
+			return fmt.Errorf("%s has its values again; %w; run this again", f.Path, err)
 		}
 	}
 	return u.Print(cmd, v, func(w io.Writer) {
-		fmt.Fprintf(w, "%s is as it was before it was migrated. Its sealed secrets and their definitions stay; to remove one: vouch secret remove NAME\n", f.path)
+		fmt.Fprintf(w, "%s is as it was before it was migrated. Its sealed secrets and their definitions stay; to remove one: vouch secret remove NAME\n", f.Path)
 	})
 }
 
@@ -358,20 +356,12 @@ func journalOf(ctx context.Context, client *cli.Admin, name string) (journal, er
 
 // fits returns an error unless the values belong in the file: it is the one of then, and
 // the same user's.
-func (j *journal) fits(f *file) error {
+func (j *journal) fits(f *held.File) error {
 	switch {
-	case j.Path != f.path:
+	case j.Path != f.Path:
 		return fmt.Errorf("what is kept is of another file, %s", j.Path)
-	case j.UID != f.stat.Uid || j.GID != f.stat.Gid:
-		return fmt.Errorf("%s belongs to user %d and group %d now, and did to %d and %d; give it back with chown first", f.path, f.stat.Uid, f.stat.Gid, j.UID, j.GID)
+	case j.UID != f.Stat.Uid || j.GID != f.Stat.Gid:
+		return fmt.Errorf("%s belongs to user %d and group %d now, and did to %d and %d; give it back with chown first", f.Path, f.Stat.Uid, f.Stat.Gid, j.UID, j.GID)
 	}
 	return nil
-}
-
-// remove removes a file that the migration made.
-func (f *file) remove() error {
-	if err := f.unchanged(); err != nil {
-		return err
-	}
-	return os.Remove(fmt.Sprintf("/proc/self/fd/%d/%s", f.dir.Fd(), f.name))
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/cmd/vouch/migrate/held"
 	"github.com/vouchd/vouchd/credential/dotenv"
 	"github.com/vouchd/vouchd/credential/sealed"
 	"github.com/vouchd/vouchd/inventory"
@@ -85,12 +86,12 @@ func unitFiles(cmd *cobra.Command, name string) (list []string, err error) {
 // migratedFiles returns the files of EnvironmentFile= that have handles in them.
 func migratedFiles(unit []byte) (list []string) {
 	for _, path := range inventory.EnvironmentFiles(unit) {
-		f, err := openFile(path)
+		f, err := held.Open(path)
 		if err != nil {
 			continue // systemd says so better
 		}
-		defer f.close()
-		file, err := dotenv.Parse(f.data)
+		defer f.Close()
+		file, err := dotenv.Parse(f.Data)
 		if err == nil && slices.ContainsFunc(file.Variables, func(v dotenv.Variable) bool { return bytes.HasPrefix(v.Value.Reveal(), []byte(handlePrefix)) }) {
 			list = append(list, path)
 		}
@@ -107,10 +108,10 @@ type unitPlan struct {
 }
 
 func planUnit(p *plan) error {
-	if strings.HasPrefix(p.file.path, "/usr/lib/") || strings.HasPrefix(p.file.path, "/lib/") {
+	if strings.HasPrefix(p.file.Path, "/usr/lib/") || strings.HasPrefix(p.file.Path, "/lib/") {
 		return errors.New("it is a package's, which an update brings back; make it your own first: systemctl edit --full UNIT")
 	}
-	u := unitPlan{plan: p, entries: text.Unit(p.file.data)}
+	u := unitPlan{plan: p, entries: text.Unit(p.file.Data)}
 	var err error
 	if u.vouch, err = program(); err != nil {
 		return err
@@ -120,7 +121,7 @@ func planUnit(p *plan) error {
 		return err
 	}
 	u.socket = c.SystemdSocket
-	found, err := inventory.ReadFile(inventory.Unit, p.file.path, p.file.data)
+	found, err := inventory.ReadFile(inventory.Unit, p.file.Path, p.file.Data)
 	if err != nil {
 		return err
 	}
@@ -152,7 +153,7 @@ func (u *unitPlan) planFinding(f inventory.Finding) {
 		return // an inventory says that it is left
 	}
 	e := u.entries[i]
-	if raw := u.file.data[f.Start:f.End]; f.File == "" && bytes.ContainsAny(raw, `%\`) {
+	if raw := u.file.Data[f.Start:f.End]; f.File == "" && bytes.ContainsAny(raw, `%\`) {
 		u.fail(f.Line, "value of %s: systemd reads %% and \\ in it as something else; seal it by hand with vouch secret seal, or leave it with --keep", f.Item)
 		return
 	}
@@ -184,13 +185,13 @@ func (u *unitPlan) credential(e text.Entry, f inventory.Finding) {
 	name, _, _ := strings.Cut(string(e.Value), ":")
 	value := f.Value
 	if f.File != "" {
-		from, err := openFile(f.File)
+		from, err := held.Open(f.File)
 		if err != nil {
 			u.leave(f.Item, f.Line, "its file cannot be read: %v", err)
 			return
 		}
-		defer from.close()
-		value = secret.Of(bytes.Clone(from.data))
+		defer from.Close()
+		value = secret.Of(bytes.Clone(from.Data))
 		u.Then = append(u.Then, "When the unit has been restarted, remove "+inventory.ShellQuote(f.File)+": nothing undoes that.")
 	}
 	if u.names[name].Len() > 0 || sealed.CheckName(name) != nil {
@@ -198,7 +199,7 @@ func (u *unitPlan) credential(e text.Entry, f inventory.Finding) {
 		return
 	}
 	u.keepSealing(definition{item: f.Item, given: "to its unit, by LoadCredential=", unit: true}, name, f.Line, value, "a credential of a unit")
-	from := lineStart(u.file.data, e.Start)
+	from := lineStart(u.file.Data, e.Start)
 	u.edit(from, e.End, "LoadCredential="+name+":"+u.socket)
 }
 
@@ -208,7 +209,7 @@ func (u *unitPlan) environmentFiles() {
 	for _, e := range u.entries {
 		started = started || e.Key == "ExecStart" && bytes.Contains(e.Value, []byte("--env-file"))
 	}
-	files := migratedFiles(u.file.data)
+	files := migratedFiles(u.file.Data)
 	switch {
 	case started || len(files) == 0:
 	case len(files) > 1:
@@ -273,7 +274,7 @@ func (u *unitPlan) wrapped(command []byte) (string, error) {
 
 // startInDropIn plans for a drop-in whose unit has the command.
 func (u *unitPlan) startInDropIn() error {
-	dir := filepath.Dir(u.file.path)
+	dir := filepath.Dir(u.file.Path)
 	name, ok := strings.CutSuffix(filepath.Base(dir), ".d")
 	if !ok {
 		return errors.New("it has no ExecStart=, whose program needs the variables; name the file that has it")
@@ -287,7 +288,7 @@ func (u *unitPlan) startInDropIn() error {
 		if err != nil {
 			return err
 		}
-		if other != u.file.path && slices.ContainsFunc(text.Unit(data), func(e text.Entry) bool { return e.Key == "ExecStart" }) {
+		if other != u.file.Path && slices.ContainsFunc(text.Unit(data), func(e text.Entry) bool { return e.Key == "ExecStart" }) {
 			return fmt.Errorf("%s sets ExecStart=, and one of them would count; put both into one file", other)
 		}
 	}
@@ -297,7 +298,7 @@ func (u *unitPlan) startInDropIn() error {
 			continue
 		}
 		added := "[Service]\nExecStart=\n"
-		if n := len(u.file.data); n > 0 && u.file.data[n-1] != '\n' {
+		if n := len(u.file.Data); n > 0 && u.file.Data[n-1] != '\n' {
 			added = "\n" + added
 		}
 		for _, e := range text.Unit(data) {
@@ -310,7 +311,7 @@ func (u *unitPlan) startInDropIn() error {
 			}
 			added += "ExecStart=" + command + "\n"
 		}
-		u.edit(len(u.file.data), len(u.file.data), added)
+		u.edit(len(u.file.Data), len(u.file.Data), added)
 		return nil
 	}
 	return fmt.Errorf("the unit %s that it is for is nowhere; name the file that has ExecStart=", name)

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/cmd/vouch/migrate/held"
 	"github.com/vouchd/vouchd/inventory"
 )
 
@@ -21,9 +22,9 @@ func plannedUnit(t *testing.T, m *options, files ...[2]string) (p *plan, after s
 		must(t, os.WriteFile(filepath.Join(dir, f[0]), []byte(strings.ReplaceAll(f[1], "DIR", dir)), 0o644))
 	}
 	m.Options, m.prefix = &cli.Options{Config: filepath.Join(dir, "vouchd.yaml")}, "app"
-	f, err := openFile(filepath.Join(dir, files[0][0]))
+	f, err := held.Open(filepath.Join(dir, files[0][0]))
 	must(t, err)
-	t.Cleanup(f.close)
+	t.Cleanup(f.Close)
 	p = newPlan(m, f, "vouch migrate unit")
 	if err := planUnit(p); err != nil {
 		return p, "", err

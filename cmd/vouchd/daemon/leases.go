@@ -188,8 +188,32 @@ func (l *leases) admin() *admin.Leases {
 			}
 			return l.engine.RevokeWhere(ctx, w, fmt.Sprintf("revoked by an administrator (user %d)", by.UID))
 		},
-		SSHCA: l.sshCA,
+		SSHCA:      l.sshCA,
+		BeginDrill: l.beginDrill,
+		EndDrill: func(ctx context.Context, by admin.Asker, name string) error {
+			if err := l.log.asked(ctx, by, "end the drill of credential "+name); err != nil {
+				return err
+			}
+			return l.engine.EndDrill(name)
+		},
+		Drill: l.engine.Drill,
 	}
+}
+
+// beginDrill has a credential withheld, and records when it is no longer.
+func (l *leases) beginDrill(ctx context.Context, by admin.Asker, r view.DrillRequest) error {
+	of := "credential " + r.Credential
+	if !r.Identity.IsZero() {
+		of += " from " + r.Identity.String()
+	}
+	if err := l.log.asked(ctx, by, fmt.Sprintf("withhold %s for a drill of %v", of, r.For)); err != nil {
+		return err
+	}
+	return l.engine.BeginDrill(ctx, r.Credential, r.Identity, r.For, r.Anyway, func() {
+		if err := l.log.asked(context.Background(), by, "the drill is over: "+of+" is granted again"); err != nil {
+			l.slog.Error("recording that a drill is over", "credential", r.Credential, "err", err)
+		}
+	})
 }
 
 // sshCA returns the public key of an SSH CA, if a definition names it: no key is made

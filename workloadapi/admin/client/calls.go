@@ -49,6 +49,21 @@ func (c *Client) RevokeLeases(ctx context.Context, w view.Where) (view.Revoked, 
 	return post[view.Revoked](ctx, c, "/v1/leases/revoke", q, nil)
 }
 
+// BeginDrill has a credential withheld for a while.
+func (c *Client) BeginDrill(ctx context.Context, r view.DrillRequest) (view.Drill, error) {
+	return post[view.Drill](ctx, c, "/v1/drill/begin", r.Query(), nil)
+}
+
+// EndDrill gives a credential back before the time that its drill was to last.
+func (c *Client) EndDrill(ctx context.Context, credential string) (view.Drill, error) {
+	return post[view.Drill](ctx, c, "/v1/drill/end", url.Values{"credential": {credential}}, nil)
+}
+
+// Drill returns how a drill goes, or went if it ended within the last hour.
+func (c *Client) Drill(ctx context.Context, credential string) (view.Drill, error) {
+	return get[view.Drill](ctx, c, "/v1/drill", url.Values{"credential": {credential}})
+}
+
 // SSHCA returns the public key of an authority that definitions name, making
 // the key on first use.
 func (c *Client) SSHCA(ctx context.Context, name string) (view.SSHCA, error) {
