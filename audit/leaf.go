@@ -70,7 +70,7 @@ var events = map[Event]bool{
 	EventJWTValidated: false, EventStreamEnd: false, EventRun: false, EventAdmin: false, EventWitness: false, EventFederation: false,
 	EventLeaseIntent: false, EventLeaseGrant: false, EventLeaseRenew: false,
 	EventLeaseRevokeIntent: false, EventLeaseRevoke: false, EventLeaseEnd: false, EventUse: false, EventCall: false, EventCallEnd: false,
-	EventSecretSeal: false, EventSecretRotate: false, EventSecretRemove: false,
+	EventSecretSeal: false, EventSecretRotate: false, EventSecretRemove: false, EventSecretUndo: false,
 	EventSegment: true, EventAnchorIntent: true, EventAnchor: true, EventPrune: true, EventRecover: true, EventRestart: true,
 }
 

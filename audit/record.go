@@ -83,6 +83,7 @@ const (
 	EventSecretSeal   Event = "secret.seal"   // Workload: who asked; Credential: a value under a new name
 	EventSecretRotate Event = "secret.rotate" // Workload, Credential: a value in the place of the last one
 	EventSecretRemove Event = "secret.remove" // Workload, Credential: the value that is forgotten
+	EventSecretUndo   Event = "secret.undo"   // Workload, Credential: what a migration replaced, about to be given back to who asked
 )
 
 // An Outcome is how a decision went.

@@ -88,12 +88,16 @@ func (r *reader) header(name, item string, value []byte, start, end int) {
 
 var (
 	argument = regexp.MustCompile(`^(?:--?)?([A-Za-z][A-Za-z0-9_-]*)(=|: ?)`)
+	executed = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*(:[a-z_]+)?=[A-Za-z_][A-Za-z0-9_]*$`) // as vouch exec has it
 	option   = regexp.MustCompile(`^--?([A-Za-z][A-Za-z0-9_-]*)$`)
 )
 
 // argument considers an argument: --NAME=VALUE, NAME=VALUE, a header, or what follows
 // --NAME.
 func (r *reader) argument(item string, before []byte, l text.Leaf) {
+	if string(before) == "--credential" && executed.Match(l.Value) {
+		return
+	}
 	if m := argument.FindSubmatch(l.Value); m != nil && !bytes.HasPrefix(l.Value[len(m[0]):], []byte("//")) {
 		start := l.Start
 		if l.End-l.Start == len(l.Value) {

@@ -198,7 +198,7 @@ func ocsfClass(l *audit.Leaf) (class, activity int) {
 			return classDetection, findingCreate
 		}
 		return classAPI, apiCreate
-	case audit.EventBundle, audit.EventAdmin:
+	case audit.EventBundle, audit.EventAdmin, audit.EventSecretUndo:
 		return classAPI, apiRead
 	case audit.EventReload, audit.EventFederation, audit.EventLeaseRenew, audit.EventSecretRotate:
 		return classAPI, apiUpdate

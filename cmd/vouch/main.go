@@ -21,6 +21,7 @@ import (
 	"github.com/vouchd/vouchd/cmd/vouch/drill"
 	"github.com/vouchd/vouchd/cmd/vouch/endpoint"
 	"github.com/vouchd/vouchd/cmd/vouch/inventory"
+	"github.com/vouchd/vouchd/cmd/vouch/migrate"
 	"github.com/vouchd/vouchd/cmd/vouch/sandbox"
 	"github.com/vouchd/vouchd/cmd/vouch/svid"
 	"github.com/vouchd/vouchd/cmd/vouch/ui"
@@ -63,6 +64,7 @@ Exit codes: 0 success, 1 failed, 2 wrong usage.`,
 	root.AddCommand(admin.Commands(&o)...)
 	root.AddCommand(auditor.Commands(&o)...)
 	root.AddCommand(inventory.Commands(&o)...)
+	root.AddCommand(migrate.Commands(&o)...)
 	root.AddCommand(newNode(&o), newPolicy(&o), newVersion(&o), svid.New(&o), bugreport.New(&o), drill.New(&o), newBundle(&o), ui.New(&o))
 	o.Complete(root)
 	for _, cmd := range root.Commands() {

@@ -83,22 +83,24 @@ func Parse(data []byte) (*File, error) {
 	return &p.file, nil
 }
 
-// Replace returns the file with other values for the variables that handle knows
-// one for, which are all of that name. Everything else stays as it is.
-func (f *File) Replace(handle func(name string) (value string, ok bool)) []byte {
-	var b bytes.Buffer
-	at := 0
+// A Replacement is a text for the bytes from Start to End.
+type Replacement struct {
+	Start, End int
+	Text       string
+}
+
+// Replace returns what puts other values in the place of those of variables that handle
+// knows one for, which are all of that name.
+func (f *File) Replace(handle func(name string) (value string, ok bool)) (list []Replacement) {
 	for _, v := range f.Variables {
 		if value, ok := handle(v.Name); ok {
-			b.Write(f.data[at:v.start])
-			b.WriteString(value)
-			if at = v.end; at < len(f.data) && f.data[at] == '#' {
-				b.WriteByte(' ') // or the comment would be part of it
+			if v.end < len(f.data) && f.data[v.end] == '#' {
+				value += " " // or the comment would be part of it
 			}
+			list = append(list, Replacement{v.start, v.end, value})
 		}
 	}
-	b.Write(f.data[at:])
-	return b.Bytes()
+	return list
 }
 
 // maxErrors bounds how many errors are reported.

@@ -66,7 +66,7 @@ func TestReplacingChangesValuesAlone(t *testing.T) {
 	handle := func(name string) (string, bool) {
 		return "vouch:" + strings.ToLower(name), name != "EMPTY" && name != "EXPORTED"
 	}
-	got := string(f.Replace(handle))
+	got := spliced(example, f.Replace(handle))
 	want := strings.NewReplacer(
 		"'it is $HOME # not a comment'# one", "vouch:single # one", "ALSO_EMPTY='' # nothing", "ALSO_EMPTY=vouch:also_empty # nothing",
 		"sk_live_1", "vouch:plain", "\"a 'quoted' line\\nand another\"", "vouch:double",
@@ -75,7 +75,7 @@ func TestReplacingChangesValuesAlone(t *testing.T) {
 	if got != want {
 		t.Errorf("got\n%q\nwant\n%q", got, want)
 	}
-	if same := string(f.Replace(func(string) (string, bool) { return "", false })); same != example {
+	if same := spliced(example, f.Replace(func(string) (string, bool) { return "", false })); same != example {
 		t.Errorf("replacing nothing gives\n%q", same)
 	}
 }
@@ -163,12 +163,12 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if same := file.Replace(func(string) (string, bool) { return "", false }); string(same) != string(data) {
+		if same := spliced(string(data), file.Replace(func(string) (string, bool) { return "", false })); same != string(data) {
 			t.Fatalf("replacing nothing changes %q to %q", data, same)
 		}
 		handle := func(name string) (string, bool) { return "vouch:" + name, true }
-		replaced := file.Replace(handle)
-		again, err := dotenv.Parse(slices.Clone(replaced))
+		replaced := spliced(string(data), file.Replace(handle))
+		again, err := dotenv.Parse([]byte(replaced))
 		if err != nil {
 			t.Fatalf("%q becomes %q: %v", data, replaced, err)
 		}
@@ -183,8 +183,18 @@ func FuzzParse(f *testing.F) {
 				t.Fatalf("%q becomes %q: %s is %q, %s", data, replaced, v.Name, v.Value.Reveal(), v.Unclear)
 			}
 		}
-		if twice := again.Replace(handle); string(twice) != string(replaced) {
+		if twice := spliced(replaced, again.Replace(handle)); twice != replaced {
 			t.Fatalf("%q becomes %q", replaced, twice)
 		}
 	})
+}
+
+func spliced(text string, list []dotenv.Replacement) string {
+	var b strings.Builder
+	at := 0
+	for _, r := range list {
+		b.WriteString(text[at:r.Start] + r.Text)
+		at = r.End
+	}
+	return b.String() + text[at:]
 }

@@ -46,6 +46,8 @@ var (
 	ErrNone = errors.New("nothing is sealed under this name")
 	// ErrExists means that another value is sealed under the name.
 	ErrExists = errors.New("another value is sealed under this name")
+	// ErrNotGiven means a secret that no administrator is given.
+	ErrNotGiven = errors.New("is not given")
 	// ErrValue means a name, a value or an option that cannot be.
 	ErrValue = errors.New("cannot be sealed")
 )
@@ -237,6 +239,32 @@ func (s *Store) sameValue(ctx context.Context, name string, k kept, value secret
 		return Secret{}, fmt.Errorf("secret %s: %w; choose another name, or replace it: vouch secret rotate %s", name, ErrExists, name)
 	}
 	return s.Get(name)
+}
+
+// UndoPrefix begins the names of what undoes a change, such as a migration's. It is given
+// back to administrators, and no credential may use it.
+const UndoPrefix = "undo-"
+
+// Undo opens what undoes a change. The error wraps [ErrNotGiven] for any other secret: those
+// are used, and never given back.
+func (s *Store) Undo(ctx context.Context, name string, record Record) (secret.Bytes, error) {
+	if !strings.HasPrefix(name, UndoPrefix) {
+		return secret.Bytes{}, fmt.Errorf("secret %.80q: %w back: only what begins with %s is", name, ErrNotGiven, UndoPrefix)
+	}
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	k, err := s.lookup(name)
+	if err != nil {
+		return secret.Bytes{}, err
+	}
+	there, err := s.Get(name)
+	if err != nil {
+		return secret.Bytes{}, err
+	}
+	if err := record(there); err != nil {
+		return secret.Bytes{}, fmt.Errorf("recording that secret %s is given back: %w", name, err)
+	}
+	return s.open(ctx, name, k)
 }
 
 // Rotate keeps a value in the place of the last one, which is gone then.

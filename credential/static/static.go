@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -55,7 +56,11 @@ func Opener(store Store) credential.Opener {
 			return nil, err
 		}
 		b := &Broker{store: store, secret: cmp.Or(s.Secret.Value, d.Name), disclosable: s.Disclosable}
-		if err := sealed.CheckName(b.secret); err != nil {
+		err := sealed.CheckName(b.secret)
+		if strings.HasPrefix(b.secret, sealed.UndoPrefix) {
+			err = fmt.Errorf("secret %s is kept to undo a migration, and for no workload", b.secret)
+		}
+		if err != nil {
 			var problems config.Errors
 			problems.Add(s.Secret.Pos, "%v", err)
 			return nil, problems.Err()

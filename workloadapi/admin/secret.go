@@ -13,12 +13,13 @@ import (
 )
 
 // Secrets does what administrators request about sealed secrets. Values go in and do not come
-// out. The asker is recorded before anything is done.
+// out, but for what undoes a change. The asker is recorded before anything is done.
 type Secrets struct {
 	List   func() ([]sealed.Secret, error)
 	Seal   func(ctx context.Context, by Asker, name string, value secret.Bytes, o sealed.Options) (sealed.Secret, error)
 	Rotate func(ctx context.Context, by Asker, name string, value secret.Bytes, o sealed.Options) (sealed.Secret, error)
 	Remove func(ctx context.Context, by Asker, name string) error
+	Undo   func(ctx context.Context, by Asker, name string) (secret.Bytes, error)
 }
 
 // secretView returns a secret as it is listed.
@@ -41,6 +42,7 @@ func (a *Secrets) routes(mux *http.ServeMux) {
 	mux.HandleFunc("POST /v1/secrets/seal", a.keep(a.Seal))
 	mux.HandleFunc("POST /v1/secrets/rotate", a.keep(a.Rotate))
 	mux.HandleFunc("POST /v1/secrets/remove", a.remove)
+	mux.HandleFunc("POST /v1/secrets/undo", a.undo)
 }
 
 func (a *Secrets) list(w http.ResponseWriter, _ *http.Request) {
@@ -101,4 +103,16 @@ func (a *Secrets) remove(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	reply(w, struct{}{})
+}
+
+func (a *Secrets) undo(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := tpmDeadline(w, r)
+	defer cancel()
+	value, err := a.Undo(ctx, askerOf(r), r.URL.Query().Get("name"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusConflict)
+		return
+	}
+	defer value.Wipe()
+	reply(w, view.Undo{Value: value.Reveal()})
 }

@@ -17,7 +17,7 @@ import (
 func Commands(o *cli.Options) []*cobra.Command {
 	return []*cobra.Command{
 		newStatus(o), newDoctor(o), newCheck(o), newEntry(o), newIdentity(o), newHash(o), newLease(o),
-		newSecret(o), newMigrate(o), newSSHCA(o), newAuthority(o), newSandbox(o),
+		newSecret(o), newSSHCA(o), newAuthority(o), newSandbox(o),
 	}
 }
 

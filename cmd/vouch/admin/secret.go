@@ -27,8 +27,9 @@ func newSecret(o *cli.Options) *cobra.Command {
 		Short: "Manage secrets sealed to this machine",
 		Long: `Secrets are for credentials that cannot be leased. The running daemon seals a secret:
 it encrypts it under a key that only this machine's TPM releases. The file cannot be
-read on another machine, or after the TPM is cleared. Nothing prints a secret again. A
-credential with broker static defines its use, and an entry grants it.
+read on another machine, or after the TPM is cleared. Nothing prints a secret again, but
+vouch migrate undo what was replaced in a file. A credential with broker static defines
+its use, and an entry grants it.
 
 A value is read unchanged from standard input or a file descriptor, never from the
 command line. Every change and every use is in the attestation log.`,

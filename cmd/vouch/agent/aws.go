@@ -16,16 +16,20 @@ import (
 
 func newAWSCredentialProcess(*cli.Options) *cobra.Command {
 	var l leaser
+	var keyID string
 	cmd := &cobra.Command{
 		Use:   "aws-credential-process NAME",
 		Short: "Lease AWS credentials for AWS SDKs and the AWS CLI",
 		Long: `Aws-credential-process leases AWS credentials and prints them in the format that the
 credential_process setting of AWS SDKs and the AWS CLI expects. The SDK keeps them in
 memory and asks again when they expire. The credential must have the fields of a
-federation with AWS or of Vault's AWS secrets engine.`,
+federation with AWS or of Vault's AWS secrets engine, or be a secret access key alone, whose ID is then
+given with --access-key-id.`,
 		Example: `  # ~/.aws/config
   [profile agent]
-  credential_process = /usr/bin/vouch aws-credential-process sandbox --param task=a1b2c3d4`,
+  credential_process = /usr/bin/vouch aws-credential-process sandbox --param task=a1b2c3d4
+  [profile ci]
+  credential_process = /usr/bin/vouch aws-credential-process aws-ci --access-key-id AKIA2EXAMPLE2EXAMPLE`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if cli.IsTerminal(cmd.OutOrStdout()) {
@@ -48,7 +52,7 @@ federation with AWS or of Vault's AWS secrets engine.`,
 				return err
 			}
 			defer wipe(fields)
-			out, err := awsProcess(lease, fields)
+			out, err := awsProcess(lease, fields, keyID)
 			if err != nil {
 				return err
 			}
@@ -59,12 +63,14 @@ federation with AWS or of Vault's AWS secrets engine.`,
 	}
 	l.flags(cmd)
 	cmd.Flags().StringArrayVar(&l.params, "param", nil, "choose a parameter, as `key=value`; may be repeated")
+	cmd.Flags().StringVar(&keyID, "access-key-id", "", "the `ID` of a credential that is a secret access key alone")
 	return cmd
 }
 
 // awsProcess is a lease as the AWS SDKs read it ("Process credential provider",
-// AWS SDKs and Tools Reference Guide), version 1.
-func awsProcess(lease *credentialv1.Lease, fields []secret.Field) ([]byte, error) {
+// AWS SDKs and Tools Reference Guide), version 1. The ID of a key is for a credential that
+// is nothing else.
+func awsProcess(lease *credentialv1.Lease, fields []secret.Field, keyID string) ([]byte, error) {
 	out := struct {
 		Version         int
 		AccessKeyID     string `json:"AccessKeyId"`
@@ -83,6 +89,9 @@ func awsProcess(lease *credentialv1.Lease, fields []secret.Field) ([]byte, error
 			out.SessionToken = value
 		}
 		names = append(names, f.Name)
+	}
+	if keyID != "" && len(fields) == 1 {
+		out.AccessKeyID, out.SecretAccessKey = keyID, string(fields[0].Value.Reveal())
 	}
 	if out.AccessKeyID == "" || out.SecretAccessKey == "" {
 		return nil, cli.Usagef("%s is not an AWS credential: it has the fields %s, but not access_key_id and secret_access_key", lease.Credential, strings.Join(names, ", "))

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -17,7 +18,7 @@ import (
 
 func newKubectlCredential(o *cli.Options) *cobra.Command {
 	var h helper
-	var audience, cluster string
+	var audience, cluster, certificate string
 	cmd := &cobra.Command{
 		Use:   "kubectl-credential",
 		Short: "Serve as kubectl's credential plug-in",
@@ -26,6 +27,9 @@ ExecCredential of client.authentication.k8s.io/v1, which they keep until it expi
 It leases the credential whose definition names the requested cluster, from those
 granted to this process. kubectl passes the cluster only with provideClusterInfo: true,
 and some clients do not at all; --cluster names it for these.
+
+A credential that is the key of a client certificate alone needs that with
+--certificate, in base64 as a kubeconfig has it.
 
 With --audience it returns this process's JWT-SVID for that audience instead, for
 clusters that trust vouchd as an issuer. No secret is then stored anywhere.`,
@@ -57,16 +61,21 @@ clusters that trust vouchd as an issuer. No secret is then stored anywhere.`,
 			if audience != "" {
 				return (&fetcher{Options: o, socket: h.socket, timeout: h.timeout, algorithm: config.RS256}).answerExec(ctx, out, audience)
 			}
-			return h.kubectl(ctx, out, info, cluster)
+			return h.kubectl(ctx, out, info, cluster, certificate)
 		},
 	}
 	h.flags(cmd)
 	cmd.Flags().StringVar(&cluster, "cluster", "", "lease for the cluster at this `URL`, for clients that do not say")
+	cmd.Flags().StringVar(&certificate, "certificate", "", "the client certificate, as `base64`, of a credential that is its key alone")
 	cmd.Flags().StringVar(&audience, "audience", "", "return the JWT-SVID for this `audience`")
 	return cmd
 }
 
-func (h *helper) kubectl(ctx context.Context, out io.Writer, info tool.ExecInfo, cluster string) error {
+func (h *helper) kubectl(ctx context.Context, out io.Writer, info tool.ExecInfo, cluster, certificate string) error {
+	pem, err := base64.StdEncoding.DecodeString(certificate)
+	if err != nil {
+		return cli.Usagef("--certificate is not base64")
+	}
 	asked, err := info.Target(cluster)
 	if err != nil {
 		return err
@@ -77,7 +86,11 @@ func (h *helper) kubectl(ctx context.Context, out io.Writer, info tool.ExecInfo,
 	}
 	defer client.Close()
 	err = h.lend(ctx, client, asked, func(got *found) error {
-		return tool.AnswerExec(out, got.fields, got.expires())
+		fields := got.fields
+		if len(pem) > 0 && len(fields) == 1 {
+			fields = []secret.Field{{Name: "certificate", Value: secret.Of(pem)}, {Name: "private_key", Value: fields[0].Value}}
+		}
+		return tool.AnswerExec(out, fields, got.expires())
 	})
 	if errors.Is(err, errNoOffer) {
 		return fmt.Errorf("no credential for cluster %s is granted to this process; its definition needs for: [{kubernetes: %[1]s}]", asked.Location)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/vouchd/vouchd/audit"
@@ -34,6 +35,9 @@ func (l *leases) secretAdmin() *admin.Secrets {
 				err = l.endLeasesOf(ctx, name, "its secret was removed", nil)
 			}
 			return err
+		},
+		Undo: func(ctx context.Context, by admin.Asker, name string) (secret.Bytes, error) {
+			return l.secrets.Undo(ctx, name, l.recordSecret(ctx, audit.EventSecretUndo, by))
 		},
 	}
 }
@@ -75,7 +79,11 @@ func (l *leases) reportSecrets(st *view.Status, problem problemf) {
 	secrets := l.secrets.List()
 	st.Secrets.Count = len(secrets)
 	for _, s := range secrets {
-		if now.After(s.RotateBy()) {
+		switch {
+		case !now.After(s.RotateBy()):
+		case strings.HasPrefix(s.Name, sealed.UndoPrefix):
+			st.Reminders = append(st.Reminders, fmt.Sprintf("what vouch migrate replaced is still kept as %s; when nobody will undo it, run: vouch migrate undo --forget %[1]s", s.Name))
+		default:
 			st.Secrets.Due++
 			st.Reminders = append(st.Reminders, fmt.Sprintf("secret %s is %s old and should be rotated after %d; replace it at its source, then run: vouch secret rotate %[1]s",
 				s.Name, count(int(now.Sub(s.Sealed).Hours()/24), "day", "days"), int(s.RotateAfter.Hours()/24)))

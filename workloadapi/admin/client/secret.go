@@ -39,3 +39,9 @@ func (s Secrets) Remove(ctx context.Context, name string) error {
 	_, err := post[struct{}](ctx, s.c, "/v1/secrets/remove", url.Values{"name": {name}}, nil)
 	return err
 }
+
+// Undo returns what undoes a change, and has it recorded that it did.
+func (s Secrets) Undo(ctx context.Context, name string) (secret.Bytes, error) {
+	u, err := post[view.Undo](ctx, s.c, "/v1/secrets/undo", url.Values{"name": {name}}, nil)
+	return secret.Of(u.Value), err
+}

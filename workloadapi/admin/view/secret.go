@@ -33,6 +33,11 @@ type Secret struct {
 	UsedBy   []string  `json:"used_by"` // SPIFFE IDs, those that used it last
 }
 
+// An Undo is what undoes a change. It holds secrets.
+type Undo struct {
+	Value []byte `json:"value"`
+}
+
 // SecretOptions are those of a secret that is sealed or rotated.
 type SecretOptions struct {
 	RotateAfter time.Duration // 0: 90 days, or 30 for a broad one; 1 second to 10 years

@@ -1,4 +1,4 @@
-package admin
+package migrate
 
 import (
 	"fmt"
@@ -17,12 +17,12 @@ import (
 
 // connect finds the databases that --database names for variables, and the URLs by which
 // programs reach them without a password.
-func (m *migration) connect(o *cli.Options) error {
+func (m *envFile) connect() error {
 	m.urls = make(map[string]string)
 	if len(m.databases) == 0 {
 		return nil
 	}
-	c, err := o.Load()
+	c, err := m.Load()
 	if err != nil {
 		return err
 	}
