@@ -99,20 +99,24 @@ func printStatus(w io.Writer, st view.Status) {
 
 // printForeign says what is known of another trust domain, from where, and until when.
 func printForeign(row func(name, format string, args ...any), f view.ForeignStatus) {
-	state := "no bundle"
-	if !f.Since.IsZero() {
-		state = fmt.Sprintf("sequence %d, %s, %s, since %s", f.Sequence, cli.Count(len(f.RootSHA256), "root", "roots"), cli.Count(f.Keys, "JWT key", "JWT keys"), cli.Time(f.Since))
+	if f.Since.IsZero() {
+		row("federation", "%s: no bundle, for %s", f.TrustDomain, cli.Count(f.Entries, "entry", "entries"))
+	} else {
+		row("federation", "%s: sequence %d, %s, %s, for %s", f.TrustDomain, f.Sequence, cli.Count(len(f.RootSHA256), "root", "roots"),
+			cli.Count(f.Keys, "JWT key", "JWT keys"), cli.Count(f.Entries, "entry", "entries"))
 	}
-	row("federates with", "%s: %s; for %s", f.TrustDomain, state, cli.Count(f.Entries, "entry", "entries"))
 	for _, root := range f.RootSHA256 {
-		row("", "root %s", root)
+		row("", "%s", root) // whole, to be compared with what the other host says
 	}
 	if f.Endpoint == "" {
 		row("", "from %s", f.File)
-	} else if f.Next.IsZero() {
-		row("", "from %s (%s), last fetched %s", f.Endpoint, f.Profile, fetched(f))
 	} else {
-		row("", "from %s (%s), last fetched %s, next %s", f.Endpoint, f.Profile, fetched(f), cli.Time(f.Next))
+		row("", "from %s (%s)", f.Endpoint, f.Profile)
+		next := ""
+		if !f.Next.IsZero() {
+			next = ", next " + cli.Time(f.Next)
+		}
+		row("", "last fetched %s%s", fetched(f), next)
 	}
 	if f.Error != "" {
 		row("", "error: %s", f.Error)

@@ -220,7 +220,7 @@ func TestHostsOfTwoTrustDomainsTrustEachOtherWhereEntriesSaySo(t *testing.T) {
 		t.Errorf("B says of its root\n%s\nand A has %q", st, a.foreign("b.example").RootSHA256)
 	}
 
-	if st := a.OK("status"); !matches(`federates with +b\.example: sequence \d+, 1 root, \d JWT keys, since .*; for 0 entries`, st) || !matches(`from https://\S+ \(https_spiffe\), last fetched 20\S+, next 20`, st) || !strings.Contains(st, "no entry has b.example in federates_with") {
+	if st := a.OK("status"); !matches(`federation +b\.example: sequence \d+, 1 root, \d JWT keys, for 0 entries`, st) || !matches(`from https://\S+ \(https_spiffe\)\n +last fetched 20\S+, next 20`, st) || !strings.Contains(st, "no entry has b.example in federates_with") {
 		t.Errorf("A says\n%s", st)
 	}
 
