@@ -92,6 +92,7 @@ func TestEachKindOfFileIsMigratedUsedAndUndone(t *testing.T) {
 	must(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o644))
 	at := strings.TrimPrefix(server.URL, "https://")
 	login := base64.StdEncoding.EncodeToString([]byte("ann:" + canaryOf(2)))
+	clientKey := ran(t, nil, "openssl", "ecparam", "-genkey", "-noout", "-name", "prime256v1")
 	files := []planted{
 		{"site/.git/config", fmt.Sprintf("[core]\n\trepositoryformatversion = 0\n[remote \"origin\"]\n\turl = https://ann:%s@%s/acme/site.git\n", canaryOf(1), at), []string{"git"}, func(t *testing.T, h *host) {
 			ran(t, append(h.helpers(), "GIT_SSL_CAINFO="+ca), "git", "-C", h.Path("site"), "ls-remote", "origin")
@@ -115,6 +116,31 @@ func TestEachKindOfFileIsMigratedUsedAndUndone(t *testing.T) {
 				t.Errorf("kubectl says %s", out)
 			}
 		}},
+		{"k8s/kubeconfig", fmt.Sprintf(`{"clusters": [{"name": "c", "cluster": {"server": "https://k8s.example.com"}}], "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+ "users": [{"name": "u", "user": {"client-certificate-data": %q, "client-key-data": %q}}]}`, base64.StdEncoding.EncodeToString([]byte("a certificate")), base64.StdEncoding.EncodeToString([]byte(clientKey))),
+			[]string{"kubeconfig"}, func(t *testing.T, h *host) {
+				var config struct {
+					Users []struct {
+						User struct {
+							Exec struct {
+								Command string
+								Args    []string
+							}
+						}
+					}
+				}
+				must(t, json.Unmarshal([]byte(read(t, h.Path("k8s/kubeconfig"))), &config))
+				plugin := config.Users[0].User.Exec
+				out := ran(t, append(h.helpers(), `KUBERNETES_EXEC_INFO={"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "spec": {"cluster": {"server": "https://k8s.example.com"}}}`),
+					append([]string{plugin.Command}, plugin.Args...)...)
+				var got struct {
+					Status struct{ ClientCertificateData, ClientKeyData string }
+				}
+				must(t, json.Unmarshal([]byte(out), &got))
+				if got.Status.ClientKeyData != clientKey || got.Status.ClientCertificateData != "a certificate" {
+					t.Error("kubectl is given another key or certificate")
+				}
+			}},
 		{".npmrc", fmt.Sprintf("registry=%s/\n//%s/:_authToken=%s\nfetch-retries=0\n", registry.URL, strings.TrimPrefix(registry.URL, "http://"), canaryOf(5)), []string{"file", "--disclosable"}, func(t *testing.T, h *host) {
 			variable := regexp.MustCompile(`\$\{(.*)\}`).FindStringSubmatch(read(t, h.Path(".npmrc")))[1]
 			credential := regexp.MustCompile(`name: (npmrc-.*)`).FindStringSubmatch(read(t, h.Path("credentials.d/npmrc.yaml")))[1]

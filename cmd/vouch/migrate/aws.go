@@ -84,7 +84,7 @@ func (m *awsFile) plan(p *plan) error {
 		}
 	}
 	if m.profile != "" { // the others are for another run
-		p.keepOthers("profile " + m.profile + " ")
+		keepOthers(p, "profile "+m.profile+" ")
 	}
 	return errors.Join(p.errs...)
 }
@@ -118,7 +118,7 @@ func (m *awsFile) planProfile(p *plan, name string, has map[string]text.Entry, v
 }
 
 // keepOthers leaves what else an inventory finds, but for items that begin with a text.
-func (p *plan) keepOthers(prefix string) {
+func keepOthers(p *plan, prefix string) {
 	found, _ := inventory.ReadFile(inventory.AWS, p.file.Path, p.file.Data)
 	for _, f := range found {
 		if !strings.HasPrefix(f.Item, prefix) {

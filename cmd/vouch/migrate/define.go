@@ -30,7 +30,7 @@ type definition struct {
 
 // define adds definitions for the sealed credentials to the file to review, and keeps
 // those already there.
-func (p *plan) define() error {
+func define(p *plan) error {
 	if len(p.seals) == 0 {
 		return nil
 	}
@@ -58,7 +58,7 @@ func (p *plan) define() error {
 		if defined.Match(text) || defined.Match(reviewed) {
 			continue
 		}
-		text = p.appendDefinition(text, d)
+		text = appendDefinition(p, text, d)
 		if d.better != nil {
 			p.FillIn = append(p.FillIn, d.better.fillIn...)
 		}
@@ -77,8 +77,8 @@ func (p *plan) define() error {
 
 // appendDefinition appends the definition of a sealed credential. Calls are made with one
 // whose clients are known; others are undeliverable until somebody says how.
-func (p *plan) appendDefinition(text []byte, d *definition) []byte {
-	text = fmt.Appendf(text, "  - name: %s\n    description: %q\n    broker: static\n", d.name, p.describe(d))
+func appendDefinition(p *plan, text []byte, d *definition) []byte {
+	text = fmt.Appendf(text, "  - name: %s\n    description: %q\n    broker: static\n", d.name, describe(p, d))
 	places := ""
 	if len(d.places) > 0 {
 		places = "    for:\n"
@@ -114,7 +114,7 @@ const mostDescribed = 200 // bytes
 
 // describe says whose secret it was. Its words are of the file, which need not be the
 // administrator's.
-func (p *plan) describe(d *definition) string {
+func describe(p *plan, d *definition) string {
 	text := inventory.Printable(d.item) + " of " + inventory.Printable(filepath.Base(p.file.Path))
 	return strings.ToValidUTF8(text[:min(len(text), mostDescribed)], "")
 }

@@ -116,7 +116,7 @@ func firstField(b []byte) []byte {
 }
 
 // planGitLogin plans to seal a login.
-func (p *plan) planGitLogin(l gitLogin, itemName string, line int) {
+func planGitLogin(p *plan, l gitLogin, itemName string, line int) {
 	d := definition{item: itemName, given: "to git, by its helper", places: []string{fmt.Sprintf("{git: %q, username: %q}", l.place.Location, l.username)}}
 	if strings.HasSuffix(l.host, "//github.com") {
 		d.better = githubApp(l.path)
@@ -141,7 +141,7 @@ func planGitStore(p *plan) error {
 			p.leave(f.Item, f.Line, "it %v", err)
 			continue
 		}
-		p.planGitLogin(l, f.Item, f.Line)
+		planGitLogin(p, l, f.Item, f.Line)
 		p.removeLine(f.Start)
 		if !hosts[l.host] {
 			hosts[l.host] = true
@@ -170,7 +170,7 @@ func planGitConfig(p *plan) error {
 			if f.Start < e.Start || f.End > e.End {
 				continue
 			}
-			if l, ok := p.planGitSetting(e, f); ok {
+			if l, ok := planGitSetting(p, e, f); ok {
 				if _, again := paths[l.host]; !again {
 					hosts = append(hosts, l.host)
 				}
@@ -211,7 +211,7 @@ func asksVouchFor(entries []text.Entry, host string) bool {
 }
 
 // planGitSetting plans for one setting that has a secret.
-func (p *plan) planGitSetting(e text.Entry, f inventory.Finding) (l gitLogin, ok bool) {
+func planGitSetting(p *plan, e text.Entry, f inventory.Finding) (l gitLogin, ok bool) {
 	raw := p.file.Data[e.Start:e.End]
 	key := strings.ToLower(e.Key)
 	if bytes.ContainsAny(raw, `\"`) {
@@ -225,18 +225,18 @@ func (p *plan) planGitSetting(e text.Entry, f inventory.Finding) (l gitLogin, ok
 			p.leave(f.Item, f.Line, "it %v", err)
 			return l, false
 		}
-		p.planGitLogin(l, f.Item, f.Line)
+		planGitLogin(p, l, f.Item, f.Line)
 		p.hide(l.from, l.to)
 		p.edit(l.from, l.to, "")
 		return l, true
 	case strings.EqualFold(section, "http") && key == "extraheader":
-		return p.planGitHeader(e, f, strings.Trim(name, `"`))
+		return planGitHeader(p, e, f, strings.Trim(name, `"`))
 	}
 	return l, false // what an inventory still finds is left
 }
 
 // planGitHeader plans for a header that git sends to the servers below a URL.
-func (p *plan) planGitHeader(e text.Entry, f inventory.Finding, below string) (l gitLogin, ok bool) {
+func planGitHeader(p *plan, e text.Entry, f inventory.Finding, below string) (l gitLogin, ok bool) {
 	fields := strings.Fields(string(e.Value)) // AUTHORIZATION: basic TEXT
 	if below == "" {
 		p.leave(f.Item, f.Line, "it goes to every server; remove it, and rotate it")
@@ -262,7 +262,7 @@ func (p *plan) planGitHeader(e text.Entry, f inventory.Finding, below string) (l
 		p.leave(f.Item, f.Line, "it %v", err)
 		return l, false
 	}
-	p.planGitLogin(l, f.Item, f.Line)
+	planGitLogin(p, l, f.Item, f.Line)
 	p.removeLine(e.Start)
 	return l, true
 }

@@ -48,7 +48,7 @@ func TestWordsOfAFileStayWordsInADefinition(t *testing.T) {
 	text := `{"auths": {"r.example.com": {"username": "a\", git: \"https://github.com", "password": "` + canary + `"}}}`
 	p, _, err := planned(t, &options{}, filepath.Join(t.TempDir(), "x\n  - name: evil", "config.json"), text, target{"migrate docker", inventory.Docker, planDocker})
 	must(t, err)
-	out := string(p.appendDefinition(nil, &p.seals[0].definition))
+	out := string(appendDefinition(p, nil, &p.seals[0].definition))
 	if !strings.Contains(out, `{docker: "r.example.com", username: "a\", git: \"https://github.com"}`) || strings.Count(out, "name:") != 2 {
 		t.Errorf("the definition is\n%s", out)
 	}

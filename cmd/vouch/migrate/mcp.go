@@ -204,7 +204,6 @@ var (
 type codexServer struct {
 	command text.Entry
 	env     []text.Entry
-	end     int // of its section
 }
 
 // planCodex plans for settings of Codex, in TOML.
@@ -238,12 +237,12 @@ func planCodex(p *plan) error {
 		}
 	}
 	for _, name := range names {
-		p.planCodexServer(name, servers[name], found, vouch)
+		planCodexServer(p, name, servers[name], found, vouch)
 	}
 	return nil
 }
 
-func (p *plan) planCodexServer(name string, s *codexServer, found []inventory.Finding, vouch string) {
+func planCodexServer(p *plan, name string, s *codexServer, found []inventory.Finding, vouch string) {
 	var given []string
 	for _, e := range s.env {
 		line := p.line(e.Start)

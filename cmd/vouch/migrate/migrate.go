@@ -117,11 +117,11 @@ func (m *options) run(cmd *cobra.Command, path string, t target) error {
 	}
 	defer clear(after)
 	if t.kind != inventory.Env { // of which a variable stays only for a reason that is said
-		p.leftBehind(t.kind, after)
+		leftBehind(p, t.kind, after)
 	}
-	p.sealedStays(after)
+	sealedStays(p, after)
 	if !m.dryRun && len(p.edits) > 0 {
-		if err := p.apply(cmd.Context(), after); err != nil {
+		if err := apply(p, cmd.Context(), after); err != nil {
 			return err
 		}
 	}
@@ -151,7 +151,7 @@ func prefixOf(f *held.File, kind string) string {
 }
 
 // apply does what was planned. After a crash anywhere, it can be done again.
-func (p *plan) apply(ctx context.Context, after []byte) error {
+func apply(p *plan, ctx context.Context, after []byte) error {
 	client, err := p.Admin()
 	if err != nil {
 		return err
@@ -161,13 +161,13 @@ func (p *plan) apply(ctx context.Context, after []byte) error {
 			return fmt.Errorf("%w; %s is unchanged", err, p.file.Path)
 		}
 	}
-	if err := p.define(); err != nil {
+	if err := define(p); err != nil {
 		return fmt.Errorf("writing definitions: %w; %s is unchanged", err, p.file.Path)
 	}
 	if err := p.file.Unchanged(); err != nil {
 		return err
 	}
-	if err := p.keepUndo(ctx, client, after); err != nil {
+	if err := keepUndo(p, ctx, client, after); err != nil {
 		return fmt.Errorf("%w; %s is unchanged", err, p.file.Path)
 	}
 	return p.file.Replace(after)

@@ -197,7 +197,7 @@ func (p *plan) finish() (after []byte, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w; give --keep for one of them", p.file.Path, err)
 	}
-	p.Changes = p.changes()
+	p.Changes = changesOf(p)
 	return after, nil
 }
 
@@ -219,7 +219,7 @@ func splice(data []byte, edits []edit) ([]byte, error) {
 }
 
 // leftBehind notes what an inventory of the file, as it will be, still finds.
-func (p *plan) leftBehind(kind string, after []byte) {
+func leftBehind(p *plan, kind string, after []byte) {
 	found, err := inventory.ReadFile(kind, p.file.Path, after)
 	if err != nil {
 		return // its syntax was good enough for the change
@@ -235,7 +235,7 @@ func (p *plan) leftBehind(kind string, after []byte) {
 
 // sealedStays returns an error if a value that is to be sealed would stay elsewhere in the
 // file, where nobody looks for it.
-func (p *plan) sealedStays(after []byte) {
+func sealedStays(p *plan, after []byte) {
 	const least = 8 // bytes: a shorter one is found in other words
 	for _, s := range p.seals {
 		if v := s.value.Reveal(); len(v) >= least {
@@ -254,8 +254,8 @@ const (
 	mostShown = 160 // bytes of a line
 )
 
-// changes is the edits line by line, without secrets.
-func (p *plan) changes() []change {
+// changesOf is the edits line by line, without secrets.
+func changesOf(p *plan) []change {
 	list := []change{}
 	data := p.file.Data
 	for i := 0; i < len(p.edits); {
@@ -269,12 +269,12 @@ func (p *plan) changes() []change {
 		var after strings.Builder
 		at := from
 		for _, e := range p.edits[i:last] {
-			after.WriteString(p.masked(at, e.start))
+			after.WriteString(masked(p, at, e.start))
 			after.WriteString(e.text)
 			at = min(e.end, to)
 		}
-		after.WriteString(p.masked(at, to))
-		list = append(list, change{p.line(from), lines(p.masked(from, to)), lines(after.String())})
+		after.WriteString(masked(p, at, to))
+		list = append(list, change{p.line(from), lines(masked(p, from, to)), lines(after.String())})
 		i = last
 	}
 	return list
@@ -296,7 +296,7 @@ func lineEnd(data []byte, at int) int {
 }
 
 // masked is a part of the file without its secrets.
-func (p *plan) masked(from, to int) string {
+func masked(p *plan, from, to int) string {
 	hide := slices.Clone(p.hidden)
 	if from >= to {
 		return ""

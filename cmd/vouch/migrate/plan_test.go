@@ -37,8 +37,8 @@ func planned(t *testing.T, m *options, path, text string, tg target) (p *plan, a
 	if err != nil {
 		return p, "", err
 	}
-	p.leftBehind(tg.kind, b)
-	p.sealedStays(b)
+	leftBehind(p, tg.kind, b)
+	sealedStays(p, b)
 	return p, string(b), nil
 }
 

@@ -31,7 +31,7 @@ func plannedUnit(t *testing.T, m *options, files ...[2]string) (p *plan, after s
 	}
 	b, err := p.finish()
 	if err == nil {
-		p.leftBehind(inventory.Unit, b)
+		leftBehind(p, inventory.Unit, b)
 	}
 	return p, strings.ReplaceAll(string(b), dir, "DIR"), err
 }
