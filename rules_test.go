@@ -91,6 +91,7 @@ var mayImport = map[string][]string{
 	"credential/oauth2/oauth2test":     nil,
 	"credential/dotenv":                {"secret"},
 	"inventory":                        {"inventory/text", "redact", "secret"},
+	"inventory/inventorytest":          nil,
 	"inventory/scan":                   {"inventory", "secret"},
 	"inventory/text":                   nil,
 }
@@ -104,7 +105,7 @@ var mayUse = map[string][]string{
 	"github.com/openbao/openbao/api":   {"credential/vault", "credential/vault/server", "identity/vaultca"},
 	"github.com/zitadel/oidc":          {"credential/oauth2/oauth2test"}, // tests alone
 	"github.com/transparency-dev":      {"audit/witness/witnesstest"},
-	"golang.org/x/crypto/ssh":          {"credential/sshagent", "credential/sshca"},
+	"golang.org/x/crypto/ssh":          {"credential/sshagent", "credential/sshca", "inventory/inventorytest"},
 }
 
 const module = "github.com/vouchd/vouchd/"

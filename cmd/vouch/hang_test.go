@@ -42,7 +42,9 @@ var asks = map[string][]string{
 	"lease list":         {}, "lease revoke": {"--all"},
 	"log archive": nil, "log consistency": nil, "log explain": nil, "log prove": nil, "log report": nil, "log restart": nil, "log show": nil,
 	"log verify": nil, "log verify-consistency": nil, "log verify-proof": nil, "log check-consistency": nil, "log check-proof": nil,
-	"migrate env":   {"{dir}/.env", "--credential-prefix", "x", "--disclosable"},
+	"migrate env": {"{dir}/.env", "--credential-prefix", "x", "--disclosable"},
+	"migrate aws": {"{dir}/credentials"}, "migrate docker": {"{dir}/config.json"}, "migrate file": {"{dir}/.bashrc", "--disclosable"}, "migrate undo": {"{dir}/.env"},
+	"migrate git": {"{dir}/.git-credentials"}, "migrate kubeconfig": nil, "migrate mcp": nil, "migrate unit": nil, // seal as the others do
 	"node activate": {"{dir}/file.json"}, "node appraise": nil, "node attest": {}, "node challenge": nil, "node evidence": {"--nonce", strings.Repeat("ab", 32)},
 	"node install": {"{dir}/file.json", "--root", strings.Repeat("ab", 32)}, "node nonce": nil, "node policy learn": {}, "node request": {},
 	"node reseal": nil, "node reset": nil, "node verify": nil,
@@ -53,6 +55,7 @@ var asks = map[string][]string{
 	"ssh-ca":       {"x"},
 	"status":       {},
 	"svid inspect": nil, // the same
+	"ui":           nil, // shows on its page that there is no answer
 	"version":      nil, // asks, and does without an answer
 }
 
@@ -92,7 +95,11 @@ func hung(t *testing.T, missing bool) string {
 			}
 		}()
 	}
-	for name, text := range map[string]string{"vouchd.yaml": config, ".env": "TOKEN=abcdefghijklmnop\n", "file.json": "{}"} {
+	for name, text := range map[string]string{
+		"vouchd.yaml": config, ".env": "TOKEN=abcdefghijklmnop\n", "file.json": "{}", ".bashrc": "export TOKEN=q8Zr2Lk5Vt7Xw3Np\n",
+		"credentials": "[x]\naws_access_key_id = AKIA2345672345672345\naws_secret_access_key = " + strings.Repeat("aB3/", 10) + "\n",
+		"config.json": `{"auths": {"reg.internal": {"auth": "YW5uOmFiY2RlZmdoMTIzNDU2Nzg="}}}`, ".git-credentials": "https://ann:q8Zr2Lk5Vt7Xw3Np@git.internal\n",
+	} {
 		must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 	}
 	return dir

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
+	"github.com/vouchd/vouchd/cmd/vouch/migrate/held"
 	"github.com/vouchd/vouchd/inventory"
 	"github.com/vouchd/vouchd/secret"
 )
@@ -38,9 +39,9 @@ a program reads from a file, which vouch get --write gives it then.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			of := kind
 			if of == "" {
-				var ok bool
-				if of, ok = inventory.KindOf(absolute(args[0])); !ok {
-					return cli.Usagef("%s has the name of no kind of file that is known; give --kind", args[0])
+				var err error
+				if of, err = kindOf(args[0]); err != nil {
+					return err
 				}
 			}
 			if instead := ownCommand[of]; instead != "" {
@@ -54,8 +55,24 @@ a program reads from a file, which vouch get --write gives it then.`,
 	}
 	m.flags(cmd)
 	m.variableFlags(cmd)
-	cmd.Flags().StringVar(&kind, "kind", "", "what `kind` of file it is, as vouch inventory says (default by its name)")
+	cmd.Flags().StringVar(&kind, "kind", "", "what `kind` of file it is, as vouch inventory says (default by its name and how it begins)")
 	return cmd
+}
+
+// kindOf tells a file's kind by its name, or else by how it begins, as vouch inventory does.
+func kindOf(path string) (kind string, err error) {
+	if kind, ok := inventory.KindOf(absolute(path)); ok {
+		return kind, nil
+	}
+	f, err := held.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	if kind, ok := inventory.Sniff(f.Data[:min(len(f.Data), inventory.SniffLen)]); ok {
+		return kind, nil
+	}
+	return "", cli.Usagef("%s is of no kind that is known by its name, or by how it begins; give --kind", path)
 }
 
 func absolute(path string) string {
