@@ -120,7 +120,11 @@ func (m *options) run(cmd *cobra.Command, path string, t target) error {
 		leftBehind(p, t.kind, after)
 	}
 	sealedStays(p, after)
-	if !m.dryRun && len(p.edits) > 0 {
+	if m.dryRun {
+		if err := define(p); err != nil {
+			return err
+		}
+	} else if len(p.edits) > 0 {
 		if err := apply(p, cmd.Context(), after); err != nil {
 			return err
 		}

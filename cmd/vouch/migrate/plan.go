@@ -375,7 +375,11 @@ func (v *report) writeText(w io.Writer) {
 		}
 	}
 	if v.Definitions != "" {
-		fmt.Fprintf(w, "\nReview %s and rename it to end in .yaml.\n", v.Definitions)
+		if v.DryRun {
+			fmt.Fprintf(w, "\nDefinitions would be in %s, to review.\n", v.Definitions)
+		} else {
+			fmt.Fprintf(w, "\nReview %s and rename it to end in .yaml.\n", v.Definitions)
+		}
 		if len(v.FillIn) > 0 {
 			fmt.Fprintf(w, "It has better definitions too, for which no key is needed. Fill in: %s.\n", strings.Join(v.FillIn, ", "))
 		}
