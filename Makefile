@@ -40,6 +40,10 @@ test-clients: test-tools ## run real clients against the daemon: of Python, Node
 	$(GO) test -tags clients -count 1 -run TestOtherParsers ./credential/dotenv
 	$(GO) test -tags clients -count 1 -run TestJava ./cmd/vouch/loopback
 
+test-ui: ## look at the page of vouch ui with Chromium: keyboard, screen reader, contrast; takes docs/ui
+	@packaging/install-missing chromium
+	$(GO) test -tags ui -count 1 -timeout 10m ./cmd/vouch/ui -screenshots "$(CURDIR)/docs/ui"
+
 check: ## what must hold before a commit: formatting, vet, staticcheck, a tidy go.mod
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }
 	$(GO) vet ./...
@@ -96,4 +100,4 @@ repo-test: package ## what apt and dnf make of signed repositories, and of chang
 vuln: ## look for known vulnerabilities; asks vuln.go.dev
 	@packaging/vuln
 
-.PHONY: help build demo test test-vault test-clients test-tools check bench bench-proxy fuzz package package-check system-test user-test vm-test release repo repo-test vuln
+.PHONY: help build demo test test-vault test-clients test-tools test-ui check bench bench-proxy fuzz package package-check system-test user-test vm-test release repo repo-test vuln

@@ -67,7 +67,7 @@ var events = map[Event]bool{
 	EventStart: false, EventStop: false, EventReload: false, EventNode: false,
 	EventIssuingCA: false, EventJWTKey: false, EventUpstream: false, EventWorkload: false,
 	EventX509SVID: false, EventJWTSVID: false, EventBundle: false,
-	EventJWTValidated: false, EventStreamEnd: false, EventRun: false, EventAdmin: false, EventWitness: false,
+	EventJWTValidated: false, EventStreamEnd: false, EventRun: false, EventAdmin: false, EventWitness: false, EventFederation: false,
 	EventLeaseIntent: false, EventLeaseGrant: false, EventLeaseRenew: false,
 	EventLeaseRevokeIntent: false, EventLeaseRevoke: false, EventLeaseEnd: false, EventUse: false, EventCall: false, EventCallEnd: false,
 	EventSecretSeal: false, EventSecretRotate: false, EventSecretRemove: false, EventSecretUndo: false,
@@ -133,6 +133,7 @@ func (c *codec) leaf(l *Leaf) {
 	c.credential(&l.Credential)
 	c.micros("duration_us", &l.Duration)
 	c.name("event", (*string)(&l.Event))
+	c.federation(&l.Federation)
 	c.issuingKey(&l.Key)
 	c.logEvent(&l.Log)
 	c.micros("mono_us", &l.Mono)
@@ -204,9 +205,7 @@ func (c *codec) config(v **Config) {
 		return
 	}
 	x := made(c, v)
-	n := uint64(max(0, x.Entries))
-	c.uint("entries", &n)
-	x.Entries = int(n)
+	c.number("entries", &x.Entries)
 	c.text("sha256", &x.SHA256, limitName)
 	c.text("version", &x.Version, limitName)
 	c.end()
@@ -235,6 +234,28 @@ func (c *codec) credential(v **Credential) {
 	}
 	c.text("upstream", &x.Upstream, limitUnit)
 	c.end()
+}
+
+func (c *codec) federation(v **Federation) {
+	if !c.begin("federation", *v != nil) {
+		return
+	}
+	x := made(c, v)
+	c.number("keys", &x.Keys)
+	c.text("profile", &x.Profile, limitName)
+	c.number("roots", &x.Roots)
+	c.decimal("sequence", &x.Sequence)
+	c.text("sha256", &x.SHA256, limitName)
+	c.text("source", &x.Source, limitReason)
+	c.text("trust_domain", &x.TrustDomain, limitUnit)
+	c.end()
+}
+
+// number is a count, absent when it is none.
+func (c *codec) number(name string, v *int) {
+	n := uint64(max(0, *v))
+	c.uint(name, &n)
+	*v = int(n)
 }
 
 func (c *codec) issuingKey(v **Key) {

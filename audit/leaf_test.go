@@ -27,6 +27,7 @@ func fullLeaf() *Leaf {
 		Audience: []string{"db"}, NotBefore: day, NotAfter: day.Add(time.Minute), TTL: time.Minute}
 	r.Use = &Use{First: at, Last: at.Add(time.Second), Count: 3, WithinTTL: true, Source: "proxy"}
 	r.Call = &Call{Door: "unix", Processes: "/usr/bin/git (7), /usr/bin/sh (8)", Authority: "aa", Method: "GET", Path: "/v1/models/**", Rule: "models", Unenforced: true, Count: 2, Status: 200, Sent: 3, Received: 4, Redacted: 5, Shapes: "github-token,jwt", Rows: 6, Statements: "SELECT=2,refused=1", WithinTTL: true}
+	r.Federation = &Federation{TrustDomain: "partner.example", Source: "https://partner.example/bundle", Profile: "https_spiffe", Sequence: 1<<64 - 1, SHA256: "dd", Roots: 2, Keys: 3}
 	r.Event = EventSegment
 	return &Leaf{Version: LeafVersion, Index: 99, Time: at, Mono: 86400 * time.Second, BootID: "2f0e8e47-7f62-4d0c-9a6e-6a3f5a0e6f0b", Record: r,
 		Log: &LogEvent{Key: "k", Last: 4, Size: 5, Root: "r", Anchor: []byte{7}, Cut: 8, CutSHA256: "33", Refused: 9}}
@@ -105,6 +106,7 @@ func TestHostileTextIsEscapedInEveryField(t *testing.T) {
 			&r.SVID.Kind, &r.SVID.ID, &r.SVID.SHA256, &r.SVID.KeyID, &r.SVID.Audience[1], &r.Key.KeyID,
 			&r.Node.EKSHA256, &r.Node.AKName, &r.Node.PCRSHA256, &r.Node.EvidenceSHA256, &r.Config.SHA256, &r.Config.Version,
 			&r.Credential.Lease, &r.Credential.Handle, &r.Credential.Revocation, &r.Credential.Exposure, &r.Credential.Name, &r.Credential.Kind, &r.Credential.Upstream, &r.Credential.ScopeAsked, &r.Credential.ScopeGranted, &r.Credential.Audience[0],
+			&r.Federation.TrustDomain, &r.Federation.Source, &r.Federation.Profile, &r.Federation.SHA256,
 			&r.Use.Source, &l.Log.Key, &l.Log.Root, &l.Log.CutSHA256,
 		} {
 			before := *p

@@ -22,6 +22,8 @@ type Record struct {
 	Node     *Node     // the machine's state
 	Config   *Config   // what was loaded
 
+	Federation *Federation // another trust domain's bundle
+
 	Credential *Credential // a lease: asked for, granted, ended
 	Use        *Use        // how a lease was used
 	Call       *Call       // one that the proxy made, or did not
@@ -49,6 +51,7 @@ const (
 	EventStreamEnd    Event = "stream.end"           // Workload: a stream cut off, and why
 	EventAdmin        Event = "admin.request"        // Workload: what an administrator asked the daemon to do
 	EventWitness      Event = "log.witness"          // a witness refused the log: it saw another history of it
+	EventFederation   Event = "federation.bundle"    // Federation: another trust domain's bundle, about to be in force, or refused
 )
 
 // The events of leased credentials. A grant and a revocation are two records
@@ -150,6 +153,18 @@ type Config struct {
 	SHA256  string // over the files, hexadecimal
 	Entries int
 	Version string // of the daemon
+}
+
+// A Federation is a bundle of another trust domain. One without roots and keys has nothing
+// of that trust domain trusted.
+type Federation struct {
+	TrustDomain string
+	Source      string // the endpoint's URL, or the file
+	Profile     string // of the endpoint: https_web or https_spiffe; empty: a file
+	Sequence    uint64
+	SHA256      string // over its roots and keys, hexadecimal; empty: none that could be read
+	Roots       int
+	Keys        int
 }
 
 // A Credential is a lease on a secret for a system outside SPIFFE; never the

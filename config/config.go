@@ -24,6 +24,7 @@ type Config struct {
 	AdminSocket    string               `yaml:"admin_socket" default:"/run/vouchd/admin.sock"`
 	EntriesDir     string               `yaml:"entries_dir" default:"/etc/vouchd/entries.d"`
 	CredentialsDir string               `yaml:"credentials_dir" default:"/etc/vouchd/credentials.d"`
+	FederationDir  string               `yaml:"federation_dir" default:"/etc/vouchd/federation.d"`
 	ProgramsDir    string               `yaml:"programs_dir" default:"/etc/vouchd/programs.d"`
 	ProgramsSocket string               `yaml:"programs_socket" was:"run_socket" default:"/run/vouchd/run.sock"`
 	SystemdSocket  string               `yaml:"systemd_socket" default:"/run/vouchd/systemd.sock"`
@@ -217,6 +218,7 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 		{"proxy_socket", c.ProxySocket, maxSocketPath},
 		{"entries_dir", c.EntriesDir, maxPath},
 		{"programs_dir", c.ProgramsDir, maxPath},
+		{"federation_dir", c.FederationDir, maxPath},
 		{"credentials_dir", c.CredentialsDir, maxPath},
 		{"node.policy", c.Node.Policy, maxPath},
 		{"node.ek_chain_dir", c.Node.EKChainDir, maxPath},

@@ -28,6 +28,7 @@ func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
 		EntriesDir:     "/etc/vouchd/entries.d",
 		CredentialsDir: "/etc/vouchd/credentials.d",
 		Metrics:        "none",
+		FederationDir:  "/etc/vouchd/federation.d",
 		ProgramsDir:    "/etc/vouchd/programs.d",
 		ProgramsSocket: "/run/vouchd/run.sock",
 		SystemdSocket:  "/run/vouchd/systemd.sock",

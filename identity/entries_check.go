@@ -48,6 +48,7 @@ func (c *checker) entry(w *written) Entry {
 	c.dnsNames(w)
 	c.commonName(w.CN)
 	c.credentials(w)
+	c.federatesWith(w)
 	return w.entry(c.limits.MaxX509TTL)
 }
 
@@ -259,6 +260,29 @@ func (c *checker) credentials(w *written) {
 
 var credentialName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
+// maxFederatesWith bounds an entry's bundles, all of which are in one answer.
+const maxFederatesWith = 12
+
+// federatesWith does not know which trust domains are configured: an entry may name one
+// before it is, and is given its bundle once it is.
+func (c *checker) federatesWith(w *written) {
+	if len(w.FederatesWith) > maxFederatesWith {
+		c.problems.Add(w.FederatesWith[maxFederatesWith].Pos, "federates_with has %d trust domains and may have %d; remove some", len(w.FederatesWith), maxFederatesWith)
+		return
+	}
+	lines := make(map[spiffeid.TrustDomain]int)
+	for _, td := range w.FederatesWith {
+		switch {
+		case td.Value.IsZero(): // a problem already
+		case td.Value == c.td:
+			c.problems.Add(td.Pos, "federates_with: %s is this host's own trust domain, whose bundle every entry has; remove it", td.Value)
+		case lines[td.Value] > 0:
+			c.problems.Add(td.Pos, "federates_with: %s is given again, first in line %d; remove one", td.Value, lines[td.Value])
+		}
+		lines[td.Value] = td.Pos.Line
+	}
+}
+
 // among checks entries against each other. One identity may be given to
 // several kinds of process, by an entry each, and is then the same for all.
 func (c *checker) among(list []Entry) {
@@ -320,11 +344,21 @@ func difference(a, b Entry) string {
 		return fmt.Sprintf("hint %.80q", b.Hint)
 	case !slices.Equal(sorted(a.Credentials), sorted(b.Credentials)):
 		return "other credentials"
+	case !slices.Equal(domains(a), domains(b)):
+		return "other trust domains in federates_with"
 	}
 	return ""
 }
 
 // selectorSet is the same text for the same set; no selector holds a newline.
 func selectorSet(e Entry) string { return strings.Join(sorted(e.Selectors.Strings()), "\n") }
+
+// domains are the names of the trust domains that an entry federates with, in order.
+func domains(e Entry) (names []string) {
+	for _, td := range e.FederatesWith {
+		names = append(names, td.Name())
+	}
+	return sorted(names)
+}
 
 func sorted(s []string) []string { return slices.Sorted(slices.Values(s)) }

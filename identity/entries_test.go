@@ -73,6 +73,7 @@ entries:
     credentials: [openai, warehouse-readonly]
   - spiffe_id: spiffe://example.org/other
     selectors: [unix:uid:1001]
+    federates_with: [partner.example]
 `, "empty.yaml": "# nothing yet\n", "none.yaml": "entries:\n"})
 	es, err := LoadEntries(dir, td, limits)
 	if err != nil {
@@ -92,9 +93,12 @@ entries:
 		Selectors: selectors(t, "unix:uid:1001"),
 		X509TTL:   time.Hour,
 		JWTTTL:    5 * time.Minute,
-		Pos:       config.Pos{File: file, Line: 11, Column: 5},
+
+		FederatesWith: []spiffeid.TrustDomain{spiffeid.RequireTrustDomainFromString("partner.example")},
+
+		Pos: config.Pos{File: file, Line: 11, Column: 5},
 	}}
-	if diff := cmp.Diff(want, es.All(), cmp.Comparer(func(a, b spiffeid.ID) bool { return a == b })); diff != "" {
+	if diff := cmp.Diff(want, es.All(), cmp.Comparer(func(a, b spiffeid.ID) bool { return a == b }), cmp.Comparer(func(a, b spiffeid.TrustDomain) bool { return a == b })); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
 }

@@ -22,8 +22,13 @@ type Entry struct {
 	Names        Names            // of its X509-SVIDs
 	Hint         string           // tells a workload with several identities which is which; may be empty
 	Credentials  []string         // names of the credentials it may lease
-	Unanchored   bool             // any user can arrange what it asks for: for a lab
-	Pos          config.Pos       // where it is written
+
+	// FederatesWith are the other trust domains whose bundles it is given. Without one it
+	// can verify nobody of them.
+	FederatesWith []spiffeid.TrustDomain
+
+	Unanchored bool       // any user can arrange what it asks for: for a lab
+	Pos        config.Pos // where it is written
 }
 
 // Container reports whether the entry means processes of containers. No other
@@ -41,18 +46,19 @@ type document struct {
 
 // written is an entry as a file has it.
 type written struct {
-	ID               config.At[spiffeid.ID]       `yaml:"spiffe_id" required:"true" like:"spiffe://example.org/agent/research"`
-	Selectors        []config.At[attest.Selector] `yaml:"selectors" like:"unix:uid:1000"`
-	X509TTL          config.At[time.Duration]     `yaml:"x509_svid_ttl" default:"1h" min:"1m" max:"24h"`
-	JWTTTL           config.At[time.Duration]     `yaml:"jwt_svid_ttl" default:"5m" min:"10s" max:"1h"`
-	JWTAlgorithm     config.At[string]            `yaml:"jwt_algorithm" oneof:"ES256 RS256"`
-	DNSNames         []config.At[string]          `yaml:"dns_names" like:"db.example.org"`
-	WildcardDNSNames bool                         `yaml:"wildcard_dns_names" default:"false"`
-	CN               config.At[string]            `yaml:"cn"`
-	Hint             config.At[string]            `yaml:"hint"`
-	Credentials      []config.At[string]          `yaml:"credentials"`
-	AllowInterpreter bool                         `yaml:"allow_interpreter" default:"false"`
-	AllowUnanchored  bool                         `yaml:"allow_unanchored" default:"false"`
+	ID               config.At[spiffeid.ID]            `yaml:"spiffe_id" required:"true" like:"spiffe://example.org/agent/research"`
+	Selectors        []config.At[attest.Selector]      `yaml:"selectors" like:"unix:uid:1000"`
+	X509TTL          config.At[time.Duration]          `yaml:"x509_svid_ttl" default:"1h" min:"1m" max:"24h"`
+	JWTTTL           config.At[time.Duration]          `yaml:"jwt_svid_ttl" default:"5m" min:"10s" max:"1h"`
+	JWTAlgorithm     config.At[string]                 `yaml:"jwt_algorithm" oneof:"ES256 RS256"`
+	DNSNames         []config.At[string]               `yaml:"dns_names" like:"db.example.org"`
+	WildcardDNSNames bool                              `yaml:"wildcard_dns_names" default:"false"`
+	CN               config.At[string]                 `yaml:"cn"`
+	Hint             config.At[string]                 `yaml:"hint"`
+	Credentials      []config.At[string]               `yaml:"credentials"`
+	FederatesWith    []config.At[spiffeid.TrustDomain] `yaml:"federates_with" like:"partner.example"`
+	AllowInterpreter bool                              `yaml:"allow_interpreter" default:"false"`
+	AllowUnanchored  bool                              `yaml:"allow_unanchored" default:"false"`
 
 	Pos config.Pos
 }
@@ -76,6 +82,9 @@ func (w *written) entry(maxX509TTL time.Duration) Entry {
 	}
 	for _, c := range w.Credentials {
 		e.Credentials = append(e.Credentials, c.Value)
+	}
+	for _, td := range w.FederatesWith {
+		e.FederatesWith = append(e.FederatesWith, td.Value)
 	}
 	e.Unanchored = !e.anchored()
 	return e

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4/jwt"
+	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 
@@ -157,9 +158,11 @@ func (a *Authority) jwtKey(ctx context.Context, algorithm string) (*jwtKey, erro
 }
 
 // ValidateJWT checks a JWT-SVID in full (JWT-SVID §5, Workload API §6.2.3)
-// with this trust domain's bundle, whatever the token says of itself, and
-// returns its claims. Tokens of other trust domains are refused: their bundles
-// are not here.
-func (a *Authority) ValidateJWT(token, audience string) (*jwtsvid.SVID, error) {
-	return jwtsvid.ParseAndValidate(token, a.bundle.Load().jwt, []string{audience})
+// with the bundle of its subject's trust domain (Workload API §6.3), and returns its
+// claims. That is this one's bundle, or one of those given; without it the token is
+// refused.
+func (a *Authority) ValidateJWT(token, audience string, foreign ...*jwtbundle.Bundle) (*jwtsvid.SVID, error) {
+	bundles := jwtbundle.NewSet(foreign...)
+	bundles.Add(a.bundle.Load().jwt)
+	return jwtsvid.ParseAndValidate(token, bundles, []string{audience})
 }

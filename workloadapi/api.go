@@ -18,11 +18,12 @@ import (
 	"github.com/vouchd/vouchd/workloadapi/gate"
 )
 
-// Options are what the API answers with. All are required.
+// Options are what the API answers with. All but Foreign are required.
 type Options struct {
 	Gate      *gate.Gate
 	Watcher   *process.Watcher // of the files that attestations rest on
 	Authority *identity.Authority
+	Foreign   Foreign // may be nil: this trust domain is the only one
 	Logger    *slog.Logger
 }
 
@@ -33,12 +34,13 @@ type API struct {
 	gate      *gate.Gate
 	watcher   *process.Watcher
 	authority *identity.Authority
+	foreign   Foreign // nil: none
 	logger    *slog.Logger
 }
 
 // New returns the API.
 func New(o Options) *API {
-	return &API{gate: o.Gate, watcher: o.Watcher, authority: o.Authority, logger: o.Logger}
+	return &API{gate: o.Gate, watcher: o.Watcher, authority: o.Authority, foreign: o.Foreign, logger: o.Logger}
 }
 
 // Register implements [Front].

@@ -1,7 +1,6 @@
 package workloadapi
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -26,7 +25,7 @@ type message[M any] struct {
 
 // A builder makes the next message for a caller, with the records of what it
 // hands out.
-type builder[M any] func(context.Context, *gate.Caller) (*message[M], []audit.Record, error)
+type builder[M any] func(context.Context, *gate.Caller, trust) (*message[M], []audit.Record, error)
 
 const (
 	settleTime   = time.Second // after which a stream is taken for one that lasts
@@ -37,7 +36,7 @@ const (
 // of the bundle changes, or the message is due for renewal. Before every message the caller is
 // attested again. The stream ends when the process exits or is no longer entitled to
 // anything.
-func follow[M any](a *API, stream grpc.ServerStreamingServer[M], event audit.Event, part func(*identity.Bundle) []byte, build builder[M]) error {
+func follow[M any](a *API, stream grpc.ServerStreamingServer[M], event audit.Event, of part, build builder[M]) error {
 	defer a.gate.Streams.Begin()()
 	conn, err := gate.ConnOf(stream.Context())
 	if err != nil {
@@ -47,12 +46,12 @@ func follow[M any](a *API, stream grpc.ServerStreamingServer[M], event audit.Eve
 	var files fileWatch
 	defer files.close()
 	for {
-		next, err := aside(func() (*sent, error) { return advance(a, conn, stream, event, last, part, build) })
+		next, err := aside(func() (*sent, error) { return advance(a, conn, stream, event, last, of, build) })
 		if err != nil {
 			return a.gate.Status(err)
 		}
 		last = next
-		if err := a.wait(stream.Context(), conn, last, &files); err != nil {
+		if err := a.wait(stream.Context(), conn, last, of, &files); err != nil {
 			return a.gate.Status(end(stream.Context(), conn, last.caller, err))
 		}
 	}
@@ -73,9 +72,9 @@ func aside[T any](f func() (T, error)) (v T, err error) {
 
 // advance attests the caller, and sends it the next message unless the last one
 // still is what it is entitled to.
-func advance[M any](a *API, conn *gate.Conn, stream grpc.ServerStreamingServer[M], event audit.Event, last *sent, part func(*identity.Bundle) []byte, build builder[M]) (*sent, error) {
+func advance[M any](a *API, conn *gate.Conn, stream grpc.ServerStreamingServer[M], event audit.Event, last *sent, of part, build builder[M]) (*sent, error) {
 	ctx := stream.Context()
-	next := &sent{rulesChanged: a.gate.Changed(), bundleChanged: a.authority.Changed()}
+	next := &sent{rulesChanged: a.gate.Changed(), bundleChanged: a.authority.Changed(), foreignChanged: a.foreignChanged()}
 	r := gate.Request{Peer: conn, Event: event}
 	if last != nil { // a refusal now cuts a stream off
 		r.Event, r.Had = audit.EventStreamEnd, last.caller.Entries
@@ -84,16 +83,21 @@ func advance[M any](a *API, conn *gate.Conn, stream grpc.ServerStreamingServer[M
 	if err != nil {
 		return nil, err
 	}
-	next.caller, next.bundle = c, part(a.authority.Bundle())
+	t := a.trustOf(c.Entries)
+	next.caller, next.bundle = c, of.digest(t)
 	if last.stillHolds(next) {
 		next.renew = last.renew
 		return next, nil
 	}
-	again := gate.Repeat{Of: fmt.Sprintf("%x", sha256.Sum256(next.bundle)), For: shortest(c.Entries, func(e identity.Entry) time.Duration { return e.X509TTL }) / 10}
+	again := gate.Repeat{Of: fmt.Sprintf("%x", next.bundle), For: shortest(c.Entries, func(e identity.Entry) time.Duration { return e.X509TTL }) / 10}
 	if last != nil {
 		again.For = 0 // what was sent last is old
+	} else if err := stream.SetHeader(t.header()); err != nil {
+		return nil, err
 	}
-	m, err := gate.AnswerAgain(ctx, c, again, build)
+	m, err := gate.AnswerAgain(ctx, c, again, func(ctx context.Context, c *gate.Caller) (*message[M], []audit.Record, error) {
+		return build(ctx, c, t)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -112,17 +116,18 @@ func shortest(entries []identity.Entry, life func(identity.Entry) time.Duration)
 
 // sent is what a stream was last sent, and what would make it old.
 type sent struct {
-	caller        *gate.Caller
-	bundle        []byte // the stream's part of it
-	renew         time.Time
-	rulesChanged  <-chan struct{}
-	bundleChanged <-chan struct{}
+	caller         *gate.Caller
+	bundle         [sha256.Size]byte // of the stream's part of all bundles
+	renew          time.Time
+	rulesChanged   <-chan struct{}
+	bundleChanged  <-chan struct{}
+	foreignChanged <-chan struct{}
 }
 
 // stillHolds reports whether a stream need not be sent anything now that its
 // process was found entitled to next.
 func (s *sent) stillHolds(next *sent) bool {
-	return s != nil && bytes.Equal(s.bundle, next.bundle) &&
+	return s != nil && s.bundle == next.bundle &&
 		(s.renew.IsZero() || time.Now().Before(s.renew)) &&
 		sameGrants(s.caller.Entries, next.caller.Entries)
 }
@@ -131,7 +136,8 @@ func (s *sent) stillHolds(next *sent) bool {
 func sameGrants(a, b []identity.Entry) bool {
 	return slices.EqualFunc(a, b, func(x, y identity.Entry) bool {
 		return x.ID == y.ID && x.X509TTL == y.X509TTL && x.Hint == y.Hint &&
-			x.Names.Common == y.Names.Common && slices.Equal(x.Names.DNS, y.Names.DNS)
+			x.Names.Common == y.Names.Common && slices.Equal(x.Names.DNS, y.Names.DNS) &&
+			slices.Equal(x.FederatesWith, y.FederatesWith)
 	})
 }
 
@@ -142,7 +148,7 @@ var (
 
 // wait returns nil when the caller is to be attested again, and otherwise why
 // the stream ends.
-func (a *API) wait(ctx context.Context, conn *gate.Conn, last *sent, files *fileWatch) error {
+func (a *API) wait(ctx context.Context, conn *gate.Conn, last *sent, of part, files *fileWatch) error {
 	look := recheckEvery - rand.N(recheckEvery/4)
 	if files.watch == nil {
 		// Most streams that end do so at once. One that lasts is attested again once the
@@ -169,6 +175,12 @@ func (a *API) wait(ctx context.Context, conn *gate.Conn, last *sent, files *file
 		case <-timer.C:
 			a.watchFiles(files, last.caller.Process)
 			return nil
+		case <-last.foreignChanged:
+			// Most streams are not given the bundle that changed.
+			last.foreignChanged = a.foreignChanged()
+			if of.digest(a.trustOf(last.caller.Entries)) != last.bundle {
+				return nil
+			}
 		case <-last.rulesChanged:
 			// Of a thousand streams a change usually concerns one. For the
 			// others the facts they were last attested with decide that

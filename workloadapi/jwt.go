@@ -97,19 +97,19 @@ func (a *API) jwtSVIDs(ctx context.Context, c *gate.Caller, audience []string, w
 	return resp, records, nil
 }
 
-func keysOf(b *identity.Bundle) []byte { return b.JWKS }
-
-// FetchJWTBundles streams the JWT bundle to who has an identity in it.
+// FetchJWTBundles streams the JWT bundle to who has an identity in it, and those of the
+// trust domains that it federates with.
 func (a *API) FetchJWTBundles(_ *workload.JWTBundlesRequest, stream grpc.ServerStreamingServer[workload.JWTBundlesResponse]) error {
-	return follow(a, stream, audit.EventBundle, keysOf, func(_ context.Context, c *gate.Caller) (*message[workload.JWTBundlesResponse], []audit.Record, error) {
+	return follow(a, stream, audit.EventBundle, keys, func(_ context.Context, c *gate.Caller, t trust) (*message[workload.JWTBundlesResponse], []audit.Record, error) {
 		return &message[workload.JWTBundlesResponse]{
-			content: &workload.JWTBundlesResponse{Bundles: a.bundles(a.authority.Bundle().JWKS)},
+			content: &workload.JWTBundlesResponse{Bundles: keys.all(t, a.authority.TrustDomain())},
 		}, []audit.Record{c.Describe(audit.EventBundle)}, nil
 	})
 }
 
 // ValidateJWTSVID validates a token in full with the bundle of its own trust
-// domain and returns its claims (Workload API §6.2.3, §6.3).
+// domain and returns its claims (Workload API §6.2.3, §6.3). One of another trust domain
+// is good for those alone who federate with that.
 func (a *API) ValidateJWTSVID(ctx context.Context, req *workload.ValidateJWTSVIDRequest) (*workload.ValidateJWTSVIDResponse, error) {
 	if err := gate.CheckAudience([]string{req.Audience}); err != nil {
 		return nil, err
@@ -149,7 +149,7 @@ func (a *API) validate(c *gate.Caller, req *workload.ValidateJWTSVIDRequest) (*v
 	r := c.Describe(audit.EventJWTValidated)
 	digest := sha256.Sum256([]byte(req.Svid))
 	r.SVID = &audit.SVID{Kind: "jwt", SHA256: hex.EncodeToString(digest[:]), Audience: []string{req.Audience}}
-	svid, err := a.authority.ValidateJWT(req.Svid, req.Audience)
+	svid, err := a.authority.ValidateJWT(req.Svid, req.Audience, a.trustOf(c.Entries).jwt()...)
 	if err != nil {
 		r.Outcome, r.Reason = audit.Denied, err.Error()
 		return &validated{invalid: err}, r

@@ -15,14 +15,11 @@ import (
 // FetchX509SVID streams an X509-SVID for each of the caller's identities, the
 // default one first (Workload API §5.2.1, §8), and renews them at half-life.
 func (a *API) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
-	return follow(a, stream, audit.EventX509SVID, rootsOf, a.x509SVIDs)
+	return follow(a, stream, audit.EventX509SVID, roots, a.x509SVIDs)
 }
 
-func rootsOf(b *identity.Bundle) []byte { return b.X509 }
-
-func (a *API) x509SVIDs(ctx context.Context, c *gate.Caller) (*message[workload.X509SVIDResponse], []audit.Record, error) {
-	bundle := a.authority.Bundle().X509
-	m := &message[workload.X509SVIDResponse]{content: new(workload.X509SVIDResponse)}
+func (a *API) x509SVIDs(ctx context.Context, c *gate.Caller, t trust) (*message[workload.X509SVIDResponse], []audit.Record, error) {
+	m := &message[workload.X509SVIDResponse]{content: &workload.X509SVIDResponse{FederatedBundles: roots.federated(t)}}
 	var records []audit.Record
 	hints := make(map[string]bool)
 	for _, e := range c.Entries {
@@ -34,7 +31,7 @@ func (a *API) x509SVIDs(ctx context.Context, c *gate.Caller) (*message[workload.
 			SpiffeId:    e.ID.String(),
 			X509Svid:    svid.Chain,
 			X509SvidKey: svid.PrivateKey.Reveal(),
-			Bundle:      bundle,
+			Bundle:      t.own.X509,
 			Hint:        uniqueHint(hints, e.Hint),
 		})
 		records = append(records, c.DescribeX509(e, svid))
@@ -55,19 +52,15 @@ func uniqueHint(seen map[string]bool, hint string) string {
 	return hint
 }
 
-// FetchX509Bundles streams the trust bundle to who has an identity in it.
+// FetchX509Bundles streams the trust bundle to who has an identity in it, and those of the
+// trust domains that it federates with.
 func (a *API) FetchX509Bundles(_ *workload.X509BundlesRequest, stream grpc.ServerStreamingServer[workload.X509BundlesResponse]) error {
-	return follow(a, stream, audit.EventBundle, rootsOf, func(_ context.Context, c *gate.Caller) (*message[workload.X509BundlesResponse], []audit.Record, error) {
-		if len(a.authority.Bundle().X509) == 0 {
+	return follow(a, stream, audit.EventBundle, roots, func(_ context.Context, c *gate.Caller, t trust) (*message[workload.X509BundlesResponse], []audit.Record, error) {
+		if len(t.own.X509) == 0 {
 			return nil, nil, identity.ErrNoAuthority // an empty bundle would say that no one is to be trusted
 		}
 		return &message[workload.X509BundlesResponse]{
-			content: &workload.X509BundlesResponse{Bundles: a.bundles(a.authority.Bundle().X509)},
+			content: &workload.X509BundlesResponse{Bundles: roots.all(t, a.authority.TrustDomain())},
 		}, []audit.Record{c.Describe(audit.EventBundle)}, nil
 	})
-}
-
-// bundles is keyed by the trust domain's ID (Workload API §5.2.2, §6.2.2).
-func (a *API) bundles(bundle []byte) map[string][]byte {
-	return map[string][]byte{a.authority.TrustDomain().IDString(): bundle}
 }

@@ -93,21 +93,19 @@ const (
 // asks for per identity: who got and used what, how it went, and what the machine
 // was. A query by event or request makes no sense here.
 func Summarise(ctx context.Context, fsys fs.FS, q Query) (*Usage, error) {
-	s := summary{
-		q: q, u: &Usage{From: q.From, Until: q.Until, Identities: []*IdentityUsage{}, Boot: []BootState{}},
-		byID: map[string]*IdentityUsage{}, secrets: secretUsages{}, open: map[string]*openLease{}, boot: bootStates{q: &q},
-	}
+	s := NewSummary(q)
 	for e, err := range reader.Records(ctx, fsys, 0) {
 		if err != nil {
 			return nil, err
 		}
-		s.take(&e.Leaf)
+		s.Take(&e.Leaf)
 	}
-	return s.conclude(), nil
+	return s.Usage(), nil
 }
 
-// A summary goes through the records.
-type summary struct {
+// A Summary makes a [Usage] of records as they come, for a log that grows. It remembers no
+// more than bounded numbers of identities, leases and secrets.
+type Summary struct {
 	q       Query
 	u       *Usage
 	byID    map[string]*IdentityUsage
@@ -126,7 +124,16 @@ type openLease struct {
 	use                  *CredentialUsage
 }
 
-func (s *summary) take(l *audit.Leaf) {
+// NewSummary returns one that has no records yet, of what a query asks for.
+func NewSummary(q Query) *Summary {
+	return &Summary{
+		q: q, u: &Usage{From: q.From, Until: q.Until},
+		byID: map[string]*IdentityUsage{}, secrets: secretUsages{}, open: map[string]*openLease{}, boot: bootStates{q: &q},
+	}
+}
+
+// Take takes the next record.
+func (s *Summary) Take(l *audit.Leaf) {
 	s.boot.take(l)
 	s.secrets.take(l, s.q.From)
 	s.u.end = l.Time
@@ -154,7 +161,7 @@ func (s *summary) take(l *audit.Leaf) {
 }
 
 // identity returns the usage of an identity, nil if there are too many.
-func (s *summary) identity(spiffeID string) *IdentityUsage {
+func (s *Summary) identity(spiffeID string) *IdentityUsage {
 	id := s.byID[spiffeID]
 	if id == nil {
 		if len(s.byID) == maxIdentities {
@@ -170,7 +177,7 @@ func (s *summary) identity(spiffeID string) *IdentityUsage {
 // lease follows a lease from its announcement to its end. The whole log is looked
 // at: a lease that was used within the time may have been granted before, and its
 // use is recorded as it ends.
-func (s *summary) lease(l *audit.Leaf, within bool) {
+func (s *Summary) lease(l *audit.Leaf, within bool) {
 	o := s.open[l.Credential.Lease]
 	if o == nil {
 		o = &openLease{spiffeID: l.SPIFFEID, credential: l.Credential.Name}
@@ -203,7 +210,7 @@ func (s *summary) lease(l *audit.Leaf, within bool) {
 }
 
 // keep remembers a lease, unless there are too many.
-func (s *summary) keep(lease string, o *openLease) bool {
+func (s *Summary) keep(lease string, o *openLease) bool {
 	if s.open[lease] == nil && len(s.open) == maxOpenLeases {
 		s.u.Left++
 		return false
@@ -212,7 +219,7 @@ func (s *summary) keep(lease string, o *openLease) bool {
 	return true
 }
 
-func (s *summary) granted(o *openLease, l *audit.Leaf, within bool) {
+func (s *Summary) granted(o *openLease, l *audit.Leaf, within bool) {
 	o.granted = Granted{l.Index, l.Time, l.Credential.Handle}
 	if o.within = within && s.q.outcome(l); !o.within {
 		return
@@ -224,7 +231,7 @@ func (s *summary) granted(o *openLease, l *audit.Leaf, within bool) {
 }
 
 // usage is what a lease counts for.
-func (s *summary) usage(o *openLease) *CredentialUsage {
+func (s *Summary) usage(o *openLease) *CredentialUsage {
 	id := s.identity(o.spiffeID)
 	if id == nil {
 		return nil
@@ -233,7 +240,7 @@ func (s *summary) usage(o *openLease) *CredentialUsage {
 }
 
 // earlier has a lease count that was held as the time began.
-func (s *summary) earlier(o *openLease) {
+func (s *Summary) earlier(o *openLease) {
 	before := o.granted.Time.Before(s.q.From)
 	if o.granted.Time.IsZero() {
 		before = !o.announced
@@ -247,7 +254,7 @@ func (s *summary) earlier(o *openLease) {
 }
 
 // used takes the sum of a lease's use, which is recorded as it ends.
-func (s *summary) used(o *openLease, l *audit.Leaf) {
+func (s *Summary) used(o *openLease, l *audit.Leaf) {
 	u := l.Use
 	if u == nil {
 		return
@@ -288,11 +295,11 @@ func (c *CredentialUsage) used(u *audit.Use, within bool) {
 }
 
 // overlaps tells whether some of a use may have been within the time.
-func (s *summary) overlaps(u *audit.Use) bool {
+func (s *Summary) overlaps(u *audit.Use) bool {
 	return !u.Last.Before(s.q.From) && (s.q.Until.IsZero() || u.First.Before(s.q.Until))
 }
 
-func (s *summary) ended(o *openLease, l *audit.Leaf, how End) {
+func (s *Summary) ended(o *openLease, l *audit.Leaf, how End) {
 	if !l.Time.Before(s.q.From) {
 		s.earlier(o)
 	}
@@ -302,13 +309,21 @@ func (s *summary) ended(o *openLease, l *audit.Leaf, how End) {
 	}
 }
 
-func (s *summary) conclude() *Usage {
+// Usage returns what the records come to so far. What it returns is good until the next
+// record is taken.
+func (s *Summary) Usage() *Usage {
+	for _, id := range s.byID {
+		for _, c := range id.credentials {
+			c.Held = 0
+		}
+	}
 	for _, o := range s.open {
 		s.earlier(o)
 		if o.within && o.use != nil {
 			o.use.Held++
 		}
 	}
+	s.u.Identities = []*IdentityUsage{}
 	for _, name := range slices.Sorted(maps.Keys(s.byID)) {
 		id := s.byID[name]
 		id.conclude()
@@ -317,7 +332,7 @@ func (s *summary) conclude() *Usage {
 	if s.q.SPIFFEID == "" && s.q.Credential == "" {
 		s.u.Secrets = s.secrets.conclude(s.u.end)
 	}
-	s.u.Boot, s.u.BootLeft = append(s.u.Boot, s.boot.list...), s.boot.left
+	s.u.Boot, s.u.BootLeft = append([]BootState{}, s.boot.list...), s.boot.left
 	return s.u
 }
 

@@ -315,3 +315,31 @@ func TestNothingStandsOutOnANormalDay(t *testing.T) {
 		}
 	}
 }
+
+// TestASummaryMayBeAskedAsItGrows: what it says in between changes nothing of what it says
+// in the end.
+func TestASummaryMayBeAskedAsItGrows(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	l := h.start()
+	for run := range 3 {
+		h.append(l, audittest.Day(time.Now(), run, "1")...)
+	}
+	h.stop(l)
+	q := Query{From: time.Now().Add(-time.Hour)}
+	grown := NewSummary(q)
+	for e, err := range reader.Records(t.Context(), os.DirFS(h.dir), 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		grown.Take(&e.Leaf)
+		grown.Usage()
+	}
+	want, err := json.Marshal(h.summarise(q))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := json.Marshal(grown.Usage()); err != nil || string(got) != string(want) {
+		t.Errorf("got\n%s\nwant\n%s (%v)", got, want, err)
+	}
+}

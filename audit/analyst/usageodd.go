@@ -20,6 +20,7 @@ const (
 
 // conclude says what somebody should look at.
 func (id *IdentityUsage) conclude() {
+	id.Credentials, id.Anomalies = nil, nil
 	note := func(format string, args ...any) { id.Anomalies = append(id.Anomalies, fmt.Sprintf(format, args...)) }
 	for _, name := range slices.Sorted(maps.Keys(id.credentials)) {
 		c := id.credentials[name]

@@ -200,7 +200,7 @@ func ocsfClass(l *audit.Leaf) (class, activity int) {
 		return classAPI, apiCreate
 	case audit.EventBundle, audit.EventAdmin, audit.EventSecretUndo:
 		return classAPI, apiRead
-	case audit.EventReload, audit.EventLeaseRenew, audit.EventSecretRotate:
+	case audit.EventReload, audit.EventFederation, audit.EventLeaseRenew, audit.EventSecretRotate:
 		return classAPI, apiUpdate
 	case audit.EventLeaseIntent, audit.EventLeaseGrant, audit.EventIssuingCA, audit.EventJWTKey, audit.EventUpstream, audit.EventSecretSeal:
 		return classAPI, apiCreate

@@ -39,7 +39,7 @@ func TestCommandLineAgainstARunningDaemon(t *testing.T) {
 		{[]string{"entry", "explain", "4194303"}, 1, `^$`, `vouch: .*4194303`},
 		{[]string{"fetch", "x509"}, 0, `spiffe://example\.org/cli\tvalid until`, `^$`},
 		{[]string{"fetch", "jwt", "--audience", "api"}, 0, `^[\w-]+\.[\w-]+\.[\w-]+\n$`, `^$`},
-		{[]string{"fetch", "jwt", "--audience", "api", "--spiffe-id", "spiffe://example.org/other"}, 1, `^$`, `PermissionDenied`},
+		{[]string{"fetch", "jwt", "--audience", "api", "--spiffe-id", "spiffe://example.org/other"}, 1, `^$`, `not entitled to the requested SPIFFE ID; ask`},
 		{[]string{"fetch", "jwt"}, 2, `^$`, `--audience`},
 		{[]string{"fetch", "bundle"}, 0, `BEGIN CERTIFICATE`, `^$`},
 		{[]string{"fetch", "x509", "--socket", "unix:///nonexistent/agent.sock", "--timeout", "100ms"}, 1, `^$`, `vouch: fetching X509-SVIDs`},

@@ -46,8 +46,8 @@ func TestHostsEnrolledUnderOneRootVerifyEachOther(t *testing.T) {
 	t.Parallel()
 	d := daemontest.NewDesk(t)
 	root := d.Found("--tpm", tpmtest.Start(t).Address)
-	one, two := newEnrolledHost(t, "one"), newEnrolledHost(t, "two")
-	for _, h := range []*host{one, two} {
+	hosts := []*host{newEnrolledHost(t, "one"), newEnrolledHost(t, "two"), newEnrolledHost(t, "three")}
+	for _, h := range hosts {
 		if id, err := h.Fetch(); err == nil {
 			t.Errorf("%s is issued %s before it is enrolled", h.Name, id)
 		}
@@ -63,12 +63,12 @@ func TestHostsEnrolledUnderOneRootVerifyEachOther(t *testing.T) {
 	}
 	domain := spiffeid.RequireTrustDomainFromString("example.org")
 	bundles := make(map[string]*x509bundle.Bundle)
-	for _, h := range []*host{one, two} {
+	for _, h := range hosts {
 		bundle, err := h.x509Context().Bundles.GetX509BundleForTrustDomain(domain)
 		must(t, err)
 		bundles[h.Name] = bundle
 	}
-	for _, h := range []*host{one, two} {
+	for _, h := range hosts {
 		svid := h.x509Context().SVIDs[0]
 		for name, bundle := range bundles {
 			if id, _, err := x509svid.Verify(svid.Certificates, bundle); err != nil || id != svid.ID {
@@ -88,7 +88,14 @@ func TestHostsEnrolledUnderOneRootVerifyEachOther(t *testing.T) {
 			t.Errorf("%s: after a restart: %v", h.Name, err)
 		}
 	}
-	if out := d.OK("authority", "list", "--dir", "authority"); !matches(`(?s)sha256:`+root+`.* one .* until .* two .* until `, out) {
+	for _, server := range hosts {
+		for _, client := range hosts {
+			if err := greeted(t, server.Host.Host, client.Host.Host); err != nil {
+				t.Errorf("from %s to %s: %v", client.Name, server.Name, err)
+			}
+		}
+	}
+	if out := d.OK("authority", "list", "--dir", "authority"); !matches(`(?s)sha256:`+root+`.* one .* until .* two .* until .* three .* until `, out) {
 		t.Errorf("the authority lists\n%s", out)
 	}
 }

@@ -24,6 +24,7 @@ var asks = map[string][]string{
 	"aws-credential-process": {"x", "--timeout", "2s"},
 	"bundle jwks":            {}, "bundle openid-configuration": {"--issuer", "https://example.org"}, "bundle spiffe": {},
 	"bugreport":         nil, // asks, and does without an answer
+	"bundle serve":      {"--listen", "127.0.0.1:0"},
 	"check":             nil,
 	"docker-credential": {"get", "--timeout", "2s", "<", "https://example.org"},
 	"doctor":            {},

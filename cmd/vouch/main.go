@@ -19,10 +19,12 @@ import (
 	"github.com/vouchd/vouchd/cmd/vouch/bugreport"
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
 	"github.com/vouchd/vouchd/cmd/vouch/drill"
+	"github.com/vouchd/vouchd/cmd/vouch/endpoint"
 	"github.com/vouchd/vouchd/cmd/vouch/inventory"
 	"github.com/vouchd/vouchd/cmd/vouch/migrate"
 	"github.com/vouchd/vouchd/cmd/vouch/sandbox"
 	"github.com/vouchd/vouchd/cmd/vouch/svid"
+	"github.com/vouchd/vouchd/cmd/vouch/ui"
 	"github.com/vouchd/vouchd/packaging/version"
 	"github.com/vouchd/vouchd/secret"
 )
@@ -63,7 +65,7 @@ Exit codes: 0 success, 1 failed, 2 wrong usage.`,
 	root.AddCommand(auditor.Commands(&o)...)
 	root.AddCommand(inventory.Commands(&o)...)
 	root.AddCommand(migrate.Commands(&o)...)
-	root.AddCommand(newNode(&o), newPolicy(&o), newVersion(&o), svid.New(&o), bugreport.New(&o), drill.New(&o))
+	root.AddCommand(newNode(&o), newPolicy(&o), newVersion(&o), svid.New(&o), bugreport.New(&o), drill.New(&o), newBundle(&o), ui.New(&o))
 	o.Complete(root)
 	for _, cmd := range root.Commands() {
 		cli.Strict(cmd)
@@ -83,6 +85,24 @@ challenge, verify and appraise work on the files that the first one made.`,
 	}
 	cmd.AddCommand(admin.NodeCommands(o)...)
 	cmd.AddCommand(auditor.NodeCommands(o)...)
+	return cmd
+}
+
+// newBundle is for those who publish what this host issues with, by files or by an endpoint.
+func newBundle(o *cli.Options) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "bundle",
+		Short: "Publish what verifies the identities of this host",
+		Long: `Bundle writes or serves the documents with which others verify what this host issues:
+for relying parties that speak OpenID Connect, such as clouds, and for other SPIFFE trust
+domains. They contain no secrets. What is written can be served by any web server or
+bucket; serve answers other SPIFFE trust domains itself.
+
+A key is published one lifetime (authority.jwt_key_ttl) before it signs. A copy
+refreshed at least that often always contains the signing key.`,
+	}
+	cmd.AddCommand(auditor.BundleCommands(o)...)
+	cmd.AddCommand(endpoint.Command(o))
 	return cmd
 }
 

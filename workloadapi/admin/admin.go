@@ -157,7 +157,10 @@ func entryView(g *gate.Gate, e identity.Entry) view.Entry {
 		SPIFFEID: e.ID.String(), Selectors: e.Selectors.Strings(), Position: e.Pos.String(),
 		X509TTL: e.X509TTL.String(), JWTTTL: e.JWTTTL.String(), Hint: e.Hint,
 		JWTAlgorithm: e.JWTAlgorithm, DNSNames: e.Names.DNS, CommonName: e.Names.Common,
-		Unanchored: e.Unanchored, Container: e.Container(),
+		Credentials: e.Credentials, Unanchored: e.Unanchored, Container: e.Container(),
+	}
+	for _, td := range e.FederatesWith {
+		v.FederatesWith = append(v.FederatesWith, td.Name())
 	}
 	if d, ok := g.DisabledAs(e.ID); ok {
 		v.Disabled = new(view.Disabled(d))

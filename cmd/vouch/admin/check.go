@@ -19,6 +19,7 @@ import (
 	"github.com/vouchd/vouchd/credential"
 	"github.com/vouchd/vouchd/credential/brokers"
 	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/identity/foreign"
 	"github.com/vouchd/vouchd/programs"
 )
 
@@ -29,6 +30,7 @@ type checkView struct {
 	Entries     int    `json:"entries"`
 	Credentials *int   `json:"credentials,omitempty"` // nil where entries alone were checked
 	Programs    *int   `json:"programs,omitempty"`    // likewise
+	Federation  *int   `json:"federation,omitempty"`  // likewise: foreign trust domains
 
 	Warnings   []string `json:"warnings,omitempty"`   // deprecated keys
 	Named      []string `json:"named,omitempty"`      // entries whose certificates have more names than the SPIFFE ID
@@ -61,8 +63,8 @@ func newCheck(o *cli.Options) *cobra.Command {
 		Use:   "check [DIR]",
 		Short: "Check configuration before the daemon loads it",
 		Long: `Check reads a configuration as the daemon would and reports every problem with its
-file and line: in entries, credentials and programs, and entries that grant an
-undefined credential. DIR is a copy of /etc/vouchd or a directory of entries only;
+file and line: in entries, credentials, programs and federation, entries that grant an
+undefined credential, and entries that federate with an unknown trust domain. DIR is a copy of /etc/vouchd or a directory of entries only;
 without it, the installed configuration is checked. Nothing is contacted.`,
 		Example: `  vouch check
   vouch check ./etc/vouchd
@@ -80,6 +82,9 @@ without it, the installed configuration is checked. Nothing is contacted.`,
 				}
 				if view.Programs != nil && *view.Programs > 0 {
 					fmt.Fprintf(w, ", %s", cli.Count(*view.Programs, "program", "programs"))
+				}
+				if view.Federation != nil && *view.Federation > 0 {
+					fmt.Fprintf(w, ", %s", cli.Count(*view.Federation, "foreign trust domain", "foreign trust domains"))
 				}
 				fmt.Fprintln(w)
 				for _, warning := range view.Warnings {
@@ -107,9 +112,9 @@ func checkConfiguration(o *cli.Options, args []string, td string) (checkView, er
 		if err != nil {
 			return checkView{}, err
 		}
-		view, err := checkAll(c.EntriesDir, c.CredentialsDir, c.ProgramsDir, c.TrustDomain, identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL(), JWTAlgorithms: c.Authority.JWTAlgorithms})
+		view, err := checkAll(directories{c.EntriesDir, c.CredentialsDir, c.ProgramsDir, c.FederationDir}, c.TrustDomain, identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL(), JWTAlgorithms: c.Authority.JWTAlgorithms})
 		view.Warnings = c.Warnings
-		return view, err
+		return view, errors.Join(err, checkBundles(c))
 	}
 	dir := args[0]
 	if info, err := os.Stat(dir); err != nil {
@@ -130,7 +135,7 @@ func checkConfiguration(o *cli.Options, args []string, td string) (checkView, er
 		return checkView{}, err
 	}
 	limits := identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL(), JWTAlgorithms: c.Authority.JWTAlgorithms, AnyOwner: true}
-	view, err := checkAll(filepath.Join(dir, "entries.d"), filepath.Join(dir, "credentials.d"), filepath.Join(dir, "programs.d"), c.TrustDomain, limits)
+	view, err := checkAll(directories{filepath.Join(dir, "entries.d"), filepath.Join(dir, "credentials.d"), filepath.Join(dir, "programs.d"), filepath.Join(dir, "federation.d")}, c.TrustDomain, limits)
 	view.Warnings = c.Warnings
 	return view, err
 }
@@ -156,26 +161,54 @@ func checkEntriesAlone(o *cli.Options, dir, td string) (checkView, error) {
 	return checkEntries(dir, domain, limits)
 }
 
-// checkAll checks entries, the credentials that they grant, and programs.
-func checkAll(entries, credentials, defined string, td spiffeid.TrustDomain, limits identity.Limits) (checkView, error) {
-	es, entriesErr := identity.LoadEntries(entries, td, limits)
-	defs, err := credential.LoadDefinitions(credentials, brokers.All(brokers.Deps{JWTAlgorithms: limits.JWTAlgorithms}), limits.AnyOwner)
-	ps, programsErr := programs.Load(defined, limits.AnyOwner)
-	if err := errors.Join(entriesErr, err, programsErr); err != nil {
+// directories are those of a configuration.
+type directories struct{ entries, credentials, programs, federation string }
+
+// checkAll checks entries, what they name, and programs.
+func checkAll(in directories, td spiffeid.TrustDomain, limits identity.Limits) (checkView, error) {
+	es, entriesErr := identity.LoadEntries(in.entries, td, limits)
+	domains, domainsErr := foreign.Load(in.federation, td, limits.AnyOwner)
+	defs, err := credential.LoadDefinitions(in.credentials, brokers.All(brokers.Deps{JWTAlgorithms: limits.JWTAlgorithms}), limits.AnyOwner)
+	ps, programsErr := programs.Load(in.programs, limits.AnyOwner)
+	if err := errors.Join(entriesErr, err, programsErr, domainsErr); err != nil {
 		return checkView{}, err
 	}
 	var problems config.Errors
 	for _, e := range es.All() {
 		for _, name := range e.Credentials {
 			if _, ok := defs.Get(name); !ok {
-				problems.Add(e.Pos, "entry %s grants credential %s, which is not defined in %s; define it there or remove it here", e.ID, name, credentials)
+				problems.Add(e.Pos, "entry %s grants credential %s, which is not defined in %s; define it there or remove it here", e.ID, name, in.credentials)
+			}
+		}
+		for _, other := range e.FederatesWith {
+			if !domains.Has(other) {
+				problems.Add(e.Pos, "entry %s federates with %s, which is not configured in %s; add it there or remove it here", e.ID, other, in.federation)
 			}
 		}
 	}
 	if err := problems.Err(); err != nil {
 		return checkView{}, err
 	}
-	return checkView{Dir: entries, TrustDomain: td.Name(), Entries: es.Len(), Credentials: new(len(defs.All())), Programs: new(len(ps))}.said(es), nil
+	return checkView{Dir: in.entries, TrustDomain: td.Name(), Entries: es.Len(), Credentials: new(len(defs.All())), Programs: new(len(ps)), Federation: new(len(domains.All()))}.said(es), nil
+}
+
+// checkBundles reads the bundle files of a configuration that is valid otherwise. Those of a
+// copy stand somewhere else.
+func checkBundles(c *config.Config) error {
+	domains, err := foreign.Load(c.FederationDir, c.TrustDomain, false)
+	if err != nil {
+		return nil // already reported
+	}
+	var problems config.Errors
+	for _, d := range domains.All() {
+		if d.File == "" {
+			continue
+		}
+		if _, err := foreign.ReadBundle(d); err != nil {
+			problems.Add(d.Pos, "bundle_file of %s: %v", d.TrustDomain, err)
+		}
+	}
+	return problems.Err()
 }
 
 func checkEntries(dir string, td spiffeid.TrustDomain, limits identity.Limits) (checkView, error) {

@@ -63,13 +63,17 @@ func printEntry(w io.Writer, e view.Entry) {
 	}
 }
 
-// printNames says what the certificate has beside the SPIFFE ID, and what signs tokens.
+// printNames says what the certificate has beside the SPIFFE ID, who else is trusted, and
+// what signs tokens.
 func printNames(w io.Writer, indent string, e view.Entry) {
 	if len(e.DNSNames) > 0 {
 		fmt.Fprintf(w, "%sDNS names: %s\n", indent, strings.Join(e.DNSNames, ", "))
 	}
 	if e.CommonName != "" {
 		fmt.Fprintf(w, "%scommon name: %s\n", indent, e.CommonName)
+	}
+	if len(e.FederatesWith) > 0 {
+		fmt.Fprintf(w, "%sfederates with: %s\n", indent, strings.Join(e.FederatesWith, ", "))
 	}
 	if e.JWTAlgorithm != "" {
 		fmt.Fprintf(w, "%sJWT-SVIDs signed with %s\n", indent, e.JWTAlgorithm)

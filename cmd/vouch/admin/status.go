@@ -66,6 +66,9 @@ func printStatus(w io.Writer, st view.Status) {
 	if e := st.Node.Enrolment; e != nil {
 		row("enrolled", "by root %s until %s", cli.Short(e.RootSHA256), cli.Time(e.NotAfter))
 	}
+	for _, root := range st.Authority.RootSHA256 {
+		row("root", "%s", root)
+	}
 	if v := st.Authority.Vault; v != nil && v.Serial != "" {
 		row("certified", "by %s until %s, next %s", v.Address, cli.Time(v.NotAfter), cli.Time(v.Next))
 	}
@@ -82,6 +85,9 @@ func printStatus(w io.Writer, st view.Status) {
 		disabled = fmt.Sprintf("; %s disabled, see vouch entry list", cli.Count(n, "identity", "identities"))
 	}
 	row("entries", "%d from %s, loaded %s ago%s", st.Entries.Count, st.Entries.Dir, cli.Ago(st.Entries.Loaded), disabled)
+	for _, f := range st.Federation.TrustDomains {
+		printForeign(row, f)
+	}
 	row("credentials", "%d from %s, %s", st.Credentials.Count, st.Credentials.Dir, cli.Count(st.Credentials.Leases, "lease", "leases"))
 	row("secrets", "%d sealed to this machine, %d due to be rotated", st.Secrets.Count, st.Secrets.Due)
 	row("streams", "%d open", st.Streams)
@@ -89,4 +95,37 @@ func printStatus(w io.Writer, st view.Status) {
 	for _, x := range st.Log.Witnesses {
 		row("witness", "%s signed %s, last %s ago", x.Name, cli.Count(x.Records, "record", "records"), cli.Ago(x.Time))
 	}
+}
+
+// printForeign says what is known of another trust domain, from where, and until when.
+func printForeign(row func(name, format string, args ...any), f view.ForeignStatus) {
+	if f.Since.IsZero() {
+		row("federation", "%s: no bundle, for %s", f.TrustDomain, cli.Count(f.Entries, "entry", "entries"))
+	} else {
+		row("federation", "%s: sequence %d, %s, %s, for %s", f.TrustDomain, f.Sequence, cli.Count(len(f.RootSHA256), "root", "roots"),
+			cli.Count(f.Keys, "JWT key", "JWT keys"), cli.Count(f.Entries, "entry", "entries"))
+	}
+	for _, root := range f.RootSHA256 {
+		row("", "%s", root) // whole, to be compared with what the other host says
+	}
+	if f.Endpoint == "" {
+		row("", "from %s", f.File)
+	} else {
+		row("", "from %s (%s)", f.Endpoint, f.Profile)
+		next := ""
+		if !f.Next.IsZero() {
+			next = ", next " + cli.Time(f.Next)
+		}
+		row("", "last fetched %s%s", fetched(f), next)
+	}
+	if f.Error != "" {
+		row("", "error: %s", f.Error)
+	}
+}
+
+func fetched(f view.ForeignStatus) string {
+	if f.Fetched.IsZero() {
+		return "never"
+	}
+	return cli.Time(f.Fetched)
 }

@@ -74,8 +74,9 @@ func (f *fetcher) x509() *cobra.Command {
 		Short: "Fetch X509-SVIDs",
 		Long: `Fetch this process's X509-SVIDs and describe them. With --write, write the
 certificates, the keys (readable only by the owner) and the bundle as PEM: svid.0.pem,
-svid.0.key and bundle.0.pem for the default identity, then svid.1.pem and so on. Keys
-are never printed.
+svid.0.key and bundle.0.pem for the default identity, then svid.1.pem and so on; and
+federated.TRUSTDOMAIN.pem for each trust domain that an entry federates with. Keys are
+never printed.
 
 With --follow vouch keeps running. It replaces the files, the key last, whenever the
 daemon issues new SVIDs or the bundle changes, notifies the program that reads them, and
@@ -175,6 +176,13 @@ func (f *fetcher) x509Views(got *workloadapi.X509Context, dir string) ([]x509Vie
 		}
 		views = append(views, v)
 	}
+	if dir != "" {
+		files, err := deliver.WriteForeign(dir, got)
+		if err != nil {
+			return nil, err
+		}
+		views[0].Files = append(views[0].Files, files...)
+	}
 	return views, nil
 }
 
@@ -266,45 +274,68 @@ func (f *fetcher) jwtSVIDs(ctx context.Context, audience []string, id string) ([
 }
 
 func (f *fetcher) bundle() *cobra.Command {
-	return &cobra.Command{
+	var other string
+	cmd := &cobra.Command{
 		Use:   "bundle",
-		Short: "Fetch the trust bundle",
+		Short: "Fetch a trust bundle",
 		Long: `Fetch the trust bundle of this host's trust domain: its root certificates and
 its JWT keys, in the SPIFFE bundle format. --output text prints the root
-certificates as PEM.`,
+certificates as PEM.
+
+With --trust-domain it is another trust domain's, if an entry of this process federates
+with it. Bundles of two trust domains never belong in one file: with both, either could
+pass for the other.`,
 		Example: `  vouch fetch bundle > roots.pem
-  vouch fetch bundle --output json > bundle.json`,
+  vouch fetch bundle --output json > bundle.json
+  vouch fetch bundle --trust-domain partner.example > partner.pem`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, ctx, done, err := f.client(cmd.Context())
+			b, err := f.fetchBundle(cmd.Context(), other)
 			if err != nil {
 				return err
 			}
-			defer done()
-			roots, err := client.FetchX509Bundles(ctx)
+			if f.Output == "text" {
+				_, err := cmd.OutOrStdout().Write(cli.PEM(b.X509Authorities()))
+				return err
+			}
+			doc, err := b.Marshal()
 			if err != nil {
-				return fmt.Errorf("fetching X.509 bundles: %w", err)
+				return err
 			}
-			keys, err := client.FetchJWTBundles(ctx)
-			if err != nil {
-				return fmt.Errorf("fetching JWT bundles: %w", err)
-			}
-			for _, x := range roots.Bundles() {
-				if f.Output == "text" {
-					cmd.OutOrStdout().Write(cli.PEM(x.X509Authorities()))
-					continue
-				}
-				b := spiffebundle.FromX509Bundle(x)
-				if j, ok := keys.Get(x.TrustDomain()); ok {
-					b.SetJWTAuthorities(j.JWTAuthorities())
-				}
-				doc, err := b.Marshal()
-				if err != nil {
-					return err
-				}
-				fmt.Fprintf(cmd.OutOrStdout(), "%s\n", doc)
-			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s\n", doc)
 			return nil
 		},
 	}
+	cmd.Flags().StringVar(&other, "trust-domain", "", "another `trust domain`, that of federates_with")
+	return cmd
+}
+
+// fetchBundle fetches the bundle of a trust domain; of this host's if none is given, which
+// an SVID tells.
+func (f *fetcher) fetchBundle(ctx context.Context, other string) (*spiffebundle.Bundle, error) {
+	client, ctx, done, err := f.client(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	svid, err := client.FetchX509SVID(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("fetching an X509-SVID: %w", err)
+	}
+	td := svid.ID.TrustDomain()
+	if other != "" {
+		if td, err = spiffeid.TrustDomainFromString(other); err != nil {
+			return nil, cli.Usagef("--trust-domain %q: %w", other, err)
+		}
+	}
+	agent, err := cli.NewCredentials(f.socket)
+	if err != nil {
+		return nil, err
+	}
+	defer agent.Close()
+	got, err := agent.Bundle(ctx, td.Name(), td == svid.ID.TrustDomain())
+	if err != nil {
+		return nil, err
+	}
+	return cli.SPIFFEBundle(td.Name(), got.X509, got.JWKS, got.Sequence)
 }

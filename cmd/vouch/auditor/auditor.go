@@ -1,7 +1,7 @@
 // Package auditor is the commands of those who verify a host from outside: its
 // log, its machine, and what it issues.
 //
-// Except for vouch bundle, they need no daemon, no TPM and no network, only
+// Except for those below vouch bundle, they need no daemon, no TPM and no network, only
 // files that came from the host and what is known of it from elsewhere.
 package auditor
 
@@ -13,7 +13,7 @@ import (
 
 // Commands returns the commands.
 func Commands(o *cli.Options) []*cobra.Command {
-	return []*cobra.Command{newLog(o), newBundle(o)}
+	return []*cobra.Command{newLog(o)}
 }
 
 // NodeCommands returns the commands below vouch node that are for its verifier.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rsa"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,27 +16,15 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/spf13/cobra"
-	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/vouchd/vouchd/cmd/vouch/cli"
 	"github.com/vouchd/vouchd/state"
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
-func newBundle(o *cli.Options) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "bundle",
-		Short: "Write the documents that verify what this host issues",
-		Long: `Bundle writes the documents with which others verify what this host issues: for
-relying parties that speak OpenID Connect, such as clouds, and for other SPIFFE trust
-domains. They contain no secrets and can be served by any web server or bucket.
-
-A key is published one lifetime (authority.jwt_key_ttl) before it signs. A copy
-refreshed at least that often always contains the signing key.`,
-	}
-	cmd.AddCommand(newBundleJWKS(o), newBundleOpenID(o), newBundleSPIFFE(o))
-	return cmd
+// BundleCommands returns the commands below vouch bundle that write documents.
+func BundleCommands(o *cli.Options) []*cobra.Command {
+	return []*cobra.Command{newBundleJWKS(o), newBundleOpenID(o), newBundleSPIFFE(o)}
 }
 
 // publishing is what the documents share.
@@ -224,10 +211,6 @@ authority.jwt_algorithms.`,
 	return cmd
 }
 
-// refreshHint is how often another trust domain is to fetch the bundle (SPIFFE
-// Trust Domain and Bundle §4.1.2): often enough for a day's keys.
-const refreshHint = 5 * time.Minute
-
 func newBundleSPIFFE(o *cli.Options) *cobra.Command {
 	p := publishing{o: o}
 	cmd := &cobra.Command{
@@ -235,7 +218,8 @@ func newBundleSPIFFE(o *cli.Options) *cobra.Command {
 		Short: "Write the trust bundle, for other trust domains",
 		Long: `Spiffe writes the trust domain's bundle in the SPIFFE format: root certificates and
 JWT keys in one JWK Set, with a sequence number that increases with every change and a
-refresh hint. Others federate with it from a file or from an https_web endpoint.`,
+refresh hint. Others federate with it from a file or from an endpoint, such as that of
+vouch bundle serve.`,
 		Example: `  vouch bundle spiffe > example.org.bundle
   vouch bundle spiffe --write /srv/www/bundle`,
 		Args: cobra.NoArgs,
@@ -256,21 +240,10 @@ refresh hint. Others federate with it from a file or from an https_web endpoint.
 }
 
 func spiffeBundleOf(view view.Bundle) ([]byte, error) {
-	td, err := spiffeid.TrustDomainFromString(view.TrustDomain)
+	b, err := cli.SPIFFEBundle(view.TrustDomain, view.X509, view.JWKS, view.Sequence)
 	if err != nil {
-		return nil, fmt.Errorf("reading the daemon's bundle: %w", err)
+		return nil, err
 	}
-	b, err := spiffebundle.Parse(td, view.JWKS)
-	if err != nil {
-		return nil, fmt.Errorf("reading the daemon's keys: %w", err)
-	}
-	roots, err := x509.ParseCertificates(view.X509)
-	if err != nil {
-		return nil, fmt.Errorf("reading the daemon's roots: %w", err)
-	}
-	b.SetX509Authorities(roots)
-	b.SetSequenceNumber(view.Sequence)
-	b.SetRefreshHint(refreshHint)
 	compact, err := b.Marshal()
 	if err != nil {
 		return nil, err

@@ -2,6 +2,7 @@ package auditor
 
 import (
 	"bytes"
+	"context"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
@@ -40,9 +41,9 @@ func deprecatedAs(use string, cmd *cobra.Command, instead string) *cobra.Command
 	return cli.Deprecated(cmd, instead)
 }
 
-// logFS opens the log named by the arguments, a directory or an archive, else
+// OpenLog opens the log named by the arguments, a directory or an archive, else
 // this host's. The caller calls done when it has read it.
-func logFS(o *cli.Options, args []string) (fsys fs.FS, name string, done func() error, err error) {
+func OpenLog(o *cli.Options, args []string) (fsys fs.FS, name string, done func() error, err error) {
 	if len(args) > 0 {
 		name = args[0]
 	} else {
@@ -153,7 +154,7 @@ one of these machines, which is found by its endorsement key.`,
 				}
 				return verifyFleet(cmd, o, logs, ask, known)
 			}
-			fsys, name, done, err := logFS(o, logs)
+			fsys, name, done, err := OpenLog(o, logs)
 			if err != nil {
 				return err
 			}
@@ -206,6 +207,11 @@ func readCheckpoint(cmd *cobra.Command, file string) ([]byte, error) {
 		b = rest
 	}
 	return append(b, '\n'), nil
+}
+
+// VerifyLive verifies a log that may still be written, of whichever machine.
+func VerifyLive(ctx context.Context, fsys fs.FS) (*reader.Report, error) {
+	return reader.Verify(ctx, fsys, reader.VerifyOptions{Live: true, TPM: new(tpmVerifier)})
 }
 
 // A tpmVerifier gives the log's verification what attest/node can tell of a

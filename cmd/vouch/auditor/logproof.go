@@ -87,10 +87,10 @@ func readProof(cmd *cobra.Command, file string) ([]byte, error) {
 	return []byte(v.Proof), nil
 }
 
-// logAndKey opens the log as logFS does, and returns the key, or the one that the
+// logAndKey opens the log as OpenLog does, and returns the key, or the one that the
 // log names of itself. The caller calls done when it has read it.
 func logAndKey(o *cli.Options, cmd *cobra.Command, args []string, key string) (fsys fs.FS, vkey string, done func() error, err error) {
-	fsys, _, done, err = logFS(o, args)
+	fsys, _, done, err = OpenLog(o, args)
 	if err != nil || key != "" {
 		return fsys, key, done, err
 	}

@@ -49,7 +49,7 @@ which, up to 20 records.`,
 			if err != nil {
 				return err
 			}
-			fsys, _, done, err := logFS(o, args[1:])
+			fsys, _, done, err := OpenLog(o, args[1:])
 			if err != nil {
 				return err
 			}
@@ -72,7 +72,7 @@ func (q *query) explainAll(o *cli.Options, cmd *cobra.Command, args []string) er
 			return cli.Usagef("give a record, or flags that say which, not both")
 		}
 	}
-	fsys, _, done, err := logFS(o, args)
+	fsys, _, done, err := OpenLog(o, args)
 	if err != nil {
 		return err
 	}
@@ -155,7 +155,7 @@ them, or they may do more than one program needs, and who could read them.`,
 			if taken != "" && o.Output == "csv" {
 				return cli.Usagef("--inventory has no place in CSV; its own is that of: vouch inventory --output csv")
 			}
-			fsys, _, done, err := logFS(o, args)
+			fsys, _, done, err := OpenLog(o, args)
 			if err != nil {
 				return err
 			}
@@ -202,7 +202,7 @@ may be running.`,
 			if file = cmp.Or(file, to); file == "" {
 				return cli.Usagef("--write is required: the tar file to write")
 			}
-			fsys, _, done, err := logFS(o, args)
+			fsys, _, done, err := OpenLog(o, args)
 			if err != nil {
 				return err
 			}

@@ -41,7 +41,7 @@ It checks the records' form only; vouch log verify checks the proofs.`,
 			if err := q.resolve(time.Now(), o.Output); err != nil {
 				return err
 			}
-			fsys, _, done, err := logFS(o, args)
+			fsys, _, done, err := OpenLog(o, args)
 			if err != nil {
 				return err
 			}
@@ -133,6 +133,12 @@ func (q *query) line(l *audit.Leaf) string {
 	}
 	if k := l.Key; k != nil {
 		fmt.Fprintf(&b, "  key %s", k.KeyID)
+	}
+	if f := l.Federation; f != nil {
+		fmt.Fprintf(&b, "  %s from %s", f.TrustDomain, f.Source)
+		if f.SHA256 != "" {
+			fmt.Fprintf(&b, "  sequence %d, %s, %s", f.Sequence, cli.Count(uint64(f.Roots), "root", "roots"), cli.Count(uint64(f.Keys), "key", "keys"))
+		}
 	}
 	if w := l.Workload; w != nil {
 		fmt.Fprintf(&b, "  pid %d uid %d %s", w.PID, w.UID, w.Path)

@@ -47,7 +47,7 @@ archive.`,
 			if err := q.resolve(time.Now(), o.Output); err != nil {
 				return err
 			}
-			fsys, _, done, err := logFS(o, args)
+			fsys, _, done, err := OpenLog(o, args)
 			if err != nil {
 				return err
 			}

@@ -115,6 +115,11 @@ func (k *Directory) replace(got *spiffe.X509Context) error {
 		}
 		files = append(files, of...)
 	}
+	foreign, err := WriteForeign(k.Path, got)
+	if err != nil {
+		return err
+	}
+	files = append(files, foreign...)
 	k.remove(files)
 	k.files = make(map[string]os.FileInfo)
 	for _, path := range files {
@@ -165,6 +170,23 @@ func WriteSVID(dir string, i int, svid *x509svid.SVID, bundles x509bundle.Source
 	} {
 		path := filepath.Join(dir, file.name)
 		if _, err := state.ReplaceFile(path, file.data, state.Mode(file.mode)); err != nil {
+			return nil, fmt.Errorf("writing %s: %w", path, err)
+		}
+		files = append(files, path)
+	}
+	return files, nil
+}
+
+// WriteForeign writes the bundles of other trust domains, each into a file of its own:
+// roots of two in one file could pass for each other.
+func WriteForeign(dir string, got *spiffe.X509Context) (files []string, err error) {
+	for _, b := range got.Bundles.Bundles() {
+		td := b.TrustDomain()
+		if slices.ContainsFunc(got.SVIDs, func(s *x509svid.SVID) bool { return s.ID.TrustDomain() == td }) {
+			continue
+		}
+		path := filepath.Join(dir, "federated."+td.Name()+".pem")
+		if _, err := state.ReplaceFile(path, cli.PEM(b.X509Authorities()), state.Mode(0o644)); err != nil {
 			return nil, fmt.Errorf("writing %s: %w", path, err)
 		}
 		files = append(files, path)

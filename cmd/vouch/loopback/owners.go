@@ -30,17 +30,28 @@ type Finder struct {
 // Find returns the user of the socket at a connection's other end, and the processes that
 // have it. There may be none: it was closed, or they are another user's.
 func (f *Finder) Find(c net.Conn) (uid uint32, pids []int, err error) {
-	here, err1 := netip.ParseAddrPort(c.LocalAddr().String())
-	there, err2 := netip.ParseAddrPort(c.RemoteAddr().String())
-	if err := errors.Join(err1, err2); err != nil {
-		return 0, nil, err
-	}
-	uid, inode, err := f.socket(there, here)
+	uid, inode, err := f.otherEnd(c)
 	if err != nil {
 		return 0, nil, err
 	}
 	pids, err = f.owners.of(inode)
 	return uid, pids, err
+}
+
+// User returns the user of the socket at a connection's other end.
+func (f *Finder) User(c net.Conn) (uid uint32, err error) {
+	uid, _, err = f.otherEnd(c)
+	return uid, err
+}
+
+// otherEnd returns the user and the inode of the socket at a connection's other end.
+func (f *Finder) otherEnd(c net.Conn) (uid, inode uint32, err error) {
+	here, err1 := netip.ParseAddrPort(c.LocalAddr().String())
+	there, err2 := netip.ParseAddrPort(c.RemoteAddr().String())
+	if err := errors.Join(err1, err2); err != nil {
+		return 0, 0, err
+	}
+	return f.socket(there, here)
 }
 
 // socket returns the user and the inode of the TCP socket from one address to another.

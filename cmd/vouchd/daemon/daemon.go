@@ -54,6 +54,7 @@ type daemon struct {
 	leases     *leases
 	enrolment  *enrolment
 	identities *identities
+	federation *federation
 	programs   *reload.Value[definedPrograms]
 	appraiser  *appraiser
 	proxy      *proxying
@@ -112,6 +113,8 @@ func (d *daemon) openIdentities(ctx context.Context) (err error) {
 	}
 	d.enrolment.authority = d.identities.authority
 	d.programs = watchedPrograms(d.config.ProgramsDir, d.log, d.slog)
+	d.federation = newFederation(d.config.FederationDir, d.config.TrustDomain, d.machine.state, d.log, d.slog)
+	d.take(d.federation.open(ctx))
 	d.take(d.identities.entries.Reload(ctx))
 	d.take(d.programs.Reload(ctx))
 	d.appraiser = newAppraiser(d.config.Node, d.machine, d.log, d.identities.gate, d.slog)
@@ -124,7 +127,7 @@ func (d *daemon) serve(ctx context.Context, o Options, agent, admins *net.UnixLi
 	group, ctx := errgroup.WithContext(ctx)
 	i := d.identities
 	group.Go(func() error {
-		api := workloadapi.New(workloadapi.Options{Gate: i.gate, Watcher: i.watcher, Authority: i.authority, Logger: d.slog})
+		api := workloadapi.New(workloadapi.Options{Gate: i.gate, Watcher: i.watcher, Authority: i.authority, Foreign: d.federation.keeper, Logger: d.slog})
 		health := &workloadapi.Health{Ill: func() error { return errors.Join(i.gate.Refusal(), d.log.Status().Err) }}
 		return workloadapi.Serve(ctx, agent, i.gate, api, i.leasing, health)
 	})
@@ -134,6 +137,7 @@ func (d *daemon) serve(ctx context.Context, o Options, agent, admins *net.UnixLi
 	group.Go(func() error { return d.serveUnits(ctx, o.Sockets["systemd"]) })
 	group.Go(func() error { return d.serveMetrics(ctx) })
 	group.Go(func() error { d.enrolment.keep(ctx); return nil })
+	group.Go(func() error { d.federation.keeper.Run(ctx); return nil })
 	if i.vault != nil {
 		group.Go(func() error { i.vault.Run(ctx); return nil })
 	}
@@ -188,13 +192,14 @@ func (d *daemon) watch(ctx context.Context, asked <-chan os.Signal) error {
 			case <-asked:
 				systemd.Reloading()
 				d.reload(ctx)
+				d.federation.keeper.Ask()
 				systemd.Ready(d.summary())
 			case <-changed:
 				d.reload(ctx)
 			}
 		}
 	}()
-	return config.Watch(ctx, []string{d.config.EntriesDir, d.config.CredentialsDir, d.config.ProgramsDir}, func() {
+	return config.Watch(ctx, []string{d.config.EntriesDir, d.config.CredentialsDir, d.config.FederationDir, d.config.ProgramsDir}, func() {
 		select {
 		case changed <- struct{}{}:
 		default: // one is to come anyway
@@ -202,10 +207,12 @@ func (d *daemon) watch(ctx context.Context, asked <-chan os.Signal) error {
 	})
 }
 
-// reload looks at credentials before entries, which grant them.
+// reload looks at credentials and trust domains before entries, which name them.
 func (d *daemon) reload(ctx context.Context) {
 	d.take(d.leases.definitions.Reload(ctx))
 	d.proxy.refresh()
+	d.take(d.federation.domains.Reload(ctx))
+	d.federation.keeper.Look()
 	d.take(d.identities.entries.Reload(ctx))
 	d.take(d.programs.Reload(ctx))
 }

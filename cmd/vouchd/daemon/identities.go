@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -190,6 +191,9 @@ func (i *identities) report(st *view.Status, problem problemf) {
 		JWTKeyID:          a.JWTKeyID,
 		JWTKeyUntil:       a.JWTKeyUntil,
 		BundleSequence:    a.BundleSequence,
+	}
+	if roots, err := x509.ParseCertificates(i.authority.Bundle().X509); err == nil { // always: they were made here
+		st.Authority.RootSHA256 = fingerprints(roots)
 	}
 	i.reportVault(st, problem)
 	s := i.entries.State()

@@ -36,6 +36,7 @@ func (d *daemon) status() view.Status {
 	d.enrolment.report(&st, problem)
 	d.machine.report(&st)
 	d.identities.report(&st, problem)
+	d.federation.report(&st, d.identities.gate.Entries(), problem)
 	d.leases.report(&st, d.identities.gate.Entries(), problem)
 	d.leases.reportSecrets(&st, problem)
 	d.proxy.report(problem)

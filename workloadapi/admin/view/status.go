@@ -13,6 +13,7 @@ type Status struct {
 	Node        NodeStatus        `json:"node"`
 	Authority   AuthorityStatus   `json:"authority"`
 	Entries     EntriesStatus     `json:"entries"`
+	Federation  FederationStatus  `json:"federation"`
 	Log         LogStatus         `json:"log"`
 	Credentials CredentialsStatus `json:"credentials"`
 	Secrets     SecretsStatus     `json:"secrets"`
@@ -49,6 +50,7 @@ type TPMStatus struct {
 // AuthorityStatus says how long the authority's keys remain in use.
 type AuthorityStatus struct {
 	RootNotAfter      time.Time `json:"root_not_after"`
+	RootSHA256        []string  `json:"root_sha256"` // of each root certificate, hexadecimal
 	IssuingCAKeyID    string    `json:"issuing_ca_key_id"`
 	IssuingCANotAfter time.Time `json:"issuing_ca_not_after"`
 	JWTKeyID          string    `json:"jwt_key_id"`
@@ -76,6 +78,29 @@ type EntriesStatus struct {
 	Disabled int       `json:"disabled"` // identities that an administrator has cut off
 	Loaded   time.Time `json:"loaded"`
 	Error    string    `json:"error,omitempty"` // why what is on disk now is not in force
+}
+
+// A FederationStatus says which other trust domains are known.
+type FederationStatus struct {
+	Dir          string          `json:"dir"`
+	Error        string          `json:"error,omitempty"` // why what is on disk now is not in force
+	TrustDomains []ForeignStatus `json:"trust_domains,omitempty"`
+}
+
+// A ForeignStatus says what is in force of another trust domain's bundle.
+type ForeignStatus struct {
+	TrustDomain string    `json:"trust_domain"`
+	Endpoint    string    `json:"bundle_endpoint_url,omitempty"` // missing: the bundle comes from a file
+	Profile     string    `json:"profile,omitempty"`
+	File        string    `json:"bundle_file,omitempty"`
+	Entries     int       `json:"entries"`            // that federate with it
+	Sequence    uint64    `json:"sequence,omitempty"` // of the bundle; missing: none, or no bundle
+	RootSHA256  []string  `json:"root_sha256"`        // of each root certificate, hexadecimal
+	Keys        int       `json:"jwt_keys"`
+	Since       time.Time `json:"since,omitzero"`   // these roots and keys are in force
+	Fetched     time.Time `json:"fetched,omitzero"` // the endpoint's last good answer; missing: none
+	Next        time.Time `json:"next,omitzero"`    // when the endpoint is asked
+	Error       string    `json:"error,omitempty"`  // why the last attempt failed
 }
 
 // LogStatus says how far the attestation log has come.
@@ -112,6 +137,9 @@ type Entry struct {
 	DNSNames     []string `json:"dns_names,omitempty"`     // of X509-SVIDs
 	CommonName   string   `json:"cn,omitempty"`
 	Hint         string   `json:"hint,omitempty"`
+	Credentials  []string `json:"credentials,omitempty"` // names of those it may lease
+
+	FederatesWith []string `json:"federates_with,omitempty"` // trust domains whose bundles it is given
 
 	Unanchored bool      `json:"unanchored,omitempty"` // any user can arrange what it asks for
 	Container  bool      `json:"container,omitempty"`  // it means processes of containers, and no others

@@ -62,20 +62,28 @@ func RemovePrograms() {
 // started and stopped.
 type Host struct {
 	Daemon
-	Dir string
-	TPM *tpmtest.TPM
+	Dir         string
+	TPM         *tpmtest.TPM
+	TrustDomain string
 }
 
 // New returns a host in the trust domain example.org, whose daemon is not started
 // yet.
 func New(t testing.TB) *Host {
 	t.Helper()
+	return NewOf(t, "example.org")
+}
+
+// NewOf is [New] in another trust domain.
+func NewOf(t testing.TB, trustDomain string) *Host {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "vd") // short, because a socket's path is
 	must(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	h := &Host{Daemon{T: t, Config: filepath.Join(dir, "vouchd.yaml")}, dir, tpmtest.Start(t)}
+	h := &Host{Daemon{T: t, Config: filepath.Join(dir, "vouchd.yaml")}, dir, tpmtest.Start(t), trustDomain}
 	must(t, os.Chmod(dir, 0o755))
 	must(t, os.Mkdir(h.Path("entries.d"), 0o755))
+	must(t, os.Mkdir(h.Path("federation.d"), 0o755))
 	h.Configure("")
 	return h
 }
@@ -83,17 +91,18 @@ func New(t testing.TB) *Host {
 // Configure writes vouchd.yaml, with more at its end.
 func (h *Host) Configure(more string) {
 	h.T.Helper()
-	h.Write("vouchd.yaml", fmt.Sprintf(`trust_domain: example.org
+	h.Write("vouchd.yaml", fmt.Sprintf(`trust_domain: %s
 tpm: %s
 state_dir: %s
 agent_socket: %s
 admin_socket: %s
 entries_dir: %s
 credentials_dir: %s
+federation_dir: %s
 node:
   policy: %s
   ek_chain_dir: %s
-`, h.TPM.Address, h.Path("state"), h.Path("agent.sock"), h.Path("admin.sock"), h.Path("entries.d"), h.Path("credentials.d"),
+`, h.TrustDomain, h.TPM.Address, h.Path("state"), h.Path("agent.sock"), h.Path("admin.sock"), h.Path("entries.d"), h.Path("credentials.d"), h.Path("federation.d"),
 		h.Path("node-policy.yaml"), h.Path("ek-chain.d"))+more)
 }
 
