@@ -121,8 +121,8 @@ func (m *options) run(cmd *cobra.Command, path string, t target) error {
 	}
 	sealedStays(p, after)
 	if m.dryRun {
-		if err := define(p); err != nil {
-			return err
+		if define(p) != nil {
+			p.Definitions = "" // whoever only looks may have no configuration
 		}
 	} else if len(p.edits) > 0 {
 		if err := apply(cmd.Context(), p, after); err != nil {
