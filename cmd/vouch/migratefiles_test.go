@@ -251,15 +251,16 @@ func TestBetterDefinitionsPassTheCheckOnceTheyAreFilledIn(t *testing.T) {
 	account, err := json.Marshal(map[string]string{"type": "service_account", "private_key": key, "client_email": "a@p.iam.gserviceaccount.com"})
 	must(t, err)
 	h.Write("application_default_credentials.json", string(account))
+	ran(t, nil, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", h.Path("deploy_ed25519"))
 	h.Start()
-	said := h.OK("migrate", "env", h.Path("app.env"), "--credential-prefix", "app", "--proxy-later") +
+	said := h.OK("migrate", "file", h.Path("deploy_ed25519"), "--disclosable") + h.OK("migrate", "env", h.Path("app.env"), "--credential-prefix", "app", "--proxy-later") +
 		h.OK("migrate", "git", h.Path("site")) + h.OK("migrate", "aws", h.Path(".aws/credentials")) +
 		h.OK("migrate", "file", h.Path("application_default_credentials.json"), "--disclosable")
 	h.CheckSecret(leasetest.Login{Password: strings.Split(key, "\n")[1]})
 	values := map[string]string{
 		"installation_id": "12345678", "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/v", "region": "eu-central-1",
 		"provider": "projects/1/locations/global/workloadIdentityPools/p/providers/v", "service_account": "a@p.iam.gserviceaccount.com", "role_arn": "arn:aws:iam::123456789012:role/agent",
-		"repositories": "site", "app_id": "Iv23liExampleExample", "user": "owner",
+		"repositories": "site", "app_id": "Iv23liExampleExample", "user": "owner", "principals": "deploy",
 	}
 	files, err := filepath.Glob(h.Path("credentials.d/*.yaml.disabled"))
 	must(t, err)
@@ -289,7 +290,7 @@ func TestBetterDefinitionsPassTheCheckOnceTheyAreFilledIn(t *testing.T) {
 		must(t, os.WriteFile(strings.TrimSuffix(file, ".disabled"), []byte(text), 0o644))
 	}
 	h.OK("check")
-	if better != 8 {
-		t.Errorf("there are %d better definitions, want 8", better)
+	if better != 9 {
+		t.Errorf("there are %d better definitions, want 9", better)
 	}
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/vouchd/vouchd/cmd/vouchd/daemon/leasetest"
 )
 
-// asks is more often than limits.concurrent lets one identity lease.
-const asks = 12
+// timesAsked is more often than limits.concurrent lets one identity lease.
+const timesAsked = 12
 
 // wantOneLease checks that all was answered from one lease, and each answer is recorded.
 func (h *host) wantOneLease(credential string) {
@@ -30,8 +30,8 @@ func (h *host) wantOneLease(credential string) {
 		leases[r.Credential.Lease] = true
 		answers++
 	}
-	if len(leases) != 1 || answers < asks {
-		h.T.Errorf("%d answers from %d leases, want at least %d from 1", answers, len(leases), asks)
+	if len(leases) != 1 || answers < timesAsked {
+		h.T.Errorf("%d answers from %d leases, want at least %d from 1", answers, len(leases), timesAsked)
 	}
 }
 
@@ -39,7 +39,7 @@ func TestRealToolsThatAskAtEveryCallShareALease(t *testing.T) {
 	t.Run("git", func(t *testing.T) {
 		h, f := newForge(t)
 		env := append(h.helpers(), "GIT_SSL_CAINFO="+f.caFile)
-		for range asks {
+		for range timesAsked {
 			ran(t, env, "git", "-c", "credential.helper=vouch", "-c", "credential."+f.git.URL+".useHttpPath=true", "ls-remote", f.git.URL+"/acme/site.git")
 		}
 		h.wantOneLease("acme")
@@ -66,7 +66,7 @@ func TestRealToolsThatAskAtEveryCallShareALease(t *testing.T) {
 "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
 "users": [{"name": "u", "user": {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "vouch", "args": [%s],
   "interactiveMode": "Never", "provideClusterInfo": %v}}}]}`, cluster.URL, arguments, name == "that says the cluster"))
-			for range asks {
+			for range timesAsked {
 				if out := ran(t, append(h.helpers(), "KUBECONFIG="+h.Path("kubeconfig")), "kubectl", "get", "--raw", "/version"); !strings.Contains(out, `"32"`) {
 					t.Fatalf("a configuration %s: %s", name, out)
 				}
@@ -100,7 +100,7 @@ func TestRealToolsThatAskAtEveryCallShareALease(t *testing.T) {
 		f = forge
 		must(t, os.MkdirAll(h.Path("docker"), 0o700))
 		h.Write("docker/config.json", fmt.Sprintf(`{"credHelpers": {%q: "vouch"}}`, place))
-		for range asks {
+		for range timesAsked {
 			out := ran(t, append(h.helpers(), "DOCKER_CONFIG="+h.Path("docker"), "DOCKER_CLI_EXPERIMENTAL=enabled"), "docker", "manifest", "inspect", "--insecure", place+"/acme/site:1")
 			if !strings.Contains(out, `"config"`) {
 				t.Fatal(out)
@@ -133,7 +133,7 @@ for _ in range(12):
 			defer api.Close()
 			h.Write("aws", fmt.Sprintf("[profile agent]\ncredential_process = %s aws-credential-process s3 --socket unix://%s\n", daemontest.Program(t, "vouch"), h.Path("agent.sock")))
 			ran(t, append(h.helpers(), "AWS_CONFIG_FILE="+h.Path("aws"), "STS="+api.URL), calls...)
-			if calledBy[u.Canary+"-session"] != asks {
+			if calledBy[u.Canary+"-session"] != timesAsked {
 				t.Errorf("calls by token: %v", calledBy)
 			}
 			h.wantOneLease("s3")

@@ -29,7 +29,7 @@ type definition struct {
 }
 
 // define adds definitions for the sealed credentials to the file to review, and keeps
-// those already there.
+// those already there. In a dry run it says which file that is.
 func define(p *plan) error {
 	if len(p.seals) == 0 {
 		return nil
@@ -69,6 +69,9 @@ func define(p *plan) error {
 		return nil
 	}
 	p.Definitions = path
+	if p.dryRun {
+		return nil
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}

@@ -1,11 +1,14 @@
 package migrate
 
 import (
+	"bytes"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/vouchd/vouchd/cmd/vouch/cli"
 	"github.com/vouchd/vouchd/inventory"
 )
 
@@ -51,6 +54,20 @@ func TestWordsOfAFileStayWordsInADefinition(t *testing.T) {
 	out := string(appendDefinition(p, nil, &p.seals[0].definition))
 	if !strings.Contains(out, `{docker: "r.example.com", username: "a\", git: \"https://github.com"}`) || strings.Count(out, "name:") != 2 {
 		t.Errorf("the definition is\n%s", out)
+	}
+}
+
+// Whoever only looks needs no daemon and no configuration.
+func TestDryRunNeedsNothingOfTheHost(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), ".npmrc")
+	must(t, os.WriteFile(path, []byte("//registry.npmjs.org/:_authToken="+canary+"\n"), 0o600))
+	var out bytes.Buffer
+	cmd := newFile(&cli.Options{Config: path + ".none", Output: "text"})
+	cmd.SetArgs([]string{path, "--dry-run"})
+	cmd.SetOut(&out)
+	if err := cmd.Execute(); err != nil || !strings.Contains(out.String(), "NPM_TOKEN") || !strings.Contains(out.String(), "but no preset makes calls") {
+		t.Errorf("it says %v and\n%s", err, out.String())
 	}
 }
 

@@ -120,8 +120,12 @@ func (m *options) run(cmd *cobra.Command, path string, t target) error {
 		leftBehind(p, t.kind, after)
 	}
 	sealedStays(p, after)
-	if !m.dryRun && len(p.edits) > 0 {
-		if err := apply(p, cmd.Context(), after); err != nil {
+	if m.dryRun {
+		if define(p) != nil {
+			p.Definitions = "" // whoever only looks may have no configuration
+		}
+	} else if len(p.edits) > 0 {
+		if err := apply(cmd.Context(), p, after); err != nil {
 			return err
 		}
 	}
@@ -151,7 +155,7 @@ func prefixOf(f *held.File, kind string) string {
 }
 
 // apply does what was planned. After a crash anywhere, it can be done again.
-func apply(p *plan, ctx context.Context, after []byte) error {
+func apply(ctx context.Context, p *plan, after []byte) error {
 	client, err := p.Admin()
 	if err != nil {
 		return err
@@ -167,7 +171,7 @@ func apply(p *plan, ctx context.Context, after []byte) error {
 	if err := p.file.Unchanged(); err != nil {
 		return err
 	}
-	if err := keepUndo(p, ctx, client, after); err != nil {
+	if err := keepUndo(ctx, p, client, after); err != nil {
 		return fmt.Errorf("%w; %s is unchanged", err, p.file.Path)
 	}
 	return p.file.Replace(after)

@@ -72,7 +72,6 @@ type plan struct {
 	errs    []error
 	names   map[string]secret.Bytes // by credential
 	places  map[string]secret.Bytes // by where tools ask for it
-	kept    []int                   // lines of what --keep leaves
 }
 
 // A sealing is a value to be sealed, and how its credential is to be defined.
@@ -107,20 +106,23 @@ func (p *plan) keeps(name string, line int) bool {
 	if !slices.Contains(p.keep, name) {
 		return false
 	}
-	p.Kept = append(p.Kept, item{name, line, "", "--keep"})
-	p.kept = append(p.kept, line)
+	p.Kept = append(p.Kept, item{inventory.Printable(name), line, "", "--keep"})
 	return true
 }
 
 // handle notes an item that stands for a credential already.
 func (p *plan) handle(name string, line int, credential string) {
-	p.Kept = append(p.Kept, item{name, line, credential, "already a handle"})
+	if sealed.CheckName(credential) != nil {
+		p.fail(line, "%s has an invalid handle; write it as vouch:NAME or vouch:NAME:FIELD", inventory.Printable(name))
+		return
+	}
+	p.Kept = append(p.Kept, item{inventory.Printable(name), line, credential, "already a handle"})
 	p.Credentials = append(p.Credentials, credential)
 }
 
 // leave notes a secret that stays in the file, and what to do about it.
 func (p *plan) leave(name string, line int, format string, args ...any) {
-	p.Left = append(p.Left, item{name, line, "", fmt.Sprintf(format, args...)})
+	p.Left = append(p.Left, item{inventory.Printable(name), line, "", fmt.Sprintf(format, args...)})
 }
 
 var notInName = regexp.MustCompile(`[^a-z0-9]+`)
@@ -147,7 +149,7 @@ func (p *plan) seal(d definition, words string, line int, value secret.Bytes, wh
 			break
 		}
 		if there.Equal(value) {
-			p.Sealed = append(p.Sealed, item{d.item, line, name, why})
+			p.Sealed = append(p.Sealed, item{inventory.Printable(d.item), line, name, why})
 			return name
 		}
 		name = fmt.Sprintf("%s-%d", base, n)
@@ -168,7 +170,7 @@ func (p *plan) keepSealing(d definition, name string, line int, value secret.Byt
 	d.name = name
 	p.names[name] = value
 	p.seals = append(p.seals, sealing{d, value})
-	p.Sealed = append(p.Sealed, item{d.item, line, name, why})
+	p.Sealed = append(p.Sealed, item{inventory.Printable(d.item), line, name, why})
 	p.Credentials = append(p.Credentials, name)
 }
 
@@ -226,25 +228,30 @@ func leftBehind(p *plan, kind string, after []byte) {
 	}
 	for _, f := range found {
 		known := slices.ContainsFunc(p.Left, func(i item) bool { return i.Line == f.Line || i.Item == f.Item })
-		if f.Leased || known || slices.Contains(p.kept, f.Line) || slices.Contains(p.keep, f.Item) {
+		kept := slices.ContainsFunc(p.keep, func(name string) bool { return name != "" && strings.Contains(f.Item, name) })
+		if f.Leased || known || kept {
 			continue
 		}
 		p.leave(f.Item, f.Line, "this command does not replace it; take it out by hand, and rotate it")
 	}
 }
 
-// sealedStays returns an error if a value that is to be sealed would stay elsewhere in the
-// file, where nobody looks for it.
+// sealedStays notes a value that is to be sealed and would stay elsewhere in the file,
+// where nobody looks for it, unless it is told to keep some.
 func sealedStays(p *plan, after []byte) {
 	const least = 8 // bytes: a shorter one is found in other words
+	if len(p.keep) > 0 {
+		return
+	}
 	for _, s := range p.seals {
-		if v := s.value.Reveal(); len(v) >= least {
-			if at := bytes.Index(after, v); at >= 0 {
-				line := 1 + bytes.Count(after[:at], []byte("\n"))
-				if !slices.ContainsFunc(p.Left, func(i item) bool { return i.Line == line }) && !slices.Contains(p.kept, line) {
-					p.leave(s.item, line, "the same value stands here as well; take it out by hand")
-				}
-			}
+		v := s.value.Reveal()
+		at := bytes.Index(after, v)
+		if len(v) < least || at < 0 {
+			continue
+		}
+		line := 1 + bytes.Count(after[:at], []byte("\n"))
+		if !slices.ContainsFunc(p.Left, func(i item) bool { return i.Line == line }) {
+			p.leave(s.item, line, "the same value stands here as well; take it out by hand")
 		}
 	}
 }
@@ -375,7 +382,11 @@ func (v *report) writeText(w io.Writer) {
 		}
 	}
 	if v.Definitions != "" {
-		fmt.Fprintf(w, "\nReview %s and rename it to end in .yaml.\n", v.Definitions)
+		if v.DryRun {
+			fmt.Fprintf(w, "\nDefinitions would be in %s, to review.\n", v.Definitions)
+		} else {
+			fmt.Fprintf(w, "\nReview %s and rename it to end in .yaml.\n", v.Definitions)
+		}
 		if len(v.FillIn) > 0 {
 			fmt.Fprintf(w, "It has better definitions too, for which no key is needed. Fill in: %s.\n", strings.Join(v.FillIn, ", "))
 		}

@@ -120,7 +120,7 @@ func numberOf(name string) int {
 }
 
 // keepUndo has what undoes the change sealed, before the change is made.
-func keepUndo(p *plan, ctx context.Context, client *cli.Admin, after []byte) error {
+func keepUndo(ctx context.Context, p *plan, client *cli.Admin, after []byte) error {
 	j := journal{Path: p.file.Path, UID: p.file.Stat.Uid, GID: p.file.Stat.Gid, Mode: p.file.Stat.Mode, Hunks: hunksOf(p.file.Data, after, p.edits)}
 	return keepJournal(ctx, client, j)
 }
