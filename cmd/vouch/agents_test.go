@@ -128,7 +128,7 @@ func TestFollowingFilesIsRefusedWhereItMakesNoSense(t *testing.T) {
 		"require --follow":                          {"--write", h.Path("svid"), "--exec", "true"},
 		"--signal and --pid must be given together": {"--write", h.Path("svid"), "--follow", "--signal", "HUP"},
 		"lets others replace files":                 {"--write", h.Path("open"), "--follow"},
-		"is vouchd running?":                {"--write", h.Path("svid"), "--follow"},
+		"is vouchd running?":                        {"--write", h.Path("svid"), "--follow"},
 	} {
 		if out, stderr, code := h.Vouch(append([]string{"fetch", "x509"}, args...)...); code == 0 || out != "" || !strings.Contains(stderr, want) {
 			t.Errorf("%q exits %d, want %q: %s%s", args, code, want, out, stderr)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"fmt"
 	"os/exec"
 	"regexp"
 	"slices"
@@ -37,7 +36,7 @@ func TestFollowingTheInventoryLeavesNone(t *testing.T) {
 			commands = append(commands, f.Replace)
 		}
 	}
-	said := make(map[string]string) // what is left, with what to do about it, by file
+	said, lines := make(map[string]string), 0 // what is left, with what to do about it, by file
 	for _, c := range commands {
 		words, err := exec.Command("sh", "-c", "printf '%s\\n' "+c).Output() // as a shell reads it
 		must(t, err)
@@ -56,18 +55,23 @@ func TestFollowingTheInventoryLeavesNone(t *testing.T) {
 		}
 		left := regexp.MustCompile(`(?m)^(.*?):(\d+): .*(LEFT: .*|remove it)$`).FindAllStringSubmatch(stdout, -1)
 		for _, l := range left {
-			said[l[1]+":"+l[2]] = l[3]
+			said[l[1]] = l[3] // lines move
+			lines++
 		}
 		if code != 0 && (code != 1 || len(left) == 0) {
 			t.Errorf("%s exits %d: %s", c, code, stderr)
 		}
 	}
+	left := 0
 	for _, f := range look().Findings {
-		if !f.Leased && said[fmt.Sprintf("%s:%d", f.Path, f.Line)] == "" {
+		if f.Leased {
+			continue
+		}
+		if left++; said[f.Path] == "" {
 			t.Errorf("%s:%d: %s %s is left of %d; it was to be replaced by %s", f.Path, f.Line, f.Kind, f.Item, before, f.Replace)
 		}
 	}
-	if len(said) > 6 {
-		t.Errorf("of %d secrets are left, to be taken away by hand: %v", before, said)
+	if left > lines || lines > 6 {
+		t.Errorf("of %d secrets %d are left, and %d were said to be taken away by hand: %v", before, left, lines, said)
 	}
 }

@@ -22,8 +22,8 @@ import (
 	"github.com/vouchd/vouchd/cmd/vouchd/daemon/proxytest"
 )
 
-// A shown page is what vouch ui serves, and a browser that opened its link.
-type shown struct {
+// An onPage is what vouch ui serves, and a browser that opened its link.
+type onPage struct {
 	t    *testing.T
 	cmd  *exec.Cmd
 	said *daemontest.Lines
@@ -32,9 +32,9 @@ type shown struct {
 }
 
 // showUI runs vouch ui and opens its link, by way of a socket if there is one.
-func showUI(t *testing.T, h *daemontest.Host, socket string, args ...string) *shown {
+func showUI(t *testing.T, h *daemontest.Host, socket string, args ...string) *onPage {
 	t.Helper()
-	s := &shown{t: t, cmd: exec.Command(daemontest.Program(t, "vouch"), append([]string{"ui"}, args...)...), said: daemontest.NewLines()}
+	s := &onPage{t: t, cmd: exec.Command(daemontest.Program(t, "vouch"), append([]string{"ui"}, args...)...), said: daemontest.NewLines()}
 	s.cmd.Env = append(os.Environ(), "VOUCHD_CONFIG="+h.Path("vouchd.yaml"))
 	s.cmd.Stderr = s.said
 	out, err := s.cmd.StdoutPipe()
@@ -65,7 +65,7 @@ func showUI(t *testing.T, h *daemontest.Host, socket string, args ...string) *sh
 }
 
 // text is what people read of a page below the base.
-func (s *shown) text(path string) string {
+func (s *onPage) text(path string) string {
 	s.t.Helper()
 	at, err := s.base.Parse(path)
 	must(s.t, err)
@@ -80,7 +80,7 @@ func (s *shown) text(path string) string {
 }
 
 // shows waits until a page has all of that.
-func (s *shown) shows(path string, wants ...string) {
+func (s *onPage) shows(path string, wants ...string) {
 	s.t.Helper()
 	text := ""
 	for _, want := range wants {
@@ -97,7 +97,7 @@ func (s *shown) shows(path string, wants ...string) {
 }
 
 // refusesAnotherUser has nobody ask for the page, with the cookie.
-func (s *shown) refusesAnotherUser() {
+func (s *onPage) refusesAnotherUser() {
 	s.t.Helper()
 	const nobody = 65534
 	request := fmt.Sprintf("GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\nCookie: %s\r\n\r\n", s.base.Path, s.base.Host, s.http.Jar.Cookies(s.base)[0])
