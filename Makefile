@@ -24,6 +24,8 @@ test: test-tools ## run all tests, with the race detector
 
 test-tools: ## install from Debian what the tests need
 	@packaging/install-missing $(TOOLS)
+	@command -v kubectl >/dev/null || packaging/install-missing kubernetes-client
+	@command -v npm >/dev/null || packaging/install-missing npm
 
 test-vault: ## check the vault broker against the Vault or OpenBao at VAULT_ADDR, with VAULT_TOKEN
 	$(GO) test -tags vaultsuite -count 1 -v -run TestRealServer ./credential/vault ./identity/vaultca
@@ -32,10 +34,8 @@ test-clients: test-tools ## run real clients against the daemon: of Python, Node
 	@packaging/install-missing python3-grpcio protobuf-compiler python3-httpx python3-requests gh curl awscli python3-botocore
 	@packaging/install-missing fcgiwrap python3-boto3 slowhttptest python3-aiohttp python3-pip cargo-web
 	@packaging/install-missing python3-psycopg2 python3-redis libpostgresql-jdbc-java
-	@command -v kubectl >/dev/null || packaging/install-missing kubernetes-client
 	@command -v docker >/dev/null || packaging/install-missing docker.io
 	@command -v javac >/dev/null || packaging/install-missing default-jdk-headless
-	@command -v npm >/dev/null || packaging/install-missing npm
 	$(GO) test -tags clients -count 1 -timeout 30m -run 'TestExampleClients|TestProxyClients|TestRealTools|TestJava' ./cmd/vouch
 	$(GO) test -tags clients -count 1 -run TestOtherParsers ./credential/dotenv
 	$(GO) test -tags clients -count 1 -run TestJava ./cmd/vouch/loopback

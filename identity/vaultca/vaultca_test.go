@@ -125,14 +125,18 @@ func TestServerThatErrsIsNeitherBelievedNorRepeated(t *testing.T) {
 		do      http.HandlerFunc
 		refused bool
 	}{
-		"no login":         {"auth/cert/login", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, `{"errors":["`+said+`"]}`, 403) }, true},
+		"no login": {"auth/cert/login", func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, `{"errors":["`+said+`"]}`, http.StatusForbidden)
+		}, true},
 		"login of nothing": {"auth/cert/login", func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte(`{"auth":{}}`)) }, false},
 		"an empty login":   {"auth/cert/login", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) }, false},
-		"no signature":     {"pki/root/sign-intermediate", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, `{"errors":["`+said+`"]}`, 400) }, true},
-		"sealed":           {"pki/root/sign-intermediate", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, said, 503) }, false},
-		"too busy":         {"pki/root/sign-intermediate", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, said, 429) }, false},
-		"nothing":          {"pki/root/sign-intermediate", func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte(`{"data":{}}`)) }, false},
-		"no data":          {"pki/root/sign-intermediate", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) }, false},
+		"no signature": {"pki/root/sign-intermediate", func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, `{"errors":["`+said+`"]}`, http.StatusBadRequest)
+		}, true},
+		"sealed":   {"pki/root/sign-intermediate", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, said, http.StatusServiceUnavailable) }, false},
+		"too busy": {"pki/root/sign-intermediate", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, said, http.StatusTooManyRequests) }, false},
+		"nothing":  {"pki/root/sign-intermediate", func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte(`{"data":{}}`)) }, false},
+		"no data":  {"pki/root/sign-intermediate", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) }, false},
 		"other types": {"pki/root/sign-intermediate", func(w http.ResponseWriter, _ *http.Request) {
 			w.Write([]byte(`{"data":{"certificate":1,"ca_chain":"x"}}`))
 		}, false},
@@ -186,18 +190,15 @@ func (f *files) Save(name string, _ int, b []byte) error {
 	return nil
 }
 
-// keeping is a keeper in a bubble of its own time, whose server is a function.
+// keeping is a keeper in a bubble of its own time, whose server is away.
 type keeping struct {
 	vaultca.Keeper
-	mu      sync.Mutex
-	down    bool
-	applied []identity.Upstream
-	failed  []error
-	asked   []time.Time
+	mu     sync.Mutex
+	failed []error
+	asked  []time.Time
 }
 
-// newKeeping returns one whose certificates a root signs that no network leads to: Proof fails
-// while the server is down, and is where it would have been asked.
+// newKeeping returns one that notes when it would have asked.
 func newKeeping(t *testing.T, store *files, key *ecdsa.PrivateKey) *keeping {
 	k := new(keeping)
 	k.Keeper = vaultca.Keeper{
