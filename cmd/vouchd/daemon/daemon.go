@@ -227,8 +227,11 @@ func (d *daemon) take(_ bool, err error) {
 // summary is one line on what is served.
 func (d *daemon) summary() string {
 	s := d.identities.entries.State()
+	if s.Value == nil {
+		return "Serving; the entries on disk are not in force"
+	}
 	if s.Problem != nil {
-		return "Serving; not all entries on disk are in force"
+		return fmt.Sprintf("Serving %s of %s; a file on disk is not in force, see vouch status", count(s.Value.Len(), "entry", "entries"), d.config.TrustDomain)
 	}
 	return fmt.Sprintf("Serving %s of %s", count(s.Value.Len(), "entry", "entries"), d.config.TrustDomain)
 }
