@@ -13,6 +13,7 @@ package credential
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -55,9 +56,15 @@ var (
 	// ErrRevoked means that calls of this holder were cut off: its lease was
 	// revoked, which ends what would follow on it.
 	ErrRevoked = errors.New("lease was revoked")
+	// ErrDrill is ErrRevoked during a drill. Its text is for the log: a holder is told
+	// what it would be in an incident, [WithheldText].
+	ErrDrill = fmt.Errorf("%w for a drill", ErrRevoked)
 	// ErrClosed means that the daemon is stopping.
 	ErrClosed = errors.New("credential manager is closed")
 )
+
+// WithheldText is what holders are told for [ErrDrill].
+const WithheldText = "lease was revoked by an administrator"
 
 // A Lease is one grant of a credential to one identity.
 type Lease struct {

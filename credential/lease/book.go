@@ -54,12 +54,15 @@ func (b *book) definitions() *credential.Definitions {
 	return b.defs
 }
 
-// reserve enters a lease, if its identity's limits allow one more.
-func (b *book) reserve(l *lease, now time.Time) error {
+// reserve enters a lease, unless it is withheld, if its identity's limits allow one more.
+func (b *book) reserve(l *lease, now time.Time, withheld func() error) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
 		return credential.ErrClosed
+	}
+	if err := withheld(); err != nil {
+		return err
 	}
 	d, u := l.source, b.usageOf(l)
 	if u.leases >= d.Limits.Concurrent {

@@ -186,6 +186,9 @@ func (d *ends) finish(l *lease, how event, use credential.Use, took time.Duratio
 	d.book.mu.Lock()
 	e := d.records.about(credential.EventRevoke, l)
 	e.Outcome, e.Reason, e.Use, e.Duration, e.Asker = credential.Success, l.Reason, use, took, l.asker
+	if l.pulled {
+		e.Reason += ", for a drill"
+	}
 	if how == runOut {
 		e.Outcome = credential.RanOut
 	}

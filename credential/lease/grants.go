@@ -23,7 +23,10 @@ const (
 )
 
 // grants takes leases from a request to the holder's hands.
-type grants struct{ *engine }
+type grants struct {
+	*engine
+	drills *drills
+}
 
 // grant is [Manager.Grant].
 func (g *grants) grant(ctx context.Context, h credential.Holder, a credential.Ask) (*credential.Grant, error) {
@@ -121,7 +124,8 @@ func (g *grants) admit(h credential.Holder, a credential.Ask) (*pending, error) 
 		source: d,
 		slot:   -1,
 	}
-	if err := g.book.reserve(l, now); err != nil {
+	withheld := func() error { return g.drills.refuses(h, a.Name, true) }
+	if err := g.book.reserve(l, now, withheld); err != nil {
 		return nil, err
 	}
 	request.LeaseID = l.ID

@@ -37,6 +37,7 @@ type lease struct {
 	fields  []credential.Field
 	over    chan struct{} // closed when its end begins; made on demand
 	revoked bool          // somebody asked for its end, which no other lease is to follow
+	pulled  bool          // for a drill, and by nobody else: another may follow once that is over
 
 	// While a request of its holder is in progress, a call for its end cancels the
 	// request and waits for it to let go of the lease.
@@ -166,7 +167,7 @@ func (l *lease) keepsFields() bool {
 
 // cutOff reports whether somebody revoked the lease so that calls on it end for good. The
 // book's mu is held.
-func (l *lease) cutOff() bool { return l.revoked && l.Reason != drillReason }
+func (l *lease) cutOff() bool { return l.revoked && !l.pulled }
 
 // decode reads what encode wrote.
 func decode(id string, b []byte) (*lease, error) {

@@ -127,10 +127,10 @@ func newManager(c Config, r *records) *Manager {
 	}
 	e.ends = &ends{engine: e, queues: make(map[*credential.Definition]*queue)}
 	e.holders = &holders{book: e.book, watches: make(map[watchKey]*watch), ended: e.ends.begin, ctx: ctx, work: e.work}
-	g := &grants{e}
+	d := &drills{engine: e, processes: c.Processes, all: make(map[string]*drilling)}
+	g := &grants{e, d}
 	return &Manager{
-		engine: e, grants: g, renewals: &renewals{e}, calls: &calls{engine: e, grants: g, seats: make(map[seatKey]*seat)}, cancel: cancel,
-		drills: &drills{engine: e, processes: c.Processes, all: make(map[string]*drilling)},
+		engine: e, grants: g, renewals: &renewals{e}, calls: &calls{engine: e, grants: g, seats: make(map[seatKey]*seat)}, drills: d, cancel: cancel,
 	}
 }
 
@@ -155,9 +155,6 @@ func (m *Manager) Err() error { return m.engine.records.journal.Err() }
 // Of a credential that is delivered by the proxy, the holder gets a handle in place of
 // the value; it may have the lease already.
 func (m *Manager) Grant(ctx context.Context, h credential.Holder, a credential.Ask) (*credential.Grant, error) {
-	if err := m.drills.refuses(h, a.Name, true); err != nil {
-		return nil, err
-	}
 	g, err := m.grant(ctx, h, a)
 	if err == nil {
 		m.drills.served(h, a.Name)
@@ -251,6 +248,7 @@ func (m *Manager) Await(ctx context.Context, h credential.Holder, id string) (re
 
 // RevokeWhere ends leases, returns how many, and waits as Revoke does. They no
 // longer count against the limits of their identities, however long their end takes.
+// Leases that a drill pulled are among them: none follows on those when it is over.
 func (m *Manager) RevokeWhere(ctx context.Context, w credential.Where, reason string) (int, error) {
 	b := m.engine.book
 	b.mu.Lock()
@@ -259,8 +257,9 @@ func (m *Manager) RevokeWhere(ctx context.Context, w credential.Where, reason st
 		b.free(l)
 	}
 	ended := m.engine.ends.beginAll(chosen, clip(reason, maxReason))
+	gone := m.drills.cut(w, clip(reason, maxReason))
 	b.mu.Unlock()
-	return len(ended), m.engine.ends.wait(ctx, ended)
+	return len(ended) + gone, m.engine.ends.wait(ctx, ended)
 }
 
 // Abandon ends a lease without waiting for it, if it has not ended yet.

@@ -58,13 +58,13 @@ func (l *Leases) drill(w http.ResponseWriter, name string) {
 		http.Error(w, err.Error(), http.StatusNotFound)
 		return
 	}
-	v := view.Drill{Credential: d.Credential, Began: d.Began, Until: d.Until, Ended: d.Ended, Leases: d.Leases, Unconfirmed: d.Unconfirmed, Holders: []view.DrillHolder{}}
+	v := view.Drill{Credential: d.Credential, Began: d.Began, Until: d.Until, Ended: d.Ended, Leases: d.Leases, Interrupted: d.Interrupted, Unconfirmed: d.Unconfirmed, Holders: []view.DrillHolder{}}
 	if !d.Identity.IsZero() {
 		v.Identity = d.Identity.String()
 	}
 	for _, h := range d.Holders {
 		v.Holders = append(v.Holders, view.DrillHolder{
-			SPIFFEID: h.Identity.String(), PID: h.Process.PID, Unit: h.Process.Unit, Held: h.Held, Asks: h.Asks, Calls: h.Calls,
+			SPIFFEID: h.Identity.String(), PID: h.Process.PID, Unit: h.Process.Unit, Held: h.Held, Value: h.Value, Revocation: string(h.Revocation), Asks: h.Asks, Calls: h.Calls,
 			First: h.First, Last: h.Last, ShortestMS: h.Shortest.Milliseconds(), Exited: h.Exited, Recovered: h.Recovered,
 		})
 	}

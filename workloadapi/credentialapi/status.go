@@ -19,6 +19,7 @@ var meanings = []gate.Meaning{
 	{Err: credential.ErrLimit, Code: codes.ResourceExhausted},
 	{Err: credential.ErrHours, Code: codes.FailedPrecondition},
 	{Err: credential.ErrProxyOnly, Code: codes.FailedPrecondition},
+	{Err: credential.ErrDrill, Code: codes.FailedPrecondition, Text: credential.WithheldText},
 	{Err: credential.ErrRevoked, Code: codes.FailedPrecondition},
 	{Err: credential.ErrNoLease, Code: codes.NotFound, Text: "the caller has no such lease"},
 	{Err: credential.ErrNotRenewable, Code: codes.FailedPrecondition},

@@ -428,6 +428,8 @@ func (s *session) refusal(q *question, err error) *link.Refuse {
 	}
 	text := m.help
 	switch {
+	case errors.Is(err, credential.ErrDrill):
+		text = credential.WithheldText + "; " + m.help
 	case m.help == "":
 		text = err.Error()
 	case m.status == http.StatusForbidden:

@@ -4,10 +4,14 @@ import (
 	"cmp"
 	"context"
 	"encoding/hex"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -20,6 +24,7 @@ import (
 	"github.com/vouchd/vouchd/credential/sealed"
 	"github.com/vouchd/vouchd/credential/sshca"
 	"github.com/vouchd/vouchd/identity"
+	"github.com/vouchd/vouchd/state"
 	"github.com/vouchd/vouchd/systemd"
 	"github.com/vouchd/vouchd/workloadapi/admin"
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
@@ -41,6 +46,7 @@ type leases struct {
 	pins        *credentialapi.Pins
 	recorder    *gate.Recorder
 	engine      *lease.Manager
+	drills      *drills
 }
 
 // openLeases loads the definitions and resumes the leases of the last run: those
@@ -83,7 +89,8 @@ func (l *leases) open(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("opening the lease journal: %w", err)
 	}
-	return nil
+	l.drills = &drills{engine: l.engine, state: m.state, log: l.log, slog: l.slog, going: make(map[string]drill)}
+	return l.drills.load()
 }
 
 // openPins makes the pins, which report when the processes and units with leases end.
@@ -189,31 +196,114 @@ func (l *leases) admin() *admin.Leases {
 			return l.engine.RevokeWhere(ctx, w, fmt.Sprintf("revoked by an administrator (user %d)", by.UID))
 		},
 		SSHCA:      l.sshCA,
-		BeginDrill: l.beginDrill,
-		EndDrill: func(ctx context.Context, by admin.Asker, name string) error {
-			if err := l.log.asked(ctx, by, "end the drill of credential "+name); err != nil {
-				return err
-			}
-			return l.engine.EndDrill(name)
-		},
-		Drill: l.engine.Drill,
+		BeginDrill: l.drills.begin,
+		EndDrill:   l.drills.end,
+		Drill:      l.engine.Drill,
 	}
 }
 
-// beginDrill has a credential withheld, and records when it is no longer.
-func (l *leases) beginDrill(ctx context.Context, by admin.Asker, r view.DrillRequest) error {
-	of := "credential " + r.Credential
-	if !r.Identity.IsZero() {
-		of += " from " + r.Identity.String()
+const (
+	drillsFile    = "drills"
+	drillsVersion = 1
+)
+
+// drills has those that go on in the log and the state directory: should the daemon end, the
+// next start records that they are over.
+type drills struct {
+	engine *lease.Manager
+	state  *state.Dir
+	log    *records
+	slog   *slog.Logger
+	going  map[string]drill // by credential; changed in the engine's steps alone
+}
+
+// A drill is one that goes on, and who began it.
+type drill struct {
+	lease.Drill
+	By admin.Asker
+}
+
+func (d drill) of() string {
+	if d.Identity.IsZero() {
+		return "credential " + d.Credential
 	}
-	if err := l.log.asked(ctx, by, fmt.Sprintf("withhold %s for a drill of %v", of, r.For)); err != nil {
+	return "credential " + d.Credential + " from " + d.Identity.String()
+}
+
+// begin has a credential withheld. That is recorded, with until when, before it is, and
+// its end before that.
+func (s *drills) begin(ctx context.Context, by admin.Asker, r view.DrillRequest) error {
+	return s.engine.BeginDrill(ctx, r.Credential, r.Identity, r.For, r.Anyway, lease.DrillSteps{
+		Begin: func(began lease.Drill) error {
+			d := drill{began, by}
+			what := fmt.Sprintf("withhold %s for a drill of %v, until %s", d.of(), r.For, d.Until.UTC().Format(time.RFC3339))
+			if err := s.log.asked(ctx, by, what); err != nil {
+				return err
+			}
+			s.going[d.Credential] = d
+			if err := s.save(); err != nil {
+				delete(s.going, d.Credential)
+				return err
+			}
+			return nil
+		},
+		End: func(d lease.Drill) {
+			s.recordOver(s.going[d.Credential], "the drill is over")
+			delete(s.going, d.Credential)
+			if err := s.save(); err != nil {
+				s.slog.Error("saving that a drill is over", "credential", d.Credential, "err", err)
+			}
+		},
+	})
+}
+
+// end gives a credential back before the time.
+func (s *drills) end(ctx context.Context, by admin.Asker, name string) error {
+	if err := s.log.asked(ctx, by, "end the drill of credential "+name); err != nil {
 		return err
 	}
-	return l.engine.BeginDrill(ctx, r.Credential, r.Identity, r.For, r.Anyway, func() {
-		if err := l.log.asked(context.Background(), by, "the drill is over: "+of+" is granted again"); err != nil {
-			l.slog.Error("recording that a drill is over", "credential", r.Credential, "err", err)
-		}
-	})
+	return s.engine.EndDrill(name)
+}
+
+// recordOver records that a credential is about to be granted again. Should that fail, it is
+// all the same: an outage on purpose ends.
+func (s *drills) recordOver(d drill, why string) {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	if err := s.log.asked(ctx, d.By, why+": "+d.of()+" is granted again"); err != nil {
+		s.slog.Error("recording that a drill is over", "credential", d.Credential, "err", err)
+	}
+}
+
+func (s *drills) save() error {
+	if len(s.going) == 0 {
+		return s.state.Remove(drillsFile)
+	}
+	b, err := json.Marshal(s.going)
+	if err != nil {
+		return err
+	}
+	return s.state.Save(drillsFile, drillsVersion, b)
+}
+
+// load records the end of the drills during which the daemon ended.
+func (s *drills) load() error {
+	b, _, err := s.state.Load(drillsFile, drillsVersion)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	var was map[string]drill
+	if err == nil {
+		err = json.Unmarshal(b, &was)
+	}
+	if err != nil { // they are over, whoever began them
+		s.slog.Error("reading which drills went on", "err", err)
+	}
+	for _, d := range was {
+		s.recordOver(d, "the drill is over, since vouchd started anew")
+		s.engine.RememberDrill(d.Drill)
+	}
+	return s.state.Remove(drillsFile)
 }
 
 // sshCA returns the public key of an SSH CA, if a definition names it: no key is made
@@ -269,6 +359,9 @@ func (l *leases) report(st *view.Status, entries []identity.Entry, problem probl
 	}
 	if n := st.Credentials.Stuck; n > 0 {
 		problem("%s could not be ended; retrying, and vouch lease list says why", count(n, "lease", "leases"))
+	}
+	for _, d := range l.engine.Drills() {
+		problem("credential %s is withheld until %s for a drill; vouch drill end --credential %s gives it back now", d.Credential, d.Until.UTC().Format(time.RFC3339), d.Credential)
 	}
 	for _, name := range l.undefined(entries) {
 		problem("an entry grants credential %s, which is not defined; define it in %s or remove it from the entry", name, l.dir)

@@ -36,6 +36,7 @@ type Drill struct {
 	Ended      time.Time `json:"ended,omitzero"` // missing: it is going on
 	Leases     int       `json:"leases"`         // that were revoked
 
+	Interrupted bool   `json:"interrupted,omitempty"` // by an end of the daemon, which has forgotten what its users did
 	Unconfirmed string `json:"unconfirmed,omitempty"` // why not all of their upstreams have confirmed it
 
 	Holders []DrillHolder `json:"holders"`
@@ -47,9 +48,11 @@ type DrillHolder struct {
 	SPIFFEID   string    `json:"spiffe_id"`
 	PID        int       `json:"pid"` // of those, the last
 	Unit       string    `json:"unit,omitempty"`
-	Held       bool      `json:"held"`  // a lease, as the drill began
-	Asks       int       `json:"asks"`  // for a lease, refused
-	Calls      int       `json:"calls"` // or connections with a handle from before, refused
+	Held       bool      `json:"held"`                 // a lease, as the drill began
+	Value      bool      `json:"value,omitempty"`      // it was given the value itself, whose use is not seen here
+	Revocation string    `json:"revocation,omitempty"` // what the upstream can do about that, as in leases
+	Asks       int       `json:"asks"`                 // for a lease, refused
+	Calls      int       `json:"calls"`                // or connections with a handle from before, refused
 	First      time.Time `json:"first,omitzero"`
 	Last       time.Time `json:"last,omitzero"`
 	ShortestMS int64     `json:"shortest_ms"` // between two that were refused
