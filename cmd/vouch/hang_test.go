@@ -28,6 +28,7 @@ var asks = map[string][]string{
 	"check":             nil,
 	"docker-credential": {"get", "--timeout", "2s", "<", "https://example.org"},
 	"doctor":            {},
+	"drill end":         {"--credential", "x"},
 	"drill revoke":      {"--credential", "x", "--yes"},
 	"entry disable":     {"spiffe://example.org/a"}, "entry enable": {"spiffe://example.org/a"}, "entry explain": {"--self"}, "entry list": {},
 	"entry new":    {"--spiffe-id", "spiffe://example.org/a", "--from-pid", "1"},

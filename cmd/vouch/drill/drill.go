@@ -23,7 +23,7 @@ func New(o *cli.Options) *cobra.Command {
 		Use:   "drill",
 		Short: "Try what happens when a credential is revoked",
 	}
-	cmd.AddCommand(newRevoke(o))
+	cmd.AddCommand(newRevoke(o), newEnd(o))
 	return cmd
 }
 
@@ -49,12 +49,13 @@ func newRevoke(o *cli.Options) *cobra.Command {
 		Long: `Revoke ends the leases of a credential and refuses it for a while, as an incident would,
 then gives it back and says what each process did: whether it ended, paused between
 attempts, went on in a tight loop or with the handle that it has, and whether it was served
-again. It exits 1 unless everybody coped.
+again. It exits 1 unless everybody coped; who asked for nothing meanwhile has not shown it.
 
 The daemon gives the credential back at the end of the time by itself, whatever becomes of
 this command; Ctrl-C gives it back at once, and so does a restart of the daemon. Both the
-pull and its end are in the log. Who holds a value itself may go on with it if its vendor
-does not end it: the daemon does not see that.`,
+pull and its end are in the log, and vouch status shows the drill. Who holds a value itself
+may go on with it if its vendor does not end it: the daemon does not see that. The agents are
+told what they would be in an incident.`,
 		Example: `  vouch drill revoke --credential github --for 30s
   vouch drill revoke --credential openai --identity spiffe://example.org/agent/research --for 2m --yes --output json`,
 		Args: cobra.NoArgs,
@@ -82,6 +83,34 @@ does not end it: the daemon does not see that.`,
 	f.DurationVar(&r.recovery, "recovery", 30*time.Second, "how long to wait afterwards for its users to be served again")
 	f.BoolVar(&r.yes, "yes", false, "do not ask")
 	f.BoolVar(&r.Anyway, "anyway", false, "although nobody holds a lease of it")
+	return cmd
+}
+
+func newEnd(o *cli.Options) *cobra.Command {
+	var name string
+	cmd := &cobra.Command{
+		Use:   "end --credential NAME",
+		Short: "Give back a credential that a drill withholds",
+		Long: `End ends a drill before its time, for when the command that began it is gone. vouch status
+shows the drills that go on.`,
+		Example: `  vouch drill end --credential github`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if name == "" {
+				return cli.Usagef("--credential is required")
+			}
+			client, err := o.Admin()
+			if err != nil {
+				return err
+			}
+			d, err := client.EndDrill(cmd.Context(), name)
+			if err != nil {
+				return err
+			}
+			return o.Print(cmd, d, func(w io.Writer) { fmt.Fprintf(w, "%s is granted again since %s\n", name, cli.Time(d.Ended)) })
+		},
+	}
+	cmd.Flags().StringVar(&name, "credential", "", "the `name` of the credential to give back")
 	return cmd
 }
 
@@ -114,6 +143,7 @@ func (r *revocation) run(cmd *cobra.Command, o *cli.Options) error {
 	if err != nil {
 		return err
 	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "%s is withheld until %s; Ctrl-C gives it back\n", r.Credential, cli.Time(d.Until))
 	wait := func(until time.Time, done func() bool) {
 		for ctx.Err() == nil && time.Now().Before(until) && !done() {
 			select {
@@ -127,8 +157,13 @@ func (r *revocation) run(cmd *cobra.Command, o *cli.Options) error {
 		}
 	}
 	wait(d.Until, func() bool { return !d.Ended.IsZero() })
-	if d, err = client.EndDrill(last, r.Credential); err != nil {
-		return fmt.Errorf("%w; the daemon gives %s back by itself at its time, or when it starts", err, r.Credential)
+	if d.Ended.IsZero() {
+		if d, err = client.EndDrill(last, r.Credential); err != nil {
+			return fmt.Errorf("%w; the daemon gives %s back by itself at its time, or when it starts", err, r.Credential)
+		}
+	}
+	if d.Interrupted {
+		return fmt.Errorf("vouchd was started anew during the drill, and has given %s back; what its users did until then is not known: repeat it", r.Credential)
 	}
 	wait(d.Ended.Add(r.recovery), func() bool { return settled(d) })
 	if cli.IsTerminal(cmd.ErrOrStderr()) {
@@ -157,7 +192,7 @@ func (r *revocation) show(cmd *cobra.Command, d view.Drill) {
 		if d.Ended.IsZero() {
 			left = time.Until(d.Until).Round(time.Second).String() + " left"
 		}
-		fmt.Fprintf(w, "\r\033[K%s, %s refused (Ctrl-C gives it back)", left, cli.Count(attempts, "attempt", "attempts"))
+		fmt.Fprintf(w, "\r\033[K%s, %s refused", left, cli.Count(attempts, "attempt", "attempts"))
 	}
 }
 

@@ -1,7 +1,11 @@
 package daemon_test
 
 import (
+	"context"
 	"encoding/json"
+	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -17,62 +21,108 @@ import (
 )
 
 // drilled is a host whose calls are answered, and a way to make one.
-func drilled(t *testing.T) (h *proxytest.Host, call func() bool) {
+func drilled(t *testing.T, start func(*proxytest.Host)) (h *proxytest.Host, call func() bool) {
 	h = proxytest.New(t)
-	h.Upstream.Handle(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
-	h.Start()
+	start(h)
 	c := h.Client()
-	return h, func() bool {
-		resp, err := c.Get("http://localhost/api/x")
-		if err != nil {
-			return false
+	return h, func() bool { ok, _ := drillCall(c); return ok }
+}
+
+func inProcess(h *proxytest.Host) { h.Start() }
+
+func asProgram(h *proxytest.Host) {
+	h.StartProcess()
+	h.Seal()
+}
+
+func drillCall(c *http.Client) (ok bool, said string) {
+	resp, err := c.Get("http://localhost/api/x")
+	if err != nil {
+		return false, err.Error()
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(resp.Body) // it is to be shown
+	return resp.StatusCode == http.StatusOK, string(body)
+}
+
+// The agents of a drill are processes of the test program: drillAgent says which, and
+// drillSocket where calls are made.
+const (
+	drillAgent  = "TEST_DRILL_AGENT"
+	drillSocket = "TEST_DRILL_SOCKET"
+)
+
+// beAgent makes calls until it is killed, or for one that ends until it is refused.
+func beAgent(kind string) {
+	c := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", os.Getenv(drillSocket))
+	}}}
+	pause := map[string]time.Duration{"ends": 100 * time.Millisecond, "goes on": 1500 * time.Millisecond}[kind]
+	for range time.Tick(pause) {
+		ok, said := drillCall(c)
+		if kind == "ends" && !ok {
+			fmt.Fprintln(os.Stderr, said)
+			os.Exit(3)
 		}
-		resp.Body.Close()
-		return resp.StatusCode == http.StatusOK
 	}
 }
 
-// vouch starts vouch on the host.
-func vouch(t *testing.T, h *proxytest.Host, args ...string) *exec.Cmd {
+// run starts a command of an agent or an administrator, which is ended with the test.
+func run(t *testing.T, h *proxytest.Host, name string, args ...string) (cmd *exec.Cmd, said *daemontest.Lines) {
 	t.Helper()
-	cmd := exec.Command(daemontest.Program(t, "vouch"), args...)
-	cmd.Env = append(os.Environ(), "VOUCHD_CONFIG="+h.Path("vouchd.yaml"), "SPIFFE_ENDPOINT_SOCKET=unix://"+h.Path("agent.sock"))
-	cmd.Stderr = t.Output()
+	cmd, said = exec.Command(name, args...), daemontest.NewLines()
+	cmd.Env = append(os.Environ(), "VOUCHD_CONFIG="+h.Path("vouchd.yaml"), "SPIFFE_ENDPOINT_SOCKET=unix://"+h.Path("agent.sock"), drillSocket+"="+h.Path("proxy.sock"))
+	cmd.Stderr = said
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if name == os.Args[0] {
+		cmd.Env = append(cmd.Env, drillAgent+"="+args[0])
+		cmd.Args = cmd.Args[:1]
+	}
 	must(t, cmd.Start())
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	return cmd
+	t.Cleanup(func() {
+		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		cmd.Wait()
+	})
+	return cmd, said
+}
+
+func vouch(t *testing.T, h *proxytest.Host, args ...string) (cmd *exec.Cmd, said *daemontest.Lines) {
+	t.Helper()
+	return run(t, h, daemontest.Program(t, "vouch"), args...)
+}
+
+// everything is what the log has, in its order.
+func everything(t *testing.T, h *proxytest.Host) (all []audit.Leaf) {
+	t.Helper()
+	for line := range strings.Lines(h.OK("log", "show", "--output", "json")) {
+		leaf, err := audit.DecodeLeaf([]byte(strings.TrimSpace(line)))
+		must(t, err)
+		all = append(all, leaf)
+	}
+	return all
+}
+
+// recordOf is the place of the first record of an event that says so, with any outcome if that
+// is empty; -1: there is none.
+func recordOf(all []audit.Leaf, event audit.Event, outcome audit.Outcome, says string) int {
+	for i, r := range all {
+		if r.Event == event && (outcome == "" || r.Outcome == outcome) && strings.Contains(r.Reason, says) {
+			return i
+		}
+	}
+	return -1
 }
 
 func TestADrillTellsWhatEachAgentDoesWithoutItsCredential(t *testing.T) {
 	t.Parallel()
-	h, call := drilled(t)
-	if !call() {
-		t.Fatal("it is not called before the drill")
-	}
-	ends := vouch(t, h, "exec", "--proxy", "api", "--", "sleep", "600")
+	h, _ := drilled(t, inProcess)
+	ends, said := run(t, h, os.Args[0], "ends")
+	goesOn, _ := run(t, h, os.Args[0], "goes on")
 	eventually(t, "there are two leases", func() bool {
 		leases, err := h.Admin().Leases(t.Context())
 		return err == nil && len(leases) == 2
 	})
-	over := make(chan struct{})
-	t.Cleanup(func() { <-over; <-over })
-	enough := make(chan struct{})
-	every := func(pause time.Duration, do func()) {
-		defer func() { over <- struct{}{} }()
-		tick := time.NewTicker(pause)
-		defer tick.Stop()
-		for {
-			select {
-			case <-enough:
-				return
-			case <-tick.C:
-				do()
-			}
-		}
-	}
-	defer close(enough)
-	go every(2*time.Second, func() { call() })
-	go every(20*time.Millisecond, func() { h.Vouch("exec", "--proxy", "api", "--", "true") })
+	run(t, h, "sh", "-c", `while :; do "$0" exec --proxy api -- true 2>/dev/null; done`, daemontest.Program(t, "vouch")) // loops
 
 	out, stderr, code := h.Vouch("drill", "revoke", "--credential", "api", "--for", "8s", "--recovery", "20s", "--yes", "--output", "json")
 	if code != 1 {
@@ -82,52 +132,65 @@ func TestADrillTellsWhatEachAgentDoesWithoutItsCredential(t *testing.T) {
 		view.Drill
 		Verdicts []struct {
 			view.DrillHolder
-			Did, Back string
-			OK        bool
+			Verdict string
+			OK      bool
 		}
 	}
 	must(t, json.Unmarshal([]byte(out), &report))
-	if report.Ended.IsZero() || report.Leases < 2 || len(report.Verdicts) < 3 {
-		t.Fatalf("it tells %s", out)
+	if report.Ended.IsZero() || report.Leases < 2 || report.Interrupted || report.Unconfirmed != "" {
+		t.Errorf("it tells %s", out)
 	}
 	seen := make(map[string]int)
 	for _, v := range report.Verdicts {
 		switch {
 		case v.PID == ends.Process.Pid:
 			seen["ends"]++
-			if !strings.Contains(v.Did, "its process ended") || !v.OK {
+			if v.Verdict != "ended" || v.Calls != 1 || !v.OK {
 				t.Errorf("of who ends: %+v", v)
 			}
-		case v.PID == os.Getpid():
-			seen["calls"]++
-			if v.Calls == 0 || v.Asks != 0 || v.Recovered.IsZero() || !v.OK {
-				t.Errorf("of who goes on with a handle: %+v", v)
+		case v.PID == goesOn.Process.Pid:
+			seen["goes on"]++
+			if v.Verdict != "pauses" || v.Calls < 2 || v.Asks != 0 || v.Recovered.IsZero() || !v.OK {
+				t.Errorf("of who goes on with what it has: %+v", v)
 			}
 		case !v.Held:
 			seen["loops"]++
-			if !strings.Contains(v.Did, "tight loop") || v.Recovered.IsZero() || v.OK {
+			if v.Verdict != "loops" || v.Asks == 0 || v.Recovered.IsZero() || v.OK {
 				t.Errorf("of who tries again without a pause: %+v", v)
 			}
 		}
 	}
-	if seen["ends"] != 1 || seen["calls"] != 1 || seen["loops"] != 1 {
+	if seen["ends"] != 1 || seen["goes on"] != 1 || seen["loops"] != 1 {
 		t.Errorf("it tells of %v: %s", seen, out)
 	}
-	told := ""
-	for _, r := range daemontest.RecordsYet(h.Host, string(audit.EventAdmin), audit.Success) {
-		told += r.Reason + "\n"
+	ends.Wait()
+	if text := said.String(); !strings.Contains(text, "lease was revoked by an administrator") || strings.Contains(text, "drill") {
+		t.Errorf("an agent was told: %s", text)
 	}
-	for _, want := range []string{"withhold credential api for a drill of 8s", "the drill is over: credential api is granted again"} {
-		if !strings.Contains(told, want) {
-			t.Errorf("the log has not %q: %s", want, told)
+
+	all := everything(t, h)
+	pull := recordOf(all, audit.EventAdmin, audit.Success, "withhold credential api for a drill of 8s, until 20")
+	over := recordOf(all, audit.EventAdmin, audit.Success, "the drill is over: credential api is granted again")
+	gone := recordOf(all, audit.EventLeaseEnd, "", "revoked by an administrator, for a drill")
+	call := recordOf(all, audit.EventCall, audit.Denied, "revoked for a drill: api: withheld until")
+	ask := recordOf(all, audit.EventLeaseIntent, audit.Denied, "revoked for a drill: api: withheld until")
+	if pull < 0 || gone < pull || call < pull || ask < pull || over < max(gone, call, ask) {
+		t.Fatalf("the log has the pull at %d, the ends from %d, refused calls from %d and asks from %d, and the end at %d", pull, gone, call, ask, over)
+	}
+	for i, r := range all[pull:over] {
+		if (r.Event == audit.EventLeaseGrant || r.Event == audit.EventCall) && r.Outcome == audit.Success && r.Time.After(all[gone].Time) {
+			t.Errorf("record %d is of something granted during the drill: %+v", pull+i, r)
 		}
+	}
+	if w := all[over].Workload; w == nil || w.PID != all[pull].Workload.PID {
+		t.Errorf("the end is recorded of %+v", w)
 	}
 }
 
 func TestADrillEndsByItselfWhateverBecomesOfWhoBeganIt(t *testing.T) {
 	t.Parallel()
-	h, call := drilled(t)
-	if _, stderr, code := h.Vouch("drill", "revoke", "--credential", "api", "--yes"); code != 1 || !strings.Contains(stderr, "nobody holds a lease of this credential") {
+	h, call := drilled(t, inProcess)
+	if _, stderr, code := h.Vouch("drill", "revoke", "--credential", "api", "--yes"); code != 1 || !strings.Contains(stderr, "nobody holds a lease of this credential: api; start what uses it") {
 		t.Errorf("without a lease it exits %d: %s", code, stderr)
 	}
 	if !call() {
@@ -136,25 +199,88 @@ func TestADrillEndsByItselfWhateverBecomesOfWhoBeganIt(t *testing.T) {
 	if _, stderr, code := h.Vouch("drill", "revoke", "--credential", "api"); code != 2 || !strings.Contains(stderr, "--yes") {
 		t.Errorf("without a terminal it exits %d: %s", code, stderr)
 	}
-	begin := vouch(t, h, "drill", "revoke", "--credential", "api", "--for", "3s", "--yes")
+	begin, _ := vouch(t, h, "drill", "revoke", "--credential", "api", "--for", "3s", "--yes")
 	eventually(t, "it is withheld", func() bool { return !call() })
 	must(t, begin.Process.Kill())
 	eventually(t, "it is given back", call)
 
-	begin = vouch(t, h, "drill", "revoke", "--credential", "api", "--for", "1h", "--recovery", "1s", "--yes")
+	begin, _ = vouch(t, h, "drill", "revoke", "--credential", "api", "--for", "1h", "--recovery", "1s", "--yes")
 	eventually(t, "it is withheld again", func() bool { return !call() })
 	must(t, begin.Process.Signal(syscall.SIGINT))
 	eventually(t, "it is given back at once", call)
 
-	_, err := h.Admin().BeginDrill(t.Context(), view.DrillRequest{Credential: "api", For: time.Hour})
-	must(t, err)
+	withhold := func() {
+		_, err := h.Admin().BeginDrill(t.Context(), view.DrillRequest{Credential: "api", For: time.Hour})
+		must(t, err)
+		if call() {
+			t.Error("it is called during the drill")
+		}
+	}
+	withhold()
 	if _, err := h.Admin().BeginDrill(t.Context(), view.DrillRequest{Credential: "api", For: time.Hour}); err == nil || !strings.Contains(err.Error(), "is going on") {
 		t.Errorf("a second one: %v", err)
 	}
-	if call() {
-		t.Error("it is called during the drill")
+	if p := strings.Join(h.Problems(), "\n"); !strings.Contains(p, "vouch drill end --credential api gives it back now") {
+		t.Errorf("status says %s", p)
 	}
+	h.OK("drill", "end", "--credential", "api")
+	if p := strings.Join(h.Problems(), "\n"); strings.Contains(p, "drill") {
+		t.Errorf("after the end, status says %s", p)
+	}
+	eventually(t, "it is given back by another command", call)
+	withhold()
 	h.Stop()
 	h.Host.Start()
 	eventually(t, "it is given back by a start", call)
+}
+
+func TestADrillIsOverAndRecordedOnceAKilledDaemonStartsAnew(t *testing.T) {
+	t.Parallel()
+	h, call := drilled(t, asProgram)
+	if !call() {
+		t.Fatal("it is not called before the drill")
+	}
+	begin, said := vouch(t, h, "drill", "revoke", "--credential", "api", "--identity", "spiffe://example.org/agent", "--for", "1h", "--yes")
+	said.Wait(t, "Ctrl-C gives it back")
+	if call() {
+		t.Error("it is called during the drill")
+	}
+	h.Kill()
+	h.StartProcess()
+	h.Ready()
+	eventually(t, "it is given back", call)
+	if err := begin.Wait(); begin.ProcessState.ExitCode() != 1 || !strings.Contains(said.String(), "vouchd was started anew during the drill, and has given api back") {
+		t.Errorf("the command ends with %v, and says %s", err, said)
+	}
+	h.Stop()
+	h.StartProcess()
+	told := 0
+	for _, r := range daemontest.RecordsYet(h.Host, string(audit.EventAdmin), audit.Success) {
+		if strings.Contains(r.Reason, "the drill is over, since vouchd started anew: credential api from spiffe://example.org/agent is granted again") {
+			told++
+		}
+	}
+	if told != 1 {
+		t.Errorf("the log has the end %d times", told)
+	}
+	if _, err := os.Stat(h.Path("state/drills")); !os.IsNotExist(err) {
+		t.Errorf("the drill is kept: %v", err)
+	}
+}
+
+func TestALeaseThatIsRevokedDuringADrillStaysRevoked(t *testing.T) {
+	t.Parallel()
+	h, call := drilled(t, inProcess)
+	if !call() {
+		t.Fatal("it is not called before the drill")
+	}
+	_, err := h.Admin().BeginDrill(t.Context(), view.DrillRequest{Credential: "api", For: time.Hour})
+	must(t, err)
+	if out := h.OK("lease", "revoke", "--credential", "api"); !strings.Contains(out, "1 lease ended") {
+		t.Errorf("revoking says %s", out)
+	}
+	h.OK("drill", "end", "--credential", "api")
+	if call() {
+		t.Error("the end of the drill has undone the revocation")
+	}
 }

@@ -10,6 +10,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if kind := os.Getenv(drillAgent); kind != "" {
+		beAgent(kind)
+	}
 	code := m.Run()
 	daemontest.RemovePrograms()
 	leasetest.StopDatabase()
