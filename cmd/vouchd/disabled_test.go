@@ -110,7 +110,7 @@ func TestDisablingOneIdentityLeavesTheOthers(t *testing.T) {
 	if err != nil || len(left.Svids) != 1 || left.Svids[0].SpiffeId != "spiffe://example.org/other" {
 		t.Errorf("the stream is sent %v, %v", left.GetSvids(), err)
 	}
-	if _, stderr, code := h.Vouch("fetch", "jwt", "--audience", "a", "--spiffe-id", agentID); code != 1 || !strings.Contains(stderr, "PermissionDenied") {
+	if _, stderr, code := h.Vouch("fetch", "jwt", "--audience", "a", "--spiffe-id", agentID); code != 1 || !strings.Contains(stderr, "not entitled to the requested SPIFFE ID") {
 		t.Errorf("a token of the disabled identity: exits %d: %s", code, stderr)
 	}
 	if out, _, code := h.Vouch("entry", "explain", "--self"); code != 0 || strings.Count(out, "DISABLED") != 1 {
