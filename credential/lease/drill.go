@@ -291,12 +291,12 @@ func (d *drills) finish(of *drilling) {
 	d.changing.Lock()
 	defer d.changing.Unlock()
 	d.mu.Lock()
-	ended := !of.Ended.IsZero()
+	now := of.Drill
 	d.mu.Unlock()
-	if ended {
+	if !now.Ended.IsZero() {
 		return
 	}
-	of.steps.End(of.Drill)
+	of.steps.End(now)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	of.Ended = time.Now()
