@@ -205,7 +205,7 @@ func TestAnAnswerIsGivenAgainToAProcessThatAsksTooOften(t *testing.T) {
 		if _, again := w.again(key, "api"); again {
 			t.Fatalf("request %d is answered again", i)
 		}
-		if kept := w.keep(key, "api", i); kept != (i == repeatBurst-1) {
+		if kept := w.keep(key, "api", i, time.Now().Add(time.Hour)); kept != (i == repeatBurst-1) {
 			t.Fatalf("answer %d is held: %v", i, kept)
 		}
 	}
@@ -229,7 +229,7 @@ func TestAnAnswerIsGivenAgainToAProcessThatAsksTooOften(t *testing.T) {
 		t.Errorf("once it is released: %v", v)
 	}
 	for i := range 2 * maxHeld {
-		w.keep(key, fmt.Sprint(i), i)
+		w.keep(key, fmt.Sprint(i), i, time.Now().Add(time.Hour))
 	}
 	if n := len(w.known[key].held); n != maxHeld {
 		t.Errorf("%d answers are held", n)

@@ -9,9 +9,11 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vouchd/vouchd/attest/process"
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/workloadapi/gate"
 	"github.com/vouchd/vouchd/workloadapi/gate/gatetest"
 )
@@ -106,5 +108,38 @@ func TestAnExecInAnyWindowIsRefused(t *testing.T) {
 				t.Errorf("recorded %+v, want one refusal", r)
 			}
 		})
+	}
+}
+
+// What it got before is given again to a process that asks too often, but not past its end.
+func TestWhatHasEndedIsNotGivenAgain(t *testing.T) {
+	t.Parallel()
+	const asks = 60
+	s := gatetest.Start(t, gatetest.Entry("/agent", os.Getuid()))
+	for end, again := range map[time.Duration]bool{time.Hour: true, 0: false} {
+		peer, err := process.Pin(os.Getpid())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { peer.Close() })
+		made := 0
+		for range asks {
+			c, err := s.Gate.Admit(t.Context(), gate.Request{Peer: &self{pinned: peer}, Event: audit.EventX509SVID})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = gate.AnswerAgain(t.Context(), c, gate.Repeat{Of: end.String(), For: time.Hour}, func(_ context.Context, c *gate.Caller) (string, []audit.Record, error) {
+				made++
+				now := time.Now()
+				svid := &identity.X509SVID{Leaf: []byte("leaf"), Serial: "01", NotBefore: now.Add(-time.Minute), NotAfter: now.Add(end)}
+				return "value", []audit.Record{c.DescribeX509(c.Entries[0], svid)}, nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := made < asks; got != again {
+			t.Errorf("an SVID that ends in %v was made %d times for %d requests", end, made, asks)
+		}
 	}
 }

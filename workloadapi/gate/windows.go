@@ -24,7 +24,7 @@ const (
 // A Repeat says what makes two answers to one process the same.
 type Repeat struct {
 	Of  string        // what is asked for, such as the audience; with the event and the entries it is the whole
-	For time.Duration // how long an answer may be given again; at most 5 s
+	For time.Duration // how long an answer may be given again; at most 5 s, and never past the end of its SVIDs
 }
 
 // maxHeld bounds the answers of one process that may be given again.
@@ -53,6 +53,7 @@ type asker struct {
 // held is an answer that may be given again, and how often it was.
 type held struct {
 	answer any
+	until  time.Time
 	count  int
 }
 
@@ -73,11 +74,20 @@ func AnswerAgain[T any](ctx context.Context, c *Caller, same Repeat, build func(
 			return again, nil
 		}
 	}
-	answer, err = Answer(ctx, c, build)
-	if err != nil || !w.keep(key, same.Of, answer) {
+	until := time.Now().Add(min(same.For, maxWindow))
+	answer, err = Answer(ctx, c, func(ctx context.Context, c *Caller) (T, []audit.Record, error) {
+		answer, records, err := build(ctx, c)
+		for _, r := range records {
+			if r.SVID != nil && r.SVID.NotAfter.Before(until) {
+				until = r.SVID.NotAfter
+			}
+		}
+		return answer, records, err
+	})
+	if err != nil || !w.keep(key, same.Of, answer, until) {
 		return answer, err
 	}
-	c.gate.recorder.later.do(min(same.For, maxWindow), func() {
+	c.gate.recorder.later.do(time.Until(until), func() {
 		n := w.release(key, same.Of)
 		if n == 0 {
 			return
@@ -118,22 +128,23 @@ func (w *windows) again(key windowKey, of string) (answer any, ok bool) {
 		return nil, false
 	}
 	h := by.held[of]
-	if h == nil {
+	if h == nil || !time.Now().Before(h.until) {
 		return nil, false
 	}
 	h.count++
 	return h.answer, true
 }
 
-// keep holds an answer to a process that asks too often, until it is released.
-func (w *windows) keep(key windowKey, of string, answer any) bool {
+// keep holds an answer to a process that asks too often, until it is released; it is
+// given again before until.
+func (w *windows) keep(key windowKey, of string, answer any, until time.Time) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	by := w.known[key]
 	if by == nil || by.held[of] != nil || len(by.held) >= maxHeld || by.asked.Tokens() >= 1 {
 		return false
 	}
-	by.held[of] = &held{answer: answer}
+	by.held[of] = &held{answer: answer, until: until}
 	return true
 }
 
