@@ -28,7 +28,18 @@ type Entry struct {
 	FederatesWith []spiffeid.TrustDomain
 
 	Unanchored bool       // any user can arrange what it asks for: for a lab
-	Pos        config.Pos // where it is written
+	Pos        config.Pos // where it is written; zero for one of a SPIRE server
+
+	Server   string // its ID at the SPIRE server that it is from; empty: it is from a file
+	Revision int64  // of the one there
+}
+
+// Place says where the entry is to be changed.
+func (e Entry) Place() string {
+	if e.Server != "" {
+		return "entry " + e.Server + " of the SPIRE server"
+	}
+	return e.Pos.String()
 }
 
 // Container reports whether the entry means processes of containers. No other

@@ -148,7 +148,7 @@ func (c *Caller) Describe(event audit.Event) audit.Record {
 func (c *Caller) DescribeAs(event audit.Event, e identity.Entry) audit.Record {
 	r := c.Describe(event)
 	r.SPIFFEID = e.ID.String()
-	r.Workload.Entry = e.Pos.String()
+	r.Workload.Entry = e.Place()
 	return r
 }
 

@@ -118,7 +118,7 @@ func (f *federation) report(st *view.Status, entries []identity.Entry, problem p
 		for _, td := range e.FederatesWith {
 			if !known[td] && !told[td] {
 				told[td] = true
-				problem("entry %s at %v federates with %s, which is not in force in %s; add it there, or remove it from the entry", e.ID, e.Pos, td, f.dir)
+				problem("entry %s at %s federates with %s, which is not in force in %s; add it there, or remove it from the entry", e.ID, e.Place(), td, f.dir)
 			}
 		}
 	}
