@@ -42,6 +42,8 @@ var mayImport = map[string][]string{
 	"programs":                         {"attest/process", "attest/process/file", "config", "systemd"},
 	"identity":                         {"attest", "config", "secret"},
 	"identity/foreign":                 {"config"},
+	"identity/spire":                   {"attest", "identity", "identity/foreign", "identity/spire/spirev1", "secret"},
+	"identity/spire/spirev1":           nil,
 	"workloadapi":                      {"attest/process", "audit", "identity", "identity/foreign", "workloadapi/gate"},
 	"identity/vaultca/vaultcatest":     nil,
 	"identity/vaultca":                 {"credential/vault/server", "identity", "secret"},

@@ -59,7 +59,7 @@ type SPIRE struct {
 	Server     string        `yaml:"server" like:"spire.example.org:8081"` // HOST:PORT
 	BundleFile string        `yaml:"bundle_file" default:"/etc/vouchd/spire-bundle.pem"`
 	Attestor   string        `yaml:"attestor" default:"x509pop" oneof:"x509pop join_token vouchd"`
-	TokenFile  string        `yaml:"token_file" default:"/etc/vouchd/spire-join-token"`
+	TokenFile  string        `yaml:"token_file" like:"/var/lib/vouchd/spire-join-token"` // left out: spire-join-token in StateDir
 	MaxStale   time.Duration `yaml:"max_stale" min:"1m" max:"8784h"` // left out: the longest TTL of the entries
 }
 
@@ -211,6 +211,9 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 			FormatDuration(a.JWTKeyTTL), FormatDuration(2*a.RotationOverlap))
 	}
 	a.relateAlgorithms(problem)
+	if a.SPIRE.TokenFile == "" && c.StateDir != "" {
+		a.SPIRE.TokenFile = filepath.Join(c.StateDir, "spire-join-token")
+	}
 	switch a.Mode {
 	case ModeVault:
 		a.relateVault(problem)

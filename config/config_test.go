@@ -44,7 +44,7 @@ func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
 			JWTKeyTTL:       24 * time.Hour,
 			JWTAlgorithms:   []string{"ES256", "RS256"},
 			Vault:           Vault{Mount: "pki", Auth: "cert", TTL: 168 * time.Hour},
-			SPIRE:           SPIRE{BundleFile: "/etc/vouchd/spire-bundle.pem", Attestor: AttestorX509POP, TokenFile: "/etc/vouchd/spire-join-token"},
+			SPIRE:           SPIRE{BundleFile: "/etc/vouchd/spire-bundle.pem", Attestor: AttestorX509POP, TokenFile: "/var/lib/vouchd/spire-join-token"},
 		},
 		Log: Log{AnchorEvery: time.Minute, MaxMiB: 4096, KeepFor: 2160 * time.Hour},
 		Node: Node{

@@ -46,9 +46,9 @@ func (e Entry) Place() string {
 // entry is matched by one.
 func (e Entry) Container() bool { return inContainer(e.Selectors) }
 
-// anchored reports whether one of the facts is one that the kernel or PID 1
+// Anchored reports whether one of the facts is one that the kernel or PID 1
 // alone can arrange.
-func (e Entry) anchored() bool { return slices.ContainsFunc(e.Selectors, attest.Selector.Anchors) }
+func (e Entry) Anchored() bool { return slices.ContainsFunc(e.Selectors, attest.Selector.Anchors) }
 
 // A document is one file of entries.d.
 type document struct {
@@ -97,7 +97,7 @@ func (w *written) entry(maxX509TTL time.Duration) Entry {
 	for _, td := range w.FederatesWith {
 		e.FederatesWith = append(e.FederatesWith, td.Value)
 	}
-	e.Unanchored = !e.anchored()
+	e.Unanchored = !e.Anchored()
 	return e
 }
 

@@ -114,9 +114,9 @@ func (f *federation) report(st *view.Status, entries []identity.Entry, problem p
 		}
 	}
 	told := make(map[spiffeid.TrustDomain]bool)
-	for _, e := range entries {
+	for _, e := range entries { // of a SPIRE server's, it has the bundles
 		for _, td := range e.FederatesWith {
-			if !known[td] && !told[td] {
+			if !known[td] && !told[td] && e.Server == "" {
 				told[td] = true
 				problem("entry %s at %s federates with %s, which is not in force in %s; add it there, or remove it from the entry", e.ID, e.Place(), td, f.dir)
 			}
