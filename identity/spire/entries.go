@@ -32,15 +32,15 @@ type entries struct {
 	longest             time.Duration    // the longest TTL of the list
 }
 
-// newEntries takes the server's entries. One that is for other servers, or for secret stores,
-// is never served to a workload, and one that cannot be read is not served either.
+// newEntries takes the server's entries. One that is for agents, other servers or secret
+// stores is never served to a workload, and one that cannot be read is not served either.
 func newEntries(td spiffeid.TrustDomain, byID map[string]*spirev1.Entry) *entries {
 	es := &entries{byID: byID}
 	h := sha256.New()
 	for _, id := range slices.Sorted(maps.Keys(byID)) {
 		e := byID[id]
 		fmt.Fprintf(h, "%q %d %d\n", id, e.RevisionNumber, e.CreatedAt)
-		if e.Admin || e.Downstream || e.StoreSvid {
+		if e.Admin || e.Downstream || e.StoreSvid || isAlias(e) {
 			continue
 		}
 		entry, err := entryOf(td, e)
@@ -56,6 +56,11 @@ func newEntries(td spiffeid.TrustDomain, byID map[string]*spirev1.Entry) *entrie
 	}
 	es.digest = [32]byte(h.Sum(nil))
 	return es
+}
+
+// isAlias reports whether an entry gives a name to agents, this host among them.
+func isAlias(e *spirev1.Entry) bool {
+	return e.ParentId.GetPath() == "/spire/server" || slices.ContainsFunc(e.Selectors, func(s *spirev1.Selector) bool { return s.GetType() == "spiffe_id" })
 }
 
 func entryOf(td spiffeid.TrustDomain, e *spirev1.Entry) (identity.Entry, error) {

@@ -19,12 +19,16 @@ import (
 	"github.com/vouchd/vouchd/identity/spire/spirev1"
 )
 
+// Tests do not wait as long.
+var (
+	syncEvery = 5 * time.Second
+	settle    = 10 * time.Second
+)
+
 const (
-	syncEvery    = 5 * time.Second
 	lastRetry    = 2 * time.Minute
 	foreignEvery = time.Minute // bundles of others, where no hint says otherwise
 	keepEvery    = time.Minute // how often the time of the last sync is kept
-	settle       = 10 * time.Second
 	attestEvery  = time.Minute // where attesting fails, and the present SVID is good
 	prefetchMost = 1000        // entries whose SVIDs are made ahead
 )
@@ -195,7 +199,7 @@ func (k *Keeper) reached(ctx context.Context, err error) {
 		return
 	}
 	s := k.State()
-	if err := k.o.Recorder.Reached(ctx, Reach{Online: online, LastSync: s.LastSync, Until: later(s.X509Until, s.EntriesUntil), Cause: err}); err != nil {
+	if err := k.o.Recorder.Reached(ctx, Reach{Server: k.o.Server, Online: online, LastSync: s.LastSync, Until: later(s.X509Until, s.EntriesUntil), Cause: err}); err != nil {
 		k.o.Logger.Error("recording whether the SPIRE server answers", "err", err)
 	}
 	if online {

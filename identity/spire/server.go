@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -31,7 +32,7 @@ const (
 
 // entryMask is what this host needs of an entry.
 var entryMask = &spirev1.EntryMask{
-	SpiffeId: true, Selectors: true, X509SvidTtl: true, JwtSvidTtl: true, FederatesWith: true, Admin: true, Downstream: true,
+	SpiffeId: true, ParentId: true, Selectors: true, X509SvidTtl: true, JwtSvidTtl: true, FederatesWith: true, Admin: true, Downstream: true,
 	ExpiresAt: true, DnsNames: true, RevisionNumber: true, StoreSvid: true, Hint: true, CreatedAt: true, AdditionalAttributes: true,
 }
 
@@ -63,16 +64,21 @@ func dial(address string, td spiffeid.TrustDomain, roots x509bundle.Source, agen
 	return &connection{conn, address}, nil
 }
 
-// failed says which call failed, and what a certificate that is out of its time hints at.
+// failed says which call failed.
 func (c *connection) failed(call string, err error) error {
 	if err == nil {
 		return nil
 	}
-	hint := ""
-	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
-		hint = "; check this machine's clock"
+	return fmt.Errorf("%s at SPIRE server %s: %w%s", call, c.address, err, clockHint(err))
+}
+
+// clockHint is for a certificate that is not valid yet, or any more. gRPC has the reason of
+// a failed handshake in words alone.
+func clockHint(err error) string {
+	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired || strings.Contains(err.Error(), "certificate has expired or is not yet valid") {
+		return "; check this machine's clock"
 	}
-	return fmt.Errorf("%s at SPIRE server %s: %w%s", call, c.address, err, hint)
+	return ""
 }
 
 func (c *connection) bundle(ctx context.Context) (*spirev1.Bundle, error) {

@@ -103,7 +103,7 @@ func verifyChain(s *spirev1.X509SVID, b *bundle, now time.Time) ([]*x509.Certifi
 	}
 	_, verified, err := x509svid.Verify(chain, b.roots, x509svid.WithTime(now))
 	if err != nil {
-		return nil, "", fmt.Errorf("the bundle does not verify it: %w", err)
+		return nil, "", fmt.Errorf("the bundle does not verify it: %w%s", err, clockHint(err))
 	}
 	return chain, authorityID(verified[0][len(verified[0])-1]), nil
 }
