@@ -70,13 +70,50 @@ func enrolmentView(e appraisal.Enrolment) *view.Enrolment {
 	}
 }
 
+// agentView is of the certificate by which this host joins a SPIRE server.
+func (e *enrolment) agentView(a appraisal.Agent) *view.Enrolment {
+	v := enrolmentView(appraisal.Enrolment{TrustDomain: a.TrustDomain, Chain: a.Chain, Root: a.Root})
+	s := e.config.Authority
+	v.Agent, v.InForce = a.Name, s.Mode == config.ModeSPIRE && s.SPIRE.Attestor == config.AttestorX509POP
+	return v
+}
+
+// reportAgent says until when this host can prove to a SPIRE server by a certificate which
+// one it is.
+func (e *enrolment) reportAgent(st *view.Status, problem problemf) {
+	const way = "run vouch node request --spire, have it approved with vouch authority approve --spire, and vouch node install the approval"
+	uses := e.config.Authority.Mode == config.ModeSPIRE && e.config.Authority.SPIRE.Attestor == config.AttestorX509POP
+	now := time.Now()
+	a, err := e.machine.node.Agent(context.Background(), now)
+	if err != nil {
+		if uses {
+			problem("this host has no certificate to join SPIRE server %s with: %v; %s", e.config.Authority.SPIRE.Server, err, way)
+		}
+		return
+	}
+	v := e.agentView(a)
+	st.Node.Agent = v
+	if left := v.NotAfter.Sub(now); uses && left < v.NotAfter.Sub(v.NotBefore)/3 {
+		problem("the certificate by which this host joins SPIRE server %s ends on %s, in %s, and then that attests it no more; %s",
+			e.config.Authority.SPIRE.Server, v.NotAfter.Format(time.RFC3339), left.Round(time.Minute), way)
+	}
+}
+
 // install keeps an approval, and puts it in force at once where this host's
 // root is an organisation's.
 func (e *enrolment) install(ctx context.Context, by admin.Asker, approval []byte, root string) (view.Enrolment, error) {
 	if err := e.log.asked(ctx, by, "the installation of an enrolment by root "+root); err != nil {
 		return view.Enrolment{}, err
 	}
-	if _, err := e.machine.node.Install(ctx, approval, root); err != nil {
+	switch _, err := e.machine.node.Install(ctx, approval, root); {
+	case errors.Is(err, appraisal.ErrKind):
+		a, err := e.machine.node.InstallAgent(ctx, approval, root)
+		if err != nil {
+			return view.Enrolment{}, err
+		}
+		e.slog.Info("may join a SPIRE server", "trust_domain", a.TrustDomain, "host", a.Name, "until", a.NotAfter())
+		return *e.agentView(a), nil
+	case err != nil:
 		return view.Enrolment{}, err
 	}
 	upstream := e.load()
@@ -130,6 +167,7 @@ func (e *enrolment) report(st *view.Status, problem problemf) {
 	if p := e.problem(time.Now()); p != "" {
 		problem("%s", p)
 	}
+	e.reportAgent(st, problem)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.known != nil {

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -10,6 +11,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/cmd/vouchd/spireagent"
 	"github.com/vouchd/vouchd/config"
@@ -73,7 +75,7 @@ func openAuthority(ctx context.Context, c *config.Config, m *machine, log *recor
 }
 
 // agentKey names the TPM key that is this host's as the agent of a SPIRE server.
-const agentKey = "spire"
+const agentKey = appraisal.AgentKey
 
 // openAgent makes this host the agent of a SPIRE server.
 func openAgent(ctx context.Context, m *machine, o spireagent.Options) (*issuing, error) {
@@ -88,12 +90,17 @@ func openAgent(ctx context.Context, m *machine, o spireagent.Options) (*issuing,
 
 // attestor proves to the server which host this is, as it is configured.
 func attestor(s config.SPIRE, m *machine) spire.Attestor {
-	switch s.Attestor {
-	case config.AttestorJoinToken:
+	if s.Attestor == config.AttestorJoinToken {
 		return spireagent.JoinToken(s.TokenFile)
-	default:
-		panic(fmt.Sprintf("attestor %q", s.Attestor))
 	}
+	return spire.X509POP(func() ([]*x509.Certificate, crypto.Signer, error) {
+		a, err := m.node.Agent(context.Background(), time.Now())
+		if err != nil {
+			return nil, nil, err
+		}
+		key, err := m.node.Key(context.Background(), agentKey)
+		return a.Chain, key, err
+	})
 }
 
 // run keeps what issues up to date until the context ends.
