@@ -78,3 +78,68 @@ func TestHostsWithLeavesOfOneRootJoinASPIREServerAndVerifyEachOther(t *testing.T
 		h.VerifyLog()
 	}
 }
+
+func TestJoinSaysWhatItDoesAndDoesItOnce(t *testing.T) {
+	t.Parallel()
+	s := spiretest.New(t, "example.org")
+	h := newHost(t)
+	h.Write("vouchd.yaml", h.Read("vouchd.yaml")+"authority: # of this host\n  mode: standalone\n  spire: {bundle_file: "+h.Path("spire-bundle.pem")+"}\n")
+	h.StartProcess()
+	before := h.Read("vouchd.yaml")
+	args := func(more ...string) []string {
+		return append([]string{"node", "join", "--server", s.Address, "--bundle", s.BundleFile}, more...)
+	}
+	out := h.OK(args("--dry-run")...)
+	for _, want := range []string{s.Address + " is the server of this trust domain", "would install the bundle as ", "would set authority.mode: spire in "} {
+		if !strings.Contains(out, want) {
+			t.Errorf("--dry-run does not say %q:\n%s", want, out)
+		}
+	}
+	if _, stderr, code := h.Vouch(args()...); code == 0 || !strings.Contains(stderr, "nothing was changed: this host has no certificate") {
+		t.Errorf("without a certificate: %d, %s", code, stderr)
+	}
+	other := spiretest.New(t, "example.org")
+	if _, stderr, code := h.Vouch("node", "join", "--server", other.Address, "--bundle", s.BundleFile); code == 0 || !strings.Contains(stderr, "nothing was changed: ") || !strings.Contains(stderr, "unknown authority") {
+		t.Errorf("another server: %d, %s", code, stderr)
+	}
+	elsewhere := spiretest.New(t, "other.example")
+	if _, stderr, code := h.Vouch("node", "join", "--server", elsewhere.Address, "--bundle", elsewhere.BundleFile); code == 0 || !strings.Contains(stderr, "the server is of trust domain other.example, and this host of example.org") {
+		t.Errorf("another trust domain: %d, %s", code, stderr)
+	}
+	if h.Read("vouchd.yaml") != before {
+		t.Error("the configuration was changed")
+	}
+
+	h.Write("token", s.Token())
+	token := args("--attestor", "join_token", "--token-file", h.Path("token"))
+	done := make(chan string, 1)
+	go func() {
+		stdout, stderr, _ := h.Vouch(token...)
+		done <- stdout + stderr
+	}()
+	daemontest.Eventually(t, "the configuration is changed", func() bool { return h.Read("vouchd.yaml") != before })
+	h.Stop() // which systemd does on a real host
+	h.StartProcess()
+	out = <-done
+	for _, want := range []string{"move the join token from ", "set authority.mode: spire in ", "It has attested this host as\n  spiffe://example.org/spire/agent/join_token/", "spire-server entry create -parentID spiffe://example.org/spire/agent/join_token/"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("it does not say %q:\n%s", want, out)
+		}
+	}
+	if text := h.Read("vouchd.yaml"); !strings.Contains(text, "# of this host") {
+		t.Errorf("a comment is gone:\n%s", text)
+	}
+	if h.Read("vouchd.yaml.before-join") != before {
+		t.Error("the former configuration is not kept")
+	}
+	if _, err := os.Stat(h.Path("token")); err == nil {
+		t.Error("the token is still there")
+	}
+	if out := h.OK(args("--attestor", "join_token")...); !strings.Contains(out, "Nothing is to be changed.") || !strings.Contains(out, "It has attested this host as") {
+		t.Errorf("a second time:\n%s", out)
+	}
+	s.Stop()
+	if _, stderr, code := h.Vouch(args("--attestor", "join_token")...); code == 0 || !strings.Contains(stderr, "nothing was changed: asking for the bundle at SPIRE server "+s.Address) {
+		t.Errorf("without the server: %d, %s", code, stderr)
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vouchd/vouchd/attest/appraisal"
+	"github.com/vouchd/vouchd/cmd/vouchd/spireagent"
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/workloadapi/admin"
@@ -70,35 +71,6 @@ func enrolmentView(e appraisal.Enrolment) *view.Enrolment {
 	}
 }
 
-// agentView is of the certificate by which this host joins a SPIRE server.
-func (e *enrolment) agentView(a appraisal.Agent) *view.Enrolment {
-	v := enrolmentView(appraisal.Enrolment{TrustDomain: a.TrustDomain, Chain: a.Chain, Root: a.Root})
-	s := e.config.Authority
-	v.Agent, v.InForce = a.Name, s.Mode == config.ModeSPIRE && s.SPIRE.Attestor == config.AttestorX509POP
-	return v
-}
-
-// reportAgent says until when this host can prove to a SPIRE server by a certificate which
-// one it is.
-func (e *enrolment) reportAgent(st *view.Status, problem problemf) {
-	const way = "run vouch node request --spire, have it approved with vouch authority approve --spire, and vouch node install the approval"
-	uses := e.config.Authority.Mode == config.ModeSPIRE && e.config.Authority.SPIRE.Attestor == config.AttestorX509POP
-	now := time.Now()
-	a, err := e.machine.node.Agent(context.Background(), now)
-	if err != nil {
-		if uses {
-			problem("this host has no certificate to join SPIRE server %s with: %v; %s", e.config.Authority.SPIRE.Server, err, way)
-		}
-		return
-	}
-	v := e.agentView(a)
-	st.Node.Agent = v
-	if left := v.NotAfter.Sub(now); uses && left < v.NotAfter.Sub(v.NotBefore)/3 {
-		problem("the certificate by which this host joins SPIRE server %s ends on %s, in %s, and then that attests it no more; %s",
-			e.config.Authority.SPIRE.Server, v.NotAfter.Format(time.RFC3339), left.Round(time.Minute), way)
-	}
-}
-
 // install keeps an approval, and puts it in force at once where this host's
 // root is an organisation's.
 func (e *enrolment) install(ctx context.Context, by admin.Asker, approval []byte, root string) (view.Enrolment, error) {
@@ -112,7 +84,7 @@ func (e *enrolment) install(ctx context.Context, by admin.Asker, approval []byte
 			return view.Enrolment{}, err
 		}
 		e.slog.Info("may join a SPIRE server", "trust_domain", a.TrustDomain, "host", a.Name, "until", a.NotAfter())
-		return *e.agentView(a), nil
+		return spireagent.LeafView(e.config, a), nil
 	case err != nil:
 		return view.Enrolment{}, err
 	}
@@ -167,7 +139,7 @@ func (e *enrolment) report(st *view.Status, problem problemf) {
 	if p := e.problem(time.Now()); p != "" {
 		problem("%s", p)
 	}
-	e.reportAgent(st, problem)
+	spireagent.ReportLeaf(e.config, e.machine.node, st, problem)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.known != nil {

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -16,7 +15,6 @@ import (
 	"github.com/vouchd/vouchd/cmd/vouchd/spireagent"
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/identity"
-	"github.com/vouchd/vouchd/identity/spire"
 	"github.com/vouchd/vouchd/identity/vaultca"
 	"github.com/vouchd/vouchd/secret"
 	"github.com/vouchd/vouchd/workloadapi"
@@ -74,33 +72,15 @@ func openAuthority(ctx context.Context, c *config.Config, m *machine, log *recor
 	return i, err
 }
 
-// agentKey names the TPM key that is this host's as the agent of a SPIRE server.
-const agentKey = appraisal.AgentKey
-
 // openAgent makes this host the agent of a SPIRE server.
 func openAgent(ctx context.Context, m *machine, o spireagent.Options) (*issuing, error) {
-	key, err := m.node.Key(ctx, agentKey)
+	key, err := m.node.Key(ctx, appraisal.AgentKey)
 	if err != nil {
 		return nil, err
 	}
-	o.Key, o.Attestor, o.Store, o.Sealer = key, attestor(o.Config.Authority.SPIRE, m), m.state, m.node
+	o.Key, o.Attestor, o.Store, o.Sealer = key, spireagent.Attestor(o.Config.Authority.SPIRE, m.node), m.state, m.node
 	agent, err := spireagent.Open(ctx, o)
 	return &issuing{Issuer: agent, config: o.Config, agent: agent}, err
-}
-
-// attestor proves to the server which host this is, as it is configured.
-func attestor(s config.SPIRE, m *machine) spire.Attestor {
-	if s.Attestor == config.AttestorJoinToken {
-		return spireagent.JoinToken(s.TokenFile)
-	}
-	return spire.X509POP(func() ([]*x509.Certificate, crypto.Signer, error) {
-		a, err := m.node.Agent(context.Background(), time.Now())
-		if err != nil {
-			return nil, nil, err
-		}
-		key, err := m.node.Key(context.Background(), agentKey)
-		return a.Chain, key, err
-	})
 }
 
 // run keeps what issues up to date until the context ends.
