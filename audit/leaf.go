@@ -68,6 +68,8 @@ var events = map[Event]bool{
 	EventIssuingCA: false, EventJWTKey: false, EventUpstream: false, EventWorkload: false,
 	EventX509SVID: false, EventJWTSVID: false, EventBundle: false,
 	EventJWTValidated: false, EventStreamEnd: false, EventRun: false, EventAdmin: false, EventWitness: false, EventFederation: false,
+	EventSPIREAttest: false, EventSPIREAuthority: false, EventSPIREBundle: false, EventSPIREEntries: false,
+	EventSPIRESign: false, EventSPIREOffline: false, EventSPIREOnline: false,
 	EventLeaseIntent: false, EventLeaseGrant: false, EventLeaseRenew: false,
 	EventLeaseRevokeIntent: false, EventLeaseRevoke: false, EventLeaseEnd: false, EventUse: false, EventCall: false, EventCallEnd: false,
 	EventSecretSeal: false, EventSecretRotate: false, EventSecretRemove: false, EventSecretUndo: false,
@@ -143,6 +145,7 @@ func (c *codec) leaf(l *Leaf) {
 	c.text("request_id", &l.RequestID, limitName)
 	c.needUint("seq", &l.Index)
 	c.text("spiffe_id", &l.SPIFFEID, limitID)
+	c.spire(&l.SPIRE)
 	c.svid(&l.SVID)
 	c.time("time", &l.Time, timeMicros)
 	c.use(&l.Use)
@@ -324,7 +327,9 @@ func (c *codec) svid(v **SVID) {
 	c.text("kind", &x.Kind, limitName)
 	c.time("not_after", &x.NotAfter, timeSeconds)
 	c.time("not_before", &x.NotBefore, timeSeconds)
+	c.flag("offline", &x.Offline)
 	c.text("sha256", &x.SHA256, limitName)
+	c.text("signing", &x.Signing, limitName)
 	c.end()
 }
 

@@ -19,7 +19,7 @@ func fullLeaf() *Leaf {
 	day := at.Truncate(time.Second)
 	r := someRecord(4211)
 	r.Reason = "no entry matches"
-	r.SVID = &SVID{Kind: "jwt", ID: "9f", SHA256: "aa", KeyID: "bb", Audience: []string{"db", "api"}, CommonName: "reader", DNSNames: []string{"db.example.org"}, NotBefore: day, NotAfter: day.Add(time.Hour)}
+	r.SVID = &SVID{Kind: "jwt", ID: "9f", SHA256: "aa", KeyID: "bb", Audience: []string{"db", "api"}, CommonName: "reader", DNSNames: []string{"db.example.org"}, NotBefore: day, NotAfter: day.Add(time.Hour), Signing: "88", Offline: true}
 	r.Key = &Key{KeyID: "bb", Certificate: []byte{1}, PublicKey: []byte{2, 3}, NotBefore: day, NotAfter: day.Add(time.Hour), Quote: []byte{4, 5, 6}}
 	r.Node = &Node{EKSHA256: "cc", AKName: "000bdd", PCRSHA256: "ee", EvidenceSHA256: "ff", Resets: 17, Statement: []byte("statement")}
 	r.Config = &Config{SHA256: "11", Entries: 12, Version: "0.1.0"}
@@ -28,6 +28,8 @@ func fullLeaf() *Leaf {
 	r.Use = &Use{First: at, Last: at.Add(time.Second), Count: 3, WithinTTL: true, Source: "proxy"}
 	r.Call = &Call{Door: "unix", Processes: "/usr/bin/git (7), /usr/bin/sh (8)", Authority: "aa", Method: "GET", Path: "/v1/models/**", Rule: "models", Unenforced: true, Count: 2, Status: 200, Sent: 3, Received: 4, Redacted: 5, Shapes: "github-token,jwt", Rows: 6, Statements: "SELECT=2,refused=1", WithinTTL: true}
 	r.Federation = &Federation{TrustDomain: "partner.example", Source: "https://partner.example/bundle", Profile: "https_spiffe", Sequence: 1<<64 - 1, SHA256: "dd", Roots: 2, Keys: 3}
+	r.SPIRE = &SPIRE{Server: "spire.example.org:8081", ServerSerial: "0a", Agent: "spiffe://example.org/spire/agent/x", Attestor: "x509pop", EvidenceSHA256: "44", SHA256: "55", NotAfter: day, TrustDomain: "example.org", Sequence: 7, Authorities: []string{"66", "77"}, Tainted: []string{"66"},
+		Entries: 3, Added: []string{"e1"}, Removed: []string{"e2"}, Changed: []string{"e3"}, Signing: "88", Entry: "e1", Revision: 9, SPKISHA256: "99", LastSync: day, Until: day}
 	r.Event = EventSegment
 	return &Leaf{Version: LeafVersion, Index: 99, Time: at, Mono: 86400 * time.Second, BootID: "2f0e8e47-7f62-4d0c-9a6e-6a3f5a0e6f0b", Record: r,
 		Log: &LogEvent{Key: "k", Last: 4, Size: 5, Root: "r", Anchor: []byte{7}, Cut: 8, CutSHA256: "33", Refused: 9}}
@@ -107,6 +109,8 @@ func TestHostileTextIsEscapedInEveryField(t *testing.T) {
 			&r.Node.EKSHA256, &r.Node.AKName, &r.Node.PCRSHA256, &r.Node.EvidenceSHA256, &r.Config.SHA256, &r.Config.Version,
 			&r.Credential.Lease, &r.Credential.Handle, &r.Credential.Revocation, &r.Credential.Exposure, &r.Credential.Name, &r.Credential.Kind, &r.Credential.Upstream, &r.Credential.ScopeAsked, &r.Credential.ScopeGranted, &r.Credential.Audience[0],
 			&r.Federation.TrustDomain, &r.Federation.Source, &r.Federation.Profile, &r.Federation.SHA256,
+			&r.SPIRE.Server, &r.SPIRE.ServerSerial, &r.SPIRE.Agent, &r.SPIRE.Attestor, &r.SPIRE.EvidenceSHA256, &r.SPIRE.SHA256, &r.SPIRE.TrustDomain, &r.SPIRE.Authorities[0], &r.SPIRE.Tainted[0],
+			&r.SPIRE.Added[0], &r.SPIRE.Removed[0], &r.SPIRE.Changed[0], &r.SPIRE.Signing, &r.SPIRE.Entry, &r.SPIRE.SPKISHA256, &r.SVID.Signing,
 			&r.Use.Source, &l.Log.Key, &l.Log.Root, &l.Log.CutSHA256,
 		} {
 			before := *p

@@ -23,6 +23,7 @@ type Record struct {
 	Config   *Config   // what was loaded
 
 	Federation *Federation // another trust domain's bundle
+	SPIRE      *SPIRE      // what passed between this host and its SPIRE server
 
 	Credential *Credential // a lease: asked for, granted, ended
 	Use        *Use        // how a lease was used
@@ -124,6 +125,9 @@ type SVID struct {
 	DNSNames   []string // beside the SPIFFE ID
 	NotBefore  time.Time
 	NotAfter   time.Time
+
+	Signing string // of a SPIRE server's: its spire.sign record
+	Offline bool   // handed out while that server was away
 }
 
 // A Key is an authority key taken into use. An issuing CA brings its

@@ -2,11 +2,13 @@ package config
 
 import (
 	"cmp"
+	"net"
 	"net/netip"
 	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -25,6 +27,7 @@ type Config struct {
 	EntriesDir     string               `yaml:"entries_dir" default:"/etc/vouchd/entries.d"`
 	CredentialsDir string               `yaml:"credentials_dir" default:"/etc/vouchd/credentials.d"`
 	FederationDir  string               `yaml:"federation_dir" default:"/etc/vouchd/federation.d"`
+	GrantsDir      string               `yaml:"grants_dir" default:"/etc/vouchd/grants.d"`
 	ProgramsDir    string               `yaml:"programs_dir" default:"/etc/vouchd/programs.d"`
 	ProgramsSocket string               `yaml:"programs_socket" was:"run_socket" default:"/run/vouchd/run.sock"`
 	SystemdSocket  string               `yaml:"systemd_socket" default:"/run/vouchd/systemd.sock"`
@@ -40,7 +43,7 @@ type Config struct {
 
 // Authority is how the trust domain's keys are kept and how long they live.
 type Authority struct {
-	Mode            string        `yaml:"mode" default:"standalone" oneof:"standalone enrolled vault"`
+	Mode            string        `yaml:"mode" default:"standalone" oneof:"standalone enrolled vault spire"`
 	IssuingCATTL    time.Duration `yaml:"issuing_ca_ttl" default:"4h" min:"2m" max:"168h"`
 	RotationOverlap time.Duration `yaml:"rotation_overlap" min:"1m" max:"84h"` // left out: half of IssuingCATTL
 	JWTIssuer       string        `yaml:"jwt_issuer" like:"https://example.org"`
@@ -48,6 +51,16 @@ type Authority struct {
 	JWTKeyTTL       time.Duration `yaml:"jwt_key_ttl" default:"24h" min:"2h" max:"2160h"`
 	JWTAlgorithms   []string      `yaml:"jwt_algorithms" oneof:"ES256 RS256"` // left out: all that JWTKey can sign, ES256 first
 	Vault           Vault         `yaml:"vault"`
+	SPIRE           SPIRE         `yaml:"spire"`
+}
+
+// SPIRE is the server whose agent this host is, where Mode is spire.
+type SPIRE struct {
+	Server     string        `yaml:"server" like:"spire.example.org:8081"` // HOST:PORT
+	BundleFile string        `yaml:"bundle_file" default:"/etc/vouchd/spire-bundle.pem"`
+	Attestor   string        `yaml:"attestor" default:"x509pop" oneof:"x509pop join_token"`
+	TokenFile  string        `yaml:"token_file" like:"/var/lib/vouchd/spire-join-token"` // left out: spire-join-token in StateDir
+	MaxStale   time.Duration `yaml:"max_stale" min:"1m" max:"8784h"` // left out: the longest TTL of the entries
 }
 
 // Vault is the PKI engine of a Vault or OpenBao that certifies the node key, where Mode is
@@ -97,6 +110,15 @@ const ModeEnrolled = "enrolled"
 
 // ModeVault is the value of Mode where a Vault or OpenBao certifies this host.
 const ModeVault = "vault"
+
+// ModeSPIRE is the value of Mode where this host is the agent of a SPIRE server.
+const ModeSPIRE = "spire"
+
+// The values of SPIRE.Attestor: how a host proves to the server which one it is.
+const (
+	AttestorX509POP   = "x509pop"
+	AttestorJoinToken = "join_token"
+)
 
 // The values of JWTAlgorithms: what signs JWT-SVIDs (RFC 7518 §3.1).
 const (
@@ -188,8 +210,14 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 			FormatDuration(a.JWTKeyTTL), FormatDuration(2*a.RotationOverlap))
 	}
 	a.relateAlgorithms(problem)
-	if a.Mode == ModeVault {
+	if a.SPIRE.TokenFile == "" && filepath.IsAbs(c.StateDir) {
+		a.SPIRE.TokenFile = filepath.Join(c.StateDir, "spire-join-token")
+	}
+	switch a.Mode {
+	case ModeVault:
 		a.relateVault(problem)
+	case ModeSPIRE:
+		a.relateSPIRE(problem)
 	}
 	if a.JWTIssuer == "" && !c.TrustDomain.IsZero() {
 		a.JWTIssuer = "https://" + c.TrustDomain.Name()
@@ -219,6 +247,9 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 		{"entries_dir", c.EntriesDir, maxPath},
 		{"programs_dir", c.ProgramsDir, maxPath},
 		{"federation_dir", c.FederationDir, maxPath},
+		{"grants_dir", c.GrantsDir, maxPath},
+		{"authority.spire.bundle_file", a.SPIRE.BundleFile, maxPath},
+		{"authority.spire.token_file", a.SPIRE.TokenFile, maxPath},
 		{"credentials_dir", c.CredentialsDir, maxPath},
 		{"node.policy", c.Node.Policy, maxPath},
 		{"node.ek_chain_dir", c.Node.EKChainDir, maxPath},
@@ -291,6 +322,25 @@ func (a *Authority) relateVault(problem func(key, format string, args ...any)) {
 	if a.RotationOverlap > v.TTL/4 && v.TTL > 0 {
 		problem("authority.vault.ttl", "%s is less than four times authority.rotation_overlap; give it %s or more", FormatDuration(v.TTL), FormatDuration(4*a.RotationOverlap))
 	}
+}
+
+// relateSPIRE holds the settings of a SPIRE server to what it takes to reach one.
+func (a *Authority) relateSPIRE(problem func(key, format string, args ...any)) {
+	const key, like = "authority.spire.server", "spire.example.org:8081"
+	switch host, port, err := net.SplitHostPort(a.SPIRE.Server); {
+	case a.SPIRE.Server == "":
+		problem(key, "is missing, and authority.mode is spire; add it, such as %s", like)
+	case err != nil || host == "" || !isPort(port) || strings.ContainsAny(host, "/@ "):
+		problem(key, "%q is not a host and its port; write it like %s", clip(a.SPIRE.Server), like)
+	}
+	if a.JWTKey == JWTKeyTPM {
+		problem("authority.jwt_key", "is tpm, but authority.mode is spire: the server signs JWT-SVIDs; remove it")
+	}
+}
+
+func isPort(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && n > 0
 }
 
 const (

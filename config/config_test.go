@@ -29,6 +29,7 @@ func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
 		CredentialsDir: "/etc/vouchd/credentials.d",
 		Metrics:        "none",
 		FederationDir:  "/etc/vouchd/federation.d",
+		GrantsDir:      "/etc/vouchd/grants.d",
 		ProgramsDir:    "/etc/vouchd/programs.d",
 		ProgramsSocket: "/run/vouchd/run.sock",
 		SystemdSocket:  "/run/vouchd/systemd.sock",
@@ -43,6 +44,7 @@ func TestLoadFillsEveryDefaultButTheTrustDomain(t *testing.T) {
 			JWTKeyTTL:       24 * time.Hour,
 			JWTAlgorithms:   []string{"ES256", "RS256"},
 			Vault:           Vault{Mount: "pki", Auth: "cert", TTL: 168 * time.Hour},
+			SPIRE:           SPIRE{BundleFile: "/etc/vouchd/spire-bundle.pem", Attestor: AttestorX509POP, TokenFile: "/var/lib/vouchd/spire-join-token"},
 		},
 		Log: Log{AnchorEvery: time.Minute, MaxMiB: 4096, KeepFor: 2160 * time.Hour},
 		Node: Node{
@@ -171,8 +173,15 @@ vouchd.yaml:3: entries_dir "/etc/../x" is not a plain absolute path; write it fr
 			"vouchd.yaml:3: admin_socket is the agent_socket too; give each its own path"},
 		{"one directory for entries and credentials", "trust_domain: a\nentries_dir: /etc/vouchd/credentials.d", nil,
 			"vouchd.yaml: credentials_dir is the entries_dir too; give each its own directory"},
-		{"a mode that this version does not have", "trust_domain: a\nauthority: {mode: spire, jwt_key: file}", nil,
-			`vouchd.yaml:2: authority.mode "spire" is not valid; use standalone or enrolled or vault
+		{"a SPIRE server without an address", "trust_domain: a\nauthority: {mode: spire, jwt_key: tpm}", nil,
+			`vouchd.yaml: authority.spire.server is missing, and authority.mode is spire; add it, such as spire.example.org:8081
+vouchd.yaml:2: authority.jwt_key is tpm, but authority.mode is spire: the server signs JWT-SVIDs; remove it`},
+		{"a SPIRE server that cannot be one", "trust_domain: a\nauthority:\n  mode: spire\n  spire:\n    server: https://spire.example.org\n    attestor: none\n    max_stale: 1s\n", nil,
+			`vouchd.yaml:5: authority.spire.server "https://spire.example.org" is not a host and its port; write it like spire.example.org:8081
+vouchd.yaml:6: authority.spire.attestor "none" is not valid; use x509pop or join_token
+vouchd.yaml:7: authority.spire.max_stale "1s" is out of range; use 1m to 8784h`},
+		{"a mode that this version does not have", "trust_domain: a\nauthority: {mode: cluster, jwt_key: file}", nil,
+			`vouchd.yaml:2: authority.mode "cluster" is not valid; use standalone or enrolled or vault or spire
 vouchd.yaml:2: authority.jwt_key "file" is not valid; use sealed or tpm`},
 		{"lifetimes out of range", "trust_domain: a\nauthority:\n  issuing_ca_ttl: 1m\n  jwt_key_ttl: 1h\n", nil,
 			`vouchd.yaml:3: authority.issuing_ca_ttl "1m" is out of range; use 2m to 168h

@@ -133,7 +133,7 @@ func (h *host) keyInTPM(o *options) {
 
 func (h *host) issueX509(a *identity.Authority, ttl time.Duration) []*x509.Certificate {
 	h.t.Helper()
-	svid, err := a.IssueX509(h.t.Context(), agent, ttl)
+	svid, err := a.IssueX509(h.t.Context(), identity.Entry{ID: agent, X509TTL: ttl})
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -146,7 +146,7 @@ func (h *host) issueX509(a *identity.Authority, ttl time.Duration) []*x509.Certi
 
 func (h *host) issueJWT(a *identity.Authority) string {
 	h.t.Helper()
-	svid, err := a.IssueJWT(h.t.Context(), agent, time.Hour, []string{"api"})
+	svid, err := a.IssueJWT(h.t.Context(), identity.Entry{ID: agent, JWTTTL: time.Hour}, []string{"api"}, identity.With{})
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -277,7 +277,7 @@ func TestValidateJWTRefuses(t *testing.T) {
 		{"nothing", "", "api"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if svid, err := a.ValidateJWT(tt.token, tt.audience); err == nil {
+			if svid, err := a.Bundle().ValidateJWT(tt.token, tt.audience); err == nil {
 				t.Errorf("ValidateJWT accepted it as %s", svid.ID)
 			}
 		})
@@ -300,15 +300,15 @@ func TestIssueRefuses(t *testing.T) {
 		{"no lifetime", agent, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if _, err := a.IssueX509(t.Context(), tt.id, tt.ttl); err == nil {
+			if _, err := a.IssueX509(t.Context(), identity.Entry{ID: tt.id, X509TTL: tt.ttl}); err == nil {
 				t.Error("IssueX509 issued")
 			}
-			if _, err := a.IssueJWT(t.Context(), tt.id, tt.ttl, []string{"api"}); err == nil {
+			if _, err := a.IssueJWT(t.Context(), identity.Entry{ID: tt.id, JWTTTL: tt.ttl}, []string{"api"}, identity.With{}); err == nil {
 				t.Error("IssueJWT issued")
 			}
 		})
 	}
-	if _, err := a.IssueJWT(t.Context(), agent, time.Hour, nil); err == nil {
+	if _, err := a.IssueJWT(t.Context(), identity.Entry{ID: agent, JWTTTL: time.Hour}, nil, identity.With{}); err == nil {
 		t.Error("IssueJWT issued for no audience")
 	}
 }
@@ -486,7 +486,7 @@ func TestOldKeysServeOnWhileNewOnesCannotBeAnnounced(t *testing.T) {
 		t.Error("an SVID outlives the issuing CA")
 	}
 	h.clock.move(2 * time.Hour)
-	if _, err := a.IssueX509(t.Context(), agent, time.Hour); !errors.Is(err, identity.ErrNoAuthority) {
+	if _, err := a.IssueX509(t.Context(), identity.Entry{ID: agent, X509TTL: time.Hour}); !errors.Is(err, identity.ErrNoAuthority) {
 		t.Errorf("IssueX509 with an expired CA = %v, want ErrNoAuthority", err)
 	}
 	broken = false
@@ -520,7 +520,7 @@ func both(o *options) { o.JWTAlgorithms = []string{identity.ES256, identity.RS25
 
 func issueRS256(t *testing.T, a *identity.Authority) *identity.JWTSVID {
 	t.Helper()
-	svid, err := a.IssueJWTWith(t.Context(), agent, time.Hour, []string{"api"}, identity.With{Algorithm: identity.RS256})
+	svid, err := a.IssueJWT(t.Context(), identity.Entry{ID: agent, JWTTTL: time.Hour}, []string{"api"}, identity.With{Algorithm: identity.RS256})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -543,7 +543,7 @@ func TestRS256IsThereForThoseWhoAskAndSurvivesARestart(t *testing.T) {
 	if err != nil || parsed.Headers[0].KeyID != svid.KeyID || parsed.Headers[0].ExtraHeaders["typ"] != "JWT" {
 		t.Fatalf("%+v, %v", parsed, err)
 	}
-	if _, err := a.ValidateJWT(svid.Token, "api"); err != nil {
+	if _, err := a.Bundle().ValidateJWT(svid.Token, "api"); err != nil {
 		t.Error(err)
 	}
 	if err := a.SelfCheck(t.Context()); err != nil {
@@ -553,7 +553,7 @@ func TestRS256IsThereForThoseWhoAskAndSurvivesARestart(t *testing.T) {
 	if again := issueRS256(t, a); again.KeyID != svid.KeyID {
 		t.Errorf("after a restart %s signs, want %s", again.KeyID, svid.KeyID)
 	}
-	if _, err := a.ValidateJWT(svid.Token, "api"); err != nil {
+	if _, err := a.Bundle().ValidateJWT(svid.Token, "api"); err != nil {
 		t.Errorf("after a restart: %v", err)
 	}
 	if !slices.ContainsFunc(h.announced, func(k identity.Key) bool { return k.ID == svid.KeyID && len(k.PublicKey) > 0 }) {
@@ -630,7 +630,7 @@ func TestAnAlgorithmThatIsExcludedSignsNothing(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	for _, change := range []func(*options){func(*options) {}, h.keyInTPM} {
-		_, err := h.start(change).IssueJWTWith(t.Context(), agent, time.Hour, []string{"api"}, identity.With{Algorithm: identity.RS256})
+		_, err := h.start(change).IssueJWT(t.Context(), identity.Entry{ID: agent, JWTTTL: time.Hour}, []string{"api"}, identity.With{Algorithm: identity.RS256})
 		if !errors.Is(err, identity.ErrNoAuthority) || !strings.Contains(fmt.Sprint(err), "jwt_algorithms") {
 			t.Errorf("IssueJWTWith = %v, want ErrNoAuthority and the setting", err)
 		}
@@ -655,7 +655,7 @@ func TestManyWhoWantTheFirstRSAKeyGetTheSame(t *testing.T) {
 	kids := make(chan string, 8)
 	for range cap(kids) {
 		go func() {
-			svid, err := a.IssueJWTWith(t.Context(), agent, time.Hour, []string{"api"}, identity.With{Algorithm: identity.RS256})
+			svid, err := a.IssueJWT(t.Context(), identity.Entry{ID: agent, JWTTTL: time.Hour}, []string{"api"}, identity.With{Algorithm: identity.RS256})
 			if err != nil {
 				t.Error(err)
 				svid = new(identity.JWTSVID)
@@ -701,7 +701,7 @@ func TestJWTKeyInTheTPMStaysTheSame(t *testing.T) {
 	first := keyID(t, h.issueJWT(a))
 	h.clock.move(1000 * time.Hour)
 	a = h.start(h.keyInTPM)
-	token, err := a.IssueJWT(t.Context(), agent, time.Hour, []string{"api"})
+	token, err := a.IssueJWT(t.Context(), identity.Entry{ID: agent, JWTTTL: time.Hour}, []string{"api"}, identity.With{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -739,7 +739,7 @@ func TestNamedX509SVIDsNameStandsForItsID(t *testing.T) {
 		fits:  fits.String(),
 		long:  fmt.Sprintf("%x", sha256.Sum256([]byte(long.String()))),
 	} {
-		svid, err := a.IssueNamedX509(t.Context(), id, time.Hour, identity.Names{Common: identity.CommonName(id)})
+		svid, err := a.IssueX509(t.Context(), identity.Entry{ID: id, X509TTL: time.Hour, Names: identity.Names{Common: identity.CommonName(id)}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -768,18 +768,18 @@ func TestJWTSVIDWithAClaimMoreSaysTheRestAsAlways(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	a := h.start()
-	svid, err := a.IssueJWTWith(t.Context(), agent, time.Minute, []string{"api"}, identity.With{
+	svid, err := a.IssueJWT(t.Context(), identity.Entry{ID: agent, JWTTTL: time.Minute}, []string{"api"}, identity.With{
 		Claim: "https://aws.amazon.com/tags", Value: map[string]any{"principal_tags": map[string][]string{"project": {"p"}}},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := a.ValidateJWT(svid.Token, "api")
+	got, err := a.Bundle().ValidateJWT(svid.Token, "api")
 	if err != nil || got.ID != agent || fmt.Sprint(got.Claims["https://aws.amazon.com/tags"]) != "map[principal_tags:map[project:[p]]]" {
 		t.Errorf("it says %+v, %v", got, err)
 	}
 	for _, claim := range []string{"", "sub", "aud", "exp", "iss", "iat", "nbf", "jti"} {
-		if _, err := a.IssueJWTWith(t.Context(), agent, time.Minute, []string{"api"}, identity.With{Claim: claim, Value: "x"}); err == nil {
+		if _, err := a.IssueJWT(t.Context(), identity.Entry{ID: agent, JWTTTL: time.Minute}, []string{"api"}, identity.With{Claim: claim, Value: "x"}); err == nil {
 			t.Errorf("claim %q could be set", claim)
 		}
 	}

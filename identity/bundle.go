@@ -3,7 +3,9 @@ package identity
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -11,6 +13,8 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 )
 
 const (
@@ -27,6 +31,9 @@ type Bundle struct {
 	// JWKSGoodUntil is until when a copy of the JWKS suffices to verify every JWT-SVID
 	// that is signed; zero: permanently. Fetch the next one before that.
 	JWKSGoodUntil time.Time
+	// Tainted are the key IDs of authorities that are in the bundle and no longer to be
+	// relied on, sorted. What they signed is issued anew.
+	Tainted []string
 
 	jwt          *jwtbundle.Bundle
 	rootNotAfter time.Time
@@ -73,23 +80,50 @@ func (a *Authority) publish() error {
 }
 
 func (a *Authority) makeBundle() (*Bundle, error) {
-	b := &Bundle{jwt: jwtbundle.New(a.o.TrustDomain)}
-	for _, r := range a.roots {
+	var keys []JWTAuthority
+	for _, k := range *a.jwt.Load() {
+		keys = append(keys, JWTAuthority{k.id, k.public})
+	}
+	b, err := NewBundle(a.o.TrustDomain, 0, a.roots, keys)
+	if err != nil {
+		return nil, err
+	}
+	b.JWKSGoodUntil = a.jwt.Load().good(a.o.JWTAlgorithms, a.o.Now())
+	return b, nil
+}
+
+// A JWTAuthority is a key that verifies JWT-SVIDs.
+type JWTAuthority struct {
+	ID  string // the kid, which JWT-SVID §6.1 asks for
+	Key crypto.PublicKey
+}
+
+// NewBundle returns the bundle of a trust domain.
+func NewBundle(td spiffeid.TrustDomain, sequence uint64, roots []*x509.Certificate, keys []JWTAuthority) (*Bundle, error) {
+	b := &Bundle{Sequence: sequence, jwt: jwtbundle.New(td)}
+	for _, r := range roots {
 		b.X509 = append(b.X509, r.Raw...)
 		b.rootNotAfter = r.NotAfter
 	}
 	set := jose.JSONWebKeySet{Keys: []jose.JSONWebKey{}}
-	for _, k := range *a.jwt.Load() {
-		// use and kid: JWT-SVID §6.1
-		set.Keys = append(set.Keys, jose.JSONWebKey{Key: k.public, KeyID: k.id, Use: "jwt-svid"})
-		if err := b.jwt.AddJWTAuthority(k.id, k.public); err != nil {
+	for _, k := range keys {
+		set.Keys = append(set.Keys, jose.JSONWebKey{Key: k.Key, KeyID: k.ID, Use: "jwt-svid"}) // JWT-SVID §6.1
+		if err := b.jwt.AddJWTAuthority(k.ID, k.Key); err != nil {
 			return nil, err
 		}
 	}
-	b.JWKSGoodUntil = a.jwt.Load().good(a.o.JWTAlgorithms, a.o.Now())
 	var err error
 	b.JWKS, err = json.Marshal(set)
 	return b, err
+}
+
+// ValidateJWT checks a JWT-SVID in full (JWT-SVID §5, Workload API §6.2.3) with the bundle of
+// its subject's trust domain (Workload API §6.3), and returns its claims. That is this one, or
+// one of those given; without it the token is refused.
+func (b *Bundle) ValidateJWT(token, audience string, foreign ...*jwtbundle.Bundle) (*jwtsvid.SVID, error) {
+	bundles := jwtbundle.NewSet(foreign...)
+	bundles.Add(b.jwt)
+	return jwtsvid.ParseAndValidate(token, bundles, []string{audience})
 }
 
 // nextSequence continues the stored sequence: the same number for the same

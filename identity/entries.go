@@ -117,6 +117,14 @@ func parseEntries(files []config.File, problems config.Errors, td spiffeid.Trust
 	return es, nil
 }
 
+// NewEntries returns entries that are from elsewhere than files. The digest tells them from
+// others. The list is the callee's from then on.
+func NewEntries(list []Entry, digest [32]byte) *Entries {
+	es := &Entries{list: list, digest: digest}
+	es.index()
+	return es
+}
+
 // LeftOut returns why entries were left out, by [Limits.LeaveOutUnanchored].
 func (es *Entries) LeftOut() config.Errors { return es.out }
 

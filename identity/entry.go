@@ -28,16 +28,27 @@ type Entry struct {
 	FederatesWith []spiffeid.TrustDomain
 
 	Unanchored bool       // any user can arrange what it asks for: for a lab
-	Pos        config.Pos // where it is written
+	Pos        config.Pos // where it is written; zero for one of a SPIRE server
+
+	Server   string // its ID at the SPIRE server that it is from; empty: it is from a file
+	Revision int64  // of the one there
+}
+
+// Place says where the entry is to be changed.
+func (e Entry) Place() string {
+	if e.Server != "" {
+		return "entry " + e.Server + " of the SPIRE server"
+	}
+	return e.Pos.String()
 }
 
 // Container reports whether the entry means processes of containers. No other
 // entry is matched by one.
 func (e Entry) Container() bool { return inContainer(e.Selectors) }
 
-// anchored reports whether one of the facts is one that the kernel or PID 1
+// Anchored reports whether one of the facts is one that the kernel or PID 1
 // alone can arrange.
-func (e Entry) anchored() bool { return slices.ContainsFunc(e.Selectors, attest.Selector.Anchors) }
+func (e Entry) Anchored() bool { return slices.ContainsFunc(e.Selectors, attest.Selector.Anchors) }
 
 // A document is one file of entries.d.
 type document struct {
@@ -86,7 +97,7 @@ func (w *written) entry(maxX509TTL time.Duration) Entry {
 	for _, td := range w.FederatesWith {
 		e.FederatesWith = append(e.FederatesWith, td.Value)
 	}
-	e.Unanchored = !e.anchored()
+	e.Unanchored = !e.Anchored()
 	return e
 }
 

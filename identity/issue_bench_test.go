@@ -3,13 +3,15 @@ package identity_test
 import (
 	"testing"
 	"time"
+
+	"github.com/vouchd/vouchd/identity"
 )
 
 // BenchmarkIssueX509 makes a key and signs its certificate.
 func BenchmarkIssueX509(b *testing.B) {
 	a := newHost(b).start()
 	for b.Loop() {
-		if _, err := a.IssueX509(b.Context(), agent, time.Hour); err != nil {
+		if _, err := a.IssueX509(b.Context(), identity.Entry{ID: agent, X509TTL: time.Hour}); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -29,7 +31,7 @@ func BenchmarkIssueJWT(b *testing.B) {
 		a := h.start(tt.change...)
 		b.Run(tt.name, func(b *testing.B) {
 			for b.Loop() {
-				if _, err := a.IssueJWT(b.Context(), agent, time.Hour, []string{"api"}); err != nil {
+				if _, err := a.IssueJWT(b.Context(), identity.Entry{ID: agent, JWTTTL: time.Hour}, []string{"api"}, identity.With{}); err != nil {
 					b.Fatal(err)
 				}
 			}

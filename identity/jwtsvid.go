@@ -12,9 +12,7 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4/jwt"
-	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 
 	"github.com/vouchd/vouchd/secret"
 )
@@ -29,6 +27,7 @@ type JWTSVID struct {
 	Audience  []string
 	IssuedAt  time.Time
 	ExpiresAt time.Time
+	Server    Server
 }
 
 // String keeps the token out of logs and errors.
@@ -46,13 +45,6 @@ type claims struct {
 	ID       string           `json:"jti"`
 }
 
-// IssueJWT signs a JWT-SVID for id and the given audience, valid for ttl. The audience
-// must not be empty (JWT-SVID §3.2). It returns [ErrNoAuthority] if there is no key to
-// sign with and none could be made.
-func (a *Authority) IssueJWT(ctx context.Context, id spiffeid.ID, ttl time.Duration, audience []string) (*JWTSVID, error) {
-	return a.IssueJWTWith(ctx, id, ttl, audience, With{})
-}
-
 // With is what else a relying party may want of a token. The zero value wants nothing.
 type With struct {
 	Algorithm string // ES256 or RS256; empty: the authority's first
@@ -60,12 +52,14 @@ type With struct {
 	Value     any    // of the claim
 }
 
-// IssueJWTWith is IssueJWT for a relying party that wants more.
-func (a *Authority) IssueJWTWith(ctx context.Context, id spiffeid.ID, ttl time.Duration, audience []string, with With) (*JWTSVID, error) {
+// IssueJWT signs a JWT-SVID for an entry and the given audience, valid for its TTL. The
+// audience must not be empty (JWT-SVID §3.2). It returns [ErrNoAuthority] if there is no key
+// to sign with and none could be made.
+func (a *Authority) IssueJWT(ctx context.Context, e Entry, audience []string, with With) (*JWTSVID, error) {
 	if slices.Contains([]string{"iss", "sub", "aud", "exp", "iat", "nbf", "jti"}, with.Claim) || with.Claim == "" && with.Value != nil {
 		return nil, fmt.Errorf("claim %q is not for a caller to set", with.Claim)
 	}
-	if err := a.mayIssue(id, ttl, a.o.Now()); err != nil {
+	if err := a.mayIssue(e.ID, e.JWTTTL, a.o.Now()); err != nil {
 		return nil, err
 	}
 	if len(audience) == 0 {
@@ -78,12 +72,12 @@ func (a *Authority) IssueJWTWith(ctx context.Context, id spiffeid.ID, ttl time.D
 	now := a.o.Now() // a key that had to be made is not valid before
 	issued := now.Truncate(time.Second)
 	svid := &JWTSVID{
-		ID:        id,
+		ID:        e.ID,
 		JTI:       rand.Text(),
 		KeyID:     key.id,
 		Audience:  audience,
 		IssuedAt:  issued,
-		ExpiresAt: issued.Add(min(ttl, MaxJWTTTL)),
+		ExpiresAt: issued.Add(min(e.JWTTTL, MaxJWTTTL)),
 	}
 	token := jwt.Signed(key.signer)
 	if with.Claim != "" {
@@ -91,14 +85,14 @@ func (a *Authority) IssueJWTWith(ctx context.Context, id spiffeid.ID, ttl time.D
 	}
 	svid.Token, err = token.Claims(claims{
 		Issuer:   a.o.JWTIssuer,
-		Subject:  id.String(),
+		Subject:  e.ID.String(),
 		Audience: audience,
 		Expiry:   jwt.NewNumericDate(svid.ExpiresAt),
 		IssuedAt: jwt.NewNumericDate(svid.IssuedAt),
 		ID:       svid.JTI,
 	}).Serialize()
 	if err != nil {
-		return nil, fmt.Errorf("signing JWT-SVID for %s: %w", id, err)
+		return nil, fmt.Errorf("signing JWT-SVID for %s: %w", e.ID, err)
 	}
 	return svid, nil
 }
@@ -155,14 +149,4 @@ func (a *Authority) jwtKey(ctx context.Context, algorithm string) (*jwtKey, erro
 		return k, nil
 	}
 	return nil, fmt.Errorf("%w: %w", ErrNoAuthority, err)
-}
-
-// ValidateJWT checks a JWT-SVID in full (JWT-SVID §5, Workload API §6.2.3)
-// with the bundle of its subject's trust domain (Workload API §6.3), and returns its
-// claims. That is this one's bundle, or one of those given; without it the token is
-// refused.
-func (a *Authority) ValidateJWT(token, audience string, foreign ...*jwtbundle.Bundle) (*jwtsvid.SVID, error) {
-	bundles := jwtbundle.NewSet(foreign...)
-	bundles.Add(a.bundle.Load().jwt)
-	return jwtsvid.ParseAndValidate(token, bundles, []string{audience})
 }

@@ -18,7 +18,7 @@ func (a *Authority) SelfCheck(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	x, err := a.IssueX509(ctx, id, time.Minute)
+	x, err := a.IssueX509(ctx, Entry{ID: id, X509TTL: time.Minute})
 	if err != nil {
 		return err
 	}
@@ -47,11 +47,11 @@ func (a *Authority) SelfCheck(ctx context.Context) error {
 
 func (a *Authority) checkJWT(ctx context.Context, id spiffeid.ID, algorithm string) error {
 	const audience = "vouchd self-check"
-	j, err := a.IssueJWTWith(ctx, id, time.Minute, []string{audience}, With{Algorithm: algorithm})
+	j, err := a.IssueJWT(ctx, Entry{ID: id, JWTTTL: time.Minute}, []string{audience}, With{Algorithm: algorithm})
 	if err != nil {
 		return err
 	}
-	if _, err := a.ValidateJWT(j.Token, audience); err != nil {
+	if _, err := a.Bundle().ValidateJWT(j.Token, audience); err != nil {
 		return fmt.Errorf("verifying a JWT-SVID issued with %s: %w", algorithm, err)
 	}
 	return nil

@@ -64,10 +64,10 @@ func TestAnEnrolledHostIssuesUnderTheOrganisationsRoot(t *testing.T) {
 	h, org := newHost(t), newOrganisation(t)
 	a := h.start(func(o *options) { o.Upstream = new(identity.Upstream) })
 
-	if _, err := a.IssueX509(t.Context(), agent, time.Hour); !errors.Is(err, identity.ErrNotEnrolled) || !errors.Is(err, identity.ErrNoAuthority) {
+	if _, err := a.IssueX509(t.Context(), identity.Entry{ID: agent, X509TTL: time.Hour}); !errors.Is(err, identity.ErrNotEnrolled) || !errors.Is(err, identity.ErrNoAuthority) {
 		t.Errorf("before it is enrolled, X.509: %v", err)
 	}
-	if _, err := a.IssueJWT(t.Context(), agent, time.Minute, []string{"api"}); !errors.Is(err, identity.ErrNotEnrolled) {
+	if _, err := a.IssueJWT(t.Context(), identity.Entry{ID: agent, JWTTTL: time.Minute}, []string{"api"}, identity.With{}); !errors.Is(err, identity.ErrNotEnrolled) {
 		t.Errorf("before it is enrolled, JWT: %v", err)
 	}
 	if b := a.Bundle(); len(b.X509) != 0 {
@@ -86,7 +86,7 @@ func TestAnEnrolledHostIssuesUnderTheOrganisationsRoot(t *testing.T) {
 	if err := a.SelfCheck(t.Context()); err != nil {
 		t.Error(err)
 	}
-	svid, err := a.IssueX509(t.Context(), agent, time.Hour)
+	svid, err := a.IssueX509(t.Context(), identity.Entry{ID: agent, X509TTL: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +125,7 @@ func TestAnEnrolmentThatEndsEndsIssuing(t *testing.T) {
 	if cas != 1 {
 		t.Errorf("%d issuing CAs were made, want the one that lasts as long as the enrolment", cas)
 	}
-	svid, err := a.IssueX509(t.Context(), agent, time.Hour)
+	svid, err := a.IssueX509(t.Context(), identity.Entry{ID: agent, X509TTL: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,11 +133,11 @@ func TestAnEnrolmentThatEndsEndsIssuing(t *testing.T) {
 		t.Errorf("an SVID lasts until %v and the enrolment until %v", svid.NotAfter, up.Chain[0].NotAfter)
 	}
 	h.clock.move(time.Hour)
-	_, err = a.IssueX509(t.Context(), agent, time.Hour)
+	_, err = a.IssueX509(t.Context(), identity.Entry{ID: agent, X509TTL: time.Hour})
 	if !errors.Is(err, identity.ErrNotEnrolled) || !strings.Contains(err.Error(), "vouch node request") {
 		t.Errorf("after its end: %v", err)
 	}
-	if _, err := a.IssueJWT(t.Context(), agent, time.Minute, []string{"api"}); !errors.Is(err, identity.ErrNotEnrolled) {
+	if _, err := a.IssueJWT(t.Context(), identity.Entry{ID: agent, JWTTTL: time.Minute}, []string{"api"}, identity.With{}); !errors.Is(err, identity.ErrNotEnrolled) {
 		t.Errorf("after its end, JWT: %v", err)
 	}
 }

@@ -35,6 +35,7 @@ type X509SVID struct {
 	IssuerID   string // the issuing CA's subject key ID, hexadecimal
 	NotBefore  time.Time
 	NotAfter   time.Time
+	Server     Server
 }
 
 // Names are what an X509-SVID is called beside its SPIFFE ID, for relying parties that
@@ -47,13 +48,6 @@ type Names struct {
 // maxCommonName is in characters (RFC 5280, appendix A).
 const maxCommonName = 64
 
-// IssueX509 makes a key and an X509-SVID for id that is valid for ttl, or
-// until the issuing CA expires if that is sooner. It returns [ErrNoAuthority]
-// if there is no valid issuing CA and none could be made.
-func (a *Authority) IssueX509(ctx context.Context, id spiffeid.ID, ttl time.Duration) (*X509SVID, error) {
-	return a.IssueNamedX509(ctx, id, ttl, Names{})
-}
-
 // CommonName is a SPIFFE ID's name where there is room for only one: the ID itself if
 // it fits in the 64 characters of a common name (RFC 5280 §4.1.2.6, appendix A), else
 // its SHA-256 in hexadecimal, which is not an ID. No two IDs have the same name.
@@ -65,10 +59,12 @@ func CommonName(id spiffeid.ID) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// IssueNamedX509 is IssueX509 for relying parties that go by names.
-func (a *Authority) IssueNamedX509(ctx context.Context, id spiffeid.ID, ttl time.Duration, names Names) (*X509SVID, error) {
+// IssueX509 makes a key and an X509-SVID for an entry, valid for its TTL or until the
+// issuing CA expires if that is sooner. It returns [ErrNoAuthority] if there is no valid
+// issuing CA and none could be made.
+func (a *Authority) IssueX509(ctx context.Context, e Entry) (*X509SVID, error) {
 	now := a.o.Now()
-	if err := a.mayIssue(id, ttl, now); err != nil {
+	if err := a.mayIssue(e.ID, e.X509TTL, now); err != nil {
 		return nil, err
 	}
 	upstream := a.upstream.Load()
@@ -80,15 +76,15 @@ func (a *Authority) IssueNamedX509(ctx context.Context, id spiffeid.ID, ttl time
 	if err != nil {
 		return nil, err
 	}
-	notAfter := earlier(now.Add(ttl), ca.cert.NotAfter)
+	notAfter := earlier(now.Add(e.X509TTL), ca.cert.NotAfter)
 	if upstream != nil {
 		notAfter = earlier(notAfter, upstream.notAfter())
 	}
-	t := leafTemplate(id, now, notAfter)
-	t.Subject.CommonName, t.DNSNames = names.Common, names.DNS
+	t := leafTemplate(e.ID, now, notAfter)
+	t.Subject.CommonName, t.DNSNames = e.Names.Common, e.Names.DNS
 	leaf, err := x509.CreateCertificate(rand.Reader, t, ca.cert, &key.PublicKey, ca.key)
 	if err != nil {
-		return nil, fmt.Errorf("signing X509-SVID for %s: %w", id, err)
+		return nil, fmt.Errorf("signing X509-SVID for %s: %w", e.ID, err)
 	}
 	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
@@ -96,12 +92,12 @@ func (a *Authority) IssueNamedX509(ctx context.Context, id spiffeid.ID, ttl time
 	}
 	chain := append(append(leaf[:len(leaf):len(leaf)], ca.cert.Raw...), upstream.between()...)
 	return &X509SVID{
-		ID:         id,
+		ID:         e.ID,
 		Chain:      chain,
 		Leaf:       chain[:len(leaf)],
 		PrivateKey: secret.Of(pkcs8),
 		Serial:     t.SerialNumber.Text(16),
-		Names:      names,
+		Names:      e.Names,
 		IssuerID:   ca.keyID,
 		NotBefore:  t.NotBefore.Truncate(time.Second),
 		NotAfter:   t.NotAfter.Truncate(time.Second),

@@ -22,7 +22,7 @@ import (
 type Options struct {
 	Gate      *gate.Gate
 	Watcher   *process.Watcher // of the files that attestations rest on
-	Authority *identity.Authority
+	Authority identity.Issuer
 	Foreign   Foreign // may be nil: this trust domain is the only one
 	Logger    *slog.Logger
 }
@@ -33,7 +33,7 @@ type API struct {
 
 	gate      *gate.Gate
 	watcher   *process.Watcher
-	authority *identity.Authority
+	authority identity.Issuer
 	foreign   Foreign // nil: none
 	logger    *slog.Logger
 }

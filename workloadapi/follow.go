@@ -135,7 +135,7 @@ func (s *sent) stillHolds(next *sent) bool {
 // sameGrants reports whether two matches lead to the same SVIDs.
 func sameGrants(a, b []identity.Entry) bool {
 	return slices.EqualFunc(a, b, func(x, y identity.Entry) bool {
-		return x.ID == y.ID && x.X509TTL == y.X509TTL && x.Hint == y.Hint &&
+		return x.ID == y.ID && x.X509TTL == y.X509TTL && x.Hint == y.Hint && x.Server == y.Server && x.Revision == y.Revision &&
 			x.Names.Common == y.Names.Common && slices.Equal(x.Names.DNS, y.Names.DNS) &&
 			slices.Equal(x.FederatesWith, y.FederatesWith)
 	})

@@ -83,7 +83,7 @@ func (a *API) jwtSVIDs(ctx context.Context, c *gate.Caller, audience []string, w
 	var records []audit.Record
 	hints := make(map[string]bool)
 	for _, e := range entries {
-		svid, err := a.authority.IssueJWTWith(ctx, e.ID, e.JWTTTL, audience, identity.With{Algorithm: cmp.Or(e.JWTAlgorithm, algorithm)})
+		svid, err := a.authority.IssueJWT(ctx, e, audience, identity.With{Algorithm: cmp.Or(e.JWTAlgorithm, algorithm)})
 		if err != nil {
 			return nil, nil, err
 		}
@@ -149,7 +149,7 @@ func (a *API) validate(c *gate.Caller, req *workload.ValidateJWTSVIDRequest) (*v
 	r := c.Describe(audit.EventJWTValidated)
 	digest := sha256.Sum256([]byte(req.Svid))
 	r.SVID = &audit.SVID{Kind: "jwt", SHA256: hex.EncodeToString(digest[:]), Audience: []string{req.Audience}}
-	svid, err := a.authority.ValidateJWT(req.Svid, req.Audience, a.trustOf(c.Entries).jwt()...)
+	svid, err := a.authority.Bundle().ValidateJWT(req.Svid, req.Audience, a.trustOf(c.Entries).jwt()...)
 	if err != nil {
 		r.Outcome, r.Reason = audit.Denied, err.Error()
 		return &validated{invalid: err}, r

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -103,6 +104,7 @@ func (p part) digest(t trust) [sha256.Size]byte {
 		h.Write(b)
 	}
 	write(p.own(t.own))
+	write([]byte(strings.Join(t.own.Tainted, " ")))
 	for _, b := range t.foreign {
 		if of := p.foreign(b); len(of) > 0 {
 			write([]byte(b.TrustDomain.Name()))

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/identity/foreign"
 	"github.com/vouchd/vouchd/workloadapi/credentialapi/client"
 	"github.com/vouchd/vouchd/workloadapi/gate/gatetest"
@@ -273,7 +274,7 @@ func TestKeysOfAnotherTrustDomainAreGoodForNoIdentityOfOurs(t *testing.T) {
 	o := newOthers()
 	s := startFederated(t, o, federating("a.example"))
 	id := spiffeid.RequireFromString("spiffe://example.org/agent")
-	svid, err := elsewhere.Authority.IssueJWT(t.Context(), id, time.Minute, []string{"api"})
+	svid, err := elsewhere.Authority.IssueJWT(t.Context(), identity.Entry{ID: id, JWTTTL: time.Minute}, []string{"api"}, identity.With{})
 	if err != nil {
 		t.Fatal(err)
 	}

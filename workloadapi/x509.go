@@ -23,7 +23,7 @@ func (a *API) x509SVIDs(ctx context.Context, c *gate.Caller, t trust) (*message[
 	var records []audit.Record
 	hints := make(map[string]bool)
 	for _, e := range c.Entries {
-		svid, err := a.authority.IssueNamedX509(ctx, e.ID, e.X509TTL, e.Names)
+		svid, err := a.authority.IssueX509(ctx, e)
 		if err != nil {
 			return nil, nil, err
 		}

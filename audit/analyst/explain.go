@@ -66,6 +66,8 @@ type explainer struct {
 	e      *Explanation
 
 	machine, boot *Entry            // last before the target
+	agent         *Entry            // the last attestation to a SPIRE server before it
+	signing       *Entry            // of the SVID, by that server
 	keys          map[string]*Entry // before the target, by key ID
 	anchored      bool
 }
@@ -102,6 +104,12 @@ func (x *explainer) before(e *Entry) {
 	if l.Node != nil && l.Node.PCRSHA256 != "" {
 		x.boot = e
 	}
+	if l.Event == audit.EventSPIREAttest && l.Outcome == audit.Success && l.SPIRE != nil {
+		x.agent = e
+	}
+	if s := x.target.Leaf.SVID; s != nil && s.Signing != "" && l.Event == audit.EventSPIRESign && l.SPIRE != nil && l.SPIRE.Signing == s.Signing {
+		x.signing = e
+	}
 	if l.Key != nil && l.Outcome == audit.Success && (x.keys[l.Key.KeyID] == nil || len(x.keys) < maxKeys) {
 		x.keys[strings.ToLower(l.Key.KeyID)] = e
 	}
@@ -125,6 +133,12 @@ func (x *explainer) here(e *Entry) {
 		if k := x.keys[strings.ToLower(s.KeyID)]; k != nil {
 			add("authority", k, fmt.Sprintf("key %s, which signed it, in force until %s", k.Leaf.Key.KeyID, stamp(k.Leaf.Key.NotAfter, x.zone)))
 		}
+	}
+	if s := x.signing; s != nil {
+		if a := x.agent; a != nil {
+			add("agent", a, fmt.Sprintf("agent %s of SPIRE server %s, as which this host is attested by %s", a.Leaf.SPIRE.Agent, a.Leaf.SPIRE.Server, a.Leaf.SPIRE.Attestor))
+		}
+		add("signing", s, fmt.Sprintf("the SPIRE server signed it for entry %s, revision %d", s.Leaf.SPIRE.Entry, s.Leaf.SPIRE.Revision))
 	}
 	if w := e.Leaf.Workload; w != nil {
 		add("process", e, processSaying(w))
@@ -179,6 +193,9 @@ func (x *explainer) saying(l *audit.Leaf) string {
 			s += " with common name " + v.CommonName
 		}
 		s += fmt.Sprintf(", valid %s to %s", stamp(v.NotBefore, x.zone), stamp(v.NotAfter, x.zone))
+		if v.Offline {
+			s += ", while the SPIRE server was away"
+		}
 	}
 	if c := l.Credential; c != nil {
 		s += ", credential " + c.Name

@@ -89,6 +89,48 @@ func TestExplainFollowsTheWholeChain(t *testing.T) {
 	}
 }
 
+func TestExplainLeadsFromAnSVIDToTheSPIREServerThatSignedIt(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	l := h.start()
+	end := time.Now().Add(time.Hour).Truncate(time.Second)
+	h.append(l,
+		audit.Record{Event: audit.EventSPIREAttest, Outcome: audit.Success, SPIRE: &audit.SPIRE{Server: "spire.example.org:8081", Agent: "spiffe://example.org/spire/agent/x", Attestor: "x509pop"}},
+		audit.Record{Event: audit.EventSPIREAuthority, Outcome: audit.Success, Key: &audit.Key{KeyID: "aa", NotAfter: end}, SPIRE: &audit.SPIRE{TrustDomain: "example.org"}},
+		audit.Record{Event: audit.EventSPIREBundle, Outcome: audit.Success, SPIRE: &audit.SPIRE{TrustDomain: "example.org", Sequence: 1, Authorities: []string{"aa"}}})
+	for _, name := range []string{"s1", "s2"} {
+		h.append(l, audit.Record{Event: audit.EventSPIRESign, Outcome: audit.Success, SPIFFEID: "spiffe://example.org/agent/research",
+			SPIRE: &audit.SPIRE{Signing: name, Entry: "entry-" + name, Revision: 3}, SVID: &audit.SVID{Kind: "x509", KeyID: "aa", SHA256: name, NotAfter: end}})
+	}
+	svid := audittest.Attested(7)
+	svid.Event, svid.SPIFFEID = audit.EventX509SVID, "spiffe://example.org/agent/research"
+	svid.SVID = &audit.SVID{Kind: "x509", ID: "0a", KeyID: "aa", SHA256: "s1", NotAfter: end, Signing: "s1", Offline: true}
+	h.append(l, svid)
+	h.stop(l)
+	var index uint64
+	for e, err := range reader.Records(context.Background(), os.DirFS(h.dir), 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Leaf.Event == audit.EventX509SVID {
+			index = e.Index
+		}
+	}
+	x, err := Explain(context.Background(), os.DirFS(h.dir), index, time.UTC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text bytes.Buffer
+	if err := x.WriteText(&text); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"key aa, which signed it", "agent spiffe://example.org/spire/agent/x of SPIRE server spire.example.org:8081", "signed it for entry entry-s1, revision 3", "while the SPIRE server was away"} {
+		if !strings.Contains(text.String(), want) {
+			t.Errorf("the text does not say %q:\n%s", want, text.String())
+		}
+	}
+}
+
 func TestExplainOfARecordThatIsNotThereSaysSo(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)

@@ -187,7 +187,7 @@ func ocsfClass(l *audit.Leaf) (class, activity int) {
 		return classAuthentication, authTicket
 	case audit.EventJWTSVID:
 		return classAuthentication, authServiceTicket
-	case audit.EventWorkload:
+	case audit.EventWorkload, audit.EventSPIREAttest:
 		return classAuthentication, authLogon
 	case audit.EventJWTValidated:
 		return classAuthentication, activityOther
@@ -200,9 +200,9 @@ func ocsfClass(l *audit.Leaf) (class, activity int) {
 		return classAPI, apiCreate
 	case audit.EventBundle, audit.EventAdmin, audit.EventSecretUndo:
 		return classAPI, apiRead
-	case audit.EventReload, audit.EventFederation, audit.EventLeaseRenew, audit.EventSecretRotate:
+	case audit.EventReload, audit.EventFederation, audit.EventSPIREAuthority, audit.EventSPIREBundle, audit.EventSPIREEntries, audit.EventLeaseRenew, audit.EventSecretRotate:
 		return classAPI, apiUpdate
-	case audit.EventLeaseIntent, audit.EventLeaseGrant, audit.EventIssuingCA, audit.EventJWTKey, audit.EventUpstream, audit.EventSecretSeal:
+	case audit.EventLeaseIntent, audit.EventLeaseGrant, audit.EventIssuingCA, audit.EventJWTKey, audit.EventUpstream, audit.EventSPIRESign, audit.EventSecretSeal:
 		return classAPI, apiCreate
 	case audit.EventLeaseRevokeIntent, audit.EventLeaseRevoke, audit.EventLeaseEnd, audit.EventSecretRemove:
 		return classAPI, apiDelete

@@ -41,6 +41,7 @@ type chain struct {
 	whole     bool     // this copy has brought everything that its records rest on
 
 	keys    map[string]keySpan
+	server  server
 	intents intents
 
 	announced *leafAt // an anchor that is about to come
@@ -93,6 +94,8 @@ func (c *chain) record(l *leafAt) {
 		c.certified(l.Key)
 	case audit.EventIssuingCA, audit.EventJWTKey:
 		c.key(&l.Leaf)
+	case audit.EventSPIREAttest, audit.EventSPIREAuthority, audit.EventSPIREBundle, audit.EventSPIRESign:
+		c.spire(&l.Leaf)
 	case audit.EventX509SVID, audit.EventJWTSVID:
 		c.svid(&l.Leaf)
 	case audit.EventLeaseIntent, audit.EventLeaseGrant, audit.EventLeaseRevokeIntent, audit.EventLeaseRevoke, audit.EventLeaseEnd:
@@ -257,6 +260,10 @@ func (c *chain) quoted(k *audit.Key) {
 // svid checks that an issued SVID was signed by a key of the log.
 func (c *chain) svid(l *audit.Leaf) {
 	if l.Outcome != audit.Success || l.SVID == nil {
+		return
+	}
+	if l.SVID.Signing != "" {
+		c.handedOut(l)
 		return
 	}
 	want := audit.EventIssuingCA

@@ -27,7 +27,7 @@ func kept(r *audit.Record) bool {
 	switch r.Event {
 	case audit.EventStart, audit.EventNode:
 		return r.Outcome == audit.Success && r.Node != nil && len(r.Node.Statement) > 0
-	case audit.EventIssuingCA, audit.EventJWTKey:
+	case audit.EventIssuingCA, audit.EventJWTKey, audit.EventSPIREAuthority:
 		return r.Outcome == audit.Success && r.Key != nil
 	}
 	return false

@@ -46,6 +46,7 @@ func ordinary(e audit.Event) bool {
 	switch e {
 	case audit.EventStart, audit.EventStop, audit.EventReload, audit.EventNode, audit.EventIssuingCA, audit.EventJWTKey, audit.EventUpstream, audit.EventWitness, audit.EventStreamEnd, audit.EventAdmin,
 		audit.EventSecretRotate, audit.EventSecretRemove,
+		audit.EventSPIREAttest, audit.EventSPIREAuthority, audit.EventSPIREBundle, audit.EventSPIREEntries, audit.EventSPIREOffline, audit.EventSPIREOnline,
 		audit.EventLeaseGrant, audit.EventLeaseRevokeIntent, audit.EventLeaseRevoke, audit.EventLeaseEnd, audit.EventUse:
 		return false
 	}

@@ -157,6 +157,7 @@ func write(name, section, summary string, root command) []byte {
 		{"/etc/vouchd/vouchd.yaml", "the daemon's settings"},
 		{"/etc/vouchd/entries.d/*.yaml", "registration entries: which processes are entitled to which identity"},
 		{"/etc/vouchd/federation.d/*.yaml", "other trust domains, and where their bundles come from"},
+		{"/etc/vouchd/grants.d/*.yaml", "with a SPIRE server: who may lease which credentials"},
 		{"/etc/vouchd/programs.d/*.yaml", "programs that vouch run starts, and for whom"},
 		{"/run/vouchd/agent.sock", "where workloads ask"},
 		{"/run/vouchd/admin.sock", "where administrators ask"},

@@ -154,7 +154,7 @@ func explanation(g *gate.Gate, p *process.Attested) view.Explanation {
 
 func entryView(g *gate.Gate, e identity.Entry) view.Entry {
 	v := view.Entry{
-		SPIFFEID: e.ID.String(), Selectors: e.Selectors.Strings(), Position: e.Pos.String(),
+		SPIFFEID: e.ID.String(), Selectors: e.Selectors.Strings(), Position: e.Place(),
 		X509TTL: e.X509TTL.String(), JWTTTL: e.JWTTTL.String(), Hint: e.Hint,
 		JWTAlgorithm: e.JWTAlgorithm, DNSNames: e.Names.DNS, CommonName: e.Names.Common,
 		Credentials: e.Credentials, Unanchored: e.Unanchored, Container: e.Container(),

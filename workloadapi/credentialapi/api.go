@@ -36,7 +36,7 @@ import (
 type Options struct {
 	Gate      *gate.Gate
 	Attester  *process.Attester // of the invocations of units
-	Authority *identity.Authority
+	Authority identity.Issuer
 	Leases    *lease.Manager
 	Pins      *Pins  // the same that the manager finds processes with
 	Sockets   string // directory below which databases have theirs
@@ -48,7 +48,7 @@ type API struct {
 
 	gate      *gate.Gate
 	attester  *process.Attester
-	authority *identity.Authority
+	authority identity.Issuer
 	leases    *lease.Manager
 	pins      *Pins
 	sockets   string

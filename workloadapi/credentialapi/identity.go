@@ -30,7 +30,7 @@ func (w *workloadIdentity) JWT(ctx context.Context, r credential.JWTRequest) (se
 		return secret.Bytes{}, err
 	}
 	with := identity.With{Algorithm: cmp.Or(r.Algorithm, w.entry.JWTAlgorithm), Claim: r.Claim, Value: r.Value}
-	svid, err := w.api.authority.IssueJWTWith(ctx, w.entry.ID, w.entry.JWTTTL, audience, with)
+	svid, err := w.api.authority.IssueJWT(ctx, w.entry, audience, with)
 	if err != nil {
 		return secret.Bytes{}, err
 	}
@@ -42,7 +42,9 @@ func (w *workloadIdentity) JWT(ctx context.Context, r credential.JWTRequest) (se
 
 // X509 issues an X509-SVID for the upstream.
 func (w *workloadIdentity) X509(ctx context.Context) (tls.Certificate, error) {
-	svid, err := w.api.authority.IssueNamedX509(ctx, w.entry.ID, w.entry.X509TTL, identity.Names{Common: identity.CommonName(w.entry.ID)})
+	e := w.entry
+	e.Names = identity.Names{Common: identity.CommonName(e.ID)}
+	svid, err := w.api.authority.IssueX509(ctx, e)
 	if err != nil {
 		return tls.Certificate{}, err
 	}

@@ -160,7 +160,7 @@ func whyNoEntry(g *gate.Gate, at *process.Attested, unit string) string {
 		if !namesUnit(m.Entry, unit) {
 			continue
 		}
-		why := fmt.Sprintf("%v names %s and also wants %s", m.Entry.Pos, unit, strings.Join(m.Missing.Strings(), ", "))
+		why := fmt.Sprintf("%s names %s and also wants %s", m.Entry.Place(), unit, strings.Join(m.Missing.Strings(), ", "))
 		if slices.ContainsFunc(m.Missing, func(sel attest.Selector) bool { return sel.Type != "systemd" }) {
 			why += "; of a unit that is starting nothing is known but what systemd holds of it: write one beside it with systemd: selectors alone"
 		}

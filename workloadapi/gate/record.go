@@ -148,7 +148,7 @@ func (c *Caller) Describe(event audit.Event) audit.Record {
 func (c *Caller) DescribeAs(event audit.Event, e identity.Entry) audit.Record {
 	r := c.Describe(event)
 	r.SPIFFEID = e.ID.String()
-	r.Workload.Entry = e.Pos.String()
+	r.Workload.Entry = e.Place()
 	return r
 }
 
@@ -160,6 +160,7 @@ func (c *Caller) DescribeX509(e identity.Entry, svid *identity.X509SVID) audit.R
 		Kind: "x509", ID: svid.Serial, SHA256: hex.EncodeToString(digest[:]), KeyID: svid.IssuerID,
 		DNSNames:  svid.Names.DNS,
 		NotBefore: svid.NotBefore, NotAfter: svid.NotAfter,
+		Signing: svid.Server.Signing, Offline: svid.Server.Offline,
 	}
 	if svid.Names.Common != identity.CommonName(e.ID) { // which says no more than the ID
 		r.SVID.CommonName = svid.Names.Common
@@ -174,6 +175,7 @@ func (c *Caller) DescribeJWT(e identity.Entry, svid *identity.JWTSVID) audit.Rec
 	r.SVID = &audit.SVID{
 		Kind: "jwt", ID: svid.JTI, SHA256: hex.EncodeToString(digest[:]), KeyID: svid.KeyID,
 		Audience: svid.Audience, NotBefore: svid.IssuedAt, NotAfter: svid.ExpiresAt,
+		Signing: svid.Server.Signing, Offline: svid.Server.Offline,
 	}
 	return r
 }

@@ -105,7 +105,7 @@ func AnswerAgain[T any](ctx context.Context, c *Caller, same Repeat, build func(
 func keyOf(c *Caller) windowKey {
 	var granted strings.Builder
 	for _, e := range c.Entries {
-		fmt.Fprintf(&granted, "%s %s %s %s %q %q %q\n", e.ID, e.X509TTL, e.JWTTTL, e.JWTAlgorithm, e.Names, e.Hint, e.FederatesWith)
+		fmt.Fprintf(&granted, "%s %s %s %s %q %q %q %q %d\n", e.ID, e.X509TTL, e.JWTTTL, e.JWTAlgorithm, e.Names, e.Hint, e.FederatesWith, e.Server, e.Revision)
 	}
 	return windowKey{c.Process.PID, c.Process.StartTime, c.request.Event, granted.String()}
 }

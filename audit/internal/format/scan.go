@@ -119,6 +119,7 @@ func decodeNotable(raw []byte) (*audit.Leaf, error) {
 var notable = [][]byte{
 	[]byte(`"event":"` + audit.EventStart + `"`), []byte(`"event":"` + audit.EventNode + `"`),
 	[]byte(`"event":"` + audit.EventIssuingCA + `"`), []byte(`"event":"` + audit.EventJWTKey + `"`),
+	[]byte(`"event":"` + audit.EventSPIREAuthority + `"`),
 	[]byte(`"event":"` + audit.EventSegment + `"`), []byte(`"event":"` + audit.EventAnchor + `"`),
 	[]byte(`"event":"` + audit.EventAnchorIntent + `"`),
 }

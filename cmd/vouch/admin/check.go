@@ -112,7 +112,7 @@ func checkConfiguration(o *cli.Options, args []string, td string) (checkView, er
 		if err != nil {
 			return checkView{}, err
 		}
-		view, err := checkAll(directories{c.EntriesDir, c.CredentialsDir, c.ProgramsDir, c.FederationDir}, c.TrustDomain, identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL(), JWTAlgorithms: c.Authority.JWTAlgorithms})
+		view, err := checkAll(directories{c.EntriesDir, c.CredentialsDir, c.ProgramsDir, c.FederationDir, c.GrantsDir}, c.TrustDomain, identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL(), JWTAlgorithms: c.Authority.JWTAlgorithms})
 		view.Warnings = c.Warnings
 		return view, errors.Join(err, checkBundles(c))
 	}
@@ -135,7 +135,7 @@ func checkConfiguration(o *cli.Options, args []string, td string) (checkView, er
 		return checkView{}, err
 	}
 	limits := identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL(), JWTAlgorithms: c.Authority.JWTAlgorithms, AnyOwner: true}
-	view, err := checkAll(directories{filepath.Join(dir, "entries.d"), filepath.Join(dir, "credentials.d"), filepath.Join(dir, "programs.d"), filepath.Join(dir, "federation.d")}, c.TrustDomain, limits)
+	view, err := checkAll(directories{filepath.Join(dir, "entries.d"), filepath.Join(dir, "credentials.d"), filepath.Join(dir, "programs.d"), filepath.Join(dir, "federation.d"), filepath.Join(dir, "grants.d")}, c.TrustDomain, limits)
 	view.Warnings = c.Warnings
 	return view, err
 }
@@ -162,7 +162,7 @@ func checkEntriesAlone(o *cli.Options, dir, td string) (checkView, error) {
 }
 
 // directories are those of a configuration.
-type directories struct{ entries, credentials, programs, federation string }
+type directories struct{ entries, credentials, programs, federation, grants string }
 
 // checkAll checks entries, what they name, and programs.
 func checkAll(in directories, td spiffeid.TrustDomain, limits identity.Limits) (checkView, error) {
@@ -170,7 +170,8 @@ func checkAll(in directories, td spiffeid.TrustDomain, limits identity.Limits) (
 	domains, domainsErr := foreign.Load(in.federation, td, limits.AnyOwner)
 	defs, err := credential.LoadDefinitions(in.credentials, brokers.All(brokers.Deps{JWTAlgorithms: limits.JWTAlgorithms}), limits.AnyOwner)
 	ps, programsErr := programs.Load(in.programs, limits.AnyOwner)
-	if err := errors.Join(entriesErr, err, programsErr, domainsErr); err != nil {
+	grants, grantsErr := identity.LoadGrants(in.grants, td, limits.AnyOwner)
+	if err := errors.Join(entriesErr, err, programsErr, domainsErr, grantsErr); err != nil {
 		return checkView{}, err
 	}
 	var problems config.Errors
@@ -183,6 +184,13 @@ func checkAll(in directories, td spiffeid.TrustDomain, limits identity.Limits) (
 		for _, other := range e.FederatesWith {
 			if !domains.Has(other) {
 				problems.Add(e.Pos, "entry %s federates with %s, which is not configured in %s; add it there or remove it here", e.ID, other, in.federation)
+			}
+		}
+	}
+	for id, pos := range grants.All() {
+		for _, name := range grants.To(id) {
+			if _, ok := defs.Get(name); !ok {
+				problems.Add(pos, "%s is granted credential %s, which is not defined in %s; define it there or remove it here", id, name, in.credentials)
 			}
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -66,19 +67,19 @@ func printStatus(w io.Writer, st view.Status) {
 	if e := st.Node.Enrolment; e != nil {
 		row("enrolled", "by root %s until %s", cli.Short(e.RootSHA256), cli.Time(e.NotAfter))
 	}
+	if a := st.Node.Agent; a != nil {
+		row("agent's leaf", "%s, by root %s until %s", a.Agent, cli.Short(a.RootSHA256), cli.Time(a.NotAfter))
+	}
 	for _, root := range st.Authority.RootSHA256 {
 		row("root", "%s", root)
 	}
 	if v := st.Authority.Vault; v != nil && v.Serial != "" {
 		row("certified", "by %s until %s, next %s", v.Address, cli.Time(v.NotAfter), cli.Time(v.Next))
 	}
-	row("issuing CA", "%s until %s", cli.Short(st.Authority.IssuingCAKeyID), cli.Time(st.Authority.IssuingCANotAfter))
-	if st.Authority.JWTKeyID == "" {
-		row("JWT key", "being made")
-	} else if st.Authority.JWTKeyUntil.IsZero() {
-		row("JWT key", "%s in the TPM", cli.Short(st.Authority.JWTKeyID))
+	if s := st.Authority.SPIRE; s != nil {
+		printSPIRE(row, s)
 	} else {
-		row("JWT key", "%s signs until %s", cli.Short(st.Authority.JWTKeyID), cli.Time(st.Authority.JWTKeyUntil))
+		printKeys(row, st.Authority)
 	}
 	disabled := ""
 	if n := st.Entries.Disabled; n > 0 {
@@ -95,6 +96,46 @@ func printStatus(w io.Writer, st view.Status) {
 	for _, x := range st.Log.Witnesses {
 		row("witness", "%s signed %s, last %s ago", x.Name, cli.Count(x.Records, "record", "records"), cli.Ago(x.Time))
 	}
+}
+
+// printKeys says which keys of this host's sign.
+func printKeys(row func(name, format string, args ...any), a view.AuthorityStatus) {
+	row("issuing CA", "%s until %s", cli.Short(a.IssuingCAKeyID), cli.Time(a.IssuingCANotAfter))
+	switch {
+	case a.JWTKeyID == "":
+		row("JWT key", "being made")
+	case a.JWTKeyUntil.IsZero():
+		row("JWT key", "%s in the TPM", cli.Short(a.JWTKeyID))
+	default:
+		row("JWT key", "%s signs until %s", cli.Short(a.JWTKeyID), cli.Time(a.JWTKeyUntil))
+	}
+}
+
+// printSPIRE says how it stands with the server, and what happens if that stays away.
+func printSPIRE(row func(name, format string, args ...any), s *view.SPIREStatus) {
+	how := "away"
+	if s.Online {
+		how = "online"
+	}
+	if !s.Since.IsZero() {
+		how += " since " + cli.Time(s.Since)
+	}
+	if !s.LastSync.IsZero() {
+		how += ", last sync " + cli.Ago(s.LastSync) + " ago"
+	}
+	row("SPIRE server", "%s, %s", s.Server, how)
+	if s.Agent == "" {
+		row("agent", "not attested, by %s", s.Attestor)
+		return
+	}
+	row("agent", "%s, by %s, until %s", s.Agent, s.Attestor, cli.Time(s.AgentNotAfter))
+	until := func(t time.Time) string {
+		if t.IsZero() {
+			return "no longer"
+		}
+		return "until " + cli.Time(t)
+	}
+	row("without it", "X509-SVIDs are served %s, kept JWT-SVIDs %s, anything new %s", until(s.X509Until), until(s.JWTUntil), until(s.EntriesUntil))
 }
 
 // printForeign says what is known of another trust domain, from where, and until when.

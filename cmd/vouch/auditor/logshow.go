@@ -124,6 +124,9 @@ func (q *query) line(l *audit.Leaf) string {
 		if !s.NotAfter.IsZero() {
 			fmt.Fprintf(&b, " until %s", q.near(s.NotAfter, l.Time))
 		}
+		if s.Offline {
+			b.WriteString(" while the SPIRE server was away")
+		}
 	}
 	if l.Credential != nil {
 		b.WriteString(q.credential(l))
@@ -140,6 +143,9 @@ func (q *query) line(l *audit.Leaf) string {
 			fmt.Fprintf(&b, "  sequence %d, %s, %s", f.Sequence, cli.Count(uint64(f.Roots), "root", "roots"), cli.Count(uint64(f.Keys), "key", "keys"))
 		}
 	}
+	if l.SPIRE != nil {
+		b.WriteString(q.spire(l))
+	}
 	if w := l.Workload; w != nil {
 		fmt.Fprintf(&b, "  pid %d uid %d %s", w.PID, w.UID, w.Path)
 	}
@@ -148,6 +154,31 @@ func (q *query) line(l *audit.Leaf) string {
 	}
 	if reason := analyst.Reason(l); reason != "" {
 		fmt.Fprintf(&b, "  (%s)", reason)
+	}
+	return b.String()
+}
+
+// spire says what passed between this host and its SPIRE server.
+func (q *query) spire(l *audit.Leaf) string {
+	var b strings.Builder
+	s := l.SPIRE
+	switch l.Event {
+	case audit.EventSPIREAttest:
+		fmt.Fprintf(&b, "  %s at %s by %s", s.Agent, s.Server, s.Attestor)
+	case audit.EventSPIREBundle:
+		fmt.Fprintf(&b, "  %s  sequence %d, %s", s.TrustDomain, s.Sequence, cli.Count(uint64(len(s.Authorities)), "authority", "authorities"))
+		if len(s.Tainted) > 0 {
+			fmt.Fprintf(&b, ", tainted: %s", strings.Join(s.Tainted, " "))
+		}
+	case audit.EventSPIREEntries:
+		fmt.Fprintf(&b, "  %s: %d added, %d removed, %d changed", cli.Count(uint64(s.Entries), "entry", "entries"), len(s.Added), len(s.Removed), len(s.Changed))
+	case audit.EventSPIRESign:
+		fmt.Fprintf(&b, "  entry %s revision %d", s.Entry, s.Revision)
+	case audit.EventSPIREOffline, audit.EventSPIREOnline:
+		fmt.Fprintf(&b, "  %s", s.Server)
+	}
+	if !s.NotAfter.IsZero() {
+		fmt.Fprintf(&b, " until %s", q.near(s.NotAfter, l.Time))
 	}
 	return b.String()
 }

@@ -108,14 +108,14 @@ func Run(ctx context.Context, o Options) (err error) {
 // a machine that does not pass, must not keep an administrator from asking.
 func (d *daemon) openIdentities(ctx context.Context) (err error) {
 	d.enrolment = &enrolment{config: d.config, machine: d.machine, log: d.log, slog: d.slog}
-	if d.identities, err = openIdentities(ctx, d.config, d.machine, d.log, d.leases, d.enrolment, d.slog); err != nil {
-		return err
-	}
-	d.enrolment.authority = d.identities.authority
-	d.programs = watchedPrograms(d.config.ProgramsDir, d.log, d.slog)
 	d.federation = newFederation(d.config.FederationDir, d.config.TrustDomain, d.machine.state, d.log, d.slog)
 	d.take(d.federation.open(ctx))
-	d.take(d.identities.entries.Reload(ctx))
+	if d.identities, err = openIdentities(ctx, d.config, d.machine, d.log, d.leases, d.enrolment, d.federation, d.slog); err != nil {
+		return err
+	}
+	d.enrolment.authority = d.identities.issuing.authority
+	d.programs = watchedPrograms(d.config.ProgramsDir, d.log, d.slog)
+	d.take(d.identities.reload(ctx))
 	d.take(d.programs.Reload(ctx))
 	d.appraiser = newAppraiser(d.config.Node, d.machine, d.log, d.identities.gate, d.slog)
 	d.appraiser.appraise(ctx, "the daemon starts")
@@ -127,19 +127,19 @@ func (d *daemon) serve(ctx context.Context, o Options, agent, admins *net.UnixLi
 	group, ctx := errgroup.WithContext(ctx)
 	i := d.identities
 	group.Go(func() error {
-		api := workloadapi.New(workloadapi.Options{Gate: i.gate, Watcher: i.watcher, Authority: i.authority, Foreign: d.federation.keeper, Logger: d.slog})
+		api := workloadapi.New(workloadapi.Options{Gate: i.gate, Watcher: i.watcher, Authority: i.issuing, Foreign: i.issuing.foreign(d.federation), Logger: d.slog})
 		health := &workloadapi.Health{Ill: func() error { return errors.Join(i.gate.Refusal(), d.log.Status().Err) }}
 		return workloadapi.Serve(ctx, agent, i.gate, api, i.leasing, health)
 	})
 	group.Go(func() error { return d.admin().Serve(ctx, admins) })
-	group.Go(func() error { i.authority.Run(ctx); return nil })
+	group.Go(func() error { return i.issuing.run(ctx) })
 	group.Go(func() error { return d.watch(ctx, o.Reload) })
 	group.Go(func() error { return d.serveUnits(ctx, o.Sockets["systemd"]) })
 	group.Go(func() error { return d.serveMetrics(ctx) })
 	group.Go(func() error { d.enrolment.keep(ctx); return nil })
 	group.Go(func() error { d.federation.keeper.Run(ctx); return nil })
-	if i.vault != nil {
-		group.Go(func() error { i.vault.Run(ctx); return nil })
+	if v := i.issuing.vault; v != nil {
+		group.Go(func() error { v.Run(ctx); return nil })
 	}
 	group.Go(func() error { d.log.run(ctx); return nil })
 	group.Go(func() error { return d.appraiser.run(ctx) })
@@ -162,7 +162,7 @@ func (d *daemon) admin() *admin.Server {
 		Gate: i.gate, Attester: i.attester, Recorder: d.leases.recorder, Status: d.status, Logger: d.slog,
 		Node: d.nodeAdmin(), Entries: i.disabled.admin(), Leases: d.leases.admin(), Secrets: d.leases.secretAdmin(),
 		Bundles: &admin.Bundles{
-			TrustDomain: d.config.TrustDomain.Name(), JWTIssuer: d.config.Authority.JWTIssuer, Bundle: i.authority.WholeBundle,
+			TrustDomain: d.config.TrustDomain.Name(), JWTIssuer: d.config.Authority.JWTIssuer, Bundle: i.issuing.wholeBundle,
 		},
 	}
 }
@@ -199,7 +199,7 @@ func (d *daemon) watch(ctx context.Context, asked <-chan os.Signal) error {
 			}
 		}
 	}()
-	return config.Watch(ctx, []string{d.config.EntriesDir, d.config.CredentialsDir, d.config.FederationDir, d.config.ProgramsDir}, func() {
+	return config.Watch(ctx, []string{d.config.EntriesDir, d.config.CredentialsDir, d.config.FederationDir, d.config.ProgramsDir, d.config.GrantsDir}, func() {
 		select {
 		case changed <- struct{}{}:
 		default: // one is to come anyway
@@ -213,7 +213,7 @@ func (d *daemon) reload(ctx context.Context) {
 	d.proxy.refresh()
 	d.take(d.federation.domains.Reload(ctx))
 	d.federation.keeper.Look()
-	d.take(d.identities.entries.Reload(ctx))
+	d.take(d.identities.reload(ctx))
 	d.take(d.programs.Reload(ctx))
 }
 
@@ -226,6 +226,9 @@ func (d *daemon) take(_ bool, err error) {
 
 // summary is one line on what is served.
 func (d *daemon) summary() string {
+	if d.identities.issuing.agent != nil {
+		return fmt.Sprintf("Serving %s of %s, by SPIRE server %s", count(len(d.identities.gate.Entries()), "entry", "entries"), d.config.TrustDomain, d.config.Authority.SPIRE.Server)
+	}
 	s := d.identities.entries.State()
 	if s.Value == nil {
 		return "Serving; the entries on disk are not in force"

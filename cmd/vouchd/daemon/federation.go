@@ -114,11 +114,11 @@ func (f *federation) report(st *view.Status, entries []identity.Entry, problem p
 		}
 	}
 	told := make(map[spiffeid.TrustDomain]bool)
-	for _, e := range entries {
+	for _, e := range entries { // of a SPIRE server's, it has the bundles
 		for _, td := range e.FederatesWith {
-			if !known[td] && !told[td] {
+			if !known[td] && !told[td] && e.Server == "" {
 				told[td] = true
-				problem("entry %s at %v federates with %s, which is not in force in %s; add it there, or remove it from the entry", e.ID, e.Pos, td, f.dir)
+				problem("entry %s at %s federates with %s, which is not in force in %s; add it there, or remove it from the entry", e.ID, e.Place(), td, f.dir)
 			}
 		}
 	}

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -14,10 +13,9 @@ import (
 	"github.com/vouchd/vouchd/attest/process"
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/cmd/vouchd/reload"
+	"github.com/vouchd/vouchd/cmd/vouchd/spireagent"
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/identity"
-	"github.com/vouchd/vouchd/identity/vaultca"
-	"github.com/vouchd/vouchd/secret"
 	"github.com/vouchd/vouchd/systemd"
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 	"github.com/vouchd/vouchd/workloadapi/credentialapi"
@@ -27,31 +25,30 @@ import (
 // identities are who may be issued what: the attester of processes, the authority,
 // the entries in force and the identities that are cut off.
 type identities struct {
-	config    *config.Config
-	log       *records
-	leases    *leases
-	slog      *slog.Logger
-	attester  *process.Attester
-	watcher   *process.Watcher
-	authority *identity.Authority
-	gate      *gate.Gate
-	leasing   *credentialapi.API
-	vault     *vaultca.Keeper // nil unless it certifies this host
-	disabled  *disabled
-	entries   *reload.Value[*identity.Entries] // nil until some are loaded
+	config   *config.Config
+	log      *records
+	leases   *leases
+	slog     *slog.Logger
+	attester *process.Attester
+	watcher  *process.Watcher
+	issuing  *issuing
+	gate     *gate.Gate
+	leasing  *credentialapi.API
+	disabled *disabled
+	entries  *reload.Value[*identity.Entries] // of files; not used where a SPIRE server has them
 }
 
 // openIdentities makes the authority and the gate. Entries are loaded afterwards, so
 // until then no process has an identity.
-func openIdentities(ctx context.Context, c *config.Config, m *machine, log *records, l *leases, e *enrolment, logger *slog.Logger) (*identities, error) {
+func openIdentities(ctx context.Context, c *config.Config, m *machine, log *records, l *leases, e *enrolment, f *federation, logger *slog.Logger) (*identities, error) {
 	i := &identities{config: c, log: log, leases: l, slog: logger}
-	if err := i.open(ctx, m, e); err != nil {
+	if err := i.open(ctx, m, e, f); err != nil {
 		return nil, errors.Join(err, i.close())
 	}
 	return i, nil
 }
 
-func (i *identities) open(ctx context.Context, m *machine, e *enrolment) (err error) {
+func (i *identities) open(ctx context.Context, m *machine, e *enrolment, f *federation) (err error) {
 	l := i.leases
 	o := process.Options{
 		Wants:  func(have attest.Selectors, upTo attest.Stage) attest.KindSet { return i.gate.Wants(have, upTo) },
@@ -66,61 +63,32 @@ func (i *identities) open(ctx context.Context, m *machine, e *enrolment) (err er
 	if i.watcher, err = process.NewWatcher(); err != nil {
 		return err
 	}
-	if i.authority, err = i.openAuthority(ctx, m, e); err != nil {
+	i.gate = gate.New(gate.Options{Attester: i.attester, Recorder: l.recorder, Logger: i.slog, Contact: i.config.Contact})
+	i.entries = reload.New(i.source())
+	if i.issuing, err = i.openIssuing(ctx, m, e, f); err != nil {
 		return err
 	}
-	i.gate = gate.New(gate.Options{Attester: i.attester, Recorder: l.recorder, Logger: i.slog, Contact: i.config.Contact})
 	i.leasing = credentialapi.New(credentialapi.Options{
-		Gate: i.gate, Attester: i.attester, Authority: i.authority, Leases: l.engine, Pins: l.pins,
+		Gate: i.gate, Attester: i.attester, Authority: i.issuing, Leases: l.engine, Pins: l.pins,
 		Sockets: filepath.Dir(i.config.ProxySocket),
 	})
 	i.disabled = &disabled{gate: i.gate, state: m.state, log: i.log, leases: l.engine}
-	if err := i.disabled.load(); err != nil {
-		return err
-	}
-	i.entries = reload.New(i.source())
-	return nil
+	return i.disabled.load()
 }
 
-func (i *identities) openAuthority(ctx context.Context, m *machine, e *enrolment) (*identity.Authority, error) {
-	a := i.config.Authority
-	o := identity.Options{
-		TrustDomain:   i.config.TrustDomain,
-		NodeKey:       m.node.Signer(),
-		Store:         m.state,
-		Sealer:        m.node,
-		IssuingCATTL:  a.IssuingCATTL,
-		Overlap:       a.RotationOverlap,
-		JWTKeyTTL:     a.JWTKeyTTL,
-		JWTIssuer:     a.JWTIssuer,
-		JWTAlgorithms: a.JWTAlgorithms,
-		Announce:      i.log.announce,
-		Logger:        i.slog,
+func (i *identities) openIssuing(ctx context.Context, m *machine, e *enrolment, f *federation) (*issuing, error) {
+	if i.config.Authority.Mode != config.ModeSPIRE {
+		return openAuthority(ctx, i.config, m, i.log, e, i.slog)
 	}
-	switch a.Mode {
-	case config.ModeEnrolled:
-		o.Upstream, o.HowToEnrol = e.load(), "enrol it with vouch node request"
-	case config.ModeVault:
-		e.load() // to log in with
-		var err error
-		if i.vault, err = newVault(i.config, m, i.log, e, i.nodeJWT, i.slog); err != nil {
-			return nil, err
-		}
-		o.Upstream, o.HowToEnrol = i.vault.Load(), "vouch status says why "+a.Vault.Address+" does not certify it"
-		i.vault.Apply = func(ctx context.Context, u identity.Upstream) error { return i.authority.SetUpstream(ctx, u) }
-	}
-	if a.JWTKey == config.JWTKeyTPM {
-		key, err := m.node.Key(ctx, "jwt")
-		if err != nil {
-			return nil, err
-		}
-		o.JWTKey = key
-	}
-	return identity.NewAuthority(ctx, o)
+	return openAgent(ctx, m, spireagent.Options{Config: i.config, Log: i.log, Local: f.keeper, Apply: i.putInForce, Tell: i.tell, Logger: i.slog})
 }
 
-func (i *identities) nodeJWT(ctx context.Context, audience string) (secret.Bytes, error) {
-	return i.authority.NodeJWT(ctx, audience)
+// reload looks at who is entitled to what.
+func (i *identities) reload(ctx context.Context) (changed bool, err error) {
+	if i.issuing.agent != nil {
+		return i.issuing.agent.Grants.Reload(ctx)
+	}
+	return i.entries.Reload(ctx)
 }
 
 func (i *identities) close() error {
@@ -150,21 +118,29 @@ func (i *identities) source() reload.Source[*identity.Entries] {
 			}, nil)
 		},
 		Apply: func(es *identity.Entries) {
-			before := i.gate.Entries()
-			i.gate.SetEntries(es)
-			i.leases.endUngranted(es.All(), before, lost(i.entries.State().Problem))
-			i.slog.Info("entries in force", "entries", es.Len())
+			i.putInForce(es, i.entries.State().Problem)
 			for _, why := range es.LeftOut() {
 				i.slog.Error("an entry is not in force", "err", why)
 			}
 		},
-		Tell: func(problem error) {
-			i.gate.SetHeldBack(firstOf(problem))
-			if problem == nil {
-				i.leases.endUngranted(i.gate.Entries(), nil, false)
-			}
-		},
+		Tell:   i.tell,
 		Logger: i.slog,
+	}
+}
+
+// putInForce has entries be what processes are matched with.
+func (i *identities) putInForce(es *identity.Entries, problem error) {
+	before := i.gate.Entries()
+	i.gate.SetEntries(es)
+	i.leases.endUngranted(es.All(), before, lost(problem))
+	i.slog.Info("entries in force", "entries", es.Len())
+}
+
+// tell says what of the files is not in force.
+func (i *identities) tell(problem error) {
+	i.gate.SetHeldBack(firstOf(problem))
+	if problem == nil {
+		i.leases.endUngranted(i.gate.Entries(), nil, false)
 	}
 }
 
@@ -174,28 +150,21 @@ func (i *identities) selfCheck(ctx context.Context) error {
 	if _, err := i.attester.AttestPID(ctx, os.Getpid()); err != nil {
 		return err
 	}
-	err := i.authority.SelfCheck(ctx)
-	if errors.Is(err, identity.ErrNotEnrolled) {
-		return nil // nothing is issued until it is, and status says so
-	}
-	return err
+	return i.issuing.selfCheck(ctx)
 }
 
 // report says which entries are in force. Their number is the gate's to tell.
 func (i *identities) report(st *view.Status, problem problemf) {
-	a := i.authority.Status()
-	st.Authority = view.AuthorityStatus{
-		RootNotAfter:      a.RootNotAfter,
-		IssuingCAKeyID:    a.IssuingCAKeyID,
-		IssuingCANotAfter: a.IssuingCANotAfter,
-		JWTKeyID:          a.JWTKeyID,
-		JWTKeyUntil:       a.JWTKeyUntil,
-		BundleSequence:    a.BundleSequence,
+	i.issuing.report(st, problem)
+	if i.issuing.agent == nil {
+		i.reportEntries(st, problem)
 	}
-	if roots, err := x509.ParseCertificates(i.authority.Bundle().X509); err == nil { // always: they were made here
-		st.Authority.RootSHA256 = fingerprints(roots)
+	if n := unanchored(i.gate.Entries()); n > 0 {
+		st.Reminders = append(st.Reminders, fmt.Sprintf("%s with allow_unanchored, which is for labs: any user of this machine can have such an identity; see vouch entry list", count(n, "entry", "entries")))
 	}
-	i.reportVault(st, problem)
+}
+
+func (i *identities) reportEntries(st *view.Status, problem problemf) {
 	s := i.entries.State()
 	st.Entries = view.EntriesStatus{Dir: i.config.EntriesDir, Loaded: s.Loaded}
 	if s.Problem != nil {
@@ -206,9 +175,6 @@ func (i *identities) report(st *view.Status, problem problemf) {
 		for _, why := range s.Value.LeftOut() {
 			problem("an entry is not in force: %v", why)
 		}
-	}
-	if n := unanchored(i.gate.Entries()); n > 0 {
-		st.Reminders = append(st.Reminders, fmt.Sprintf("%s with allow_unanchored, which is for labs: any user of this machine can have such an identity; see vouch entry list", count(n, "entry", "entries")))
 	}
 }
 

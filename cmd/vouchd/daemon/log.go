@@ -143,6 +143,17 @@ func (r *records) reloaded(ctx context.Context, next audit.Record, problem error
 	return r.Append(ctx, next)
 }
 
+// Reloaded implements [spireagent.Log].
+func (r *records) Reloaded(ctx context.Context, next audit.Record, problem error) error {
+	return r.reloaded(ctx, next, problem)
+}
+
+// Quote implements [spireagent.Log].
+func (r *records) Quote(ctx context.Context, publicKey []byte) ([]byte, error) {
+	quote, err := r.machine.node.Quote(ctx, sha256.Sum256(publicKey))
+	return quote.Encoding, err
+}
+
 // announce records an authority key with a quote of the boot state it is made
 // in, before it signs anything.
 func (r *records) announce(ctx context.Context, k identity.Key) error {

@@ -102,6 +102,21 @@ var metrics = []struct {
 		}
 		return unixTime(st.Node.Enrolment.NotAfter)
 	}},
+	{metric("spire_online", "1 where the SPIRE server answers, 0 where it is away; missing where this host is no agent of one."), func(st *view.Status) (float64, bool) {
+		if st.Authority.SPIRE == nil {
+			return 0, false
+		}
+		if st.Authority.SPIRE.Online {
+			return 1, true
+		}
+		return 0, true
+	}},
+	{metric("spire_last_sync_seconds", "When the SPIRE server last said which entries there are, as Unix time."), func(st *view.Status) (float64, bool) {
+		if st.Authority.SPIRE == nil {
+			return 0, false
+		}
+		return unixTime(st.Authority.SPIRE.LastSync)
+	}},
 	{metric("node_appraisal_passed", "1 where this machine satisfies its policy, 0 where it does not or nobody could tell; missing where it has none."), func(st *view.Status) (float64, bool) {
 		if st.Node.State == view.NodePassed {
 			return 1, true

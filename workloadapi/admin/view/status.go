@@ -58,6 +58,26 @@ type AuthorityStatus struct {
 	BundleSequence    uint64    `json:"bundle_sequence"`
 
 	Vault *VaultStatus `json:"vault,omitempty"` // missing: this host is not certified by one
+	SPIRE *SPIREStatus `json:"spire,omitempty"` // missing: this host is no agent of a SPIRE server; with it, there is no issuing CA and no JWT key here
+}
+
+// SPIREStatus says how it stands with the SPIRE server whose agent this host is.
+type SPIREStatus struct {
+	Server        string    `json:"server"` // host and port
+	Agent         string    `json:"agent"`  // this host's SPIFFE ID; empty: the server has not attested it
+	Attestor      string    `json:"attestor"`
+	AgentNotAfter time.Time `json:"agent_not_after,omitzero"`
+	Online        bool      `json:"online"`
+	Since         time.Time `json:"since,omitzero"`     // of being online or away
+	LastSync      time.Time `json:"last_sync,omitzero"` // when the server last said which entries there are
+	Banned        bool      `json:"banned,omitempty"`
+	Error         string    `json:"error,omitempty"` // why it is away
+
+	// If the server stayed away: the end of the last X509-SVID, of the last JWT-SVID that
+	// is kept, and of serving anything new.
+	X509Until    time.Time `json:"x509_until,omitzero"`
+	JWTUntil     time.Time `json:"jwt_until,omitzero"`
+	EntriesUntil time.Time `json:"entries_until,omitzero"`
 }
 
 // VaultStatus says how long a Vault or OpenBao has certified this host for.

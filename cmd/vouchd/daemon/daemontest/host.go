@@ -99,10 +99,11 @@ admin_socket: %s
 entries_dir: %s
 credentials_dir: %s
 federation_dir: %s
+grants_dir: %s
 node:
   policy: %s
   ek_chain_dir: %s
-`, h.TrustDomain, h.TPM.Address, h.Path("state"), h.Path("agent.sock"), h.Path("admin.sock"), h.Path("entries.d"), h.Path("credentials.d"), h.Path("federation.d"),
+`, h.TrustDomain, h.TPM.Address, h.Path("state"), h.Path("agent.sock"), h.Path("admin.sock"), h.Path("entries.d"), h.Path("credentials.d"), h.Path("federation.d"), h.Path("grants.d"),
 		h.Path("node-policy.yaml"), h.Path("ek-chain.d"))+more)
 }
 

@@ -5,17 +5,145 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/audit"
+	"github.com/vouchd/vouchd/cmd/vouchd/spireagent"
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/identity/vaultca"
 	"github.com/vouchd/vouchd/secret"
+	"github.com/vouchd/vouchd/workloadapi"
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
+
+// An issuing is what answers for the trust domain on this host: its own authority, or the
+// agent of a SPIRE server.
+type issuing struct {
+	identity.Issuer
+	config    *config.Config
+	authority *identity.Authority // nil: there is an agent
+	vault     *vaultca.Keeper     // of the authority; nil unless one certifies this host
+	agent     *spireagent.Agent   // nil: there is an authority
+}
+
+// openAuthority makes this host the authority of its trust domain, or one that is certified.
+func openAuthority(ctx context.Context, c *config.Config, m *machine, log *records, e *enrolment, logger *slog.Logger) (*issuing, error) {
+	i, a := &issuing{config: c}, c.Authority
+	o := identity.Options{
+		TrustDomain:   c.TrustDomain,
+		NodeKey:       m.node.Signer(),
+		Store:         m.state,
+		Sealer:        m.node,
+		IssuingCATTL:  a.IssuingCATTL,
+		Overlap:       a.RotationOverlap,
+		JWTKeyTTL:     a.JWTKeyTTL,
+		JWTIssuer:     a.JWTIssuer,
+		JWTAlgorithms: a.JWTAlgorithms,
+		Announce:      log.announce,
+		Logger:        logger,
+	}
+	switch a.Mode {
+	case config.ModeEnrolled:
+		o.Upstream, o.HowToEnrol = e.load(), "enrol it with vouch node request"
+	case config.ModeVault:
+		e.load() // to log in with
+		var err error
+		if i.vault, err = newVault(c, m, log, e, i.nodeJWT, logger); err != nil {
+			return nil, err
+		}
+		o.Upstream, o.HowToEnrol = i.vault.Load(), "vouch status says why "+a.Vault.Address+" does not certify it"
+		i.vault.Apply = func(ctx context.Context, u identity.Upstream) error { return i.authority.SetUpstream(ctx, u) }
+	}
+	if a.JWTKey == config.JWTKeyTPM {
+		key, err := m.node.Key(ctx, "jwt")
+		if err != nil {
+			return nil, err
+		}
+		o.JWTKey = key
+	}
+	var err error
+	i.authority, err = identity.NewAuthority(ctx, o)
+	i.Issuer = i.authority
+	return i, err
+}
+
+// openAgent makes this host the agent of a SPIRE server.
+func openAgent(ctx context.Context, m *machine, o spireagent.Options) (*issuing, error) {
+	key, err := m.node.Key(ctx, appraisal.AgentKey)
+	if err != nil {
+		return nil, err
+	}
+	o.Key, o.Attestor, o.Store, o.Sealer = key, spireagent.Attestor(o.Config.Authority.SPIRE, m.node), m.state, m.node
+	agent, err := spireagent.Open(ctx, o)
+	return &issuing{Issuer: agent, config: o.Config, agent: agent}, err
+}
+
+// run keeps what issues up to date until the context ends.
+func (i *issuing) run(ctx context.Context) error {
+	if i.agent != nil {
+		return i.agent.Run(ctx)
+	}
+	i.authority.Run(ctx)
+	return nil
+}
+
+// wholeBundle returns the bundle for those who publish it.
+func (i *issuing) wholeBundle(ctx context.Context) (*identity.Bundle, error) {
+	if i.agent != nil {
+		return i.Bundle(), nil
+	}
+	return i.authority.WholeBundle(ctx)
+}
+
+// foreign has the bundles of other trust domains.
+func (i *issuing) foreign(f *federation) workloadapi.Foreign {
+	if i.agent != nil {
+		return spireagent.Foreign{Agent: i.agent}
+	}
+	return f.keeper
+}
+
+func (i *issuing) nodeJWT(ctx context.Context, audience string) (secret.Bytes, error) {
+	return i.authority.NodeJWT(ctx, audience)
+}
+
+// selfCheck issues what a workload would get, and throws it away.
+func (i *issuing) selfCheck(ctx context.Context) error {
+	if i.agent != nil {
+		return nil // nothing is signed here
+	}
+	err := i.authority.SelfCheck(ctx)
+	if errors.Is(err, identity.ErrNotEnrolled) {
+		return nil // nothing is issued until it is, and status says so
+	}
+	return err
+}
+
+// report says how long it can go on.
+func (i *issuing) report(st *view.Status, problem problemf) {
+	if i.agent != nil {
+		i.agent.Report(st, problem)
+	} else {
+		a := i.authority.Status()
+		st.Authority = view.AuthorityStatus{
+			RootNotAfter:      a.RootNotAfter,
+			IssuingCAKeyID:    a.IssuingCAKeyID,
+			IssuingCANotAfter: a.IssuingCANotAfter,
+			JWTKeyID:          a.JWTKeyID,
+			JWTKeyUntil:       a.JWTKeyUntil,
+			BundleSequence:    a.BundleSequence,
+		}
+		i.reportVault(st, problem)
+	}
+	if roots, err := x509.ParseCertificates(i.Bundle().X509); err == nil { // always: they were parsed before
+		st.Authority.RootSHA256 = fingerprints(roots)
+	}
+}
 
 // newVault returns what has a Vault certify this host. Its Apply is yet to be set.
 func newVault(c *config.Config, m *machine, log *records, e *enrolment, token func(ctx context.Context, audience string) (secret.Bytes, error), logger *slog.Logger) (*vaultca.Keeper, error) {
@@ -90,7 +218,7 @@ func readRoot(path string) (*x509.Certificate, error) {
 }
 
 // reportVault says how long this host is certified for, and what keeps it from being longer.
-func (i *identities) reportVault(st *view.Status, problem problemf) {
+func (i *issuing) reportVault(st *view.Status, problem problemf) {
 	if i.vault == nil {
 		return
 	}
