@@ -73,6 +73,7 @@ type Signing struct {
 
 // A Reach is that the server is away, or back.
 type Reach struct {
+	Server   string
 	Online   bool
 	LastSync time.Time
 	Until    time.Time // what is served ends then at the latest, if it stays away

@@ -89,7 +89,7 @@ func (r recorder) Signed(ctx context.Context, all []spire.Signing) error {
 }
 
 func (r recorder) Reached(ctx context.Context, reach spire.Reach) error {
-	rec := audit.Record{Event: audit.EventSPIREOnline, Outcome: audit.Success, SPIRE: &audit.SPIRE{LastSync: reach.LastSync, Until: reach.Until}}
+	rec := audit.Record{Event: audit.EventSPIREOnline, Outcome: audit.Success, SPIRE: &audit.SPIRE{Server: reach.Server, LastSync: reach.LastSync, Until: reach.Until}}
 	if !reach.Online {
 		rec.Event, rec.Outcome = audit.EventSPIREOffline, audit.Failed
 		if reach.Cause != nil {
