@@ -203,6 +203,9 @@ type verifying struct{ k *Keeper }
 
 // GetX509BundleForTrustDomain implements [x509bundle.Source].
 func (v verifying) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
+	if td != v.k.o.TrustDomain {
+		return nil, fmt.Errorf("the server is of trust domain %s, and this host of %s", td.Name(), v.k.o.TrustDomain.Name())
+	}
 	v.k.mu.Lock()
 	defer v.k.mu.Unlock()
 	var roots []*x509.Certificate

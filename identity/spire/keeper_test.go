@@ -453,7 +453,7 @@ func TestAnEmptyAnswerJustAfterAnAttestationTakesNothingAway(t *testing.T) {
 	h.served("/agent")
 	h.stop()
 	s.Evict()
-	s.Set(func() { s.Cache = 3 * time.Second })
+	s.Set(func() { s.Cache = time.Second })
 	syncs := s.Called("SyncAuthorizedEntries")
 	h.start()
 	eventually(t, "it was attested again and has asked twice", func() bool { return len(s.Agents()) == 1 && s.Called("SyncAuthorizedEntries") > syncs+2 })
@@ -556,7 +556,7 @@ func TestAServerThatIsNotTheTrustDomainsIsGivenNothing(t *testing.T) {
 	}{
 		"another trust domain": {func(s *spiretest.Server, h *host) {
 			h.change = func(o *spire.Options) { o.TrustDomain = spiffeid.RequireTrustDomainFromString("other.example") }
-		}, "other.example"},
+		}, "the server is of trust domain example.org, and this host of other.example"},
 		"a certificate of somebody else's": {func(s *spiretest.Server, h *host) {
 			roots := h.roots()
 			s.RotateX509()

@@ -14,8 +14,13 @@ import (
 	"github.com/vouchd/vouchd/identity/spire/spirev1"
 )
 
+// Tests do not wait as long.
+var (
+	syncEvery = 5 * time.Second
+	settle    = 10 * time.Second // how long a server has to say that there are no entries until that is believed
+)
+
 const (
-	syncEvery     = 5 * time.Second
 	lastRetry     = 2 * time.Minute
 	askedSoon     = time.Second      // how soon after a round one may begin that somebody waits for
 	askedAway     = 10 * time.Second // the same, while the server is away

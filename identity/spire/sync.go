@@ -16,10 +16,7 @@ import (
 	"github.com/vouchd/vouchd/identity/spire/spirev1"
 )
 
-const (
-	keepEvery = time.Minute      // how often the time of the last sync is kept
-	settle    = 10 * time.Second // how long a server has to say that there are no entries until that is believed
-)
+const keepEvery = time.Minute // how often the time of the last sync is kept
 
 // syncEntries puts the server's entries in force. Just after an attestation a server says
 // that there are none, until its cache knows the agent. That is not believed until it was

@@ -11,6 +11,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -74,14 +75,13 @@ func (s *Server) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 
 // sign makes an X509-SVID as a server does. The caller holds the lock.
 func (s *Server) sign(id string, key crypto.PublicKey, ttl time.Duration, dns []string) ([][]byte, error) {
-	a := s.authorities[len(s.authorities)-1]
 	der, err := x509.MarshalPKIXPublicKey(key)
 	if err != nil {
 		return nil, err
 	}
 	ski := sha1.Sum(der)
 	c := &x509.Certificate{
-		SerialNumber: serial(), URIs: uris(id), NotBefore: s.clock().Add(-10 * time.Second), NotAfter: s.clock().Add(ttl), SubjectKeyId: ski[:],
+		SerialNumber: serial(), Subject: pkix.Name{Organization: []string{"SPIRE"}}, URIs: uris(id), NotBefore: s.clock().Add(-10 * time.Second), NotAfter: s.clock().Add(ttl), SubjectKeyId: ski[:],
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, BasicConstraintsValid: true,
 		DNSNames: dns,
 	}
@@ -91,6 +91,7 @@ func (s *Server) sign(id string, key crypto.PublicKey, ttl time.Duration, dns []
 	if s.Change != nil && !strings.Contains(id, "/spire/") {
 		s.Change(c)
 	}
+	a := s.authorities[len(s.authorities)-1]
 	leaf, err := x509.CreateCertificate(rand.Reader, c, a.cert, key, a.key)
 	return [][]byte{leaf}, err
 }

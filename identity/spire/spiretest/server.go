@@ -12,6 +12,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
 	"net"
@@ -219,7 +220,7 @@ func (s *Server) RotateX509() {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	s.must(err)
 	c := &x509.Certificate{
-		SerialNumber: serial(), NotBefore: s.clock().Add(-time.Minute), NotAfter: s.clock().Add(1000 * time.Hour), IsCA: true, BasicConstraintsValid: true,
+		SerialNumber: serial(), Subject: pkix.Name{CommonName: s.TrustDomain.Name()}, NotBefore: s.clock().Add(-time.Minute), NotAfter: s.clock().Add(1000 * time.Hour), IsCA: true, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, URIs: uris(s.TrustDomain.IDString()),
 	}
 	der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
