@@ -556,7 +556,7 @@ func TestAServerThatIsNotTheTrustDomainsIsGivenNothing(t *testing.T) {
 	}{
 		"another trust domain": {func(s *spiretest.Server, h *host) {
 			h.change = func(o *spire.Options) { o.TrustDomain = spiffeid.RequireTrustDomainFromString("other.example") }
-		}, "the server is of trust domain example.org, and this host of other.example"},
+		}, "the server is spiffe://example.org/spire/server and not spiffe://other.example/spire/server"},
 		"a certificate of somebody else's": {func(s *spiretest.Server, h *host) {
 			roots := h.roots()
 			s.RotateX509()

@@ -9,12 +9,13 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/rand"
+	cryptorand "crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -113,16 +114,10 @@ func (s *Server) must(err error) {
 func (s *Server) Start() {
 	s.t.Helper()
 	address := s.Address
-	if address == "" {
-		address = "127.0.0.1:0"
+	if address == "" { // one of its own, which nobody else is given while it is stopped
+		address = fmt.Sprintf("127.%d.%d.%d:0", 1+rand.N(254), rand.N(256), 1+rand.N(254))
 	}
-	var l net.Listener
-	var err error
-	for range 100 { // connections of before may hold the port for a moment
-		if l, err = net.Listen("tcp", address); err == nil {
-			break
-		}
-	}
+	l, err := net.Listen("tcp", address)
 	s.must(err)
 	s.Address = l.Addr().String()
 	c := &tls.Config{ClientAuth: tls.RequestClientCert, GetCertificate: s.certificate, NextProtos: []string{"h2"}}
@@ -217,13 +212,13 @@ func (s *Server) RotateX509() {
 	s.t.Helper()
 	s.Lock()
 	defer s.Unlock()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
 	s.must(err)
 	c := &x509.Certificate{
 		SerialNumber: serial(), Subject: pkix.Name{CommonName: s.TrustDomain.Name()}, NotBefore: s.clock().Add(-time.Minute), NotAfter: s.clock().Add(1000 * time.Hour), IsCA: true, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, URIs: uris(s.TrustDomain.IDString()),
 	}
-	der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
+	der, err := x509.CreateCertificate(cryptorand.Reader, c, c, key.Public(), key)
 	s.must(err)
 	cert, err := x509.ParseCertificate(der)
 	s.must(err)
@@ -236,15 +231,15 @@ func (s *Server) RotateJWT() {
 	s.t.Helper()
 	s.Lock()
 	defer s.Unlock()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
 	s.must(err)
-	s.jwtKeys = append(s.jwtKeys, &jwtKey{id: rand.Text(), key: key})
+	s.jwtKeys = append(s.jwtKeys, &jwtKey{id: cryptorand.Text(), key: key})
 	s.sequence++
 }
 
 // SignUnknown has an authority sign that the bundle does not have. The caller holds the lock.
 func (s *Server) SignUnknown() {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
 	s.must(err)
 	last := s.authorities[len(s.authorities)-1]
 	s.authorities[len(s.authorities)-1] = &authority{cert: last.cert, key: key}
@@ -274,7 +269,7 @@ func (s *Server) SetBack() {
 func (s *Server) Token() string {
 	s.Lock()
 	defer s.Unlock()
-	token := rand.Text()
+	token := cryptorand.Text()
 	s.tokens[token] = true
 	return token
 }
@@ -312,7 +307,7 @@ func (s *Server) Add(e *spirev1.Entry) string {
 	s.Lock()
 	defer s.Unlock()
 	if e.Id == "" {
-		e.Id = rand.Text()
+		e.Id = cryptorand.Text()
 	}
 	if old := s.entries[e.Id]; old != nil {
 		e.RevisionNumber, e.CreatedAt = old.RevisionNumber+1, old.CreatedAt
