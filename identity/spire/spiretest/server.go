@@ -15,7 +15,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -40,7 +39,6 @@ type Server struct {
 	Address     string // host and port, the same after Stop and Start
 	BundleFile  string // PEM, of the roots as the server began
 
-	PopRoots  *x509.CertPool            // whose leaves x509pop takes
 	TTL       time.Duration             // of X509-SVIDs whose entry leaves it open, and of agents'
 	JWTTTL    time.Duration             // of JWT-SVIDs whose entry leaves it open
 	Cache     time.Duration             // until an agent that was just attested is sent its entries
@@ -56,14 +54,16 @@ type Server struct {
 	Calls map[string]int // by method, such as BatchNewX509SVID
 	Max   int            // of calls at a time, as far as seen
 
-	authorities []*authority // the last one signs
-	jwtKeys     []*jwtKey    // the last one signs
+	pop         *popAuthority // whose leaves x509pop takes
+	authorities []*authority  // the last one signs
+	jwtKeys     []*jwtKey     // the last one signs
 	sequence    uint64
 	agents      map[string]*agent
 	tokens      map[string]bool
 	entries     map[string]*spirev1.Entry
 	now         int
 	server      *grpc.Server
+	own         *tls.Certificate
 }
 
 type authority struct {
@@ -90,24 +90,17 @@ type agent struct {
 func New(t testing.TB, trustDomain string) *Server {
 	t.Helper()
 	s := &Server{
-		t: t, TrustDomain: spiffeid.RequireTrustDomainFromString(trustDomain), PopRoots: x509.NewCertPool(),
+		t: t, TrustDomain: spiffeid.RequireTrustDomainFromString(trustDomain), pop: newPopAuthority(t),
 		TTL: time.Hour, JWTTTL: 5 * time.Minute, Page: 500, Federated: make(map[string]*spirev1.Bundle), Calls: make(map[string]int),
 		agents: make(map[string]*agent), tokens: make(map[string]bool), entries: make(map[string]*spirev1.Entry),
 	}
 	s.RotateX509()
 	s.RotateJWT()
 	s.BundleFile = filepath.Join(t.TempDir(), "bundle.pem")
-	s.must(os.WriteFile(s.BundleFile, s.PEM(), 0o644))
+	must(s.t, os.WriteFile(s.BundleFile, s.PEM(), 0o644))
 	s.Start()
 	t.Cleanup(s.Stop)
 	return s
-}
-
-func (s *Server) must(err error) {
-	s.t.Helper()
-	if err != nil {
-		s.t.Fatal(err)
-	}
 }
 
 // Start listens, after Stop at the address that there was.
@@ -115,10 +108,10 @@ func (s *Server) Start() {
 	s.t.Helper()
 	address := s.Address
 	if address == "" { // one of its own, which nobody else is given while it is stopped
-		address = fmt.Sprintf("127.%d.%d.%d:0", 1+rand.N(254), rand.N(256), 1+rand.N(254))
+		address = ownAddress()
 	}
 	l, err := net.Listen("tcp", address)
-	s.must(err)
+	must(s.t, err)
 	s.Address = l.Addr().String()
 	c := &tls.Config{ClientAuth: tls.RequestClientCert, GetCertificate: s.certificate, NextProtos: []string{"h2"}}
 	if s.OldTLS {
@@ -145,7 +138,7 @@ func (s *Server) Start() {
 	spirev1.RegisterEntryServer(server, f)
 	spirev1.RegisterSVIDServer(server, f)
 	s.Lock()
-	s.server = server
+	s.server, s.own = server, nil
 	s.Unlock()
 	go server.Serve(l)
 }
@@ -207,21 +200,31 @@ func (s *Server) PEM() (text []byte) {
 	return text
 }
 
+// Roots are the X.509 authorities.
+func (s *Server) Roots() (roots []*x509.Certificate) {
+	s.Lock()
+	defer s.Unlock()
+	for _, a := range s.authorities {
+		roots = append(roots, a.cert)
+	}
+	return roots
+}
+
 // RotateX509 has another authority sign from now on.
 func (s *Server) RotateX509() {
 	s.t.Helper()
 	s.Lock()
 	defer s.Unlock()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
-	s.must(err)
+	must(s.t, err)
 	c := &x509.Certificate{
 		SerialNumber: serial(), Subject: pkix.Name{CommonName: s.TrustDomain.Name()}, NotBefore: s.clock().Add(-time.Minute), NotAfter: s.clock().Add(1000 * time.Hour), IsCA: true, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, URIs: uris(s.TrustDomain.IDString()),
 	}
 	der, err := x509.CreateCertificate(cryptorand.Reader, c, c, key.Public(), key)
-	s.must(err)
+	must(s.t, err)
 	cert, err := x509.ParseCertificate(der)
-	s.must(err)
+	must(s.t, err)
 	s.authorities = append(s.authorities, &authority{cert: cert, key: key})
 	s.sequence++
 }
@@ -232,7 +235,7 @@ func (s *Server) RotateJWT() {
 	s.Lock()
 	defer s.Unlock()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
-	s.must(err)
+	must(s.t, err)
 	s.jwtKeys = append(s.jwtKeys, &jwtKey{id: cryptorand.Text(), key: key})
 	s.sequence++
 }
@@ -240,7 +243,7 @@ func (s *Server) RotateJWT() {
 // SignUnknown has an authority sign that the bundle does not have. The caller holds the lock.
 func (s *Server) SignUnknown() {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
-	s.must(err)
+	must(s.t, err)
 	last := s.authorities[len(s.authorities)-1]
 	s.authorities[len(s.authorities)-1] = &authority{cert: last.cert, key: key}
 }
