@@ -58,7 +58,7 @@ type Authority struct {
 type SPIRE struct {
 	Server     string        `yaml:"server" like:"spire.example.org:8081"` // HOST:PORT
 	BundleFile string        `yaml:"bundle_file" default:"/etc/vouchd/spire-bundle.pem"`
-	Attestor   string        `yaml:"attestor" default:"x509pop" oneof:"x509pop join_token vouchd"`
+	Attestor   string        `yaml:"attestor" default:"x509pop" oneof:"x509pop join_token"`
 	TokenFile  string        `yaml:"token_file" like:"/var/lib/vouchd/spire-join-token"` // left out: spire-join-token in StateDir
 	MaxStale   time.Duration `yaml:"max_stale" min:"1m" max:"8784h"` // left out: the longest TTL of the entries
 }
@@ -118,7 +118,6 @@ const ModeSPIRE = "spire"
 const (
 	AttestorX509POP   = "x509pop"
 	AttestorJoinToken = "join_token"
-	AttestorVouchd    = "vouchd"
 )
 
 // The values of JWTAlgorithms: what signs JWT-SVIDs (RFC 7518 §3.1).
@@ -211,7 +210,7 @@ func (c *Config) relate(problem func(key, format string, args ...any)) {
 			FormatDuration(a.JWTKeyTTL), FormatDuration(2*a.RotationOverlap))
 	}
 	a.relateAlgorithms(problem)
-	if a.SPIRE.TokenFile == "" && c.StateDir != "" {
+	if a.SPIRE.TokenFile == "" && filepath.IsAbs(c.StateDir) {
 		a.SPIRE.TokenFile = filepath.Join(c.StateDir, "spire-join-token")
 	}
 	switch a.Mode {

@@ -1,7 +1,9 @@
 package enrol
 
 import (
+	"cmp"
 	"context"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -21,23 +23,37 @@ type Approval struct {
 // Approve appraises a host's request and, if it satisfies the terms, signs a
 // certificate for the host. It has saved what it signed when it returns.
 func (r *Root) Approve(ctx context.Context, request []byte, terms appraisal.Terms) (Approval, error) {
+	return r.approve(ctx, Host{}, terms, func(a appraisal.Authority) ([]byte, *x509.Certificate, appraisal.Result, error) {
+		return a.Approve(request, terms)
+	})
+}
+
+// ApproveAgent is Approve for a certificate by which a host joins a SPIRE server, under a
+// name that the administrator gives it.
+func (r *Root) ApproveAgent(ctx context.Context, request []byte, name string, terms appraisal.Terms) (Approval, error) {
+	return r.approve(ctx, Host{Hostname: name, Agent: true}, terms, func(a appraisal.Authority) ([]byte, *x509.Certificate, appraisal.Result, error) {
+		return a.ApproveAgent(request, name, terms)
+	})
+}
+
+// approve signs, and notes for whom. The host's name is its own word unless it is given.
+func (r *Root) approve(ctx context.Context, h Host, terms appraisal.Terms, sign func(appraisal.Authority) ([]byte, *x509.Certificate, appraisal.Result, error)) (Approval, error) {
 	authority, done, err := r.authority(ctx)
 	if err != nil {
 		return Approval{}, err
 	}
 	defer done()
-	document, certificate, result, err := authority.Approve(request, terms)
+	document, certificate, result, err := sign(authority)
 	a := Approval{Result: result}
 	if err != nil {
 		return a, err
 	}
-	if other := r.namesake(result.Hostname, result.EKSHA256, terms.Now); other != nil {
+	h.Hostname = cmp.Or(h.Hostname, result.Hostname)
+	h.Serial, h.EKSHA256, h.AKName, h.Evidence = certificate.SerialNumber.Text(16), result.EKSHA256, result.AKName, result.EvidenceSHA256
+	h.Approved, h.NotAfter = terms.Now.UTC().Truncate(time.Second), certificate.NotAfter
+	if other := r.namesake(h, terms.Now); other != nil {
 		return a, fmt.Errorf("approving %s: another machine is enrolled by that name (endorsement key %s); if this one replaces it: vouch authority revoke %s",
-			result.Hostname, other.EKSHA256, other.Serial)
-	}
-	h := Host{
-		Serial: certificate.SerialNumber.Text(16), Hostname: result.Hostname, EKSHA256: result.EKSHA256, AKName: result.AKName,
-		Evidence: result.EvidenceSHA256, Approved: terms.Now.UTC().Truncate(time.Second), NotAfter: certificate.NotAfter,
+			h.Hostname, other.EKSHA256, other.Serial)
 	}
 	r.issued = append(r.issued, h)
 	if err := r.saveIssued(); err != nil {

@@ -187,12 +187,15 @@ func TestAHostNameBelongsToOneMachineWhileItsCertificateIsValid(t *testing.T) {
 		{Serial: "3", Hostname: "gone", EKSHA256: "one", NotAfter: now.Add(year), Revoked: now.Add(-time.Hour)},
 	}}
 	for hostname, taken := range map[string]bool{"web": true, "old": false, "gone": false, "new": false} {
-		if got := r.namesake(hostname, "two", now) != nil; got != taken {
+		if got := r.namesake(Host{Hostname: hostname, EKSHA256: "two"}, now) != nil; got != taken {
 			t.Errorf("%s is taken: %t", hostname, got)
 		}
 	}
-	if r.namesake("web", "one", now) != nil {
+	if r.namesake(Host{Hostname: "web", EKSHA256: "one"}, now) != nil {
 		t.Error("a machine cannot be enrolled again by its own name")
+	}
+	if r.namesake(Host{Hostname: "web", EKSHA256: "two", Agent: true}, now) != nil {
+		t.Error("the name of a CA is taken for an agent's")
 	}
 }
 

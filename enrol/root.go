@@ -56,6 +56,7 @@ type description struct {
 type Host struct {
 	Serial   string    `json:"serial"` // hexadecimal
 	Hostname string    `json:"hostname"`
+	Agent    bool      `json:"agent,omitempty"` // by it the host joins a SPIRE server; otherwise it is a CA
 	EKSHA256 string    `json:"ek_sha256"`
 	AKName   string    `json:"ak_name"`
 	Evidence string    `json:"evidence_sha256"`
@@ -226,11 +227,11 @@ func (r *Root) host(serial string) (*Host, error) {
 	return nil, fmt.Errorf("no certificate has serial number %.64q; see vouch authority list", serial)
 }
 
-// namesake returns a valid certificate of another machine with a host name.
-func (r *Root) namesake(hostname, ek string, now time.Time) *Host {
+// namesake returns a valid certificate of another machine with the name of h, of its kind.
+func (r *Root) namesake(h Host, now time.Time) *Host {
 	for i := range r.issued {
-		if h := &r.issued[i]; h.Hostname == hostname && h.EKSHA256 != ek && h.Valid(now) {
-			return h
+		if other := &r.issued[i]; other.Hostname == h.Hostname && other.Agent == h.Agent && other.EKSHA256 != h.EKSHA256 && other.Valid(now) {
+			return other
 		}
 	}
 	return nil

@@ -85,19 +85,12 @@ func (a Authority) Approve(request []byte, terms Terms) (approval []byte, certif
 	fail := func(err error) ([]byte, *x509.Certificate, Result, error) {
 		return nil, nil, r, fmt.Errorf("approving a node: %w", err)
 	}
-	td, err := a.TrustDomain()
+	td, req, err := a.readRequest(request, terms)
 	if err != nil {
 		return fail(err)
 	}
-	if terms.Life < MinCALife || terms.Life > MaxCALife {
-		return fail(fmt.Errorf("a life of %v is not between %v and %v", terms.Life, MinCALife, MaxCALife))
-	}
-	req, err := parseRequest(request)
-	if err != nil {
-		return fail(err)
-	}
-	if req.TrustDomain != td.Name() {
-		return fail(fmt.Errorf("the request is for trust domain %.255q, but this root is for %s", req.TrustDomain, td.Name()))
+	if req.AgentKey != nil {
+		return fail(fmt.Errorf("%w: the request is to join a SPIRE server; approve it with --spire and --name, or have one made by vouch node request", ErrKind))
 	}
 	if r, err = appraiseRequest(req, terms); err != nil {
 		return fail(err)
@@ -114,10 +107,27 @@ func (a Authority) Approve(request []byte, terms Terms) (approval []byte, certif
 	if certificate, err = signCA(template, a.Root, r.NodeKey(), a.Signer); err != nil {
 		return fail(err)
 	}
-	if approval, err = wrapApproval(req.Evidence, td, certificate, a.Root); err != nil {
+	document := enrolmentDocument{Version: enrolmentVersion, TrustDomain: td.Name(), Chain: [][]byte{certificate.Raw}, Root: a.Root.Raw}
+	if approval, err = wrapApproval(req.Evidence, document); err != nil {
 		return fail(err)
 	}
 	return approval, certificate, r, nil
+}
+
+// readRequest reads a request that is for the root's trust domain.
+func (a Authority) readRequest(text []byte, terms Terms) (spiffeid.TrustDomain, request, error) {
+	td, err := a.TrustDomain()
+	if err != nil {
+		return td, request{}, err
+	}
+	if terms.Life < MinCALife || terms.Life > MaxCALife {
+		return td, request{}, fmt.Errorf("a life of %v is not between %v and %v", terms.Life, MinCALife, MaxCALife)
+	}
+	req, err := parseRequest(text)
+	if err == nil && req.TrustDomain != td.Name() {
+		err = fmt.Errorf("the request is for trust domain %.255q, but this root is for %s", req.TrustDomain, td.Name())
+	}
+	return td, req, err
 }
 
 // appraiseRequest judges the evidence. Activation is shown when the approval
@@ -141,9 +151,8 @@ func appraiseRequest(req request, terms Terms) (Result, error) {
 	return r, r.Err()
 }
 
-// wrapApproval encrypts the certificates under a credential for the request's
-// TPM.
-func wrapApproval(evidenceJSON []byte, td spiffeid.TrustDomain, node, root *x509.Certificate) ([]byte, error) {
+// wrapApproval encrypts a document under a credential for the request's TPM.
+func wrapApproval(evidenceJSON []byte, document enrolmentDocument) ([]byte, error) {
 	challenge, kept, err := makeChallenge(evidenceJSON)
 	if err != nil {
 		return nil, err
@@ -157,9 +166,7 @@ func wrapApproval(evidenceJSON []byte, td spiffeid.TrustDomain, node, root *x509
 	if err != nil {
 		return nil, err
 	}
-	inner, err := json.Marshal(enrolmentDocument{
-		Version: enrolmentVersion, TrustDomain: td.Name(), Chain: [][]byte{node.Raw}, Root: root.Raw,
-	})
+	inner, err := json.Marshal(document)
 	if err != nil {
 		return nil, err
 	}

@@ -15,7 +15,8 @@ import (
 type request struct {
 	Version     int             `json:"version"`
 	TrustDomain string          `json:"trust_domain"`
-	CSR         []byte          `json:"csr"` // DER, signed by the node key
+	CSR         []byte          `json:"csr,omitempty"`       // DER, signed by the node key; empty: an agent's request
+	AgentKey    *CertifiedKey   `json:"agent_key,omitempty"` // nil: a node's request
 	Evidence    json.RawMessage `json:"evidence"`
 }
 
@@ -31,8 +32,9 @@ type SealedEnrolment struct {
 type enrolmentDocument struct {
 	Version     int      `json:"version"`
 	TrustDomain string   `json:"trust_domain"`
-	Chain       [][]byte `json:"chain"` // DER, the node's first
-	Root        []byte   `json:"root"`  // DER
+	Agent       string   `json:"agent,omitempty"` // the host's name as an agent; empty: it is a CA
+	Chain       [][]byte `json:"chain"`           // DER, the host's first
+	Root        []byte   `json:"root"`            // DER
 }
 
 const (
@@ -104,30 +106,39 @@ func (a SealedEnrolment) Open(credential []byte) ([]byte, error) {
 // ParseEnrolment reads an enrolment from an approval that was opened, and
 // verifies it for a node key as of now.
 func ParseEnrolment(inner []byte, nodeKey *ecdsa.PublicKey, now time.Time) (Enrolment, error) {
-	var d enrolmentDocument
-	if err := DecodeJSON(inner, maxEnrolmentLen, &d); err != nil {
+	d, e, err := parseDocument(inner)
+	if err != nil {
 		return Enrolment{}, err
+	}
+	if d.Agent != "" {
+		return Enrolment{}, fmt.Errorf("%w: it lets host %.80q join a SPIRE server", ErrKind, d.Agent)
+	}
+	return e, VerifyEnrolment(e.Chain, e.Root, e.TrustDomain, nodeKey, now)
+}
+
+// parseDocument reads what an approval holds, and verifies none of it.
+func parseDocument(inner []byte) (d enrolmentDocument, e Enrolment, err error) {
+	if err := DecodeJSON(inner, maxEnrolmentLen, &d); err != nil {
+		return d, e, err
 	}
 	if d.Version != enrolmentVersion {
-		return Enrolment{}, fmt.Errorf("version %d is unknown; this vouchd knows %d", d.Version, enrolmentVersion)
+		return d, e, fmt.Errorf("version %d is unknown; this vouchd knows %d", d.Version, enrolmentVersion)
 	}
-	var e Enrolment
-	var err error
 	if e.TrustDomain, err = spiffeid.TrustDomainFromString(d.TrustDomain); err != nil {
-		return Enrolment{}, err
+		return d, e, err
 	}
 	if e.Root, err = x509.ParseCertificate(d.Root); err != nil {
-		return Enrolment{}, err
+		return d, e, err
 	}
 	if len(d.Chain) > maxCertificates {
-		return Enrolment{}, fmt.Errorf("chain of %d certificates", len(d.Chain))
+		return d, e, fmt.Errorf("chain of %d certificates", len(d.Chain))
 	}
 	for _, der := range d.Chain {
 		c, err := x509.ParseCertificate(der)
 		if err != nil {
-			return Enrolment{}, err
+			return d, e, err
 		}
 		e.Chain = append(e.Chain, c)
 	}
-	return e, VerifyEnrolment(e.Chain, e.Root, e.TrustDomain, nodeKey, now)
+	return d, e, nil
 }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
@@ -11,6 +12,7 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/google/go-tpm/tpm2/transport"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/vouchd/vouchd/attest/appraisal"
@@ -19,6 +21,7 @@ import (
 // The enrolment in the store.
 const (
 	enrolmentFile        = "enrolment"
+	agentFile            = "spire-leaf"
 	enrolmentFileVersion = 1
 )
 
@@ -44,6 +47,86 @@ func (n *Node) Request(ctx context.Context, td spiffeid.TrustDomain, nonce []byt
 		return nil, fmt.Errorf("requesting enrolment: %w", err)
 	}
 	return appraisal.NewRequest(td, csr, e)
+}
+
+// AgentRequest makes a request for a certificate by which this host joins a SPIRE server:
+// evidence as in Request, and the agent's key, which is made on first use.
+func (n *Node) AgentRequest(ctx context.Context, td spiffeid.TrustDomain, nonce []byte, from Sources) ([]byte, error) {
+	fail := func(err error) ([]byte, error) {
+		return nil, fmt.Errorf("requesting an agent's certificate: %w", err)
+	}
+	if td.IsZero() {
+		return fail(errors.New("no trust domain"))
+	}
+	key, err := n.certifiedKey(ctx, appraisal.AgentKey)
+	if err != nil {
+		return fail(err)
+	}
+	if nonce == nil {
+		nonce = make([]byte, 32)
+		rand.Read(nonce)
+	}
+	e, err := n.Evidence(ctx, nonce, from)
+	if err != nil {
+		return fail(err)
+	}
+	return appraisal.NewAgentRequest(td, key, e)
+}
+
+// certifiedKey returns the key of a name, certified by the AK for the purpose of that name.
+func (n *Node) certifiedKey(ctx context.Context, name string) (appraisal.CertifiedKey, error) {
+	signer, err := n.Key(ctx, name)
+	if err != nil {
+		return appraisal.CertifiedKey{}, err
+	}
+	b := signer.(*Key).blob
+	c := appraisal.CertifiedKey{Public: b.Public}
+	err = n.tpm.do(ctx, "certifying TPM key "+name, operationLimit, func(tr transport.TPM) (err error) {
+		c.Signed, err = n.certify(tr, n.keys.AK, b, appraisal.KeyPurpose(name))
+		return err
+	})
+	return c, err
+}
+
+// InstallAgent is Install for an agent's certificate, which is kept beside an enrolment.
+func (n *Node) InstallAgent(ctx context.Context, approval []byte, rootSHA256 string) (appraisal.Agent, error) {
+	fail := func(err error) (appraisal.Agent, error) {
+		return appraisal.Agent{}, fmt.Errorf("installing an agent's certificate: %w", err)
+	}
+	inner, err := n.openApproval(ctx, approval)
+	if err != nil {
+		return fail(err)
+	}
+	a, err := n.parseAgent(ctx, inner, time.Now())
+	if err != nil {
+		return fail(err)
+	}
+	if sum := sha256.Sum256(a.Root.Raw); hex.EncodeToString(sum[:]) != rootSHA256 {
+		return fail(fmt.Errorf("it is of root %x and not of the root %.64s that was asked for", sum, rootSHA256))
+	}
+	if err := n.store.Save(agentFile, enrolmentFileVersion, inner); err != nil {
+		return fail(err)
+	}
+	return a, nil
+}
+
+// Agent returns the agent's certificate that was installed, with an error that satisfies
+// [fs.ErrNotExist] if none was. It is verified as of now: an expired one is an error that
+// says so.
+func (n *Node) Agent(ctx context.Context, now time.Time) (appraisal.Agent, error) {
+	inner, _, err := n.store.Load(agentFile, enrolmentFileVersion)
+	if err != nil {
+		return appraisal.Agent{}, fmt.Errorf("loading the agent's certificate: %w", err)
+	}
+	return n.parseAgent(ctx, inner, now)
+}
+
+func (n *Node) parseAgent(ctx context.Context, inner []byte, now time.Time) (appraisal.Agent, error) {
+	key, err := n.Key(ctx, appraisal.AgentKey)
+	if err != nil {
+		return appraisal.Agent{}, err
+	}
+	return appraisal.ParseAgent(inner, key.Public().(*ecdsa.PublicKey), now)
 }
 
 // Install opens an approval in the TPM, verifies it and keeps it in the store.

@@ -48,6 +48,7 @@ var asks = map[string][]string{
 	"migrate git": {"{dir}/.git-credentials"}, "migrate kubeconfig": nil, "migrate mcp": nil, "migrate unit": nil, // seal as the others do
 	"node activate": {"{dir}/file.json"}, "node appraise": nil, "node attest": {}, "node challenge": nil, "node evidence": {"--nonce", strings.Repeat("ab", 32)},
 	"node install": {"{dir}/file.json", "--root", strings.Repeat("ab", 32)}, "node nonce": nil, "node policy learn": {}, "node request": {},
+	"node join":   nil, // bounds what it waits for itself
 	"node reseal": nil, "node reset": nil, "node verify": nil,
 	"policy presets": nil, "policy suggest": nil, "policy test": nil, "program list": nil, "redact": nil, "sandbox unit": nil,
 	"program run": nil, "run": nil, // ask the service of programs, under systemd alone

@@ -21,6 +21,7 @@ import (
 	"github.com/vouchd/vouchd/cmd/vouch/drill"
 	"github.com/vouchd/vouchd/cmd/vouch/endpoint"
 	"github.com/vouchd/vouchd/cmd/vouch/inventory"
+	"github.com/vouchd/vouchd/cmd/vouch/join"
 	"github.com/vouchd/vouchd/cmd/vouch/migrate"
 	"github.com/vouchd/vouchd/cmd/vouch/sandbox"
 	"github.com/vouchd/vouchd/cmd/vouch/svid"
@@ -79,12 +80,13 @@ func newNode(o *cli.Options) *cobra.Command {
 		Use:   "node",
 		Short: "Prove this machine by its TPM, and appraise others",
 		Long: `The node commands are for two machines. On the one that runs the daemon, evidence,
-activate, attest, request, install and reseal ask the daemon, which holds the TPM.
+activate, attest, request, install, join and reseal ask the daemon, which holds the TPM.
 On the verifier's, which needs neither daemon nor TPM nor network, nonce,
 challenge, verify and appraise work on the files that the first one made.`,
 	}
 	cmd.AddCommand(admin.NodeCommands(o)...)
 	cmd.AddCommand(auditor.NodeCommands(o)...)
+	cmd.AddCommand(join.Command(o))
 	return cmd
 }
 

@@ -19,6 +19,7 @@ type Node struct {
 	Activate func(ctx context.Context, by Asker, challenge []byte) (json.RawMessage, error)            // answers a verifier's challenge
 	Attest   func(ctx context.Context) (json.RawMessage, error)                                        // appraises again; the attestation result
 	Request  func(ctx context.Context, by Asker, nonce []byte) (json.RawMessage, error)                // asks to be enrolled; nil: a nonce of its own
+	Agent    func(ctx context.Context, by Asker, nonce []byte) (json.RawMessage, error)                // asks for a certificate to join a SPIRE server with
 	Install  func(ctx context.Context, by Asker, approval []byte, root string) (view.Enrolment, error) // root: SHA-256 in hexadecimal
 	Reseal   func(ctx context.Context, by Asker, approval []byte) error                                // adds an approved boot state
 }
@@ -28,6 +29,7 @@ const maxNodeRequest = 64 << 10 // bytes: an approval is the largest
 func (n *Node) routes(mux *http.ServeMux) {
 	mux.HandleFunc("POST /v1/node/evidence", withNonce(n.Evidence, true))
 	mux.HandleFunc("POST /v1/node/request", withNonce(n.Request, false))
+	mux.HandleFunc("POST /v1/node/agent-request", withNonce(n.Agent, false))
 	mux.HandleFunc("POST /v1/node/activation", func(w http.ResponseWriter, r *http.Request) {
 		answerTPM(w, r, n.Activate)
 	})

@@ -172,7 +172,11 @@ passphrase.`,
 				fmt.Fprintf(out, "%s, root sha256:%s, until %s\n", view.TrustDomain, view.RootSHA256, cli.Time(view.NotAfter))
 				w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 				for _, h := range view.Nodes {
-					fmt.Fprintf(w, "%s\t%s\tEK %.16s…\t%s\n", h.Serial, h.Hostname, h.EKSHA256, standing(h, time.Now()))
+					name := h.Hostname
+					if h.Agent {
+						name += " (SPIRE agent)"
+					}
+					fmt.Fprintf(w, "%s\t%s\tEK %.16s…\t%s\n", h.Serial, name, h.EKSHA256, standing(h, time.Now()))
 				}
 				w.Flush()
 			})

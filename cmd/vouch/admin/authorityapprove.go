@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"time"
@@ -27,6 +28,8 @@ type approveTerms struct {
 	anyNonce bool
 	life     time.Duration
 	write    string
+	spire    bool
+	name     string // of the host, with spire
 }
 
 func (a *rootCommand) approve() *cobra.Command {
@@ -41,9 +44,15 @@ open the approval: a host that shows another machine's endorsement key gets noth
 
 --nonce is the one you asked the host to use; --any-nonce accepts a request of any
 age. A host name under which another machine is enrolled is refused until that
-machine's certificate expires or is revoked.`,
+machine's certificate expires or is revoked.
+
+With --spire the request is one of vouch node request --spire, and what is signed is no
+CA but a leaf for the host's key as the agent of a SPIRE server, by which its attestor
+x509pop knows the host (ca_bundle_path: this root). The host is called --name, whatever it
+calls itself.`,
 		Example: `  vouch authority approve request.json --policy policy.yaml --nonce $(cat nonce) --write approval.json
-  vouch authority approve request.json --policy policy.yaml --any-nonce --life 720h --write approval.json`,
+  vouch authority approve request.json --policy policy.yaml --any-nonce --life 720h --write approval.json
+  vouch authority approve request.json --spire --name web1 --policy policy.yaml --nonce $(cat nonce) --write approval.json`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			terms, err := t.parse(cmd)
@@ -59,7 +68,7 @@ machine's certificate expires or is revoked.`,
 				return err
 			}
 			defer root.Close()
-			approval, err := root.Approve(cmd.Context(), request, terms)
+			approval, err := t.sign(cmd.Context(), root, request, terms)
 			if err != nil {
 				if approval.Result.Rules != nil && a.Output == "text" {
 					cli.PrintResult(cmd.ErrOrStderr(), approval.Result)
@@ -72,7 +81,11 @@ machine's certificate expires or is revoked.`,
 			h := approval.Host
 			return a.Print(cmd, approvalView{h, t.write, approval.Result}, func(w io.Writer) {
 				cli.PrintResult(w, approval.Result)
-				fmt.Fprintf(w, "Signed certificate %s for %s until %s; send %s to the host.\n", h.Serial, h.Hostname, cli.Time(h.NotAfter), t.write)
+				kind := "certificate"
+				if h.Agent {
+					kind = "agent's certificate"
+				}
+				fmt.Fprintf(w, "Signed %s %s for %s until %s; send %s to the host.\n", kind, h.Serial, h.Hostname, cli.Time(h.NotAfter), t.write)
 			})
 		},
 	}
@@ -81,7 +94,16 @@ machine's certificate expires or is revoked.`,
 	cmd.Flags().BoolVar(&t.anyNonce, "any-nonce", false, "accept a request of any age")
 	cmd.Flags().DurationVar(&t.life, "life", 90*24*time.Hour, "how long the host may issue")
 	cmd.Flags().StringVar(&t.write, "write", "", "write the approval to this `file`")
+	cmd.Flags().BoolVar(&t.spire, "spire", false, "sign a leaf by which the host joins a SPIRE server")
+	cmd.Flags().StringVar(&t.name, "name", "", "with --spire, the `name` of the host")
 	return cmd
+}
+
+func (t approveTerms) sign(ctx context.Context, root *enrol.Root, request []byte, terms appraisal.Terms) (enrol.Approval, error) {
+	if t.spire {
+		return root.ApproveAgent(ctx, request, t.name, terms)
+	}
+	return root.Approve(ctx, request, terms)
 }
 
 func (t approveTerms) parse(cmd *cobra.Command) (appraisal.Terms, error) {
@@ -93,6 +115,10 @@ func (t approveTerms) parse(cmd *cobra.Command) (appraisal.Terms, error) {
 		return terms, cli.Usagef("--write is required: the file for the approval")
 	case t.anyNonce == (t.nonce != ""):
 		return terms, cli.Usagef("give the nonce of the request with --nonce, or accept one of any age with --any-nonce")
+	case t.spire != (t.name != ""):
+		return terms, cli.Usagef("--spire and --name go together: the host is called what you say, such as --spire --name web1")
+	case t.spire && appraisal.CheckHostName(t.name) != nil:
+		return terms, cli.Usagef("--name: %w", appraisal.CheckHostName(t.name))
 	case t.life < appraisal.MinCALife || t.life > appraisal.MaxCALife:
 		return terms, cli.Usagef("--life %v: want %v to %v", t.life, appraisal.MinCALife, appraisal.MaxCALife)
 	}

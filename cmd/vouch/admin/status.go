@@ -67,6 +67,9 @@ func printStatus(w io.Writer, st view.Status) {
 	if e := st.Node.Enrolment; e != nil {
 		row("enrolled", "by root %s until %s", cli.Short(e.RootSHA256), cli.Time(e.NotAfter))
 	}
+	if a := st.Node.Agent; a != nil {
+		row("agent's leaf", "%s, by root %s until %s", a.Agent, cli.Short(a.RootSHA256), cli.Time(a.NotAfter))
+	}
 	for _, root := range st.Authority.RootSHA256 {
 		row("root", "%s", root)
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vouchd/vouchd/attest/appraisal"
+	"github.com/vouchd/vouchd/cmd/vouchd/spireagent"
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/workloadapi/admin"
@@ -76,7 +77,15 @@ func (e *enrolment) install(ctx context.Context, by admin.Asker, approval []byte
 	if err := e.log.asked(ctx, by, "the installation of an enrolment by root "+root); err != nil {
 		return view.Enrolment{}, err
 	}
-	if _, err := e.machine.node.Install(ctx, approval, root); err != nil {
+	switch _, err := e.machine.node.Install(ctx, approval, root); {
+	case errors.Is(err, appraisal.ErrKind):
+		a, err := e.machine.node.InstallAgent(ctx, approval, root)
+		if err != nil {
+			return view.Enrolment{}, err
+		}
+		e.slog.Info("may join a SPIRE server", "trust_domain", a.TrustDomain, "host", a.Name, "until", a.NotAfter())
+		return spireagent.LeafView(e.config, a), nil
+	case err != nil:
 		return view.Enrolment{}, err
 	}
 	upstream := e.load()
@@ -130,6 +139,7 @@ func (e *enrolment) report(st *view.Status, problem problemf) {
 	if p := e.problem(time.Now()); p != "" {
 		problem("%s", p)
 	}
+	spireagent.ReportLeaf(e.config, e.machine.node, st, problem)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.known != nil {

@@ -10,11 +10,11 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/vouchd/vouchd/attest/appraisal"
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/cmd/vouchd/spireagent"
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/identity"
-	"github.com/vouchd/vouchd/identity/spire"
 	"github.com/vouchd/vouchd/identity/vaultca"
 	"github.com/vouchd/vouchd/secret"
 	"github.com/vouchd/vouchd/workloadapi"
@@ -72,28 +72,15 @@ func openAuthority(ctx context.Context, c *config.Config, m *machine, log *recor
 	return i, err
 }
 
-// agentKey names the TPM key that is this host's as the agent of a SPIRE server.
-const agentKey = "spire"
-
 // openAgent makes this host the agent of a SPIRE server.
 func openAgent(ctx context.Context, m *machine, o spireagent.Options) (*issuing, error) {
-	key, err := m.node.Key(ctx, agentKey)
+	key, err := m.node.Key(ctx, appraisal.AgentKey)
 	if err != nil {
 		return nil, err
 	}
-	o.Key, o.Attestor, o.Store, o.Sealer = key, attestor(o.Config.Authority.SPIRE, m), m.state, m.node
+	o.Key, o.Attestor, o.Store, o.Sealer = key, spireagent.Attestor(o.Config.Authority.SPIRE, m.node), m.state, m.node
 	agent, err := spireagent.Open(ctx, o)
 	return &issuing{Issuer: agent, config: o.Config, agent: agent}, err
-}
-
-// attestor proves to the server which host this is, as it is configured.
-func attestor(s config.SPIRE, m *machine) spire.Attestor {
-	switch s.Attestor {
-	case config.AttestorJoinToken:
-		return spireagent.JoinToken(s.TokenFile)
-	default:
-		panic(fmt.Sprintf("attestor %q", s.Attestor))
-	}
 }
 
 // run keeps what issues up to date until the context ends.

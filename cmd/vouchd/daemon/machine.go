@@ -114,6 +114,16 @@ func (d *daemon) nodeAdmin() *admin.Node {
 			}
 			return m.node.Request(ctx, m.config.TrustDomain, nonce, from)
 		},
+		Agent: func(ctx context.Context, by admin.Asker, nonce []byte) (json.RawMessage, error) {
+			if err := d.log.asked(ctx, by, "a request to join a SPIRE server"); err != nil {
+				return nil, err
+			}
+			from, err := m.sources()
+			if err != nil {
+				return nil, err
+			}
+			return m.node.AgentRequest(ctx, m.config.TrustDomain, nonce, from)
+		},
 		Install: d.enrolment.install,
 		// An approved boot state is added for the keys that are bound to them.
 		Reseal: func(ctx context.Context, by admin.Asker, approval []byte) error {

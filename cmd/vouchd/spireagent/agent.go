@@ -17,9 +17,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
-
 	"github.com/vouchd/vouchd/audit"
 	"github.com/vouchd/vouchd/cmd/vouchd/reload"
 	"github.com/vouchd/vouchd/config"
@@ -151,20 +148,15 @@ func readBundle(path string, c *config.Config) ([]*x509.Certificate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("authority.spire.bundle_file: %w", err)
 	}
-	var roots []*x509.Certificate
-	if json, err := spiffebundle.Parse(c.TrustDomain, text); err == nil {
-		roots = json.X509Authorities()
-	} else if pem, err := x509bundle.Parse(c.TrustDomain, text); err == nil {
-		roots = pem.X509Authorities()
-	}
+	roots := spire.ParseRoots(c.TrustDomain, text)
 	if len(roots) == 0 {
 		return nil, fmt.Errorf("authority.spire.bundle_file %s has no certificate, in PEM or in a SPIFFE bundle; save there what spire-server bundle show prints", path)
 	}
 	return roots, nil
 }
 
-// JoinToken attests by a token in a file, which is deleted once it is used.
-func JoinToken(path string) spire.Attestor {
+// joinToken attests by a token in a file, which is deleted once it is used.
+func joinToken(path string) spire.Attestor {
 	return spire.JoinToken(func() (secret.Bytes, error) {
 		text, err := config.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {

@@ -17,9 +17,12 @@ func (n Node) Evidence(ctx context.Context, nonce []byte) ([]byte, error) {
 	return post[json.RawMessage](ctx, n.c, "/v1/node/evidence", nonceQuery(nonce), nil)
 }
 
-// Request returns a request for enrolment; without a nonce, with one of
-// the node's own.
-func (n Node) Request(ctx context.Context, nonce []byte) ([]byte, error) {
+// Request returns a request for enrolment, or to join a SPIRE server as its agent; without a
+// nonce, with one of the node's own.
+func (n Node) Request(ctx context.Context, nonce []byte, agent bool) ([]byte, error) {
+	if agent {
+		return post[json.RawMessage](ctx, n.c, "/v1/node/agent-request", nonceQuery(nonce), nil)
+	}
 	return post[json.RawMessage](ctx, n.c, "/v1/node/request", nonceQuery(nonce), nil)
 }
 

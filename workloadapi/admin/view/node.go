@@ -15,8 +15,9 @@ type Enrolment struct {
 	RootSHA256  string    `json:"root_sha256"` // of the root's certificate (DER), hexadecimal
 	Serial      string    `json:"serial"`      // of the node's CA certificate, hexadecimal
 	NotBefore   time.Time `json:"not_before"`
-	NotAfter    time.Time `json:"not_after"` // of the chain's first to end
-	InForce     bool      `json:"in_force"`  // whether this daemon issues under it
+	NotAfter    time.Time `json:"not_after"`       // of the chain's first to end
+	InForce     bool      `json:"in_force"`        // whether this daemon issues under it
+	Agent       string    `json:"agent,omitempty"` // the host's name, where it is one to join a SPIRE server with; otherwise it makes the node key a CA
 }
 
 // A NodeStatus says whether the machine satisfies its appraisal policy.
@@ -27,7 +28,8 @@ type NodeStatus struct {
 	Evidence  string          `json:"evidence_sha256,omitempty"`
 	Selectors []string        `json:"selectors"` // what entries can ask of the node
 	Result    json.RawMessage `json:"result,omitempty"`
-	Bound     bool            `json:"keys_bound"` // to approved boot states
+	Bound     bool            `json:"keys_bound"`      // to approved boot states
+	Agent     *Enrolment      `json:"agent,omitempty"` // the certificate by which this host joins a SPIRE server
 	Enrolment *Enrolment      `json:"enrolment,omitempty"`
 }
 
