@@ -232,8 +232,7 @@ func (f front) pop(stream grpc.BidiStreamingServer[spirev1.AttestAgentRequest, s
 		}
 	}
 	f.s.Lock()
-	roots, now := x509.NewCertPool(), f.s.clock()
-	roots.AddCert(f.s.pop.cert)
+	roots, now := f.s.PopRoots, f.s.clock()
 	f.s.Unlock()
 	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
 		return "", status.Errorf(codes.PermissionDenied, "nodeattestor(x509pop): certificate verification failed: %v", err)

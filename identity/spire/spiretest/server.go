@@ -39,6 +39,7 @@ type Server struct {
 	Address     string // host and port, the same after Stop and Start
 	BundleFile  string // PEM, of the roots as the server began
 
+	PopRoots  *x509.CertPool            // whose leaves x509pop takes
 	TTL       time.Duration             // of X509-SVIDs whose entry leaves it open, and of agents'
 	JWTTTL    time.Duration             // of JWT-SVIDs whose entry leaves it open
 	Cache     time.Duration             // until an agent that was just attested is sent its entries
@@ -54,7 +55,7 @@ type Server struct {
 	Calls map[string]int // by method, such as BatchNewX509SVID
 	Max   int            // of calls at a time, as far as seen
 
-	pop         *popAuthority // whose leaves x509pop takes
+	pop         *popAuthority // of Leaf
 	authorities []*authority  // the last one signs
 	jwtKeys     []*jwtKey     // the last one signs
 	sequence    uint64
@@ -90,10 +91,11 @@ type agent struct {
 func New(t testing.TB, trustDomain string) *Server {
 	t.Helper()
 	s := &Server{
-		t: t, TrustDomain: spiffeid.RequireTrustDomainFromString(trustDomain), pop: newPopAuthority(t),
+		t: t, TrustDomain: spiffeid.RequireTrustDomainFromString(trustDomain), pop: newPopAuthority(t), PopRoots: x509.NewCertPool(),
 		TTL: time.Hour, JWTTTL: 5 * time.Minute, Page: 500, Federated: make(map[string]*spirev1.Bundle), Calls: make(map[string]int),
 		agents: make(map[string]*agent), tokens: make(map[string]bool), entries: make(map[string]*spirev1.Entry),
 	}
+	s.PopRoots.AddCert(s.pop.cert)
 	s.RotateX509()
 	s.RotateJWT()
 	s.BundleFile = filepath.Join(t.TempDir(), "bundle.pem")
