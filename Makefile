@@ -31,7 +31,7 @@ test-vault: ## check the vault broker against the Vault or OpenBao at VAULT_ADDR
 	$(GO) test -tags vaultsuite -count 1 -v -run TestRealServer ./credential/vault ./identity/vaultca
 
 test-spire: test-tools ## run the suite of SPIRE hosts against the spire-server and spire-agent in SPIRE_BIN, >= 1.14
-	SPIRE_BIN='$(abspath $(SPIRE_BIN))' $(GO) test -tags spiresuite -count 1 -v -timeout 20m -run 'Real' -bench 'Real' ./identity/spire
+	SPIRE_BIN='$(abspath $(SPIRE_BIN))' $(GO) test -tags spiresuite -count 1 -v -timeout 20m -run Real -bench Real ./identity/spire ./cmd/vouchd/daemon
 
 test-clients: test-tools ## run real clients against the daemon: of Python, Node, Java, Go, tools; asks registries
 	@packaging/install-missing python3-grpcio protobuf-compiler python3-httpx python3-requests gh curl awscli python3-botocore

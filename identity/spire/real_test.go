@@ -29,7 +29,7 @@ func TestRealServerHoldsToTheSuite(t *testing.T) {
 	suite(t, real{spiretest.StartReal(t, spireBin(t), "example.org", "")})
 }
 
-// A switch passes connections on to the first of some addresses that answers, as a name with
+// newSwitch passes connections on to the first of some addresses that answers, as a name with
 // two addresses does.
 func newSwitch(t testing.TB, to ...string) string {
 	t.Helper()
@@ -91,4 +91,9 @@ func TestOneOfTwoRealServersOnPostgreSQLMayDie(t *testing.T) {
 	two.Stop()
 	one.Add(entryFor("/third", "unix:uid:0"))
 	h.served("/third")
+}
+
+func BenchmarkRealFleet(b *testing.B) {
+	r := spiretest.StartReal(b, spireBin(b), "example.org", "")
+	fleet(b, real{r}, r.CPU)
 }

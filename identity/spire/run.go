@@ -111,18 +111,15 @@ func (k *Keeper) wait(ctx context.Context, err error) bool {
 	}
 }
 
+// hangUp closes the connection.
 func (k *Keeper) hangUp() {
-	k.retire()
 	k.closeRetired()
-}
-
-// retire has calls that are under way on the present connection end, and no other begin.
-func (k *Keeper) retire() {
 	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.conn != nil {
-		k.run.retired = append(k.run.retired, k.conn)
-		k.conn = nil
+	conn := k.conn
+	k.conn = nil
+	k.mu.Unlock()
+	if conn != nil {
+		conn.Close()
 	}
 }
 
@@ -229,8 +226,8 @@ func (k *Keeper) reached(ctx context.Context, err error) {
 		k.run.failures = 0
 	} else {
 		k.run.failures++
-		if !limited {
-			k.retire()
+		if !limited { // the next round connects anew: gRPC would at times of its own
+			k.hangUp()
 		}
 		k.afterRefusal(err)
 	}
@@ -280,7 +277,7 @@ func (k *Keeper) ban(ctx context.Context, cause error) {
 	if err := k.o.Recorder.Attested(ctx, Attestation{Server: k.o.Server, Attestor: k.o.Attestor.Name(), Agent: k.State().Agent, Failure: cause, Banned: true}); err != nil {
 		k.o.Logger.Error("recording that the SPIRE server has banned this host", "err", err)
 	}
-	k.retire()
+	k.hangUp()
 	k.mu.Lock()
 	before := k.entries
 	clear(k.x509)
@@ -294,7 +291,6 @@ func (k *Keeper) ban(ctx context.Context, cause error) {
 	if err := errors.Join(k.vault.remove(agentFile), k.vault.remove(syncFile), k.vault.removeSVIDs(before, k.entries), k.vault.saveEntries(k.entries)); err != nil {
 		k.o.Logger.Error("removing what a host that is banned was given", "err", err)
 	}
-	k.closeRetired()
 }
 
 // renew has SVIDs signed that are due, and those of new entries ahead of need. That some are

@@ -85,6 +85,7 @@ server {
 	agent_ttl = "1m"
 	default_x509_svid_ttl = "1h"
 	default_jwt_svid_ttl = "5m"
+	ratelimit { attestation = false } # all hosts of a test have one address
 }
 plugins {
 	DataStore "sql" { plugin_data { %s
@@ -123,6 +124,18 @@ func (r *Real) Start() {
 			r.t.Fatalf("spire-server does not answer:\n%s", log)
 		}
 	}
+}
+
+// CPU is how long the server has computed since it was last started.
+func (r *Real) CPU() time.Duration {
+	r.t.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", r.cmd.Process.Pid))
+	must(r.t, err)
+	_, fields, _ := strings.Cut(string(stat), ") ")
+	var user, system int // ticks of 10 ms
+	_, err = fmt.Sscan(strings.Join(strings.Fields(fields)[11:13], " "), &user, &system)
+	must(r.t, err)
+	return time.Duration(user+system) * 10 * time.Millisecond
 }
 
 // Stop kills the server.
