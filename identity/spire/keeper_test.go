@@ -191,7 +191,7 @@ func (l *log) Reached(_ context.Context, r spire.Reach) error {
 // A host is one that joins a server.
 type host struct {
 	t      testing.TB
-	server *spiretest.Server
+	server server
 	disk   *disk
 	chip   chip
 	key    *ecdsa.PrivateKey
@@ -206,7 +206,12 @@ type host struct {
 	stop    func()
 }
 
-func newHost(t testing.TB, s *spiretest.Server) *host {
+func newHost(t testing.TB, of *spiretest.Server) *host {
+	t.Helper()
+	return newHostOf(t, ours{of})
+}
+
+func newHostOf(t testing.TB, s server) *host {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
@@ -217,7 +222,7 @@ func newHost(t testing.TB, s *spiretest.Server) *host {
 func (h *host) open() {
 	h.t.Helper()
 	o := spire.Options{
-		Server: h.server.Address, TrustDomain: h.server.TrustDomain, Roots: h.roots(), AgentKey: h.key,
+		Server: h.server.address(), TrustDomain: h.server.trustDomain(), Roots: h.roots(), AgentKey: h.key,
 		Attestor: spire.X509POP(func() ([]*x509.Certificate, crypto.Signer, error) { return h.leaf, h.key, nil }), Store: h.disk, Sealer: h.chip, Version: "test", Recorder: h.log,
 		Apply: func(list []identity.Entry, _ [32]byte) {
 			h.mu.Lock()
@@ -252,9 +257,9 @@ func (h *host) start() *host {
 }
 
 func (h *host) roots() []*x509.Certificate {
-	text, err := os.ReadFile(h.server.BundleFile)
+	text, err := os.ReadFile(h.server.bundleFile())
 	must(h.t, err)
-	b, err := x509bundle.Parse(h.server.TrustDomain, text)
+	b, err := x509bundle.Parse(h.server.trustDomain(), text)
 	must(h.t, err)
 	return b.X509Authorities()
 }
@@ -556,10 +561,12 @@ func TestAServerThatIsNotTheTrustDomainsIsGivenNothing(t *testing.T) {
 	}{
 		"another trust domain": {func(s *spiretest.Server, h *host) {
 			h.change = func(o *spire.Options) { o.TrustDomain = spiffeid.RequireTrustDomainFromString("other.example") }
-		}, "the server is of trust domain example.org, and this host of other.example"},
+		}, "the server is spiffe://example.org/spire/server and not spiffe://other.example/spire/server"},
 		"a certificate of somebody else's": {func(s *spiretest.Server, h *host) {
 			roots := h.roots()
+			s.Stop()
 			s.RotateX509()
+			s.Start()
 			h.change = func(o *spire.Options) { o.Roots = roots }
 		}, "certificate signed by unknown authority"},
 		"an old TLS": {func(s *spiretest.Server, h *host) {
