@@ -503,6 +503,33 @@ func TestABannedHostIsCutOffAndDoesNotAsk(t *testing.T) {
 	eventually(t, "it is banned again", func() bool { return h.State().Banned })
 }
 
+// A refusal is an answer: unlike a server that is away, it ends what is handed out, once the
+// agent's own SVID is over.
+func TestAHostThatTheServerRefusesHandsOutNothingMore(t *testing.T) {
+	t.Parallel()
+	s := spiretest.New(t, "example.org")
+	e := s.Entry("/agent", "unix:uid:0")
+	e.X509SvidTtl = 3600
+	s.Add(e)
+	s.Set(func() { s.TTL = 4 * time.Second })
+	h := newHost(t, s).start()
+	h.served("/agent")
+	s.Set(func() { s.PopRoots = x509.NewCertPool() })
+	eventually(t, "it is refused", func() bool { return h.State().Refused })
+	if svid, err := h.IssueX509(t.Context(), h.entries()["/agent"]); !errors.Is(err, identity.ErrNoAuthority) || !strings.Contains(err.Error(), "has refused this host") {
+		t.Errorf("served %v, %v", svid, err)
+	}
+	s.Stop()
+	if svid, err := h.IssueX509(t.Context(), h.entries()["/agent"]); err == nil {
+		t.Errorf("once the server is away, too: served %v", svid)
+	}
+	s.Start()
+	h.stop()
+	h.leaf = s.Leaf(h.key.Public())
+	h.start()
+	h.served("/agent")
+}
+
 func TestAHostThatTheServerHasForgottenIsAttestedAgain(t *testing.T) {
 	t.Parallel()
 	s := spiretest.New(t, "example.org")

@@ -17,11 +17,11 @@ import (
 // Tests do not wait as long.
 var (
 	syncEvery = 5 * time.Second
+	lastRetry = 2 * time.Minute
 	settle    = 10 * time.Second // how long a server has to say that there are no entries until that is believed
 )
 
 const (
-	lastRetry     = 2 * time.Minute
 	askedSoon     = time.Second      // how soon after a round one may begin that somebody waits for
 	askedAway     = 10 * time.Second // the same, while the server is away
 	bundleTimeout = 3 * time.Second  // how long somebody waits for another bundle
@@ -234,6 +234,8 @@ func (k *Keeper) reached(ctx context.Context, err error) {
 	k.mu.Lock()
 	was, first := k.state.Online, k.state.Since.IsZero()
 	k.state.Failure = err
+	// A refusal is an answer, where a server that is away gives none.
+	k.state.Refused = err != nil && (k.state.Refused || status.Code(err) == codes.PermissionDenied && (k.agent == nil || !k.o.Now().Before(k.agent.until())))
 	online := err == nil || was && (limited || k.run.failures < 2)
 	if online != was || first {
 		k.state.Online, k.state.Since = online, k.o.Now()
