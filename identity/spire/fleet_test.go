@@ -73,6 +73,7 @@ func (c *counter) peak(since time.Time) (most int) {
 func fleet(b *testing.B, s server, cpu func() time.Duration) {
 	const (
 		size   = 1000
+		arrive = 20 * time.Millisecond
 		steady = 20 * time.Second
 		outage = 30 * time.Second
 	)
@@ -85,6 +86,7 @@ func fleet(b *testing.B, s server, cpu func() time.Duration) {
 		hosts[i] = newHostOf(b, s)
 		hosts[i].change = func(o *spire.Options) { o.Server = address }
 		hosts[i].start()
+		time.Sleep(arrive) // attesting costs more than all else
 	}
 	online := func() (n int) {
 		for _, h := range hosts {
@@ -98,7 +100,7 @@ func fleet(b *testing.B, s server, cpu func() time.Duration) {
 		begun := time.Now()
 		for online() < n {
 			if time.Since(begun) > 5*time.Minute {
-				b.Fatalf("%d hosts are online, and not %d: %s", online(), n, what)
+				b.Fatalf("%d hosts are online, and not %d: %s: %+v", online(), n, what, hosts[0].State())
 			}
 			time.Sleep(100 * time.Millisecond)
 		}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/vouchd/vouchd/credential/postgres/pgtest"
 	"github.com/vouchd/vouchd/identity/spire"
@@ -26,7 +27,7 @@ func spireBin(t testing.TB) string {
 
 func TestRealServerHoldsToTheSuite(t *testing.T) {
 	t.Parallel()
-	suite(t, real{spiretest.StartReal(t, spireBin(t), "example.org", "")})
+	suite(t, real{spiretest.StartReal(t, spireBin(t), "", time.Minute)})
 }
 
 // newSwitch passes connections on to the first of some addresses that answers, as a name with
@@ -69,7 +70,7 @@ func TestOneOfTwoRealServersOnPostgreSQLMayDie(t *testing.T) {
 	t.Cleanup(pg.Stop)
 	database := fmt.Sprintf("database_type = \"postgres\"\nconnection_string = %q",
 		fmt.Sprintf("host=%s port=%d user=postgres password=%s dbname=postgres sslmode=disable", pg.SocketDir, pg.Port, pg.Password))
-	one := spiretest.StartReal(t, spireBin(t), "example.org", database)
+	one := spiretest.StartReal(t, spireBin(t), database, time.Hour)
 	two := one.Second(database)
 	one.Add(entryFor("/first", "unix:uid:0"))
 	h := newHostOf(t, real{one})
@@ -94,6 +95,6 @@ func TestOneOfTwoRealServersOnPostgreSQLMayDie(t *testing.T) {
 }
 
 func BenchmarkRealFleet(b *testing.B) {
-	r := spiretest.StartReal(b, spireBin(b), "example.org", "")
+	r := spiretest.StartReal(b, spireBin(b), "", time.Hour)
 	fleet(b, real{r}, r.CPU)
 }

@@ -23,7 +23,7 @@ func beside(b *testing.B) (r *spiretest.Real, sockets map[string]string) {
 	if bin == "" {
 		b.Fatal("SPIRE_BIN names no directory with spire-server and spire-agent; run make test-spire SPIRE_BIN=DIR")
 	}
-	r = spiretest.StartReal(b, bin, "example.org", "")
+	r = spiretest.StartReal(b, bin, "", time.Hour)
 	h := daemontest.New(b)
 	must(b, os.WriteFile(h.Path("token"), []byte(r.Token()), 0o600))
 	h.Configure(fmt.Sprintf("authority:\n  mode: spire\n  spire: {server: %q, bundle_file: %s, attestor: join_token, token_file: %s}\n", r.Address, r.BundleFile, h.Path("token")))

@@ -42,11 +42,11 @@ type Real struct {
 // hosts is what all agents are called besides, so that entries are theirs.
 const hosts = "/hosts"
 
-// StartReal starts a server that the test ends. The database is what its configuration says
-// of one; empty: a file of its own.
-func StartReal(t testing.TB, bin, trustDomain, database string) *Real {
+// StartReal starts a server of trust domain example.org that the test ends. The database is
+// what its configuration says of one; empty: a file of its own. Agents' SVIDs live so long.
+func StartReal(t testing.TB, bin, database string, agents time.Duration) *Real {
 	t.Helper()
-	r := newReal(t, bin, spiffeid.RequireTrustDomainFromString(trustDomain), database, newPopAuthority(t))
+	r := newReal(t, bin, database, agents, newPopAuthority(t))
 	r.run("entry", "create", "-node", "-spiffeID", r.id(hosts), "-selector", "x509pop:subject:cn:"+popName)
 	return r
 }
@@ -54,11 +54,12 @@ func StartReal(t testing.TB, bin, trustDomain, database string) *Real {
 // Second starts one more server of the same trust domain, which has the same database.
 func (r *Real) Second(database string) *Real {
 	r.t.Helper()
-	return newReal(r.t, r.bin, r.TrustDomain, database, r.pop)
+	return newReal(r.t, r.bin, database, time.Hour, r.pop)
 }
 
-func newReal(t testing.TB, bin string, td spiffeid.TrustDomain, database string, pop *popAuthority) *Real {
+func newReal(t testing.TB, bin, database string, agents time.Duration, pop *popAuthority) *Real {
 	t.Helper()
+	td := spiffeid.RequireTrustDomainFromString("example.org")
 	dir, err := os.MkdirTemp("", "spire") // sockets have short names
 	must(t, err)
 	r := &Real{t: t, bin: bin, dir: dir, TrustDomain: td, BundleFile: filepath.Join(dir, "bundle.pem"), pop: pop}
@@ -82,7 +83,7 @@ server {
 	data_dir = %q
 	log_file = %q
 	log_level = "DEBUG"
-	agent_ttl = "1m"
+	agent_ttl = "%v"
 	default_x509_svid_ttl = "1h"
 	default_jwt_svid_ttl = "5m"
 	ratelimit { attestation = false } # all hosts of a test have one address
@@ -94,7 +95,7 @@ plugins {
 	NodeAttestor "join_token" { plugin_data {} }
 	NodeAttestor "x509pop" { plugin_data { ca_bundle_path = %q } }
 }
-`, host, port, r.path("api.sock"), td.Name(), dir, r.path("log"), database, r.path("keys.json"), r.path("pop.pem")), 0o600))
+`, host, port, r.path("api.sock"), td.Name(), dir, r.path("log"), agents, database, r.path("keys.json"), r.path("pop.pem")), 0o600))
 	r.Start()
 	must(t, os.WriteFile(r.BundleFile, r.run("bundle", "show"), 0o644))
 	return r
