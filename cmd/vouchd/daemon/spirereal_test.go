@@ -6,6 +6,10 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -96,4 +100,43 @@ func BenchmarkRealEntryToStream(b *testing.B) {
 	for name, d := range took {
 		b.ReportMetric(d.Seconds()/float64(n), name+"-s")
 	}
+}
+
+func TestRealServerAdmitsAHostByItsTPMAndRefusesItOnceItsStateIsAnother(t *testing.T) {
+	t.Parallel()
+	plugin, policy := filepath.Join(t.TempDir(), "vouchd-spire"), filepath.Join(t.TempDir(), "policy.yaml")
+	if out, err := exec.Command("go", "build", "-o", plugin, "github.com/vouchd/vouchd/cmd/vouchd-spire").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	h := newHost(t)
+	h.Start()
+	good := h.OK("node", "policy", "learn")
+	h.Stop()
+	another := regexp.MustCompile(`[0-9a-f]{64}`).ReplaceAllStringFunc(good, func(digest string) string { return strings.Repeat("0", len(digest)) })
+	admit := func(text string) { must(t, os.WriteFile(policy, []byte(text), 0o644)) }
+	admit(another)
+	s := spiretest.StartReal(t, os.Getenv("SPIRE_BIN"), "", 20*time.Second, fmt.Sprintf(`
+	NodeAttestor "vouchd" { plugin_cmd = %q plugin_data { policy_file = %q policy_name = "prod" } }
+	CredentialComposer "vouchd" { plugin_cmd = %[1]q plugin_data {} }`, plugin, policy))
+	s.Alias("vouchd:policy:prod")
+	s.Add((&spiretest.Server{TrustDomain: s.TrustDomain}).Entry("/agent", self()))
+	h.Configure(fmt.Sprintf("authority:\n  mode: spire\n  spire: {server: %q, bundle_file: %s, attestor: vouchd}\n", s.Address, s.BundleFile))
+	h.Start()
+	refused := func() bool {
+		p := h.Problems()
+		return len(p) == 1 && strings.Contains(p[0], "has refused this host") && strings.Contains(p[0], "does not satisfy the policy")
+	}
+	daemontest.Eventually(t, "a machine that the policy does not know is refused", refused)
+	admit(good)
+	daemontest.Eventually(t, "it is admitted and served", func() bool { _, err := h.Fetch(); return err == nil })
+	if out := h.OK("status"); !strings.Contains(out, "spiffe://example.org/spire/agent/vouchd/") {
+		t.Errorf("status\n%s", out)
+	}
+	admit(another)
+	daemontest.Eventually(t, "in another state it is refused, once its SVID is over", refused)
+	if id, err := h.Fetch(); err == nil {
+		t.Errorf("it is still served as %s", id)
+	}
+	h.Stop()
+	h.VerifyLog()
 }

@@ -44,11 +44,18 @@ const hosts = "/hosts"
 
 // StartReal starts a server of trust domain example.org that the test ends. The database is
 // what its configuration says of one; empty: a file of its own. Agents' SVIDs live so long.
-func StartReal(t testing.TB, bin, database string, agents time.Duration) *Real {
+// Plugins are more blocks of the configuration.
+func StartReal(t testing.TB, bin, database string, agents time.Duration, plugins ...string) *Real {
 	t.Helper()
-	r := newReal(t, bin, database, agents, newPopAuthority(t))
-	r.run("entry", "create", "-node", "-spiffeID", r.id(hosts), "-selector", "x509pop:subject:cn:"+popName)
+	r := newReal(t, bin, database, agents, newPopAuthority(t), plugins...)
+	r.Alias("x509pop:subject:cn:" + popName)
 	return r
+}
+
+// Alias has entries be those of agents with this selector, too.
+func (r *Real) Alias(selector string) {
+	r.t.Helper()
+	r.run("entry", "create", "-node", "-spiffeID", r.id(hosts), "-selector", selector)
 }
 
 // Second starts one more server of the same trust domain, which has the same database.
@@ -57,7 +64,7 @@ func (r *Real) Second(database string) *Real {
 	return newReal(r.t, r.bin, database, time.Hour, r.pop)
 }
 
-func newReal(t testing.TB, bin, database string, agents time.Duration, pop *popAuthority) *Real {
+func newReal(t testing.TB, bin, database string, agents time.Duration, pop *popAuthority, plugins ...string) *Real {
 	t.Helper()
 	td := spiffeid.RequireTrustDomainFromString("example.org")
 	dir, err := os.MkdirTemp("", "spire") // sockets have short names
@@ -94,8 +101,9 @@ plugins {
 	KeyManager "disk" { plugin_data { keys_path = %q } }
 	NodeAttestor "join_token" { plugin_data {} }
 	NodeAttestor "x509pop" { plugin_data { ca_bundle_path = %q } }
+%s
 }
-`, host, port, r.path("api.sock"), td.Name(), dir, r.path("log"), agents, database, r.path("keys.json"), r.path("pop.pem")), 0o600))
+`, host, port, r.path("api.sock"), td.Name(), dir, r.path("log"), agents, database, r.path("keys.json"), r.path("pop.pem"), strings.Join(plugins, "\n")), 0o600))
 	r.Start()
 	must(t, os.WriteFile(r.BundleFile, r.run("bundle", "show"), 0o644))
 	return r
