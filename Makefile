@@ -30,6 +30,9 @@ test-tools: ## install from Debian what the tests need
 test-vault: ## check the vault broker against the Vault or OpenBao at VAULT_ADDR, with VAULT_TOKEN
 	$(GO) test -tags vaultsuite -count 1 -v -run TestRealServer ./credential/vault ./identity/vaultca
 
+test-spire: test-tools ## run the suite of SPIRE hosts against the spire-server and spire-agent in SPIRE_BIN, >= 1.14
+	SPIRE_BIN='$(abspath $(SPIRE_BIN))' $(GO) test -tags spiresuite -count 1 -v -timeout 20m -run Real -bench Real ./identity/spire ./cmd/vouchd/daemon
+
 test-clients: test-tools ## run real clients against the daemon: of Python, Node, Java, Go, tools; asks registries
 	@packaging/install-missing python3-grpcio protobuf-compiler python3-httpx python3-requests gh curl awscli python3-botocore
 	@packaging/install-missing fcgiwrap python3-boto3 slowhttptest python3-aiohttp python3-pip cargo-web
@@ -100,4 +103,4 @@ repo-test: package ## what apt and dnf make of signed repositories, and of chang
 vuln: ## look for known vulnerabilities; asks vuln.go.dev
 	@packaging/vuln
 
-.PHONY: help build demo test test-vault test-clients test-tools test-ui check bench bench-proxy fuzz package package-check system-test user-test vm-test release repo repo-test vuln
+.PHONY: help build demo test test-spire test-vault test-clients test-tools test-ui check bench bench-proxy fuzz package package-check system-test user-test vm-test release repo repo-test vuln

@@ -44,6 +44,10 @@ var mayImport = map[string][]string{
 	"identity/foreign":                 {"config"},
 	"identity/spire":                   {"attest", "identity", "identity/foreign", "identity/spire/spirev1", "secret"},
 	"identity/spire/spirev1":           nil,
+	"spireplugin":                      {"attest/appraisal", "spireplugin/exchange", "spireplugin/pluginv1"},
+	"spireplugin/exchange":             {"attest/appraisal"},
+	"spireplugin/host":                 {"attest/node", "spireplugin/exchange"},
+	"spireplugin/pluginv1":             nil,
 	"identity/spire/spiretest":         {"identity/spire/spirev1"},
 	"workloadapi":                      {"attest/process", "audit", "identity", "identity/foreign", "workloadapi/gate"},
 	"identity/vaultca/vaultcatest":     nil,
@@ -101,7 +105,7 @@ var mayImport = map[string][]string{
 
 // mayUse is which packages may import a module that belongs in one place.
 var mayUse = map[string][]string{
-	"google.golang.org/grpc":           {"workloadapi", "workloadapi/gate", "workloadapi/gate/gatetest", "workloadapi/credentialapi", "workloadapi/credentialapi/client", "workloadapi/credentialv1", "identity/spire", "identity/spire/spirev1", "identity/spire/spiretest"},
+	"google.golang.org/grpc":           {"workloadapi", "workloadapi/gate", "workloadapi/gate/gatetest", "workloadapi/credentialapi", "workloadapi/credentialapi/client", "workloadapi/credentialv1", "identity/spire", "identity/spire/spirev1", "identity/spire/spiretest", "spireplugin", "spireplugin/pluginv1"},
 	"github.com/google/go-tpm":         {"attest/appraisal", "attest/node", "attest/node/tpmtest"},
 	"github.com/google/go-attestation": {"attest/appraisal/bootlog"},
 	"github.com/jackc/pgx":             {"workloadapi/proxy/databases", "cmd/vouchd/daemon/databasetest", "credential/postgres", "credential/postgres/pgtest", "cmd/vouchd/daemon/leasetest"},

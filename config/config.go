@@ -58,7 +58,7 @@ type Authority struct {
 type SPIRE struct {
 	Server     string        `yaml:"server" like:"spire.example.org:8081"` // HOST:PORT
 	BundleFile string        `yaml:"bundle_file" default:"/etc/vouchd/spire-bundle.pem"`
-	Attestor   string        `yaml:"attestor" default:"x509pop" oneof:"x509pop join_token"`
+	Attestor   string        `yaml:"attestor" default:"x509pop" oneof:"x509pop join_token vouchd"`
 	TokenFile  string        `yaml:"token_file" like:"/var/lib/vouchd/spire-join-token"` // left out: spire-join-token in StateDir
 	MaxStale   time.Duration `yaml:"max_stale" min:"1m" max:"8784h"`                     // left out: the longest TTL of the entries
 }
@@ -118,6 +118,7 @@ const ModeSPIRE = "spire"
 const (
 	AttestorX509POP   = "x509pop"
 	AttestorJoinToken = "join_token"
+	AttestorVouchd    = "vouchd" // by the plug-in vouchd-spire at the server
 )
 
 // The values of JWTAlgorithms: what signs JWT-SVIDs (RFC 7518 §3.1).

@@ -178,7 +178,7 @@ vouchd.yaml:3: entries_dir "/etc/../x" is not a plain absolute path; write it fr
 vouchd.yaml:2: authority.jwt_key is tpm, but authority.mode is spire: the server signs JWT-SVIDs; remove it`},
 		{"a SPIRE server that cannot be one", "trust_domain: a\nauthority:\n  mode: spire\n  spire:\n    server: https://spire.example.org\n    attestor: none\n    max_stale: 1s\n", nil,
 			`vouchd.yaml:5: authority.spire.server "https://spire.example.org" is not a host and its port; write it like spire.example.org:8081
-vouchd.yaml:6: authority.spire.attestor "none" is not valid; use x509pop or join_token
+vouchd.yaml:6: authority.spire.attestor "none" is not valid; use x509pop or join_token or vouchd
 vouchd.yaml:7: authority.spire.max_stale "1s" is out of range; use 1m to 8784h`},
 		{"a mode that this version does not have", "trust_domain: a\nauthority: {mode: cluster, jwt_key: file}", nil,
 			`vouchd.yaml:2: authority.mode "cluster" is not valid; use standalone or enrolled or vault or spire

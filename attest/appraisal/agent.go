@@ -78,9 +78,9 @@ func (a Authority) ApproveAgent(request []byte, name string, terms Terms) (appro
 	if r, err = appraiseRequest(req, terms); err != nil {
 		return fail(err)
 	}
-	key, err := req.agentKey()
+	key, err := VerifyAgentKey(req.Evidence, *req.AgentKey)
 	if err != nil {
-		return fail(fmt.Errorf("the agent's key: %w", err))
+		return fail(err)
 	}
 	serial := make([]byte, 16)
 	rand.Read(serial)
@@ -104,22 +104,26 @@ func (a Authority) ApproveAgent(request []byte, name string, terms Terms) (appro
 	return approval, certificate, r, nil
 }
 
-// agentKey returns the agent's key if the AK of the evidence, which was appraised, certified
-// it.
-func (r request) agentKey() (*ecdsa.PublicKey, error) {
-	e, err := parseEvidence(r.Evidence)
+// VerifyAgentKey returns the key of a host as an agent if the AK of the evidence certified
+// it. It judges nothing else of the evidence.
+func VerifyAgentKey(evidenceJSON []byte, key CertifiedKey) (*ecdsa.PublicKey, error) {
+	e, err := parseEvidence(evidenceJSON)
 	if err != nil {
 		return nil, err
 	}
 	public, err := Structure[tpm2.TPMTPublic](e.AK.Public)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("the agent's key: %w", err)
 	}
 	ak, err := P256(public)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("the agent's key: %w", err)
 	}
-	return r.AgentKey.verify(ak, AgentKey)
+	verified, err := key.verify(ak, AgentKey)
+	if err != nil {
+		return nil, fmt.Errorf("the agent's key: %w", err)
+	}
+	return verified, nil
 }
 
 // ParseAgent reads an agent's certificate from an approval that was opened, and verifies it

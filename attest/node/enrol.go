@@ -58,7 +58,7 @@ func (n *Node) AgentRequest(ctx context.Context, td spiffeid.TrustDomain, nonce 
 	if td.IsZero() {
 		return fail(errors.New("no trust domain"))
 	}
-	key, err := n.certifiedKey(ctx, appraisal.AgentKey)
+	key, err := n.AgentKey(ctx)
 	if err != nil {
 		return fail(err)
 	}
@@ -73,16 +73,17 @@ func (n *Node) AgentRequest(ctx context.Context, td spiffeid.TrustDomain, nonce 
 	return appraisal.NewAgentRequest(td, key, e)
 }
 
-// certifiedKey returns the key of a name, certified by the AK for the purpose of that name.
-func (n *Node) certifiedKey(ctx context.Context, name string) (appraisal.CertifiedKey, error) {
-	signer, err := n.Key(ctx, name)
+// AgentKey returns the key of this host as the agent of a SPIRE server, certified by the AK.
+// It is made on first use.
+func (n *Node) AgentKey(ctx context.Context) (appraisal.CertifiedKey, error) {
+	signer, err := n.Key(ctx, appraisal.AgentKey)
 	if err != nil {
 		return appraisal.CertifiedKey{}, err
 	}
 	b := signer.(*Key).blob
 	c := appraisal.CertifiedKey{Public: b.Public}
-	err = n.tpm.do(ctx, "certifying TPM key "+name, operationLimit, func(tr transport.TPM) (err error) {
-		c.Signed, err = n.certify(tr, n.keys.AK, b, appraisal.KeyPurpose(name))
+	err = n.tpm.do(ctx, "certifying the agent's key", operationLimit, func(tr transport.TPM) (err error) {
+		c.Signed, err = n.certify(tr, n.keys.AK, b, appraisal.KeyPurpose(appraisal.AgentKey))
 		return err
 	})
 	return c, err

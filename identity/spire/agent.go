@@ -24,15 +24,17 @@ import (
 type agent struct {
 	id           spiffeid.ID
 	chain        []*x509.Certificate
+	verified     verified
 	reattestable bool
 }
 
-func (a *agent) until() time.Time { return a.chain[0].NotAfter }
+func (a *agent) until() time.Time { return a.verified.until }
 
-// due reports whether half of the SVID's life is over.
-func (a *agent) due(now time.Time) bool {
-	c := a.chain[0]
-	return !now.Before(c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) / 2))
+// due reports whether half of the SVID's life is over, or its authority is not to be relied
+// on any more.
+func (a *agent) due(b *bundle, now time.Time) bool {
+	from := a.chain[0].NotBefore
+	return !now.Before(from.Add(a.until().Sub(from)/2)) || b.tainted(a.verified.authority)
 }
 
 // certificate is what the agent proves itself with. A TPM signs digests of SHA-256 alone.
@@ -46,7 +48,7 @@ func (a *agent) certificate(o *Options) *tls.Certificate {
 
 // newAgent verifies an SVID of this host's as an agent.
 func newAgent(o *Options, b *bundle, s *spirev1.X509SVID, reattestable bool) (*agent, error) {
-	chain, _, err := verifyChain(s, b, o.Now())
+	chain, v, err := verifyChain(s, b, o.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +62,7 @@ func newAgent(o *Options, b *bundle, s *spirev1.X509SVID, reattestable bool) (*a
 	if own, ok := o.AgentKey.Public().(*ecdsa.PublicKey); !ok || !own.Equal(chain[0].PublicKey) {
 		return nil, errors.New("it is for another key than this host's")
 	}
-	return &agent{id, chain, reattestable}, nil
+	return &agent{id, chain, v, reattestable}, nil
 }
 
 // A keptAgent is one in the store.
@@ -100,8 +102,7 @@ func (v *vault) loadAgent(o *Options, b *bundle) *agent {
 	return a
 }
 
-// attest has the server attest this host, or renew its SVID, and puts that in force. Unsure
-// is the connection before this host has a certificate.
+// attest has the server attest this host, or renew its SVID, and puts that in force.
 func (k *Keeper) attest(ctx context.Context) error {
 	k.mu.Lock()
 	old, conn, b := k.agent, k.conn, k.bundle
@@ -110,7 +111,7 @@ func (k *Keeper) attest(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("asking for this host's SVID: %w", err)
 	}
-	if old != nil && !old.reattestable && k.o.Now().Before(old.until()) {
+	if old != nil && conn != nil && !old.reattestable && k.o.Now().Before(old.until()) {
 		s, err := conn.renew(ctx, csr)
 		if err == nil {
 			return k.attested(ctx, b, Attestation{Attestor: k.o.Attestor.Name()}, s, false)
@@ -123,7 +124,7 @@ func (k *Keeper) attest(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("attesting this host by %s: %w", k.o.Attestor.Name(), err)
 	}
-	open, err := dial(k.o.Server, k.o.TrustDomain, verifying{k}, nil)
+	open, err := k.dial(nil)
 	if err != nil {
 		return err
 	}
@@ -136,11 +137,15 @@ func (k *Keeper) attest(ctx context.Context) error {
 	if err := k.attested(ctx, b, a, result.Svid, result.Reattestable); err != nil {
 		return err
 	}
-	return attempt.Granted()
+	if err := attempt.Granted(); err != nil {
+		k.o.Logger.Error("this host is attested, and what it attested with is still there", "err", err)
+	}
+	return nil
 }
 
 // attested takes an SVID for this host into use.
 func (k *Keeper) attested(ctx context.Context, b *bundle, a Attestation, s *spirev1.X509SVID, reattestable bool) error {
+	k.tellSkew(s)
 	next, err := newAgent(&k.o, b, s, reattestable)
 	if err != nil {
 		return k.refused(ctx, a, fmt.Errorf("the SVID that SPIRE server %s gives this host: %w", k.o.Server, err))
@@ -154,7 +159,7 @@ func (k *Keeper) attested(ctx context.Context, b *bundle, a Attestation, s *spir
 	if err := k.vault.saveAgent(next); err != nil {
 		return err
 	}
-	conn, err := dial(k.o.Server, k.o.TrustDomain, verifying{k}, next.certificate(&k.o))
+	conn, err := k.dial(next.certificate(&k.o))
 	if err != nil {
 		return err
 	}
@@ -162,7 +167,6 @@ func (k *Keeper) attested(ctx context.Context, b *bundle, a Attestation, s *spir
 	k.mu.Lock()
 	before := k.conn
 	k.agent, k.conn = next, conn
-	k.state.Skew = k.o.Now().Sub(leaf.NotBefore.Add(backdate)).Round(time.Second)
 	k.mu.Unlock()
 	if before != nil {
 		k.run.retired = append(k.run.retired, before)
@@ -173,6 +177,17 @@ func (k *Keeper) attested(ctx context.Context, b *bundle, a Attestation, s *spir
 
 // backdate is how far a SPIRE server sets the beginning of what it signs back.
 const backdate = 10 * time.Second
+
+// tellSkew takes note of this machine's clock beside the server's, which has just signed,
+// whether or not what it signed is good.
+func (k *Keeper) tellSkew(s *spirev1.X509SVID) {
+	if len(s.GetCertChain()) == 0 {
+		return
+	}
+	if leaf, err := x509.ParseCertificate(s.CertChain[0]); err == nil {
+		k.noteSkew(k.o.Now().Sub(leaf.NotBefore.Add(backdate)))
+	}
+}
 
 // refused records that the server has not attested this host, once until the reason changes.
 func (k *Keeper) refused(ctx context.Context, a Attestation, err error) error {

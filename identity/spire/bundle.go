@@ -97,6 +97,11 @@ func (b *bundle) ids(of func(Authority) bool) (ids []string) {
 	return ids
 }
 
+// has reports whether one of the certificates is among its authorities.
+func (b *bundle) has(roots []*x509.Certificate) bool {
+	return slices.ContainsFunc(roots, b.roots.HasX509Authority)
+}
+
 func (b *bundle) tainted(id string) bool { return slices.Contains(b.Tainted, id) }
 
 // change is what records say of the bundle.

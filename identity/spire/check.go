@@ -3,6 +3,7 @@ package spire
 import (
 	"context"
 	"crypto/x509"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -12,8 +13,8 @@ import (
 // Check reports whether a server at this address is the trust domain's, as these roots
 // verify it, and answers. It returns the sequence of its bundle.
 func Check(ctx context.Context, address string, td spiffeid.TrustDomain, roots []*x509.Certificate) (sequence uint64, err error) {
-	k := &Keeper{o: Options{Server: address, TrustDomain: td, Roots: roots}}
-	c, err := dial(address, td, verifying{k}, nil)
+	k := &Keeper{o: Options{Server: address, TrustDomain: td, Roots: roots, Now: time.Now}}
+	c, err := k.dial(nil)
 	if err != nil {
 		return 0, err
 	}

@@ -4,10 +4,13 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -20,6 +23,11 @@ import (
 const (
 	defaultX509TTL = time.Hour
 	defaultJWTTTL  = 5 * time.Minute
+)
+
+const (
+	maxSelectors = 256
+	maxHint      = 1024 // bytes; Workload API §5.2.1
 )
 
 // entries are what the server authorizes for this host. They do not change.
@@ -45,10 +53,12 @@ func newEntries(td spiffeid.TrustDomain, byID map[string]*spirev1.Entry) *entrie
 		}
 		entry, err := entryOf(td, e)
 		if err != nil {
-			es.unknown = append(es.unknown, fmt.Sprintf("entry %s (%v)", id, err))
+			if len(es.unknown) < maxNamed {
+				es.unknown = append(es.unknown, fmt.Sprintf("entry %s (%s)", id, printable(err.Error())))
+			}
 			continue
 		}
-		if entry.Unanchored {
+		if entry.Unanchored && len(es.unanchored) < maxNamed {
 			es.unanchored = append(es.unanchored, entry.ID.String())
 		}
 		es.longest = max(es.longest, entry.X509TTL)
@@ -72,9 +82,13 @@ func entryOf(td spiffeid.TrustDomain, e *spirev1.Entry) (identity.Entry, error) 
 	case err != nil:
 		return identity.Entry{}, fmt.Errorf("path %.80q: %w", e.SpiffeId.GetPath(), err)
 	case id.Path() == "":
-		return identity.Entry{}, fmt.Errorf("no path")
+		return identity.Entry{}, errors.New("no path")
 	case len(e.Selectors) == 0:
-		return identity.Entry{}, fmt.Errorf("no selectors")
+		return identity.Entry{}, errors.New("no selectors")
+	case len(e.Selectors) > maxSelectors:
+		return identity.Entry{}, fmt.Errorf("%d selectors, more than %d", len(e.Selectors), maxSelectors)
+	case len(e.Hint) > maxHint || strings.ContainsFunc(e.Hint, unicode.IsControl):
+		return identity.Entry{}, fmt.Errorf("a hint of more than %d bytes, or with control characters", maxHint)
 	}
 	entry := identity.Entry{
 		ID: id, Server: e.Id, Revision: e.RevisionNumber, Hint: e.Hint,
@@ -98,17 +112,9 @@ func entryOf(td spiffeid.TrustDomain, e *spirev1.Entry) (identity.Entry, error) 
 	return entry, nil
 }
 
-// expire leaves out what has ended by now. It returns es itself where nothing has.
-func (es *entries) expire(td spiffeid.TrustDomain, now time.Time) *entries {
-	ended := func(_ string, e *spirev1.Entry) bool { return e.ExpiresAt > 0 && !now.Before(seconds(e.ExpiresAt)) }
-	for id, e := range es.byID {
-		if ended(id, e) {
-			left := maps.Clone(es.byID)
-			maps.DeleteFunc(left, ended)
-			return newEntries(td, left)
-		}
-	}
-	return es
+// ended reports whether an entry has ended.
+func ended(now time.Time) func(string, *spirev1.Entry) bool {
+	return func(_ string, e *spirev1.Entry) bool { return e.ExpiresAt > 0 && !now.Before(seconds(e.ExpiresAt)) }
 }
 
 // hold reports whether these are the same entries in the same revisions.

@@ -191,7 +191,7 @@ func (l *log) Reached(_ context.Context, r spire.Reach) error {
 // A host is one that joins a server.
 type host struct {
 	t      testing.TB
-	server *spiretest.Server
+	server server
 	disk   *disk
 	chip   chip
 	key    *ecdsa.PrivateKey
@@ -206,7 +206,12 @@ type host struct {
 	stop    func()
 }
 
-func newHost(t testing.TB, s *spiretest.Server) *host {
+func newHost(t testing.TB, of *spiretest.Server) *host {
+	t.Helper()
+	return newHostOf(t, ours{of})
+}
+
+func newHostOf(t testing.TB, s server) *host {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
@@ -217,7 +222,7 @@ func newHost(t testing.TB, s *spiretest.Server) *host {
 func (h *host) open() {
 	h.t.Helper()
 	o := spire.Options{
-		Server: h.server.Address, TrustDomain: h.server.TrustDomain, Roots: h.roots(), AgentKey: h.key,
+		Server: h.server.address(), TrustDomain: h.server.trustDomain(), Roots: h.roots(), AgentKey: h.key,
 		Attestor: spire.X509POP(func() ([]*x509.Certificate, crypto.Signer, error) { return h.leaf, h.key, nil }), Store: h.disk, Sealer: h.chip, Version: "test", Recorder: h.log,
 		Apply: func(list []identity.Entry, _ [32]byte) {
 			h.mu.Lock()
@@ -252,9 +257,9 @@ func (h *host) start() *host {
 }
 
 func (h *host) roots() []*x509.Certificate {
-	text, err := os.ReadFile(h.server.BundleFile)
+	text, err := os.ReadFile(h.server.bundleFile())
 	must(h.t, err)
-	b, err := x509bundle.Parse(h.server.TrustDomain, text)
+	b, err := x509bundle.Parse(h.server.trustDomain(), text)
 	must(h.t, err)
 	return b.X509Authorities()
 }
@@ -498,6 +503,33 @@ func TestABannedHostIsCutOffAndDoesNotAsk(t *testing.T) {
 	eventually(t, "it is banned again", func() bool { return h.State().Banned })
 }
 
+// A refusal is an answer: unlike a server that is away, it ends what is handed out, once the
+// agent's own SVID is over.
+func TestAHostThatTheServerRefusesHandsOutNothingMore(t *testing.T) {
+	t.Parallel()
+	s := spiretest.New(t, "example.org")
+	e := s.Entry("/agent", "unix:uid:0")
+	e.X509SvidTtl = 3600
+	s.Add(e)
+	s.Set(func() { s.TTL = 4 * time.Second })
+	h := newHost(t, s).start()
+	h.served("/agent")
+	s.Set(func() { s.PopRoots = x509.NewCertPool() })
+	eventually(t, "it is refused", func() bool { return h.State().Refused })
+	if svid, err := h.IssueX509(t.Context(), h.entries()["/agent"]); !errors.Is(err, identity.ErrNoAuthority) || !strings.Contains(err.Error(), "has refused this host") {
+		t.Errorf("served %v, %v", svid, err)
+	}
+	s.Stop()
+	if svid, err := h.IssueX509(t.Context(), h.entries()["/agent"]); err == nil {
+		t.Errorf("once the server is away, too: served %v", svid)
+	}
+	s.Start()
+	h.stop()
+	h.leaf = s.Leaf(h.key.Public())
+	h.start()
+	h.served("/agent")
+}
+
 func TestAHostThatTheServerHasForgottenIsAttestedAgain(t *testing.T) {
 	t.Parallel()
 	s := spiretest.New(t, "example.org")
@@ -556,10 +588,12 @@ func TestAServerThatIsNotTheTrustDomainsIsGivenNothing(t *testing.T) {
 	}{
 		"another trust domain": {func(s *spiretest.Server, h *host) {
 			h.change = func(o *spire.Options) { o.TrustDomain = spiffeid.RequireTrustDomainFromString("other.example") }
-		}, "the server is of trust domain example.org, and this host of other.example"},
+		}, "the server is spiffe://example.org/spire/server and not spiffe://other.example/spire/server"},
 		"a certificate of somebody else's": {func(s *spiretest.Server, h *host) {
 			roots := h.roots()
+			s.Stop()
 			s.RotateX509()
+			s.Start()
 			h.change = func(o *spire.Options) { o.Roots = roots }
 		}, "certificate signed by unknown authority"},
 		"an old TLS": {func(s *spiretest.Server, h *host) {

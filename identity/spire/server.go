@@ -1,6 +1,7 @@
 package spire
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -9,25 +10,29 @@ import (
 	"io"
 	"strings"
 	"time"
+	"unicode"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"github.com/vouchd/vouchd/identity/foreign"
 	"github.com/vouchd/vouchd/identity/spire/spirev1"
 )
 
 const (
-	callTimeout = 20 * time.Second
-	maxRounds   = 8        // challenges of one attestation
-	maxMessage  = 32 << 20 // bytes; of 10,000 entries whole, a few MiB
-	pageSize    = 500      // entries that are asked for at a time
-	maxEntries  = 100_000
+	callTimeout    = 20 * time.Second
+	signTimeout    = 10 * time.Second // a workload waits
+	connectTimeout = 5 * time.Second
+	maxRounds      = 8        // challenges of one attestation
+	maxMessage     = 32 << 20 // bytes; of 10,000 entries whole, a few MiB
+	pageSize       = 500      // entries that are asked for at a time
+	maxEntries     = 100_000
 )
 
 // entryMask is what this host needs of an entry.
@@ -36,49 +41,117 @@ var entryMask = &spirev1.EntryMask{
 	ExpiresAt: true, DnsNames: true, RevisionNumber: true, StoreSvid: true, Hint: true, CreatedAt: true, AdditionalAttributes: true,
 }
 
-// A connection is to the server, which is verified with the roots in force at each
-// handshake. With a certificate it is this host's as an agent.
+// A connection is to the server, which is verified with the roots in force at the handshake.
+// With a certificate it is this host's as an agent.
 type connection struct {
 	*grpc.ClientConn
 	address string
 }
 
-// dial does not wait for the server.
-func dial(address string, td spiffeid.TrustDomain, roots x509bundle.Source, agent *tls.Certificate) (*connection, error) {
-	id, err := spiffeid.FromPath(td, "/spire/server")
-	if err != nil {
-		return nil, err
+// dial does not wait for the server, and the connection is made by the first call. One that
+// is lost is not to be used again, lest gRPC comes back at times of its own.
+func (k *Keeper) dial(agent *tls.Certificate) (*connection, error) {
+	c := &tls.Config{
+		MinVersion:         tls.VersionTLS12,
+		InsecureSkipVerify: true, // VerifyConnection does: SPIFFE IDs are not host names
+		VerifyConnection:   k.verifyServer,
 	}
-	c := tlsconfig.TLSClientConfig(roots, tlsconfig.AuthorizeID(id))
-	c.MinVersion = tls.VersionTLS12
 	if agent != nil {
 		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return agent, nil }
 	}
-	conn, err := grpc.NewClient("dns:///"+address,
+	conn, err := grpc.NewClient("dns:///"+k.o.Server,
 		grpc.WithTransportCredentials(credentials.NewTLS(c)),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: connectTimeout}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 		grpc.WithDisableServiceConfig(), grpc.WithNoProxy())
 	if err != nil {
-		return nil, fmt.Errorf("SPIRE server %s: %w", address, err)
+		return nil, fmt.Errorf("SPIRE server %s: %w", k.o.Server, err)
 	}
-	return &connection{conn, address}, nil
+	return &connection{conn, k.o.Server}, nil
 }
 
-// failed says which call failed.
+// verifyServer holds the server to the trust domain's roots and to its own SPIFFE ID.
+func (k *Keeper) verifyServer(s tls.ConnectionState) error {
+	want, err := spiffeid.FromPath(k.o.TrustDomain, "/spire/server")
+	if err != nil {
+		return err
+	}
+	if len(s.PeerCertificates) == 0 {
+		return errors.New("the server has no certificate")
+	}
+	leaf := s.PeerCertificates[0]
+	if id, err := x509svid.IDFromCert(leaf); err != nil || id != want {
+		return fmt.Errorf("the server is %v and not %s", cmp.Or(id.String(), "nobody of SPIFFE's"), want)
+	}
+	now := k.o.Now()
+	_, _, err = x509svid.Verify(s.PeerCertificates, verifying{k}, x509svid.WithTime(now))
+	if err == nil {
+		return nil
+	}
+	if off := beside(leaf, now); off != 0 {
+		k.noteSkew(off)
+		return fmt.Errorf("this machine's clock is %v %s what the server's certificate is good for; set the clock: %w", off.Abs().Round(time.Second), direction(off), err)
+	}
+	return err
+}
+
+// beside is how far a time is past the end of a certificate, or, negative, before its
+// beginning.
+func beside(c *x509.Certificate, now time.Time) time.Duration {
+	switch {
+	case now.After(c.NotAfter):
+		return now.Sub(c.NotAfter)
+	case now.Before(c.NotBefore):
+		return now.Sub(c.NotBefore)
+	}
+	return 0
+}
+
+func direction(off time.Duration) string {
+	if off < 0 {
+		return "before"
+	}
+	return "after"
+}
+
+// noteSkew takes note of how far this machine's clock is ahead of the server's.
+func (k *Keeper) noteSkew(skew time.Duration) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.state.Skew = skew.Round(time.Second)
+}
+
+// A callError is a call that failed. The server's words in it are printable.
+type callError struct {
+	text string
+	err  error
+}
+
+func (e *callError) Error() string { return e.text }
+func (e *callError) Unwrap() error { return e.err }
+
+// maxWords bounds what of a server's words is told.
+const maxWords = 500
+
 func (c *connection) failed(call string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%s at SPIRE server %s: %w%s", call, c.address, err, clockHint(err))
+	return &callError{fmt.Sprintf("%s at SPIRE server %s: %s", call, c.address, printable(err.Error())), err}
 }
 
-// clockHint is for a certificate that is not valid yet, or any more. gRPC has the reason of
-// a failed handshake in words alone.
-func clockHint(err error) string {
-	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired || strings.Contains(err.Error(), "certificate has expired or is not yet valid") {
-		return "; check this machine's clock"
+// printable leaves nothing in a text that a terminal or a log would act upon.
+func printable(text string) string {
+	text = strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, text)
+	if len(text) > maxWords {
+		text = strings.ToValidUTF8(text[:maxWords], "") + " and more"
 	}
-	return ""
+	return text
 }
 
 func (c *connection) bundle(ctx context.Context) (*spirev1.Bundle, error) {
@@ -88,11 +161,16 @@ func (c *connection) bundle(ctx context.Context) (*spirev1.Bundle, error) {
 	return b, c.failed("asking for the bundle", err)
 }
 
-func (c *connection) foreignBundle(ctx context.Context, td spiffeid.TrustDomain) (*spirev1.Bundle, error) {
+// foreign returns the server's bundle of another trust domain, and as it was sent.
+func (c *connection) foreign(ctx context.Context, td spiffeid.TrustDomain) (*foreign.Bundle, *spirev1.Bundle, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	b, err := spirev1.NewBundleClient(c).GetFederatedBundle(ctx, &spirev1.GetFederatedBundleRequest{TrustDomain: td.Name()})
-	return b, c.failed("asking for the bundle of "+td.Name(), err)
+	raw, err := spirev1.NewBundleClient(c).GetFederatedBundle(ctx, &spirev1.GetFederatedBundleRequest{TrustDomain: td.Name()})
+	if err != nil {
+		return nil, nil, c.failed("asking for the bundle of "+td.Name(), err)
+	}
+	b, err := parseForeign(td, raw)
+	return b, raw, err
 }
 
 // attest proves to the server which host this is. The server's serial is that of the SVID
@@ -224,7 +302,7 @@ func (c *connection) syncStream(ctx context.Context, known map[string]*spirev1.E
 // take adds entries, each by its ID.
 func take(to map[string]*spirev1.Entry, entries []*spirev1.Entry) error {
 	for _, e := range entries {
-		if e.GetId() == "" || len(e.Id) > 255 {
+		if !isEntryID(e.GetId()) {
 			return fmt.Errorf("an entry has the ID %.40q, which names none", e.GetId())
 		}
 		to[e.Id] = e
@@ -235,9 +313,16 @@ func take(to map[string]*spirev1.Entry, entries []*spirev1.Entry) error {
 	return nil
 }
 
+// isEntryID holds an ID to what a server takes for one.
+func isEntryID(id string) bool {
+	return id != "" && len(id) <= 255 && !strings.ContainsFunc(id, func(r rune) bool {
+		return r <= ' ' || r > '~'
+	})
+}
+
 // sign has the server sign X509-SVIDs. The results are in the order of the parameters.
 func (c *connection) sign(ctx context.Context, params []*spirev1.NewX509SVIDParams) ([]*spirev1.BatchNewX509SVIDResponse_Result, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, signTimeout)
 	defer cancel()
 	r, err := spirev1.NewSVIDClient(c).BatchNewX509SVID(ctx, &spirev1.BatchNewX509SVIDRequest{Params: params})
 	if err != nil {
@@ -250,7 +335,7 @@ func (c *connection) sign(ctx context.Context, params []*spirev1.NewX509SVIDPara
 }
 
 func (c *connection) jwt(ctx context.Context, entry string, audience []string) (*spirev1.JWTSVID, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, signTimeout)
 	defer cancel()
 	r, err := spirev1.NewSVIDClient(c).NewJWTSVID(ctx, &spirev1.NewJWTSVIDRequest{EntryId: entry, Audience: audience})
 	return r.GetSvid(), c.failed("having a JWT-SVID signed", err)

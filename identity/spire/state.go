@@ -14,6 +14,7 @@ type State struct {
 	LastSync   time.Time // when the server last said which entries there are
 	Failure    error     // why the last attempt failed; nil: it did not
 	Banned     bool      // nothing is served, and the server not asked any more
+	Refused    bool      // nothing is served: the server has refused to attest this host, whose SVID is over
 
 	Entries    int
 	Unknown    []string // entries that match nothing here, and why

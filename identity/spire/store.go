@@ -5,6 +5,7 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -24,13 +25,13 @@ type Store interface {
 // TPM takes a tenth of a second to seal and SVIDs change often; the name is authenticated
 // with the contents, so that one file cannot stand for another.
 const (
-	keyFile      = "spire-key"
-	agentFile    = "spire-agent"   // the agent's SVID
-	bundleFile   = "spire-bundle"  // the trust domain's, and those of others
-	entriesFile  = "spire-entries" // with revisions
-	syncFile     = "spire-sync"    // when they were last right
-	svidPrefix   = "spire-svid-"   // and a digest of the entry's ID: an SVID and its key
-	storeVersion = 1
+	keyFile       = "spire-key"
+	agentFile     = "spire-agent"    // the agent's SVID
+	bundleFile    = "spire-bundle"   // the trust domain's, and those of others
+	entriesPrefix = "spire-entries-" // and a number: entries with revisions
+	syncFile      = "spire-sync"     // when they were last right
+	svidPrefix    = "spire-svid-"    // and a digest of the entry's ID: an SVID and its key
+	storeVersion  = 1
 )
 
 // A vault is the store as it is used here.
@@ -38,6 +39,7 @@ type vault struct {
 	store  Store
 	aead   cipher.AEAD
 	logger *slog.Logger
+	shards [shards][sha256.Size]byte // digests of the entries in the store
 }
 
 // openVault unseals the store's key, or makes one. Files of another key are of no use to
@@ -63,7 +65,7 @@ func openVault(ctx context.Context, store Store, sealer identity.Sealer, logger 
 		return nil, err
 	}
 	aead, err := cipher.NewGCMWithRandomNonce(block)
-	return &vault{store, aead, logger}, err
+	return &vault{store: store, aead: aead, logger: logger, shards: empty()}, err
 }
 
 func loadKey(ctx context.Context, store Store, sealer identity.Sealer) ([]byte, error) {
@@ -109,3 +111,11 @@ func (v *vault) remove(name string) error { return v.store.Remove(name) }
 
 // svidFile is where an entry's SVID is kept.
 func svidFile(entry string) string { return svidPrefix + digest([]byte(entry))[:32] }
+
+// empty are the digests of no entries.
+func empty() (digests [shards][sha256.Size]byte) {
+	for n := range digests {
+		digests[n] = sha256.Sum256(nil)
+	}
+	return digests
+}

@@ -36,6 +36,14 @@ func (h *held) of(e *spirev1.Entry) bool {
 	return h.revision == e.RevisionNumber && h.createdAt == e.CreatedAt
 }
 
+// fits reports whether it says nothing that this revision does not grant, and so is served
+// until there is one of the revision itself.
+func (h *held) fits(e *spirev1.Entry) bool {
+	return h.of(e) || h.createdAt == e.CreatedAt && !slices.ContainsFunc(h.svid.Names.DNS, func(name string) bool {
+		return !slices.Contains(e.DnsNames, name)
+	})
+}
+
 // due reports whether it is to be replaced: at half of its life, or where its authority is
 // not to be relied on any more.
 func (h *held) due(b *bundle, now time.Time) bool {
@@ -64,9 +72,9 @@ func (r *request) take(td spiffeid.TrustDomain, b *bundle, result *spirev1.Batch
 		return nil, Signing{}, fmt.Errorf("the X509-SVID of entry %s: %w", r.entry.Id, err)
 	}
 	if code := codes.Code(result.GetStatus().GetCode()); code != codes.OK {
-		return fail(fmt.Errorf("%s: %.200s", code, result.GetStatus().GetMessage()))
+		return fail(fmt.Errorf("%s: %s", code, printable(result.GetStatus().GetMessage())))
 	}
-	chain, authority, err := verifyChain(result.GetSvid(), b, now)
+	chain, v, err := verifyChain(result.GetSvid(), b, now)
 	if err != nil {
 		return fail(err)
 	}
@@ -77,38 +85,54 @@ func (r *request) take(td spiffeid.TrustDomain, b *bundle, result *spirev1.Batch
 	if !r.key.PublicKey.Equal(leaf.PublicKey) {
 		return fail(errors.New("it is for another key than this host's"))
 	}
-	h, err := newHeld(r.entry, chain, r.key, authority, rand.Text())
+	h, err := newHeld(r.entry, chain, r.key, v, rand.Text())
 	if err != nil {
 		return fail(err)
 	}
 	return h, Signing{
 		ID: h.svid.Server.Signing, Kind: "x509", Entry: r.entry.Id, Revision: r.entry.RevisionNumber, SPIFFEID: h.svid.ID.String(),
-		SPKISHA256: digest(leaf.RawSubjectPublicKeyInfo), Serial: h.svid.Serial, SHA256: digest(leaf.Raw), KeyID: authority, NotAfter: leaf.NotAfter,
+		SPKISHA256: digest(leaf.RawSubjectPublicKeyInfo), Serial: h.svid.Serial, SHA256: digest(leaf.Raw), KeyID: v.authority, NotAfter: v.until,
 	}, nil
 }
 
-// verifyChain returns a chain that the bundle verifies now, and which of its authorities
-// does.
-func verifyChain(s *spirev1.X509SVID, b *bundle, now time.Time) ([]*x509.Certificate, string, error) {
+// errUnverified is of what the bundle in force does not verify, though a newer one may.
+var errUnverified = errors.New("the bundle does not verify it")
+
+// A verified chain leads to an authority of the bundle.
+type verified struct {
+	authority string
+	until     time.Time // when the first of its certificates ends
+}
+
+// verifyChain returns a chain that the bundle verifies now, and what it leads to.
+func verifyChain(s *spirev1.X509SVID, b *bundle, now time.Time) ([]*x509.Certificate, verified, error) {
 	if n := len(s.GetCertChain()); n == 0 || n > 10 {
-		return nil, "", fmt.Errorf("it has a chain of %d certificates", n)
+		return nil, verified{}, fmt.Errorf("it has a chain of %d certificates", n)
 	}
 	var chain []*x509.Certificate
 	for _, der := range s.CertChain {
 		c, err := x509.ParseCertificate(der)
 		if err != nil {
-			return nil, "", err
+			return nil, verified{}, err
 		}
 		chain = append(chain, c)
 	}
-	_, verified, err := x509svid.Verify(chain, b.roots, x509svid.WithTime(now))
-	if err != nil {
-		return nil, "", fmt.Errorf("the bundle does not verify it: %w%s", err, clockHint(err))
+	_, paths, err := x509svid.Verify(chain, b.roots, x509svid.WithTime(now))
+	if off := beside(chain[0], now); err != nil && off != 0 {
+		return nil, verified{}, fmt.Errorf("this machine's clock is %v %s what it is good for; set the clock: %w", off.Abs().Round(time.Second), direction(off), err)
 	}
-	return chain, authorityID(verified[0][len(verified[0])-1]), nil
+	if err != nil {
+		return nil, verified{}, fmt.Errorf("%w: %w", errUnverified, err)
+	}
+	path := paths[0]
+	v := verified{authorityID(path[len(path)-1]), path[0].NotAfter}
+	for _, c := range path {
+		v.until = earlier(v.until, c.NotAfter)
+	}
+	return chain, v, nil
 }
 
-func newHeld(e *spirev1.Entry, chain []*x509.Certificate, key *ecdsa.PrivateKey, authority, signing string) (*held, error) {
+func newHeld(e *spirev1.Entry, chain []*x509.Certificate, key *ecdsa.PrivateKey, v verified, signing string) (*held, error) {
 	id, err := x509svid.IDFromCert(chain[0])
 	if err != nil {
 		return nil, err
@@ -122,13 +146,13 @@ func newHeld(e *spirev1.Entry, chain []*x509.Certificate, key *ecdsa.PrivateKey,
 		raw = append(raw, c.Raw...)
 	}
 	leaf := chain[0]
-	life := leaf.NotAfter.Sub(leaf.NotBefore)
+	life := v.until.Sub(leaf.NotBefore)
 	return &held{
 		renew: leaf.NotBefore.Add(life/2 - mathrand.N(life/10+1)),
 		svid: &identity.X509SVID{
 			ID: id, Chain: raw, Leaf: raw[:len(leaf.Raw)], PrivateKey: secret.Of(pkcs8), Serial: leaf.SerialNumber.Text(16),
 			Names:    identity.Names{Common: leaf.Subject.CommonName, DNS: leaf.DNSNames},
-			IssuerID: authority, NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter, Server: identity.Server{Signing: signing},
+			IssuerID: v.authority, NotBefore: leaf.NotBefore, NotAfter: v.until, Server: identity.Server{Signing: signing},
 		},
 		revision: e.RevisionNumber, createdAt: e.CreatedAt,
 	}, nil
@@ -173,7 +197,7 @@ func (v *vault) loadSVID(td spiffeid.TrustDomain, e *spirev1.Entry, b *bundle, n
 		if err := json.Unmarshal(data, &k); err != nil {
 			return nil, err
 		}
-		chain, authority, err := verifyChain(&spirev1.X509SVID{CertChain: k.Chain}, b, now)
+		chain, v, err := verifyChain(&spirev1.X509SVID{CertChain: k.Chain}, b, now)
 		if err != nil {
 			return nil, err
 		}
@@ -185,7 +209,7 @@ func (v *vault) loadSVID(td spiffeid.TrustDomain, e *spirev1.Entry, b *bundle, n
 		if !ok || !private.PublicKey.Equal(chain[0].PublicKey) || k.Entry != e.Id {
 			return nil, errors.New("it is not this entry's, or its key is another")
 		}
-		h, err := newHeld(&spirev1.Entry{RevisionNumber: k.Revision, CreatedAt: k.CreatedAt}, chain, private, authority, k.Signing)
+		h, err := newHeld(&spirev1.Entry{RevisionNumber: k.Revision, CreatedAt: k.CreatedAt}, chain, private, v, k.Signing)
 		if err == nil && h.svid.ID.String() != td.IDString()+e.SpiffeId.GetPath() {
 			err = fmt.Errorf("it is for %s, and the entry for another", h.svid.ID)
 		}
@@ -201,6 +225,7 @@ func (v *vault) loadSVID(td spiffeid.TrustDomain, e *spirev1.Entry, b *bundle, n
 // A heldJWT is a token that the server has signed.
 type heldJWT struct {
 	svid      *identity.JWTSVID
+	entry     string // its ID
 	algorithm string
 	revision  int64
 	createdAt int64
@@ -219,7 +244,7 @@ func takeJWT(e *spirev1.Entry, id spiffeid.ID, audience []string, s *spirev1.JWT
 	for _, a := range audience {
 		valid, err := b.ValidateJWT(s.GetToken(), a)
 		if err != nil {
-			return fail(err)
+			return fail(fmt.Errorf("%w: %w", errUnverified, err))
 		}
 		if valid.ID != id || len(valid.Audience) != len(audience) {
 			return fail(fmt.Errorf("it is for %s and %d audiences", valid.ID, len(valid.Audience)))
@@ -237,12 +262,15 @@ func takeJWT(e *spirev1.Entry, id spiffeid.ID, audience []string, s *spirev1.JWT
 	if c.IssuedAt != nil {
 		issued = c.IssuedAt.Time()
 	}
+	if life := c.Expiry.Time().Sub(issued); life <= 0 {
+		return fail(fmt.Errorf("it is issued at %s, and ends at %s", issued.Format(time.RFC3339), c.Expiry.Time().Format(time.RFC3339)))
+	}
 	h := &heldJWT{
 		svid: &identity.JWTSVID{
 			ID: id, Token: s.Token, JTI: c.ID, KeyID: keyID(token.Headers[0].KeyID), Audience: slices.Clone(audience),
 			ExpiresAt: c.Expiry.Time(), IssuedAt: issued, Server: identity.Server{Signing: rand.Text()},
 		},
-		algorithm: token.Headers[0].Algorithm, revision: e.RevisionNumber, createdAt: e.CreatedAt,
+		entry: e.Id, algorithm: token.Headers[0].Algorithm, revision: e.RevisionNumber, createdAt: e.CreatedAt,
 	}
 	return h, Signing{
 		ID: h.svid.Server.Signing, Kind: "jwt", Entry: e.Id, Revision: e.RevisionNumber, SPIFFEID: id.String(),

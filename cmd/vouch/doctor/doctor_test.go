@@ -142,6 +142,12 @@ func TestDoctorNamesUnanchoredEntries(t *testing.T) {
 		t.Fatalf("got %+v, want the entries and the one unanchored", findings)
 	}
 	findings[1].check(t, Note, "a.yaml:2: spiffe://example.org/lab is unanchored")
+	c.Authority.Mode, c.Authority.SPIRE.Server = config.ModeSPIRE, "spire.example.org:8081"
+	findings = examineEntries(c, hostFacts{})
+	if len(findings) != 1 {
+		t.Fatalf("got %+v of files that are not in force", findings)
+	}
+	findings[0].check(t, OK, "those of SPIRE server spire.example.org:8081")
 }
 
 func TestDoctorTellsOfCertificatesNearTheirEnd(t *testing.T) {

@@ -33,6 +33,9 @@ func thisHost() hostFacts {
 }
 
 func examineEntries(c *config.Config, host hostFacts) []Finding {
+	if c.Authority.Mode == config.ModeSPIRE {
+		return []Finding{{"entries", OK, "those of SPIRE server " + c.Authority.SPIRE.Server + "; none of " + c.EntriesDir + " are in force"}}
+	}
 	es, err := identity.LoadEntries(c.EntriesDir, c.TrustDomain, identity.Limits{MaxX509TTL: c.Authority.MaxX509TTL(), JWTAlgorithms: c.Authority.JWTAlgorithms})
 	switch {
 	case err != nil:

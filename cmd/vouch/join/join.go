@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,6 +26,8 @@ const (
 	serverTime = 10 * time.Second // for the server to answer
 	joinTime   = 2 * time.Minute  // to be attested
 )
+
+var attestors = []string{config.AttestorX509POP, config.AttestorJoinToken, config.AttestorVouchd}
 
 // A command is vouch node join.
 type command struct {
@@ -56,7 +59,8 @@ attested this host. --dry-run says what it would change. Running it again change
 The bundle is what spire-server bundle show prints, brought here on a way that nobody can
 change it on. By default the host proves which one it is by the certificate that vouch node
 install has put there (attestor x509pop); with --attestor join_token, by a token of
-spire-server token generate in --token-file, which is moved.
+spire-server token generate in --token-file, which is moved; with --attestor vouchd, by its
+TPM, where the server has the plug-in vouchd-spire.
 
 Entries in entries.d are not in force any more: the server has the entries, and grants.d
 says which of their identities may lease credentials. To go back, put the copy of
@@ -69,10 +73,10 @@ vouchd.yaml beside it in its place and restart the daemon.`,
 	}
 	cmd.Flags().StringVar(&c.server, "server", "", "the server's `host:port`")
 	cmd.Flags().StringVar(&c.bundle, "bundle", "", "the trust domain's bundle, a `file` in PEM or SPIFFE's JSON")
-	cmd.Flags().StringVar(&c.attestor, "attestor", config.AttestorX509POP, "how this host proves which one it is: x509pop or join_token")
+	cmd.Flags().StringVar(&c.attestor, "attestor", config.AttestorX509POP, "how this host proves which one it is: x509pop, join_token or vouchd")
 	cmd.Flags().StringVar(&c.token, "token-file", "", "with join_token, the `file` with the token")
 	cmd.Flags().BoolVar(&c.dryRun, "dry-run", false, "say what would be changed, and change nothing")
-	cmd.RegisterFlagCompletionFunc("attestor", cobra.FixedCompletions([]string{config.AttestorX509POP, config.AttestorJoinToken}, cobra.ShellCompDirectiveNoFileComp))
+	cmd.RegisterFlagCompletionFunc("attestor", cobra.FixedCompletions(attestors, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
@@ -80,8 +84,8 @@ func (c *command) run(cmd *cobra.Command) error {
 	switch {
 	case c.server == "" || c.bundle == "":
 		return cli.Usagef("--server and --bundle are required; see vouch node join --help")
-	case c.attestor != config.AttestorX509POP && c.attestor != config.AttestorJoinToken:
-		return cli.Usagef("--attestor %q: want x509pop or join_token", c.attestor)
+	case !slices.Contains(attestors, c.attestor):
+		return cli.Usagef("--attestor %q: want %s", c.attestor, strings.Join(attestors, ", "))
 	case c.token != "" && c.attestor != config.AttestorJoinToken:
 		return cli.Usagef("--token-file goes with --attestor join_token")
 	}

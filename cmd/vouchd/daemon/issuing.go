@@ -78,7 +78,7 @@ func openAgent(ctx context.Context, m *machine, o spireagent.Options) (*issuing,
 	if err != nil {
 		return nil, err
 	}
-	o.Key, o.Attestor, o.Store, o.Sealer = key, spireagent.Attestor(o.Config.Authority.SPIRE, m.node), m.state, m.node
+	o.Key, o.Attestor, o.Store, o.Sealer = key, spireagent.Attestor(o.Config.Authority.SPIRE, m.node, m.sources), m.state, m.node
 	agent, err := spireagent.Open(ctx, o)
 	return &issuing{Issuer: agent, config: o.Config, agent: agent}, err
 }

@@ -12,6 +12,8 @@ import (
 	"github.com/vouchd/vouchd/attest/node"
 	"github.com/vouchd/vouchd/config"
 	"github.com/vouchd/vouchd/identity/spire"
+	"github.com/vouchd/vouchd/spireplugin/exchange"
+	"github.com/vouchd/vouchd/spireplugin/host"
 	"github.com/vouchd/vouchd/workloadapi/admin/view"
 )
 
@@ -19,9 +21,12 @@ import (
 const howToLeaf = "run vouch node request --spire, have it approved with vouch authority approve --spire, and vouch node install the approval"
 
 // Attestor proves to the server which host this is, as it is configured.
-func Attestor(s config.SPIRE, n *node.Node) spire.Attestor {
-	if s.Attestor == config.AttestorJoinToken {
+func Attestor(s config.SPIRE, n *node.Node, sources func() (node.Sources, error)) spire.Attestor {
+	switch s.Attestor {
+	case config.AttestorJoinToken:
 		return joinToken(s.TokenFile)
+	case config.AttestorVouchd:
+		return byTPM{n, sources}
 	}
 	return spire.X509POP(func() ([]*x509.Certificate, crypto.Signer, error) {
 		a, err := n.Agent(context.Background(), time.Now())
@@ -31,6 +36,24 @@ func Attestor(s config.SPIRE, n *node.Node) spire.Attestor {
 		key, err := n.Key(context.Background(), appraisal.AgentKey)
 		return a.Chain, key, err
 	})
+}
+
+// byTPM attests to the plug-in vouchd-spire.
+type byTPM struct {
+	node    *node.Node
+	sources func() (node.Sources, error)
+}
+
+// Name implements [spire.Attestor].
+func (byTPM) Name() string { return exchange.Name }
+
+// Begin implements [spire.Attestor].
+func (b byTPM) Begin(context.Context) (spire.Attempt, error) {
+	from, err := b.sources()
+	if err != nil {
+		return nil, err
+	}
+	return host.Begin(b.node, from)
 }
 
 // usesLeaf reports whether it is by such a certificate that this host joins.

@@ -76,6 +76,8 @@ func serverProblem(s spire.State) string {
 	switch {
 	case s.Banned:
 		return fmt.Sprintf("SPIRE server %s has banned this host, %s, so nothing is issued; if that was not meant, run spire-server agent evict -spiffeID %[2]s there, and restart vouchd", s.Server, s.Agent)
+	case s.Refused:
+		return fmt.Sprintf("SPIRE server %s has refused this host since %s, so nothing is issued: %v", s.Server, stamp(s.Since), s.Failure)
 	case s.Agent == "" && s.Failure != nil:
 		return fmt.Sprintf("SPIRE server %s has not attested this host, so nothing is issued: %v", s.Server, s.Failure)
 	case !s.Online && s.Failure != nil:

@@ -46,7 +46,7 @@ type bundleFront struct {
 	s *Server
 }
 
-func serial() *big.Int { return new(big.Int).SetBytes([]byte(rand.Text())) }
+func serial() *big.Int { return new(big.Int).SetBytes([]byte(rand.Text()[:16])) }
 
 func uris(id string) []*url.URL {
 	u, err := url.Parse(id)
@@ -58,10 +58,14 @@ func uris(id string) []*url.URL {
 
 func cut(selector string) (kind, value string, ok bool) { return strings.Cut(selector, ":") }
 
-// certificate is the server's own SVID, of now.
+// certificate is the server's own SVID, which it keeps until it is started anew or its end is
+// near.
 func (s *Server) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	s.Lock()
 	defer s.Unlock()
+	if s.own != nil && s.clock().Before(s.own.Leaf.NotAfter.Add(-time.Minute)) {
+		return s.own, nil
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -70,7 +74,12 @@ func (s *Server) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &tls.Certificate{Certificate: chain, PrivateKey: key}, nil
+	leaf, err := x509.ParseCertificate(chain[0])
+	if err != nil {
+		return nil, err
+	}
+	s.own = &tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: leaf}
+	return s.own, nil
 }
 
 // sign makes an X509-SVID as a server does. The caller holds the lock.
@@ -303,7 +312,7 @@ func (s *Server) Bundle() *spirev1.Bundle {
 	s.Lock()
 	defer s.Unlock()
 	b, err := s.bundle()
-	s.must(err)
+	must(s.t, err)
 	return b
 }
 
@@ -499,24 +508,10 @@ func (f front) NewJWTSVID(ctx context.Context, req *spirev1.NewJWTSVIDRequest) (
 	return &spirev1.NewJWTSVIDResponse{Svid: &spirev1.JWTSVID{Token: token, Id: e.SpiffeId, ExpiresAt: now.Add(ttl).Unix(), IssuedAt: now.Unix()}}, err
 }
 
-// Leaf issues a certificate for a key under a root that x509pop takes from then on.
+// Leaf returns a certificate for a key that x509pop takes.
 func (s *Server) Leaf(key crypto.PublicKey) []*x509.Certificate {
 	s.t.Helper()
-	root, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	s.must(err)
-	ca := &x509.Certificate{SerialNumber: serial(), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
-	der, err := x509.CreateCertificate(rand.Reader, ca, ca, root.Public(), root)
-	s.must(err)
-	ca, err = x509.ParseCertificate(der)
-	s.must(err)
-	der, err = x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: serial(), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature}, ca, key, root)
-	s.must(err)
-	leaf, err := x509.ParseCertificate(der)
-	s.must(err)
-	s.Lock()
-	defer s.Unlock()
-	s.PopRoots.AddCert(ca)
-	return []*x509.Certificate{leaf}
+	return []*x509.Certificate{s.pop.leaf(s.t, key)}
 }
 
 // Is reports whether a certificate was signed by the authority that signs now.

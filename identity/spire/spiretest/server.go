@@ -9,7 +9,7 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/rand"
+	cryptorand "crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -55,14 +55,16 @@ type Server struct {
 	Calls map[string]int // by method, such as BatchNewX509SVID
 	Max   int            // of calls at a time, as far as seen
 
-	authorities []*authority // the last one signs
-	jwtKeys     []*jwtKey    // the last one signs
+	pop         *popAuthority // of Leaf
+	authorities []*authority  // the last one signs
+	jwtKeys     []*jwtKey     // the last one signs
 	sequence    uint64
 	agents      map[string]*agent
 	tokens      map[string]bool
 	entries     map[string]*spirev1.Entry
 	now         int
 	server      *grpc.Server
+	own         *tls.Certificate
 }
 
 type authority struct {
@@ -89,41 +91,29 @@ type agent struct {
 func New(t testing.TB, trustDomain string) *Server {
 	t.Helper()
 	s := &Server{
-		t: t, TrustDomain: spiffeid.RequireTrustDomainFromString(trustDomain), PopRoots: x509.NewCertPool(),
+		t: t, TrustDomain: spiffeid.RequireTrustDomainFromString(trustDomain), pop: newPopAuthority(t), PopRoots: x509.NewCertPool(),
 		TTL: time.Hour, JWTTTL: 5 * time.Minute, Page: 500, Federated: make(map[string]*spirev1.Bundle), Calls: make(map[string]int),
 		agents: make(map[string]*agent), tokens: make(map[string]bool), entries: make(map[string]*spirev1.Entry),
 	}
+	s.PopRoots.AddCert(s.pop.cert)
 	s.RotateX509()
 	s.RotateJWT()
 	s.BundleFile = filepath.Join(t.TempDir(), "bundle.pem")
-	s.must(os.WriteFile(s.BundleFile, s.PEM(), 0o644))
+	must(s.t, os.WriteFile(s.BundleFile, s.PEM(), 0o644))
 	s.Start()
 	t.Cleanup(s.Stop)
 	return s
-}
-
-func (s *Server) must(err error) {
-	s.t.Helper()
-	if err != nil {
-		s.t.Fatal(err)
-	}
 }
 
 // Start listens, after Stop at the address that there was.
 func (s *Server) Start() {
 	s.t.Helper()
 	address := s.Address
-	if address == "" {
-		address = "127.0.0.1:0"
+	if address == "" { // one of its own, which nobody else is given while it is stopped
+		address = ownAddress()
 	}
-	var l net.Listener
-	var err error
-	for range 100 { // connections of before may hold the port for a moment
-		if l, err = net.Listen("tcp", address); err == nil {
-			break
-		}
-	}
-	s.must(err)
+	l, err := net.Listen("tcp", address)
+	must(s.t, err)
 	s.Address = l.Addr().String()
 	c := &tls.Config{ClientAuth: tls.RequestClientCert, GetCertificate: s.certificate, NextProtos: []string{"h2"}}
 	if s.OldTLS {
@@ -150,7 +140,7 @@ func (s *Server) Start() {
 	spirev1.RegisterEntryServer(server, f)
 	spirev1.RegisterSVIDServer(server, f)
 	s.Lock()
-	s.server = server
+	s.server, s.own = server, nil
 	s.Unlock()
 	go server.Serve(l)
 }
@@ -212,21 +202,31 @@ func (s *Server) PEM() (text []byte) {
 	return text
 }
 
+// Roots are the X.509 authorities.
+func (s *Server) Roots() (roots []*x509.Certificate) {
+	s.Lock()
+	defer s.Unlock()
+	for _, a := range s.authorities {
+		roots = append(roots, a.cert)
+	}
+	return roots
+}
+
 // RotateX509 has another authority sign from now on.
 func (s *Server) RotateX509() {
 	s.t.Helper()
 	s.Lock()
 	defer s.Unlock()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	s.must(err)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
+	must(s.t, err)
 	c := &x509.Certificate{
 		SerialNumber: serial(), Subject: pkix.Name{CommonName: s.TrustDomain.Name()}, NotBefore: s.clock().Add(-time.Minute), NotAfter: s.clock().Add(1000 * time.Hour), IsCA: true, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, URIs: uris(s.TrustDomain.IDString()),
 	}
-	der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
-	s.must(err)
+	der, err := x509.CreateCertificate(cryptorand.Reader, c, c, key.Public(), key)
+	must(s.t, err)
 	cert, err := x509.ParseCertificate(der)
-	s.must(err)
+	must(s.t, err)
 	s.authorities = append(s.authorities, &authority{cert: cert, key: key})
 	s.sequence++
 }
@@ -236,16 +236,16 @@ func (s *Server) RotateJWT() {
 	s.t.Helper()
 	s.Lock()
 	defer s.Unlock()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	s.must(err)
-	s.jwtKeys = append(s.jwtKeys, &jwtKey{id: rand.Text(), key: key})
+	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
+	must(s.t, err)
+	s.jwtKeys = append(s.jwtKeys, &jwtKey{id: cryptorand.Text(), key: key})
 	s.sequence++
 }
 
 // SignUnknown has an authority sign that the bundle does not have. The caller holds the lock.
 func (s *Server) SignUnknown() {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	s.must(err)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
+	must(s.t, err)
 	last := s.authorities[len(s.authorities)-1]
 	s.authorities[len(s.authorities)-1] = &authority{cert: last.cert, key: key}
 }
@@ -274,7 +274,7 @@ func (s *Server) SetBack() {
 func (s *Server) Token() string {
 	s.Lock()
 	defer s.Unlock()
-	token := rand.Text()
+	token := cryptorand.Text()
 	s.tokens[token] = true
 	return token
 }
@@ -312,7 +312,7 @@ func (s *Server) Add(e *spirev1.Entry) string {
 	s.Lock()
 	defer s.Unlock()
 	if e.Id == "" {
-		e.Id = rand.Text()
+		e.Id = cryptorand.Text()
 	}
 	if old := s.entries[e.Id]; old != nil {
 		e.RevisionNumber, e.CreatedAt = old.RevisionNumber+1, old.CreatedAt
