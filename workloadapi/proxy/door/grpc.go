@@ -4,13 +4,39 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
+	"time"
 )
 
 // isGRPC reports whether the content of a request or a response is gRPC's messages.
 func isGRPC(h http.Header) bool {
 	kind, _, _ := strings.Cut(h.Get("Content-Type"), ";")
 	return kind == "application/grpc" || strings.HasPrefix(kind, "application/grpc+")
+}
+
+// endGRPC has a response that broke off end with a status of gRPC, in the trailers h. Its
+// clients would take a reset stream for a fault of the proxy's. The upstream resets one
+// whose timeout is over.
+func endGRPC(h http.Header, timeout string, after time.Duration) {
+	code, message := "14", "vouchd: the upstream's response broke off" // UNAVAILABLE
+	if d, ok := grpcTimeout(timeout); ok && after >= d {
+		code, message = "4", "vouchd: the time of the call is over" // DEADLINE_EXCEEDED
+	}
+	h.Set(http.TrailerPrefix+"Grpc-Status", code)
+	h.Set(http.TrailerPrefix+"Grpc-Message", grpcMessage(message))
+}
+
+// grpcTimeout reads the header grpc-timeout: at most eight digits and a unit (gRPC over
+// HTTP2, "Timeout").
+func grpcTimeout(s string) (time.Duration, bool) {
+	units := map[byte]time.Duration{'H': time.Hour, 'M': time.Minute, 'S': time.Second, 'm': time.Millisecond, 'u': time.Microsecond, 'n': time.Nanosecond}
+	if len(s) < 2 || len(s) > 9 {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(s[:len(s)-1], 10, 32)
+	unit, ok := units[s[len(s)-1]]
+	return time.Duration(n) * unit, ok && err == nil
 }
 
 // grpcMessage encodes text for a header, as gRPC's clients decode it.

@@ -3,7 +3,9 @@ package door
 import (
 	"bytes"
 	"errors"
+	"net/http"
 	"testing"
+	"time"
 
 	"github.com/vouchd/vouchd/credential/policy"
 	"github.com/vouchd/vouchd/redact"
@@ -42,5 +44,25 @@ func TestMessageIsLetGoOfWhole(t *testing.T) {
 	}
 	if _, err := (&messages{screen: c.screen(&got)}).Write([]byte("\x01\x00\x00\x00\x01x")); !errors.As(err, new(*refusal)) {
 		t.Errorf("a compressed message is passed on (%v)", err)
+	}
+}
+
+func TestAGRPCResponseThatBreaksOffEndsWithAStatus(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		timeout string
+		after   time.Duration
+		want    string
+	}{
+		{"", time.Hour, "14"},
+		{"3S", 3 * time.Second, "4"}, {"3S", 2 * time.Second, "14"},
+		{"2999906u", 3 * time.Second, "4"}, {"1H", time.Minute, "14"}, {"1M", time.Minute, "4"}, {"20m", time.Second, "4"}, {"99999999n", time.Second, "4"},
+		{"S", time.Hour, "14"}, {"3", time.Hour, "14"}, {"-3S", time.Hour, "14"}, {"3s", time.Hour, "14"}, {"999999999n", time.Hour, "14"}, {"1.5S", time.Hour, "14"},
+	} {
+		h := make(http.Header)
+		endGRPC(h, tt.timeout, tt.after)
+		if got := h.Get(http.TrailerPrefix + "Grpc-Status"); got != tt.want {
+			t.Errorf("with grpc-timeout %q after %v: status %s, want %s", tt.timeout, tt.after, got, tt.want)
+		}
 	}
 }

@@ -36,6 +36,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic("door: a request without its connection")
 	}
 	w.Header()["Date"] = nil // the upstream's, or none
+	began := time.Now()
 	says, err := relay.Of(r)
 	switch {
 	case err != nil:
@@ -48,6 +49,9 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var no *refusal
 	switch {
 	case err == nil:
+		return
+	case errors.As(err, new(brokenOff)) && r.ProtoMajor == 2 && isGRPC(w.Header()):
+		endGRPC(w.Header(), r.Header.Get("Grpc-Timeout"), time.Since(began))
 		return
 	case errors.As(err, new(brokenOff)):
 		panic(http.ErrAbortHandler)
