@@ -68,6 +68,7 @@ type Server struct {
 	signed      []time.Time // in the last second
 	now         int
 	server      *grpc.Server
+	listener    net.Listener
 	own         *tls.Certificate
 }
 
@@ -148,7 +149,7 @@ func (s *Server) Start() {
 	spirev1.RegisterEntryServer(server, f)
 	spirev1.RegisterSVIDServer(server, f)
 	s.Lock()
-	s.server, s.own = server, nil
+	s.server, s.listener, s.own = server, l, nil
 	s.Unlock()
 	go server.Serve(l)
 }
@@ -174,10 +175,11 @@ func (c *cutStream) SendMsg(m any) error {
 // Stop ends the server at once, as a crash does.
 func (s *Server) Stop() {
 	s.Lock()
-	server := s.server
+	server, l := s.server, s.listener
 	s.server = nil
 	s.Unlock()
 	if server != nil {
+		l.Close() // Serve may not have begun yet
 		server.Stop()
 	}
 }
