@@ -63,6 +63,7 @@ type disk struct {
 	mu     sync.Mutex
 	files  map[string][]byte
 	writes int
+	bytes  int // written in all
 	last   int // write after which the machine is off; 0: never
 }
 
@@ -89,7 +90,7 @@ func (d *disk) change(f func()) error {
 }
 
 func (d *disk) Save(name string, _ int, data []byte) error {
-	return d.change(func() { d.files[name] = slices.Clone(data) })
+	return d.change(func() { d.files[name], d.bytes = slices.Clone(data), d.bytes+len(data) })
 }
 
 func (d *disk) Remove(name string) error { return d.change(func() { delete(d.files, name) }) }
@@ -218,8 +219,8 @@ func newHostOf(t testing.TB, s server) *host {
 	return &host{t: t, server: s, disk: &disk{files: make(map[string][]byte)}, chip: newChip(t), key: key, leaf: s.Leaf(key.Public()), log: &log{signing: make(map[string]spire.Signing)}}
 }
 
-// open loads what is kept, without the server.
-func (h *host) open() {
+// options are those of its keeper.
+func (h *host) options() spire.Options {
 	h.t.Helper()
 	o := spire.Options{
 		Server: h.server.address(), TrustDomain: h.server.trustDomain(), Roots: h.roots(), AgentKey: h.key,
@@ -234,7 +235,13 @@ func (h *host) open() {
 	if h.change != nil {
 		h.change(&o)
 	}
-	k, err := spire.Open(h.t.Context(), o)
+	return o
+}
+
+// open loads what is kept, without the server.
+func (h *host) open() {
+	h.t.Helper()
+	k, err := spire.Open(h.t.Context(), h.options())
 	must(h.t, err)
 	h.Keeper, h.stop = k, func() {}
 }
@@ -720,6 +727,10 @@ func TestFilesOfAnotherMachineAreOfNoUse(t *testing.T) {
 	thief := newHost(t, s)
 	thief.disk = h.disk
 	s.Stop()
+	if _, err := spire.Open(t.Context(), thief.options()); err == nil || !strings.Contains(err.Error(), "remove spire-key") {
+		t.Errorf("opened: %v", err)
+	}
+	delete(thief.disk.files, "spire-key") // and so with a key of its own
 	thief.open()
 	if st := thief.State(); len(thief.entries()) != 0 || st.Agent != "" || st.X509Until.After(time.Now()) {
 		t.Errorf("it has %d entries, %+v", len(thief.entries()), st)

@@ -42,14 +42,13 @@ type vault struct {
 	shards [shards][sha256.Size]byte // digests of the entries in the store
 }
 
-// openVault unseals the store's key, or makes one. Files of another key are of no use to
-// anybody: what cannot be opened is asked for again.
+// openVault unseals the store's key, or makes the first one. One that this TPM does not open
+// is left alone: that may pass, and what it encrypts may be all there is while the server is
+// away.
 func openVault(ctx context.Context, store Store, sealer identity.Sealer, logger *slog.Logger) (*vault, error) {
 	key, err := loadKey(ctx, store, sealer)
-	if err != nil {
-		if !errors.Is(err, fs.ErrNotExist) {
-			logger.Warn("what is kept of the SPIRE server cannot be opened on this machine; asking for everything again", "err", err)
-		}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		key = make([]byte, 32)
 		rand.Read(key)
 		sealed, err := sealer.Seal(ctx, keyFile, key)
@@ -59,6 +58,8 @@ func openVault(ctx context.Context, store Store, sealer identity.Sealer, logger 
 		if err != nil {
 			return nil, fmt.Errorf("keeping a key for what the SPIRE server gives: %w", err)
 		}
+	case err != nil:
+		return nil, fmt.Errorf("what is kept of the SPIRE server cannot be opened: %w; if this is another machine or its TPM was replaced, remove %s from the state directory, and everything is asked for again", err, keyFile)
 	}
 	block, err := aes.NewCipher(key)
 	if err != nil {

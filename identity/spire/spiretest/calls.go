@@ -30,6 +30,7 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/vouchd/vouchd/identity/spire/spirev1"
 )
@@ -140,6 +141,8 @@ func (s *Server) caller(ctx context.Context) (id string, a *agent, err error) {
 		return id, nil, denied(spirev1.PermissionDeniedDetails_AGENT_NOT_ATTESTED, "agent %q is not attested", id)
 	case a.banned:
 		return id, nil, denied(spirev1.PermissionDeniedDetails_AGENT_BANNED, "agent %q is banned", id)
+	case a.next != "" && a.next == cert.SerialNumber.String():
+		a.serial, a.next = a.next, ""
 	case a.serial != cert.SerialNumber.String():
 		return id, nil, denied(spirev1.PermissionDeniedDetails_AGENT_NOT_ACTIVE, "agent %q expected to have serial number %q", id, a.serial)
 	}
@@ -207,7 +210,11 @@ func (f front) agentSVID(id string, key crypto.PublicKey, reattestable bool, att
 	if err != nil {
 		return nil, err
 	}
-	f.s.agents[id] = &agent{serial: cert.SerialNumber.String(), reattestable: reattestable, attested: attested}
+	if old := f.s.agents[id]; old != nil && !reattestable {
+		old.next = cert.SerialNumber.String()
+	} else {
+		f.s.agents[id] = &agent{serial: cert.SerialNumber.String(), reattestable: reattestable, attested: attested}
+	}
 	return &spirev1.X509SVID{CertChain: chain, Id: f.id(id), ExpiresAt: cert.NotAfter.Unix()}, nil
 }
 
@@ -359,9 +366,9 @@ func (s *Server) authorized(ctx context.Context) (map[string]*spirev1.Entry, err
 }
 
 // GetAuthorizedEntries implements [spirev1.EntryServer].
-func (f front) GetAuthorizedEntries(ctx context.Context, _ *spirev1.GetAuthorizedEntriesRequest) (*spirev1.GetAuthorizedEntriesResponse, error) {
+func (f front) GetAuthorizedEntries(ctx context.Context, req *spirev1.GetAuthorizedEntriesRequest) (*spirev1.GetAuthorizedEntriesResponse, error) {
 	entries, err := f.s.authorized(ctx)
-	return &spirev1.GetAuthorizedEntriesResponse{Entries: slices.Collect(maps.Values(entries))}, err
+	return &spirev1.GetAuthorizedEntriesResponse{Entries: pick(entries, slices.Sorted(maps.Keys(entries)), req.OutputMask)}, err
 }
 
 // SyncAuthorizedEntries implements [spirev1.EntryServer].
@@ -385,13 +392,14 @@ func (f front) SyncAuthorizedEntries(stream grpc.BidiStreamingServer[spirev1.Syn
 	case req.OutputMask != nil && !req.OutputMask.RevisionNumber:
 		return status.Error(codes.InvalidArgument, "revision number cannot be masked")
 	}
+	mask := req.OutputMask // that of later requests is not looked at
 	ids := slices.Sorted(maps.Keys(entries))
 	if len(ids) <= page {
-		return stream.Send(&spirev1.SyncAuthorizedEntriesResponse{Entries: pick(entries, ids)})
+		return stream.Send(&spirev1.SyncAuthorizedEntriesResponse{Entries: pick(entries, ids, mask)})
 	}
 	for part := range slices.Chunk(ids, page) {
 		r := &spirev1.SyncAuthorizedEntriesResponse{More: part[len(part)-1] != ids[len(ids)-1]}
-		for _, e := range pick(entries, part) {
+		for _, e := range pick(entries, part, mask) {
 			r.EntryRevisions = append(r.EntryRevisions, &spirev1.EntryRevision{Id: e.Id, RevisionNumber: e.RevisionNumber, CreatedAt: e.CreatedAt})
 		}
 		if err := stream.Send(r); err != nil {
@@ -406,7 +414,7 @@ func (f front) SyncAuthorizedEntries(stream grpc.BidiStreamingServer[spirev1.Syn
 		if err != nil {
 			return err
 		}
-		wanted := pick(entries, req.Ids)
+		wanted := pick(entries, req.Ids, mask)
 		for len(wanted) > page {
 			if err := stream.Send(&spirev1.SyncAuthorizedEntriesResponse{Entries: wanted[:page], More: true}); err != nil {
 				return err
@@ -419,13 +427,29 @@ func (f front) SyncAuthorizedEntries(stream grpc.BidiStreamingServer[spirev1.Syn
 	}
 }
 
-func pick(entries map[string]*spirev1.Entry, ids []string) (list []*spirev1.Entry) {
+// pick returns entries, with what the mask asks for; nil: everything.
+func pick(entries map[string]*spirev1.Entry, ids []string, mask *spirev1.EntryMask) (list []*spirev1.Entry) {
 	for _, id := range ids {
 		if e := entries[id]; e != nil {
-			list = append(list, proto.CloneOf(e))
+			list = append(list, masked(proto.CloneOf(e), mask))
 		}
 	}
 	return list
+}
+
+func masked(e *spirev1.Entry, mask *spirev1.EntryMask) *spirev1.Entry {
+	if mask == nil {
+		return e
+	}
+	m, of := e.ProtoReflect(), mask.ProtoReflect()
+	m.Range(func(field protoreflect.FieldDescriptor, _ protoreflect.Value) bool {
+		wanted := of.Descriptor().Fields().ByName(field.Name())
+		if field.Name() != "id" && (wanted == nil || !of.Get(wanted).Bool()) {
+			m.Clear(field)
+		}
+		return true
+	})
+	return e
 }
 
 // BatchNewX509SVID implements [spirev1.SVIDServer].
@@ -435,8 +459,11 @@ func (f front) BatchNewX509SVID(ctx context.Context, req *spirev1.BatchNewX509SV
 	if _, _, err := f.s.caller(ctx); err != nil {
 		return nil, err
 	}
-	if n := len(req.Params); n == 0 || n > 500 {
-		return nil, status.Errorf(codes.InvalidArgument, "%d parameters", n)
+	if len(req.Params) == 0 {
+		return nil, status.Error(codes.InvalidArgument, "missing parameters")
+	}
+	if err := f.s.limit(len(req.Params)); err != nil {
+		return nil, err
 	}
 	out := new(spirev1.BatchNewX509SVIDResponse)
 	for _, p := range req.Params {
@@ -450,11 +477,31 @@ func (f front) BatchNewX509SVID(ctx context.Context, req *spirev1.BatchNewX509SV
 	return out, nil
 }
 
+// limit holds an agent to how much it may ask for in a second. The caller holds the lock.
+func (s *Server) limit(n int) error {
+	const burst = 500
+	if n > burst {
+		return status.Errorf(codes.ResourceExhausted, "rate (%d) exceeds burst size (%d)", n, burst)
+	}
+	now := time.Now()
+	s.signed = slices.DeleteFunc(s.signed, func(t time.Time) bool { return now.Sub(t) > time.Second })
+	if s.SignLimit > 0 && len(s.signed)+n > s.SignLimit {
+		return status.Error(codes.ResourceExhausted, "rejecting request due to certificate signing rate limiting")
+	}
+	s.signed = append(s.signed, slices.Repeat([]time.Time{now}, n)...)
+	return nil
+}
+
 // x509SVID signs for an entry. The caller holds the lock.
 func (f front) x509SVID(p *spirev1.NewX509SVIDParams) (*spirev1.X509SVID, error) {
 	e := f.s.entries[p.EntryId]
 	if e == nil {
 		return nil, status.Error(codes.NotFound, "entry not found or not authorized")
+	}
+	if f.s.Refuse != nil {
+		if err := f.s.Refuse(p.EntryId); err != nil {
+			return nil, err
+		}
 	}
 	csr, err := x509.ParseCertificateRequest(p.Csr)
 	if err != nil || csr.CheckSignature() != nil {

@@ -39,17 +39,20 @@ type Server struct {
 	Address     string // host and port, the same after Stop and Start
 	BundleFile  string // PEM, of the roots as the server began
 
-	PopRoots  *x509.CertPool            // whose leaves x509pop takes
-	TTL       time.Duration             // of X509-SVIDs whose entry leaves it open, and of agents'
-	JWTTTL    time.Duration             // of JWT-SVIDs whose entry leaves it open
-	Cache     time.Duration             // until an agent that was just attested is sent its entries
-	Page      int                       // entries of one message
-	NoSync    bool                      // SyncAuthorizedEntries is not known
-	Skew      time.Duration             // of its clock
-	Fault     func(method string) error // answers in its place, unless it is nil
-	OldTLS    bool                      // TLS 1.1 alone
-	Change    func(*x509.Certificate)   // of an X509-SVID about to be signed
-	OtherKey  bool                      // signs for another key than was asked for
+	PopRoots  *x509.CertPool                         // whose leaves x509pop takes
+	TTL       time.Duration                          // of X509-SVIDs whose entry leaves it open, and of agents'
+	JWTTTL    time.Duration                          // of JWT-SVIDs whose entry leaves it open
+	Cache     time.Duration                          // until an agent that was just attested is sent its entries
+	Page      int                                    // entries of one message
+	NoSync    bool                                   // SyncAuthorizedEntries is not known
+	Skew      time.Duration                          // of its clock
+	Fault     func(method string) error              // answers in its place, unless it is nil
+	Cut       func(method string, message int) error // ends a stream before it sends that message, unless it is nil
+	OldTLS    bool                                   // TLS 1.1 alone
+	Change    func(*x509.Certificate)                // of an X509-SVID about to be signed
+	Refuse    func(entry string) error               // to sign for an entry, unless it is nil
+	SignLimit int                                    // X509-SVIDs in a second; 0: none
+	OtherKey  bool                                   // signs for another key than was asked for
 	Federated map[string]*spirev1.Bundle
 
 	Calls map[string]int // by method, such as BatchNewX509SVID
@@ -62,8 +65,10 @@ type Server struct {
 	agents      map[string]*agent
 	tokens      map[string]bool
 	entries     map[string]*spirev1.Entry
+	signed      []time.Time // in the last second
 	now         int
 	server      *grpc.Server
+	listener    net.Listener
 	own         *tls.Certificate
 }
 
@@ -82,6 +87,7 @@ type jwtKey struct {
 // An agent is a host that was attested.
 type agent struct {
 	serial       string
+	next         string // of an SVID that was renewed, until it is used
 	reattestable bool
 	banned       bool
 	attested     time.Time
@@ -132,7 +138,10 @@ func (s *Server) Start() {
 				return err
 			}
 			defer s.uncount()
-			return next(srv, stream)
+			s.Lock()
+			cut := s.Cut
+			s.Unlock()
+			return next(srv, &cutStream{ServerStream: stream, cut: cut, method: filepath.Base(info.FullMethod)})
 		}))
 	f := front{s: s}
 	spirev1.RegisterAgentServer(server, f)
@@ -140,18 +149,37 @@ func (s *Server) Start() {
 	spirev1.RegisterEntryServer(server, f)
 	spirev1.RegisterSVIDServer(server, f)
 	s.Lock()
-	s.server, s.own = server, nil
+	s.server, s.listener, s.own = server, l, nil
 	s.Unlock()
 	go server.Serve(l)
+}
+
+// A cutStream may end before its end.
+type cutStream struct {
+	grpc.ServerStream
+	cut    func(method string, message int) error
+	method string
+	sent   int
+}
+
+func (c *cutStream) SendMsg(m any) error {
+	c.sent++
+	if c.cut != nil {
+		if err := c.cut(c.method, c.sent); err != nil {
+			return err
+		}
+	}
+	return c.ServerStream.SendMsg(m)
 }
 
 // Stop ends the server at once, as a crash does.
 func (s *Server) Stop() {
 	s.Lock()
-	server := s.server
+	server, l := s.server, s.listener
 	s.server = nil
 	s.Unlock()
 	if server != nil {
+		l.Close() // Serve may not have begun yet
 		server.Stop()
 	}
 }
