@@ -367,3 +367,29 @@ func TestWhatWasSignedForAnEntryThatIsGoneIsNotKept(t *testing.T) {
 		}
 	}
 }
+
+func TestAnSVIDThatSaysMoreThanItsEntryNowDoesIsNotServed(t *testing.T) {
+	t.Parallel()
+	s := spiretest.New(t, "example.org")
+	revise := func(id, hint string, names ...string) string {
+		e := s.Entry("/agent", "unix:uid:0")
+		e.Id, e.Hint, e.DnsNames = id, hint, names
+		return s.Add(e)
+	}
+	id := revise("", "", "one.example.org", "two.example.org")
+	h := newHost(t, s).start()
+	first := h.served("/agent")
+	s.Set(func() {
+		s.Refuse = func(string) error { return status.Error(codes.Internal, "no key") }
+	})
+	revise(id, "other", "two.example.org", "one.example.org")
+	eventually(t, "it has the next revision", func() bool { return h.entries()["/agent"].Hint == "other" })
+	if svid := h.served("/agent"); svid.Serial != first.Serial {
+		t.Errorf("served %s, want what says the same as before", svid.Serial)
+	}
+	revise(id, "less", "two.example.org")
+	eventually(t, "it has the one after that", func() bool { return h.entries()["/agent"].Hint == "less" })
+	if _, err := h.IssueX509(t.Context(), h.entries()["/agent"]); !errors.Is(err, identity.ErrNoAuthority) {
+		t.Errorf("served, or refused with %v", err)
+	}
+}

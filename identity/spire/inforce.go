@@ -65,9 +65,9 @@ func (k *Keeper) fetchBundle(ctx context.Context, conn *connection) error {
 		switch before := old.change(k.o.TrustDomain); {
 		case k.otherRoots && next.has(k.o.Roots): // it may be of another history
 		case next.Sequence < old.Sequence:
-			return fmt.Errorf("SPIRE server %s: its bundle goes from sequence %d back to %d; it was set back, or is another server: see that it is the right one, then save what spire-server bundle show prints there as authority.spire.bundle_file and restart vouchd", k.o.Server, old.Sequence, next.Sequence)
+			return fmt.Errorf("SPIRE server %s: its bundle goes from sequence %d back to %d; it was set back, or is another server: %s", k.o.Server, old.Sequence, next.Sequence, trustAnew)
 		case next.Sequence == old.Sequence && next.Sequence > 0 && before.SHA256 != change.SHA256:
-			return fmt.Errorf("SPIRE server %s: its bundle is another one, of the same sequence %d", k.o.Server, old.Sequence)
+			return fmt.Errorf("SPIRE server %s: its bundle is another one, of the same sequence %d: %s", k.o.Server, old.Sequence, trustAnew)
 		case before.SHA256 == change.SHA256 && next.Sequence == old.Sequence:
 			return nil
 		}
@@ -94,6 +94,9 @@ func (k *Keeper) fetchBundle(ctx context.Context, conn *connection) error {
 	k.changed = make(chan struct{})
 	return nil
 }
+
+// trustAnew is what to do about a server whose bundle is of another history.
+const trustAnew = "see that it is the right one, then save what spire-server bundle show prints there as authority.spire.bundle_file and restart vouchd"
 
 // fetchForeign asks for the bundles of the trust domains that entries federate with, each
 // as often as its hint says. One that is missing or wrong takes nothing else along.

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/vouchd/vouchd/identity"
 	"github.com/vouchd/vouchd/identity/spire/spirev1"
@@ -75,12 +77,16 @@ func (k *Keeper) signOne(ctx context.Context, conn *connection, b *bundle, e *sp
 // offline reports whether the server is not to be had now. The caller holds mu.
 func (k *Keeper) offline() bool { return !k.state.Online || k.conn == nil }
 
-// why says why the server has not signed. The caller holds mu.
+// why says why there is nothing to hand out: since when the server is away, or what it said.
+// The caller holds mu.
 func (k *Keeper) why(failed error) error {
-	if failed != nil {
-		return failed
+	switch code := status.Code(failed); {
+	case failed == nil:
+		return k.away()
+	case code == codes.Unavailable || code == codes.DeadlineExceeded:
+		return fmt.Errorf("%w: %w", k.away(), failed)
 	}
-	return k.away()
+	return failed
 }
 
 // nudge has Run ask the server soon, though no more often than that should be.
@@ -240,26 +246,28 @@ func (k *Keeper) IssueJWT(ctx context.Context, e identity.Entry, audience []stri
 	now, h, conn, b := k.o.Now(), k.jwt[key], k.conn, k.bundle
 	unique := entry.GetAdditionalAttributes().GetJwtSvidIncludeJti()
 	valid := h != nil && !unique && now.Before(h.svid.ExpiresAt) && h.createdAt == entry.CreatedAt && h.svid.ID == e.ID && !b.tainted(h.svid.KeyID)
-	offline, why := k.offline(), k.away()
+	offline := k.offline()
 	k.mu.Unlock()
 	if valid && (conn == nil || h.revision == entry.RevisionNumber && (h.fresh(now) || offline)) {
 		return h.hand(with, offline)
 	}
+	var failed error
 	if conn != nil {
-		next, err := k.signJWT(ctx, conn, b, entry, e.ID, audience)
-		if err == nil {
+		var next *heldJWT
+		if next, failed = k.signJWT(ctx, conn, b, entry, e.ID, audience); failed == nil {
 			if !unique {
 				k.holdJWT(key, next, now)
 			}
 			return next.hand(with, false)
 		}
-		why = err
 	}
 	k.nudge()
 	if valid {
 		return h.hand(with, true)
 	}
-	return nil, fmt.Errorf("%w: there is no JWT-SVID of %s for %s: %w", identity.ErrNoAuthority, e.ID, strings.Join(audience, ", "), why)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return nil, fmt.Errorf("%w: there is no JWT-SVID of %s for %s: %w", identity.ErrNoAuthority, e.ID, strings.Join(audience, ", "), k.why(failed))
 }
 
 // holdJWT keeps a token to be given again.

@@ -839,18 +839,31 @@ func TestAServerThatDoesNotKnowSyncIsAskedForAll(t *testing.T) {
 	newHost(t, s).start().served("/agent")
 }
 
-func TestAClockThatIsAnHourOffIsTold(t *testing.T) {
+func TestAClockThatIsOffIsTold(t *testing.T) {
 	t.Parallel()
 	s := spiretest.New(t, "example.org")
 	s.TTL = 6 * time.Hour
 	s.Add(s.Entry("/agent", "unix:uid:0"))
-	for _, ahead := range []time.Duration{time.Hour, -2 * time.Hour} {
-		h := newHost(t, s)
-		h.now.Store(int64(ahead))
-		h.start()
-		eventually(t, "it is told", func() bool {
-			st := h.State()
-			return (st.Skew-ahead).Abs() < time.Minute || st.Failure != nil && strings.Contains(st.Failure.Error(), "clock")
+	for _, tt := range []struct {
+		ahead time.Duration
+		joins bool // the server's certificate is good for an hour
+	}{{50 * time.Minute, true}, {2 * time.Hour, false}, {-time.Hour, false}} {
+		t.Run(tt.ahead.String(), func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t, s)
+			h.now.Store(int64(tt.ahead))
+			h.start()
+			if tt.joins {
+				eventually(t, "how far", func() bool { return (h.State().Skew - tt.ahead).Abs() < time.Minute })
+				return
+			}
+			eventually(t, "what to do", func() bool {
+				err := h.State().Failure
+				return err != nil && strings.Contains(err.Error(), "set the clock")
+			})
+			if skew := h.State().Skew; skew.Abs() < 50*time.Minute || skew > 0 != (tt.ahead > 0) {
+				t.Errorf("the clock is told to be %v ahead, and is %v", skew, tt.ahead)
+			}
 		})
 	}
 }

@@ -23,7 +23,7 @@ var (
 
 const (
 	askedSoon     = time.Second      // how soon after a round one may begin that somebody waits for
-	askedAway     = 10 * time.Second // the same, while the server is away
+	askedAway     = 30 * time.Second // the same, or up to twice that, while the server is away
 	bundleTimeout = 3 * time.Second  // how long somebody waits for another bundle
 	attestEvery   = time.Minute      // where attesting fails, and the present SVID is good
 )
@@ -342,11 +342,6 @@ func (k *Keeper) due(now time.Time) (due []*spirev1.Entry) {
 		case now.Before(k.run.refused[e.Server].next):
 		case h == nil, !h.of(raw), h.due(k.bundle, now):
 			due = append(due, raw)
-		}
-	}
-	for id := range k.run.refused {
-		if k.entries.byID[id] == nil {
-			delete(k.run.refused, id)
 		}
 	}
 	return due

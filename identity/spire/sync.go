@@ -54,6 +54,9 @@ func (k *Keeper) putInForce(ctx context.Context, old, next *entries, now time.Ti
 		return fmt.Errorf("recording the SPIRE server's entries: %w", err)
 	}
 	k.run.unkept = true
+	maps.DeleteFunc(k.run.refused, func(id string, _ retry) bool { // one that was changed may be signed for now
+		return next.byID[id] == nil || old.byID[id] == nil || !same(old.byID[id], next.byID[id])
+	})
 	err := errors.Join(k.vault.removeSVIDs(old, next), k.keepEntries(next))
 	k.mu.Lock()
 	k.entries, k.state.LastSync = next, now
