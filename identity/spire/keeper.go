@@ -168,7 +168,7 @@ func (k *Keeper) maySay(id string) (*spirev1.Entry, error) {
 	case k.state.Banned:
 		return nil, fmt.Errorf("%w: SPIRE server %s has banned this host", identity.ErrNoAuthority, k.o.Server)
 	case k.state.Refused:
-		return nil, fmt.Errorf("%w: SPIRE server %s has refused this host: %w", identity.ErrNoAuthority, k.o.Server, k.state.Failure)
+		return nil, fmt.Errorf("%w: SPIRE server %s has refused this host: %v", identity.ErrNoAuthority, k.o.Server, k.state.Failure)
 	case k.bundle == nil:
 		return nil, fmt.Errorf("%w: there is no bundle: %w", identity.ErrNoAuthority, k.away())
 	case e == nil || e.ExpiresAt > 0 && !now.Before(seconds(e.ExpiresAt)):

@@ -195,6 +195,9 @@ func (k *Keeper) ensureAgent(ctx context.Context) error {
 		}
 	}
 	err := k.attest(ctx)
+	k.mu.Lock() // a refusal is an answer, where a server that is away gives none
+	k.state.Refused = err != nil && (k.state.Refused || !good && status.Code(err) == codes.PermissionDenied)
+	k.mu.Unlock()
 	k.run.nextAttest = now.Add(attestEvery)
 	if err == nil {
 		k.run.attested, k.run.mustAttest = now, false
@@ -234,8 +237,6 @@ func (k *Keeper) reached(ctx context.Context, err error) {
 	k.mu.Lock()
 	was, first := k.state.Online, k.state.Since.IsZero()
 	k.state.Failure = err
-	// A refusal is an answer, where a server that is away gives none.
-	k.state.Refused = err != nil && (k.state.Refused || status.Code(err) == codes.PermissionDenied && (k.agent == nil || !k.o.Now().Before(k.agent.until())))
 	online := err == nil || was && (limited || k.run.failures < 2)
 	if online != was || first {
 		k.state.Online, k.state.Since = online, k.o.Now()
