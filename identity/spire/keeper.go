@@ -37,6 +37,8 @@ type Options struct {
 	Version     string        // of the agent, as the server shows it
 	Recorder    Recorder
 
+	Downstream *Downstream // nil: this host is no CA of the server's
+
 	// Apply puts the server's entries in force. They have no Credentials. It is called
 	// from Open and Run, one call at a time.
 	Apply func(list []identity.Entry, digest [32]byte)
