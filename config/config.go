@@ -61,6 +61,7 @@ type SPIRE struct {
 	Attestor   string        `yaml:"attestor" default:"x509pop" oneof:"x509pop join_token vouchd"`
 	TokenFile  string        `yaml:"token_file" like:"/var/lib/vouchd/spire-join-token"` // left out: spire-join-token in StateDir
 	MaxStale   time.Duration `yaml:"max_stale" min:"1m" max:"8784h"`                     // left out: the longest TTL of the entries
+	Downstream bool          `yaml:"downstream" default:"false"`
 }
 
 // Vault is the PKI engine of a Vault or OpenBao that certifies the node key, where Mode is

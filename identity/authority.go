@@ -81,6 +81,9 @@ type Options struct {
 	// none is asked for. Empty: ES256. A JWTKey is of one.
 	JWTAlgorithms []string
 
+	// X509Only has an authority without JWT keys: it signs no JWT-SVIDs.
+	X509Only bool
+
 	// Upstream is an organisation's root that signed the node key. The zero
 	// Upstream is one that did not yet; nil: the node key is the root.
 	Upstream   *Upstream
@@ -151,9 +154,12 @@ func NewAuthority(ctx context.Context, o Options) (*Authority, error) {
 	if err := a.loadSequence(); err != nil {
 		return nil, err
 	}
-	jwt, err := a.loadJWTKeys(ctx)
-	if err != nil {
-		return nil, err
+	jwt := new(jwtKeys)
+	if !o.X509Only {
+		var err error
+		if jwt, err = a.loadJWTKeys(ctx); err != nil {
+			return nil, err
+		}
 	}
 	a.jwt.Store(jwt)
 	if err := a.Rotate(ctx); err != nil && !errors.Is(err, ErrNotEnrolled) {
@@ -192,7 +198,10 @@ func (a *Authority) Rotate(ctx context.Context) error {
 	now := a.o.Now()
 	rootErr := a.rotateRoots(now)
 	caErr := a.rotateIssuingCA(ctx, now)
-	jwtErr := a.rotateJWTKeys(ctx, now)
+	var jwtErr error
+	if !a.o.X509Only {
+		jwtErr = a.rotateJWTKeys(ctx, now)
+	}
 	return errors.Join(rootErr, caErr, jwtErr, a.publish())
 }
 

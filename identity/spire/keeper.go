@@ -37,6 +37,8 @@ type Options struct {
 	Version     string        // of the agent, as the server shows it
 	Recorder    Recorder
 
+	Downstream *Downstream // nil: this host is no CA of the server's
+
 	// Apply puts the server's entries in force. They have no Credentials. It is called
 	// from Open and Run, one call at a time.
 	Apply func(list []identity.Entry, digest [32]byte)
@@ -168,7 +170,7 @@ func (k *Keeper) maySay(id string) (*spirev1.Entry, error) {
 	case k.state.Banned:
 		return nil, fmt.Errorf("%w: SPIRE server %s has banned this host", identity.ErrNoAuthority, k.o.Server)
 	case k.state.Refused:
-		return nil, fmt.Errorf("%w: SPIRE server %s has refused this host: %w", identity.ErrNoAuthority, k.o.Server, k.state.Failure)
+		return nil, fmt.Errorf("%w: SPIRE server %s has refused this host: %v", identity.ErrNoAuthority, k.o.Server, k.state.Failure)
 	case k.bundle == nil:
 		return nil, fmt.Errorf("%w: there is no bundle: %w", identity.ErrNoAuthority, k.away())
 	case e == nil || e.ExpiresAt > 0 && !now.Before(seconds(e.ExpiresAt)):

@@ -30,20 +30,22 @@ const (
 
 // running is what Run knows from one round to the next.
 type running struct {
-	failures    int                                // in a row
-	told        string                             // why attestation failed, as it was recorded
-	retired     []*connection                      // of former SVIDs, closed a round later
-	posted      uint64                             // bundle sequence that the server was told, and 1
-	attested    time.Time                          // in this run
-	emptySince  time.Time                          // of the server's saying that there are no entries; zero: it does not
-	mustAttest  bool                               // the server refuses the present SVID in a way of its own
-	nextAttest  time.Time                          // not before, where the present SVID is good for longer
-	unkept      bool                               // the entries in force are not in the store yet
-	keptSync    time.Time                          // the time of a sync that is in the store
-	foreignNext map[spiffeid.TrustDomain]time.Time // when to ask for a bundle
-	foreignRaw  map[string][]byte                  // as they are kept
-	signings    retry                              // of all signing
-	refused     map[string]retry                   // of entries, by ID
+	failures       int                                // in a row
+	told           string                             // why attestation failed, as it was recorded
+	retired        []*connection                      // of former SVIDs, closed a round later
+	posted         uint64                             // bundle sequence that the server was told, and 1
+	attested       time.Time                          // in this run
+	emptySince     time.Time                          // of the server's saying that there are no entries; zero: it does not
+	mustAttest     bool                               // the server refuses the present SVID in a way of its own
+	nextAttest     time.Time                          // not before, where the present SVID is good for longer
+	unkept         bool                               // the entries in force are not in the store yet
+	keptSync       time.Time                          // the time of a sync that is in the store
+	foreignNext    map[spiffeid.TrustDomain]time.Time // when to ask for a bundle
+	foreignRaw     map[string][]byte                  // as they are kept
+	signings       retry                              // of all signing
+	downstream     retry                              // of the host's own CA
+	downstreamTold string                             // why there is none, as it was recorded
+	refused        map[string]retry                   // of entries, by ID
 }
 
 // A retry is when to try again what failed, ever later.
@@ -161,6 +163,7 @@ func (k *Keeper) round(ctx context.Context) error {
 	if err := k.fetchForeign(ctx, conn); err != nil {
 		return err
 	}
+	k.keepDownstream(ctx, conn)
 	return k.renew(ctx, conn)
 }
 
@@ -195,6 +198,9 @@ func (k *Keeper) ensureAgent(ctx context.Context) error {
 		}
 	}
 	err := k.attest(ctx)
+	k.mu.Lock() // a refusal is an answer, where a server that is away gives none
+	k.state.Refused = err != nil && (k.state.Refused || !good && status.Code(err) == codes.PermissionDenied)
+	k.mu.Unlock()
 	k.run.nextAttest = now.Add(attestEvery)
 	if err == nil {
 		k.run.attested, k.run.mustAttest = now, false
@@ -234,8 +240,6 @@ func (k *Keeper) reached(ctx context.Context, err error) {
 	k.mu.Lock()
 	was, first := k.state.Online, k.state.Since.IsZero()
 	k.state.Failure = err
-	// A refusal is an answer, where a server that is away gives none.
-	k.state.Refused = err != nil && (k.state.Refused || status.Code(err) == codes.PermissionDenied && (k.agent == nil || !k.o.Now().Before(k.agent.until())))
 	online := err == nil || was && (limited || k.run.failures < 2)
 	if online != was || first {
 		k.state.Online, k.state.Since = online, k.o.Now()
@@ -290,7 +294,7 @@ func (k *Keeper) ban(ctx context.Context, cause error) {
 	k.mu.Unlock()
 	k.o.Logger.Error("the SPIRE server has banned this host; nothing is issued any more", "server", k.o.Server, "err", cause)
 	k.o.Apply(nil, k.entries.digest)
-	if err := errors.Join(k.vault.remove(agentFile), k.vault.remove(syncFile), k.vault.removeSVIDs(before, k.entries), k.vault.saveEntries(k.entries)); err != nil {
+	if err := errors.Join(k.vault.remove(agentFile), k.vault.remove(syncFile), k.vault.remove(downstreamFile), k.vault.removeSVIDs(before, k.entries), k.vault.saveEntries(k.entries)); err != nil {
 		k.o.Logger.Error("removing what a host that is banned was given", "err", err)
 	}
 }

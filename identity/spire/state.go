@@ -24,6 +24,7 @@ type State struct {
 	// kept, and of serving anything new. Zero: there is none.
 	X509Until, JWTUntil, EntriesUntil time.Time
 
+	CA             CA // the host's own, where Options.Downstream is set
 	BundleSequence uint64
 	Skew           time.Duration // of this machine's clock against the server's, ahead is positive
 }

@@ -135,6 +135,9 @@ func printSPIRE(row func(name, format string, args ...any), s *view.SPIREStatus)
 		}
 		return "until " + cli.Time(t)
 	}
+	if !s.DownstreamUntil.IsZero() {
+		row("own CA", "below the SPIRE server's, until %s", cli.Time(s.DownstreamUntil))
+	}
 	row("without it", "X509-SVIDs are served %s, kept JWT-SVIDs %s, anything new %s", until(s.X509Until), until(s.JWTUntil), until(s.EntriesUntil))
 }
 

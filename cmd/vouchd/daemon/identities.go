@@ -80,7 +80,7 @@ func (i *identities) openIssuing(ctx context.Context, m *machine, e *enrolment, 
 	if i.config.Authority.Mode != config.ModeSPIRE {
 		return openAuthority(ctx, i.config, m, i.log, e, i.slog)
 	}
-	return openAgent(ctx, m, spireagent.Options{Config: i.config, Log: i.log, Local: f.keeper, Apply: i.putInForce, Tell: i.tell, Logger: i.slog})
+	return openAgent(ctx, m, spireagent.Options{Config: i.config, Log: i.log, Announce: i.log.announce, Local: f.keeper, Apply: i.putInForce, Tell: i.tell, Logger: i.slog})
 }
 
 // reload looks at who is entitled to what.

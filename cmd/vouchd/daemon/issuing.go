@@ -79,6 +79,7 @@ func openAgent(ctx context.Context, m *machine, o spireagent.Options) (*issuing,
 		return nil, err
 	}
 	o.Key, o.Attestor, o.Store, o.Sealer = key, spireagent.Attestor(o.Config.Authority.SPIRE, m.node, m.sources), m.state, m.node
+	o.NodeKey = m.node.Signer()
 	agent, err := spireagent.Open(ctx, o)
 	return &issuing{Issuer: agent, config: o.Config, agent: agent}, err
 }

@@ -140,3 +140,30 @@ func TestRealServerAdmitsAHostByItsTPMAndRefusesItOnceItsStateIsAnother(t *testi
 	h.Stop()
 	h.VerifyLog()
 }
+
+func TestRealServerMakesAHostADownstreamCA(t *testing.T) {
+	t.Parallel()
+	s := spiretest.StartReal(t, os.Getenv("SPIRE_BIN"), "", time.Hour)
+	h := newHost(t)
+	must(t, os.WriteFile(h.Path("token"), []byte(s.Token()), 0o600))
+	h.Configure(fmt.Sprintf("authority:\n  mode: spire\n  spire: {server: %q, bundle_file: %s, attestor: join_token, token_file: %s, downstream: true, max_stale: 24h}\n", s.Address, s.BundleFile, h.Path("token")))
+	of := &spiretest.Server{TrustDomain: s.TrustDomain}
+	e := of.Entry("/agent", self())
+	e.X509SvidTtl = 30
+	s.Add(e)
+	ca := of.Entry("/ca", self())
+	ca.Downstream = true
+	s.Add(ca)
+	h.Start()
+	daemontest.Eventually(t, "it is a CA", func() bool {
+		out, _, _ := h.Vouch("status")
+		return strings.Contains(out, "can be anybody in the trust domain")
+	})
+	s.Stop()
+	daemontest.Eventually(t, "the host signs itself", func() bool {
+		got, err := spiffe.FetchX509Context(t.Context(), spiffe.WithAddr("unix://"+h.Path("agent.sock")))
+		return err == nil && len(got.SVIDs[0].Certificates) == 3
+	})
+	h.Stop()
+	h.VerifyLog()
+}

@@ -35,9 +35,11 @@ type Options struct {
 	Store    spire.Store
 	Sealer   identity.Sealer
 	Log      Log
-	Local    *foreign.Keeper                           // other trust domains that this host is configured with
-	Apply    func(es *identity.Entries, problem error) // puts entries in force; the problem is that of grants.d
-	Tell     func(problem error)                       // what of grants.d is not in force; nil: nothing
+	NodeKey  crypto.Signer                                   // of a CA of this host's, where the configuration asks for one
+	Announce func(ctx context.Context, k identity.Key) error // of what that signs with
+	Local    *foreign.Keeper                                 // other trust domains that this host is configured with
+	Apply    func(es *identity.Entries, problem error)       // puts entries in force; the problem is that of grants.d
+	Tell     func(problem error)                             // what of grants.d is not in force; nil: nothing
 	Logger   *slog.Logger
 }
 
@@ -54,6 +56,7 @@ type Agent struct {
 	*spire.Keeper
 	Grants *reload.Value[*identity.Grants]
 	o      Options
+	own    *identity.Authority // below a CA of the server's; nil: it is not configured
 
 	mu      sync.Mutex
 	known   bool             // what the server has
@@ -76,7 +79,8 @@ func Open(ctx context.Context, o Options) (*Agent, error) {
 		return nil, err
 	}
 	a.Keeper, err = spire.Open(ctx, spire.Options{
-		Server: s.Server, TrustDomain: o.Config.TrustDomain, Roots: roots,
+		Downstream: a.downstream(),
+		Server:     s.Server, TrustDomain: o.Config.TrustDomain, Roots: roots,
 		Attestor: o.Attestor, AgentKey: o.Key, Store: o.Store, Sealer: o.Sealer,
 		MaxStale: s.MaxStale, Version: version.String(),
 		Recorder: recorder{o.Log, o.Config.TrustDomain}, Apply: a.apply, Now: time.Now, Logger: o.Logger,
@@ -84,12 +88,15 @@ func Open(ctx context.Context, o Options) (*Agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening what SPIRE server %s has given this host: %w", s.Server, err)
 	}
-	return a, nil
+	return a, a.openOwn(ctx)
 }
 
 // Run keeps this host in step with the server until the context ends.
 func (a *Agent) Run(ctx context.Context) error {
 	go a.merge(ctx)
+	if a.own != nil {
+		go a.own.Run(ctx)
+	}
 	return a.Keeper.Run(ctx)
 }
 

@@ -27,6 +27,9 @@ func (a *Agent) Report(st *view.Status, problem func(format string, args ...any)
 	if p := serverProblem(s); p != "" {
 		problem("%s", p)
 	}
+	if a.own != nil {
+		a.reportOwn(st, v, s.CA, problem)
+	}
 	if p := a.Grants.State().Problem; p != nil {
 		st.Entries.Error = p.Error()
 		problem("the grants in %s are not all in force: %v", a.o.Config.GrantsDir, p)
@@ -44,6 +47,18 @@ func (a *Agent) Report(st *view.Status, problem func(format string, args ...any)
 				break
 			}
 		}
+	}
+}
+
+// reportOwn says until when this host is a CA, and what that means.
+func (a *Agent) reportOwn(st *view.Status, v *view.SPIREStatus, ca spire.CA, problem func(format string, args ...any)) {
+	v.DownstreamUntil = ca.NotAfter
+	if ca.Failure != nil {
+		problem("this host is to be a CA of the SPIRE server's (authority.spire.downstream), which has not made it one, or not anew: %v", ca.Failure)
+	}
+	if !ca.NotAfter.IsZero() {
+		st.Reminders = append(st.Reminders, fmt.Sprintf("this host is a CA of %s until %s (authority.spire.downstream, by entry %s): SPIRE constrains it by nothing, so whoever has this machine's root can be anybody in the trust domain",
+			st.TrustDomain, ca.NotAfter.Format(time.RFC3339), ca.Entry))
 	}
 }
 

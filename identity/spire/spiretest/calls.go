@@ -555,6 +555,41 @@ func (f front) NewJWTSVID(ctx context.Context, req *spirev1.NewJWTSVIDRequest) (
 	return &spirev1.NewJWTSVIDResponse{Svid: &spirev1.JWTSVID{Token: token, Id: e.SpiffeId, ExpiresAt: now.Add(ttl).Unix(), IssuedAt: now.Unix()}}, err
 }
 
+// NewDownstreamX509CA implements [spirev1.SVIDServer]. As SPIRE does, it constrains the CA by
+// nothing.
+func (f front) NewDownstreamX509CA(ctx context.Context, req *spirev1.NewDownstreamX509CARequest) (*spirev1.NewDownstreamX509CAResponse, error) {
+	f.s.Lock()
+	defer f.s.Unlock()
+	p, _ := peer.FromContext(ctx)
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.PeerCertificates) == 0 || len(info.State.PeerCertificates[0].URIs) != 1 {
+		return nil, status.Error(codes.PermissionDenied, "no certificate")
+	}
+	id, allowed := info.State.PeerCertificates[0].URIs[0].String(), false
+	for _, e := range f.s.entries {
+		allowed = allowed || e.Downstream && f.s.TrustDomain.IDString()+e.SpiffeId.Path == id
+	}
+	if !allowed {
+		return nil, status.Errorf(codes.PermissionDenied, "%s is not a downstream server", id)
+	}
+	csr, err := x509.ParseCertificateRequest(req.Csr)
+	if err != nil || csr.CheckSignature() != nil {
+		return nil, status.Error(codes.InvalidArgument, "malformed CSR")
+	}
+	der, err := x509.MarshalPKIXPublicKey(csr.PublicKey)
+	if err != nil {
+		return nil, err
+	}
+	ski, a := sha1.Sum(der), f.s.authorities[len(f.s.authorities)-1]
+	c := &x509.Certificate{
+		SerialNumber: serial(), Subject: pkix.Name{Organization: []string{"SPIRE"}, OrganizationalUnit: []string{"DOWNSTREAM-1"}}, SubjectKeyId: ski[:],
+		NotBefore: f.s.clock().Add(-10 * time.Second), NotAfter: f.s.clock().Add(time.Duration(req.PreferredTtl) * time.Second),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, URIs: uris(f.s.TrustDomain.IDString()),
+	}
+	ca, err := x509.CreateCertificate(rand.Reader, c, a.cert, csr.PublicKey, a.key)
+	return &spirev1.NewDownstreamX509CAResponse{CaCertChain: [][]byte{ca}, X509Authorities: [][]byte{a.cert.Raw}}, err
+}
+
 // Leaf returns a certificate for a key that x509pop takes.
 func (s *Server) Leaf(key crypto.PublicKey) []*x509.Certificate {
 	s.t.Helper()

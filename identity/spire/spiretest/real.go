@@ -206,6 +206,12 @@ func (r *Real) Add(e *spirev1.Entry) string {
 	for _, td := range e.FederatesWith {
 		args = append(args, "-federatesWith", td)
 	}
+	if e.Downstream {
+		args = append(args, "-downstream")
+	}
+	if e.X509SvidTtl > 0 {
+		args = append(args, "-x509SVIDTTL", fmt.Sprint(e.X509SvidTtl))
+	}
 	var made struct {
 		Results []struct{ Entry struct{ ID string } }
 	}

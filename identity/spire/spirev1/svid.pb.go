@@ -161,6 +161,110 @@ func (x *BatchNewX509SVIDResponse) GetResults() []*BatchNewX509SVIDResponse_Resu
 	return nil
 }
 
+type NewDownstreamX509CARequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Csr           []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
+	PreferredTtl  int32                  `protobuf:"varint,2,opt,name=preferred_ttl,json=preferredTtl,proto3" json:"preferred_ttl,omitempty"` // seconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NewDownstreamX509CARequest) Reset() {
+	*x = NewDownstreamX509CARequest{}
+	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NewDownstreamX509CARequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NewDownstreamX509CARequest) ProtoMessage() {}
+
+func (x *NewDownstreamX509CARequest) ProtoReflect() protoreflect.Message {
+	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NewDownstreamX509CARequest.ProtoReflect.Descriptor instead.
+func (*NewDownstreamX509CARequest) Descriptor() ([]byte, []int) {
+	return file_identity_spire_spirev1_svid_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *NewDownstreamX509CARequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+func (x *NewDownstreamX509CARequest) GetPreferredTtl() int32 {
+	if x != nil {
+		return x.PreferredTtl
+	}
+	return 0
+}
+
+type NewDownstreamX509CAResponse struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	CaCertChain     [][]byte               `protobuf:"bytes,1,rep,name=ca_cert_chain,json=caCertChain,proto3" json:"ca_cert_chain,omitempty"` // DER, the CA first
+	X509Authorities [][]byte               `protobuf:"bytes,2,rep,name=x509_authorities,json=x509Authorities,proto3" json:"x509_authorities,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *NewDownstreamX509CAResponse) Reset() {
+	*x = NewDownstreamX509CAResponse{}
+	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NewDownstreamX509CAResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NewDownstreamX509CAResponse) ProtoMessage() {}
+
+func (x *NewDownstreamX509CAResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NewDownstreamX509CAResponse.ProtoReflect.Descriptor instead.
+func (*NewDownstreamX509CAResponse) Descriptor() ([]byte, []int) {
+	return file_identity_spire_spirev1_svid_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *NewDownstreamX509CAResponse) GetCaCertChain() [][]byte {
+	if x != nil {
+		return x.CaCertChain
+	}
+	return nil
+}
+
+func (x *NewDownstreamX509CAResponse) GetX509Authorities() [][]byte {
+	if x != nil {
+		return x.X509Authorities
+	}
+	return nil
+}
+
 type NewJWTSVIDRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	EntryId       string                 `protobuf:"bytes,1,opt,name=entry_id,json=entryId,proto3" json:"entry_id,omitempty"`
@@ -171,7 +275,7 @@ type NewJWTSVIDRequest struct {
 
 func (x *NewJWTSVIDRequest) Reset() {
 	*x = NewJWTSVIDRequest{}
-	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[3]
+	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -183,7 +287,7 @@ func (x *NewJWTSVIDRequest) String() string {
 func (*NewJWTSVIDRequest) ProtoMessage() {}
 
 func (x *NewJWTSVIDRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[3]
+	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -196,7 +300,7 @@ func (x *NewJWTSVIDRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NewJWTSVIDRequest.ProtoReflect.Descriptor instead.
 func (*NewJWTSVIDRequest) Descriptor() ([]byte, []int) {
-	return file_identity_spire_spirev1_svid_proto_rawDescGZIP(), []int{3}
+	return file_identity_spire_spirev1_svid_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *NewJWTSVIDRequest) GetEntryId() string {
@@ -222,7 +326,7 @@ type NewJWTSVIDResponse struct {
 
 func (x *NewJWTSVIDResponse) Reset() {
 	*x = NewJWTSVIDResponse{}
-	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[4]
+	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -234,7 +338,7 @@ func (x *NewJWTSVIDResponse) String() string {
 func (*NewJWTSVIDResponse) ProtoMessage() {}
 
 func (x *NewJWTSVIDResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[4]
+	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -247,7 +351,7 @@ func (x *NewJWTSVIDResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NewJWTSVIDResponse.ProtoReflect.Descriptor instead.
 func (*NewJWTSVIDResponse) Descriptor() ([]byte, []int) {
-	return file_identity_spire_spirev1_svid_proto_rawDescGZIP(), []int{4}
+	return file_identity_spire_spirev1_svid_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *NewJWTSVIDResponse) GetSvid() *JWTSVID {
@@ -267,7 +371,7 @@ type BatchNewX509SVIDResponse_Result struct {
 
 func (x *BatchNewX509SVIDResponse_Result) Reset() {
 	*x = BatchNewX509SVIDResponse_Result{}
-	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[5]
+	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -279,7 +383,7 @@ func (x *BatchNewX509SVIDResponse_Result) String() string {
 func (*BatchNewX509SVIDResponse_Result) ProtoMessage() {}
 
 func (x *BatchNewX509SVIDResponse_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[5]
+	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -323,16 +427,23 @@ const file_identity_spire_spirev1_svid_proto_rawDesc = "" +
 	"\aresults\x18\x01 \x03(\v29.spire.api.server.svid.v1.BatchNewX509SVIDResponse.ResultR\aresults\x1ah\n" +
 	"\x06Result\x12/\n" +
 	"\x06status\x18\x01 \x01(\v2\x17.spire.api.types.StatusR\x06status\x12-\n" +
-	"\x04svid\x18\x02 \x01(\v2\x19.spire.api.types.X509SVIDR\x04svid\"J\n" +
+	"\x04svid\x18\x02 \x01(\v2\x19.spire.api.types.X509SVIDR\x04svid\"S\n" +
+	"\x1aNewDownstreamX509CARequest\x12\x10\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\x12#\n" +
+	"\rpreferred_ttl\x18\x02 \x01(\x05R\fpreferredTtl\"l\n" +
+	"\x1bNewDownstreamX509CAResponse\x12\"\n" +
+	"\rca_cert_chain\x18\x01 \x03(\fR\vcaCertChain\x12)\n" +
+	"\x10x509_authorities\x18\x02 \x03(\fR\x0fx509Authorities\"J\n" +
 	"\x11NewJWTSVIDRequest\x12\x19\n" +
 	"\bentry_id\x18\x01 \x01(\tR\aentryId\x12\x1a\n" +
 	"\baudience\x18\x02 \x03(\tR\baudience\"B\n" +
 	"\x12NewJWTSVIDResponse\x12,\n" +
-	"\x04svid\x18\x01 \x01(\v2\x18.spire.api.types.JWTSVIDR\x04svid2\xea\x01\n" +
+	"\x04svid\x18\x01 \x01(\v2\x18.spire.api.types.JWTSVIDR\x04svid2\xef\x02\n" +
 	"\x04SVID\x12y\n" +
 	"\x10BatchNewX509SVID\x121.spire.api.server.svid.v1.BatchNewX509SVIDRequest\x1a2.spire.api.server.svid.v1.BatchNewX509SVIDResponse\x12g\n" +
 	"\n" +
-	"NewJWTSVID\x12+.spire.api.server.svid.v1.NewJWTSVIDRequest\x1a,.spire.api.server.svid.v1.NewJWTSVIDResponseB1Z/github.com/vouchd/vouchd/identity/spire/spirev1b\x06proto3"
+	"NewJWTSVID\x12+.spire.api.server.svid.v1.NewJWTSVIDRequest\x1a,.spire.api.server.svid.v1.NewJWTSVIDResponse\x12\x82\x01\n" +
+	"\x13NewDownstreamX509CA\x124.spire.api.server.svid.v1.NewDownstreamX509CARequest\x1a5.spire.api.server.svid.v1.NewDownstreamX509CAResponseB1Z/github.com/vouchd/vouchd/identity/spire/spirev1b\x06proto3"
 
 var (
 	file_identity_spire_spirev1_svid_proto_rawDescOnce sync.Once
@@ -346,33 +457,37 @@ func file_identity_spire_spirev1_svid_proto_rawDescGZIP() []byte {
 	return file_identity_spire_spirev1_svid_proto_rawDescData
 }
 
-var file_identity_spire_spirev1_svid_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_identity_spire_spirev1_svid_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_identity_spire_spirev1_svid_proto_goTypes = []any{
 	(*NewX509SVIDParams)(nil),               // 0: spire.api.server.svid.v1.NewX509SVIDParams
 	(*BatchNewX509SVIDRequest)(nil),         // 1: spire.api.server.svid.v1.BatchNewX509SVIDRequest
 	(*BatchNewX509SVIDResponse)(nil),        // 2: spire.api.server.svid.v1.BatchNewX509SVIDResponse
-	(*NewJWTSVIDRequest)(nil),               // 3: spire.api.server.svid.v1.NewJWTSVIDRequest
-	(*NewJWTSVIDResponse)(nil),              // 4: spire.api.server.svid.v1.NewJWTSVIDResponse
-	(*BatchNewX509SVIDResponse_Result)(nil), // 5: spire.api.server.svid.v1.BatchNewX509SVIDResponse.Result
-	(*JWTSVID)(nil),                         // 6: spire.api.types.JWTSVID
-	(*Status)(nil),                          // 7: spire.api.types.Status
-	(*X509SVID)(nil),                        // 8: spire.api.types.X509SVID
+	(*NewDownstreamX509CARequest)(nil),      // 3: spire.api.server.svid.v1.NewDownstreamX509CARequest
+	(*NewDownstreamX509CAResponse)(nil),     // 4: spire.api.server.svid.v1.NewDownstreamX509CAResponse
+	(*NewJWTSVIDRequest)(nil),               // 5: spire.api.server.svid.v1.NewJWTSVIDRequest
+	(*NewJWTSVIDResponse)(nil),              // 6: spire.api.server.svid.v1.NewJWTSVIDResponse
+	(*BatchNewX509SVIDResponse_Result)(nil), // 7: spire.api.server.svid.v1.BatchNewX509SVIDResponse.Result
+	(*JWTSVID)(nil),                         // 8: spire.api.types.JWTSVID
+	(*Status)(nil),                          // 9: spire.api.types.Status
+	(*X509SVID)(nil),                        // 10: spire.api.types.X509SVID
 }
 var file_identity_spire_spirev1_svid_proto_depIdxs = []int32{
-	0, // 0: spire.api.server.svid.v1.BatchNewX509SVIDRequest.params:type_name -> spire.api.server.svid.v1.NewX509SVIDParams
-	5, // 1: spire.api.server.svid.v1.BatchNewX509SVIDResponse.results:type_name -> spire.api.server.svid.v1.BatchNewX509SVIDResponse.Result
-	6, // 2: spire.api.server.svid.v1.NewJWTSVIDResponse.svid:type_name -> spire.api.types.JWTSVID
-	7, // 3: spire.api.server.svid.v1.BatchNewX509SVIDResponse.Result.status:type_name -> spire.api.types.Status
-	8, // 4: spire.api.server.svid.v1.BatchNewX509SVIDResponse.Result.svid:type_name -> spire.api.types.X509SVID
-	1, // 5: spire.api.server.svid.v1.SVID.BatchNewX509SVID:input_type -> spire.api.server.svid.v1.BatchNewX509SVIDRequest
-	3, // 6: spire.api.server.svid.v1.SVID.NewJWTSVID:input_type -> spire.api.server.svid.v1.NewJWTSVIDRequest
-	2, // 7: spire.api.server.svid.v1.SVID.BatchNewX509SVID:output_type -> spire.api.server.svid.v1.BatchNewX509SVIDResponse
-	4, // 8: spire.api.server.svid.v1.SVID.NewJWTSVID:output_type -> spire.api.server.svid.v1.NewJWTSVIDResponse
-	7, // [7:9] is the sub-list for method output_type
-	5, // [5:7] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	0,  // 0: spire.api.server.svid.v1.BatchNewX509SVIDRequest.params:type_name -> spire.api.server.svid.v1.NewX509SVIDParams
+	7,  // 1: spire.api.server.svid.v1.BatchNewX509SVIDResponse.results:type_name -> spire.api.server.svid.v1.BatchNewX509SVIDResponse.Result
+	8,  // 2: spire.api.server.svid.v1.NewJWTSVIDResponse.svid:type_name -> spire.api.types.JWTSVID
+	9,  // 3: spire.api.server.svid.v1.BatchNewX509SVIDResponse.Result.status:type_name -> spire.api.types.Status
+	10, // 4: spire.api.server.svid.v1.BatchNewX509SVIDResponse.Result.svid:type_name -> spire.api.types.X509SVID
+	1,  // 5: spire.api.server.svid.v1.SVID.BatchNewX509SVID:input_type -> spire.api.server.svid.v1.BatchNewX509SVIDRequest
+	5,  // 6: spire.api.server.svid.v1.SVID.NewJWTSVID:input_type -> spire.api.server.svid.v1.NewJWTSVIDRequest
+	3,  // 7: spire.api.server.svid.v1.SVID.NewDownstreamX509CA:input_type -> spire.api.server.svid.v1.NewDownstreamX509CARequest
+	2,  // 8: spire.api.server.svid.v1.SVID.BatchNewX509SVID:output_type -> spire.api.server.svid.v1.BatchNewX509SVIDResponse
+	6,  // 9: spire.api.server.svid.v1.SVID.NewJWTSVID:output_type -> spire.api.server.svid.v1.NewJWTSVIDResponse
+	4,  // 10: spire.api.server.svid.v1.SVID.NewDownstreamX509CA:output_type -> spire.api.server.svid.v1.NewDownstreamX509CAResponse
+	8,  // [8:11] is the sub-list for method output_type
+	5,  // [5:8] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_identity_spire_spirev1_svid_proto_init() }
@@ -387,7 +502,7 @@ func file_identity_spire_spirev1_svid_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_identity_spire_spirev1_svid_proto_rawDesc), len(file_identity_spire_spirev1_svid_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,8 +19,9 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	SVID_BatchNewX509SVID_FullMethodName = "/spire.api.server.svid.v1.SVID/BatchNewX509SVID"
-	SVID_NewJWTSVID_FullMethodName       = "/spire.api.server.svid.v1.SVID/NewJWTSVID"
+	SVID_BatchNewX509SVID_FullMethodName    = "/spire.api.server.svid.v1.SVID/BatchNewX509SVID"
+	SVID_NewJWTSVID_FullMethodName          = "/spire.api.server.svid.v1.SVID/NewJWTSVID"
+	SVID_NewDownstreamX509CA_FullMethodName = "/spire.api.server.svid.v1.SVID/NewDownstreamX509CA"
 )
 
 // SVIDClient is the client API for SVID service.
@@ -29,6 +30,8 @@ const (
 type SVIDClient interface {
 	BatchNewX509SVID(ctx context.Context, in *BatchNewX509SVIDRequest, opts ...grpc.CallOption) (*BatchNewX509SVIDResponse, error)
 	NewJWTSVID(ctx context.Context, in *NewJWTSVIDRequest, opts ...grpc.CallOption) (*NewJWTSVIDResponse, error)
+	// Of the workload of an entry that makes it a downstream server.
+	NewDownstreamX509CA(ctx context.Context, in *NewDownstreamX509CARequest, opts ...grpc.CallOption) (*NewDownstreamX509CAResponse, error)
 }
 
 type sVIDClient struct {
@@ -59,12 +62,24 @@ func (c *sVIDClient) NewJWTSVID(ctx context.Context, in *NewJWTSVIDRequest, opts
 	return out, nil
 }
 
+func (c *sVIDClient) NewDownstreamX509CA(ctx context.Context, in *NewDownstreamX509CARequest, opts ...grpc.CallOption) (*NewDownstreamX509CAResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(NewDownstreamX509CAResponse)
+	err := c.cc.Invoke(ctx, SVID_NewDownstreamX509CA_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // SVIDServer is the server API for SVID service.
 // All implementations must embed UnimplementedSVIDServer
 // for forward compatibility.
 type SVIDServer interface {
 	BatchNewX509SVID(context.Context, *BatchNewX509SVIDRequest) (*BatchNewX509SVIDResponse, error)
 	NewJWTSVID(context.Context, *NewJWTSVIDRequest) (*NewJWTSVIDResponse, error)
+	// Of the workload of an entry that makes it a downstream server.
+	NewDownstreamX509CA(context.Context, *NewDownstreamX509CARequest) (*NewDownstreamX509CAResponse, error)
 	mustEmbedUnimplementedSVIDServer()
 }
 
@@ -80,6 +95,9 @@ func (UnimplementedSVIDServer) BatchNewX509SVID(context.Context, *BatchNewX509SV
 }
 func (UnimplementedSVIDServer) NewJWTSVID(context.Context, *NewJWTSVIDRequest) (*NewJWTSVIDResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method NewJWTSVID not implemented")
+}
+func (UnimplementedSVIDServer) NewDownstreamX509CA(context.Context, *NewDownstreamX509CARequest) (*NewDownstreamX509CAResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method NewDownstreamX509CA not implemented")
 }
 func (UnimplementedSVIDServer) mustEmbedUnimplementedSVIDServer() {}
 func (UnimplementedSVIDServer) testEmbeddedByValue()              {}
@@ -138,6 +156,24 @@ func _SVID_NewJWTSVID_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _SVID_NewDownstreamX509CA_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(NewDownstreamX509CARequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SVIDServer).NewDownstreamX509CA(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SVID_NewDownstreamX509CA_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SVIDServer).NewDownstreamX509CA(ctx, req.(*NewDownstreamX509CARequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // SVID_ServiceDesc is the grpc.ServiceDesc for SVID service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -152,6 +188,10 @@ var SVID_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "NewJWTSVID",
 			Handler:    _SVID_NewJWTSVID_Handler,
+		},
+		{
+			MethodName: "NewDownstreamX509CA",
+			Handler:    _SVID_NewDownstreamX509CA_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -78,6 +78,8 @@ type SPIREStatus struct {
 	X509Until    time.Time `json:"x509_until,omitzero"`
 	JWTUntil     time.Time `json:"jwt_until,omitzero"`
 	EntriesUntil time.Time `json:"entries_until,omitzero"`
+
+	DownstreamUntil time.Time `json:"downstream_until,omitzero"` // end of this host's own CA; missing: it has none
 }
 
 // VaultStatus says how long a Vault or OpenBao has certified this host for.
