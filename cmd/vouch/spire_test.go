@@ -103,7 +103,7 @@ func TestJoinSaysWhatItDoesAndDoesItOnce(t *testing.T) {
 		t.Errorf("another server: %d, %s", code, stderr)
 	}
 	elsewhere := spiretest.New(t, "other.example")
-	if _, stderr, code := h.Vouch("node", "join", "--server", elsewhere.Address, "--bundle", elsewhere.BundleFile); code == 0 || !strings.Contains(stderr, "the server is of trust domain other.example, and this host of example.org") {
+	if _, stderr, code := h.Vouch("node", "join", "--server", elsewhere.Address, "--bundle", elsewhere.BundleFile); code == 0 || !strings.Contains(stderr, "the server is spiffe://other.example/spire/server and not spiffe://example.org/spire/server") {
 		t.Errorf("another trust domain: %d, %s", code, stderr)
 	}
 	if h.Read("vouchd.yaml") != before {

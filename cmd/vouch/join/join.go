@@ -51,7 +51,7 @@ func Command(o *cli.Options) *cobra.Command {
 	c := &command{Options: o}
 	cmd := &cobra.Command{
 		Use:   "join --server HOST:PORT --bundle FILE",
-		Short: "Join a SPIRE server, which then decides who has which identity",
+		Short: "Join a SPIRE server and take its word on identities",
 		Long: `Join checks that the server is that of this host's trust domain, installs its bundle, sets
 authority.mode: spire in vouchd.yaml, restarts the daemon and waits until the server has
 attested this host. --dry-run says what it would change. Running it again changes nothing.
