@@ -60,6 +60,11 @@ func (e Endpoint) Fetch(ctx context.Context, d Domain, roots x509bundle.Source) 
 		return nil, fmt.Errorf("%w: the endpoint answers %d%s", errDocument, resp.StatusCode, why)
 	}
 	document, err := io.ReadAll(io.LimitReader(resp.Body, MaxDocument+1))
+	if err == nil {
+		// A server that sees this side go at the deadline ends its answer properly, which may
+		// still be read here.
+		err = ctx.Err()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: reading its answer: %w", errUnreachable, err)
 	}
