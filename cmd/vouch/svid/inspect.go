@@ -20,6 +20,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/exp/bundle/witbundle"
+	"github.com/spiffe/go-spiffe/v2/exp/svid/witsvid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -34,7 +36,8 @@ type Thing struct {
 	Problems []string `json:"problems"` // what is wrong with it; missing: nothing is
 
 	chain []*x509.Certificate // of an X509-SVID
-	token string              // a JWT-SVID
+	token string              // a JWT-SVID or WIT-SVID
+	wit   bool                // the latter
 	says  jwt.Claims          // of token
 }
 
@@ -70,7 +73,7 @@ func Inspect(data []byte, now time.Time) ([]Thing, error) {
 	case data[0] == '{':
 		return inspectJSON(data, now)
 	case isCompact(data):
-		return []Thing{inspectJWT(string(data), now)}, nil
+		return []Thing{inspectToken(string(data), now)}, nil
 	}
 	certs, err := x509.ParseCertificates(data)
 	if err != nil || len(certs) == 0 || len(certs) > maxThings {
@@ -237,7 +240,7 @@ func isCompact(data []byte) bool {
 	return bytes.HasPrefix(data, []byte("eyJ")) && bytes.Count(data, []byte(".")) == 2 && !bytes.ContainsAny(data, " \t\r\n")
 }
 
-func inspectJWT(token string, now time.Time) Thing {
+func inspectToken(token string, now time.Time) Thing {
 	t := Thing{Kind: "JWT-SVID", token: token}
 	t.fact("token", "%d bytes, which are not shown", len(token))
 	parsed, err := jwt.ParseSigned(token, algorithms)
@@ -249,7 +252,10 @@ func inspectJWT(token string, now time.Time) Thing {
 		h := parsed.Headers[0]
 		t.fact("algorithm", "%s", h.Algorithm)
 		t.fact("key ID", "%s", h.KeyID)
-		if typ, ok := h.ExtraHeaders[jose.HeaderType].(string); ok && typ != "JWT" && typ != "JOSE" {
+		switch typ, ok := h.ExtraHeaders[jose.HeaderType].(string); {
+		case typ == "wit+jwt":
+			t.Kind, t.wit = "WIT-SVID", true
+		case ok && typ != "JWT" && typ != "JOSE":
 			t.problem("its typ is %q, not JWT or JOSE (JWT-SVID §2.3)", typ)
 		}
 	}
@@ -264,8 +270,9 @@ func inspectJWT(token string, now time.Time) Thing {
 	if _, err := spiffeid.FromString(c.Subject); err != nil {
 		t.problem("its sub is not a SPIFFE ID: %v (JWT-SVID §3.1)", err)
 	}
-	t.fact("audience", "%s", strings.Join(c.Audience, ", "))
-	if len(c.Audience) == 0 {
+	if t.wit {
+		t.boundTo(all["cnf"])
+	} else if t.fact("audience", "%s", strings.Join(c.Audience, ", ")); len(c.Audience) == 0 {
 		t.problem("has no audience (JWT-SVID §3.2)")
 	}
 	if c.Issuer != "" {
@@ -282,7 +289,7 @@ func inspectJWT(token string, now time.Time) Thing {
 	}
 	var others []string
 	for name := range all {
-		if !slices.Contains([]string{"sub", "aud", "iss", "exp", "iat"}, name) {
+		if !slices.Contains([]string{"sub", "aud", "iss", "exp", "iat"}, name) && (name != "cnf" || !t.wit) {
 			others = append(others, name)
 		}
 	}
@@ -290,6 +297,25 @@ func inspectJWT(token string, now time.Time) Thing {
 		t.fact("other claims", "%s", strings.Join(others, ", "))
 	}
 	return t
+}
+
+// boundTo says which key a WIT-SVID is of use with.
+func (t *Thing) boundTo(cnf any) {
+	var bound struct {
+		JWK *jose.JSONWebKey `json:"jwk"`
+	}
+	text, err := json.Marshal(cnf)
+	if err == nil {
+		err = json.Unmarshal(text, &bound)
+	}
+	switch {
+	case err != nil || bound.JWK == nil:
+		t.problem("its cnf names no key, so anybody could use it")
+	case !bound.JWK.IsPublic():
+		t.problem("its cnf has a private key, or none that is known")
+	default:
+		t.fact("of use with", "a key of %s, which its holder proves to have", keyType(bound.JWK.Key))
+	}
 }
 
 // documents are those of vouch, told by fields that no other has.
@@ -431,6 +457,16 @@ func (t *Thing) Verify(b *Bundle) {
 			return // a problem already
 		}
 		if _, _, err := x509svid.Verify(t.chain, x509bundle.FromX509Authorities(id.TrustDomain(), b.roots)); err != nil {
+			t.problem("does not verify by %s: %v", b.Of, err)
+			return
+		}
+		t.fact("verified", "by %s", b.Of)
+	case t.wit:
+		id, err := spiffeid.FromString(t.says.Subject)
+		if err != nil || b.keys == nil || len(b.keys.WITAuthorities()) == 0 {
+			return // a problem already, or nothing to verify it with
+		}
+		if _, err := witsvid.ParseAndValidate(t.token, witbundle.FromWITAuthorities(id.TrustDomain(), b.keys.WITAuthorities())); err != nil {
 			t.problem("does not verify by %s: %v", b.Of, err)
 			return
 		}

@@ -78,7 +78,12 @@ func encode(kind string, der []byte) []byte {
 
 func token(t testing.TB, key *ecdsa.PrivateKey, claims any) []byte {
 	t.Helper()
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: key, KeyID: "k"}}, nil)
+	return typed(t, "JWT", key, claims)
+}
+
+func typed(t testing.TB, typ jose.ContentType, key *ecdsa.PrivateKey, claims any) []byte {
+	t.Helper()
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: key, KeyID: "k"}}, new(jose.SignerOptions).WithType(typ))
 	must(t, err)
 	text, err := jwt.Signed(signer).Claims(claims).Serialize()
 	must(t, err)
@@ -169,6 +174,37 @@ func TestJWTSVIDIsHeldToItsStandardAndVerifiedAndNotShown(t *testing.T) {
 		"expired 1m":              token(t, key, with("exp", time.Now().Add(-time.Minute).Unix())),
 		"does not verify by keys": token(t, other, right),
 		"cannot be read":          []byte("eyJhbGciOiJub25lIn0.e30."),
+	} {
+		if thing, text := look(t, data, bundle); !strings.Contains(strings.Join(thing.Problems, "\n"), want) {
+			t.Errorf("want %q in %s", want, text)
+		}
+	}
+}
+
+func TestWITSVIDIsHeldToItsStandardAndVerified(t *testing.T) {
+	t.Parallel()
+	key, holder := newKey(t), newKey(t)
+	keys := spiffebundle.New(domain)
+	must(t, keys.AddWITAuthority("k", key.Public()))
+	doc, err := keys.Marshal()
+	must(t, err)
+	bundle, err := ReadBundle(doc, "keys")
+	must(t, err)
+	claims := func(jwk any) map[string]any {
+		return map[string]any{
+			"sub": "spiffe://example.org/agent", "iat": time.Now().Unix(), "exp": time.Now().Add(time.Minute).Unix(), "cnf": map[string]any{"jwk": jwk},
+		}
+	}
+	public := jose.JSONWebKey{Key: holder.Public(), Algorithm: string(jose.ES256)}
+	thing, text := look(t, typed(t, "wit+jwt", key, claims(public)), bundle)
+	if thing.Kind != "WIT-SVID" || len(thing.Problems) != 0 || !strings.Contains(text, "a key of ECDSA P-256") || !strings.Contains(text, "by keys") {
+		t.Errorf("of one that is right: %s", text)
+	}
+	for want, data := range map[string][]byte{
+		"names no key":            typed(t, "wit+jwt", key, claims(nil)),
+		"has a private key":       typed(t, "wit+jwt", key, claims(jose.JSONWebKey{Key: holder})),
+		"does not verify by keys": typed(t, "wit+jwt", holder, claims(public)),
+		"has no audience":         typed(t, "JWT", key, claims(public)),
 	} {
 		if thing, text := look(t, data, bundle); !strings.Contains(strings.Join(thing.Problems, "\n"), want) {
 			t.Errorf("want %q in %s", want, text)

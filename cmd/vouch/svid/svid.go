@@ -29,7 +29,7 @@ func newInspect(o *cli.Options) *cobra.Command {
 		Use:   "inspect FILE|-",
 		Short: "Say what a file is, and what is wrong with it",
 		Long: `Inspect says what is in a file: X509-SVIDs with their chain (PEM or DER), JWT-SVIDs,
-SPIFFE bundles, JWKS, root certificates, and the files of vouch node and vouch
+WIT-SVIDs, SPIFFE bundles, JWKS, root certificates, and the files of vouch node and vouch
 authority. It holds SVIDs to the SPIFFE standards, and verifies them by --bundle or, if
 this host's daemon answers, by its bundle. Keys, tokens and signatures are not shown.
 
