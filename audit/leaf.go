@@ -66,7 +66,7 @@ func (e Event) OfLog() bool { return events[e] }
 var events = map[Event]bool{
 	EventStart: false, EventStop: false, EventReload: false, EventNode: false,
 	EventIssuingCA: false, EventJWTKey: false, EventUpstream: false, EventWorkload: false,
-	EventX509SVID: false, EventJWTSVID: false, EventBundle: false,
+	EventX509SVID: false, EventJWTSVID: false, EventWITSVID: false, EventBundle: false,
 	EventJWTValidated: false, EventStreamEnd: false, EventRun: false, EventAdmin: false, EventWitness: false, EventFederation: false,
 	EventSPIREAttest: false, EventSPIREAuthority: false, EventSPIREBundle: false, EventSPIREEntries: false,
 	EventSPIRESign: false, EventSPIREOffline: false, EventSPIREOnline: false,

@@ -46,6 +46,7 @@ const (
 	EventWorkload     Event = "workload.attest"      // Workload: attested; denied where nothing matched
 	EventX509SVID     Event = "x509_svid.issue"      // Workload, SVID
 	EventJWTSVID      Event = "jwt_svid.issue"       // Workload, SVID
+	EventWITSVID      Event = "wit_svid.issue"       // Workload, SVID
 	EventBundle       Event = "bundle.fetch"         // Workload
 	EventJWTValidated Event = "jwt_svid.validate"    // Workload, SVID
 	EventRun          Event = "program.start"        // Workload: who had which program started (vouch run)
@@ -115,8 +116,8 @@ type Workload struct {
 // An SVID is an issued (or presented) identity document; never its key or
 // signature.
 type SVID struct {
-	Kind     string // "x509" or "jwt"
-	ID       string // serial number in hexadecimal, or the jti claim
+	Kind     string // "x509", "jwt" or "wit"
+	ID       string // serial number in hexadecimal, or the jti claim; empty: it has none
 	SHA256   string // of the DER certificate, or of the compact token, hexadecimal
 	KeyID    string // the issuing CA's subject key ID in hexadecimal, or the JWT's kid
 	Audience []string

@@ -3,8 +3,8 @@ package audit
 import "time"
 
 // The events of a host that is the agent of a SPIRE server, each durable before it takes
-// effect. What a workload is handed is an x509_svid.issue or jwt_svid.issue as ever, whose
-// SVID names its spire.sign.
+// effect. What a workload is handed is an x509_svid.issue, jwt_svid.issue or wit_svid.issue
+// as ever, whose SVID names its spire.sign.
 const (
 	EventSPIREAttest    Event = "spire.attest"    // SPIRE, Key: the agent's, quoted; denied or failed: why this host is no agent
 	EventSPIREAuthority Event = "spire.authority" // SPIRE, Key: one of the server's, before a bundle that has it

@@ -28,6 +28,7 @@ type Bundle struct {
 	Sequence uint64 // rises with every change (Trust Domain and Bundle §4.1.1)
 	X509     []byte // root certificates, DER, concatenated (Workload API §5.2.2)
 	JWKS     []byte // RFC 7517, keys of use jwt-svid only (Workload API §6.2.2)
+	WITKeys  []byte // RFC 7517, keys of use wit-svid only; nil: WIT-SVIDs are not signed here
 	// JWKSGoodUntil is until when a copy of the JWKS suffices to verify every JWT-SVID
 	// that is signed; zero: permanently. Fetch the next one before that.
 	JWKSGoodUntil time.Time
@@ -92,7 +93,7 @@ func (a *Authority) makeBundle() (*Bundle, error) {
 	return b, nil
 }
 
-// A JWTAuthority is a key that verifies JWT-SVIDs.
+// A JWTAuthority is a key that verifies JWT-SVIDs, or WIT-SVIDs.
 type JWTAuthority struct {
 	ID  string // the kid, which JWT-SVID §6.1 asks for
 	Key crypto.PublicKey
@@ -105,16 +106,30 @@ func NewBundle(td spiffeid.TrustDomain, sequence uint64, roots []*x509.Certifica
 		b.X509 = append(b.X509, r.Raw...)
 		b.rootNotAfter = r.NotAfter
 	}
-	set := jose.JSONWebKeySet{Keys: []jose.JSONWebKey{}}
 	for _, k := range keys {
-		set.Keys = append(set.Keys, jose.JSONWebKey{Key: k.Key, KeyID: k.ID, Use: "jwt-svid"}) // JWT-SVID §6.1
 		if err := b.jwt.AddJWTAuthority(k.ID, k.Key); err != nil {
 			return nil, err
 		}
 	}
 	var err error
-	b.JWKS, err = json.Marshal(set)
+	b.JWKS, err = jwks(keys, "jwt-svid") // JWT-SVID §6.1
 	return b, err
+}
+
+// SetWITKeys has the bundle verify WIT-SVIDs too, if there are keys of theirs.
+func (b *Bundle) SetWITKeys(keys []JWTAuthority) (err error) {
+	if len(keys) > 0 {
+		b.WITKeys, err = jwks(keys, "wit-svid") // WIT-SVID §6.1
+	}
+	return err
+}
+
+func jwks(keys []JWTAuthority, use string) ([]byte, error) {
+	set := jose.JSONWebKeySet{Keys: []jose.JSONWebKey{}}
+	for _, k := range keys {
+		set.Keys = append(set.Keys, jose.JSONWebKey{Key: k.Key, KeyID: k.ID, Use: use})
+	}
+	return json.Marshal(set)
 }
 
 // ValidateJWT checks a JWT-SVID in full (JWT-SVID §5, Workload API §6.2.3) with the bundle of

@@ -20,6 +20,9 @@ type Issuer interface {
 	// IssueJWT returns a JWT-SVID of an entry for an audience, which must not be empty
 	// (JWT-SVID §3.2). Its errors are those of IssueX509.
 	IssueJWT(ctx context.Context, e Entry, audience []string, with With) (*JWTSVID, error)
+	// IssueWIT returns a WIT-SVID of an entry, and the key that it is bound to. Its errors
+	// are those of IssueX509. Where the bundle has no WIT keys, it has none to give.
+	IssueWIT(ctx context.Context, e Entry) (*WITSVID, error)
 	// Signs reports whether JWT-SVIDs are signed with an algorithm.
 	Signs(algorithm string) bool
 }

@@ -1,4 +1,4 @@
-// Package workloadapi is the SPIFFE Workload API: X509-SVIDs, JWT-SVIDs and trust bundles
+// Package workloadapi is the SPIFFE Workload API: X509-SVIDs, JWT-SVIDs, WIT-SVIDs and trust bundles
 // for the process that asks. It also assembles the endpoint on the agent socket, where other
 // fronts answer too.
 //
@@ -29,7 +29,7 @@ type Options struct {
 
 // An API is the SPIFFE Workload API. Its methods are safe for concurrent use.
 type API struct {
-	workload.UnimplementedSpiffeWorkloadAPIServer // answers Unimplemented for WIT-SVIDs (Workload API §7)
+	workload.UnimplementedSpiffeWorkloadAPIServer
 
 	gate      *gate.Gate
 	watcher   *process.Watcher

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 
 	"github.com/vouchd/vouchd/attest/process"
@@ -32,11 +33,18 @@ const (
 	recheckEvery = time.Minute // a stream's process is attested again
 )
 
+// A request is what a stream is asked for.
+type request struct {
+	event audit.Event // of what it hands out
+	part  part        // of the bundles, which it sends again when that changes
+	id    spiffeid.ID // the one identity that is wanted; zero: all of the caller's
+}
+
 // follow answers a stream: at once, and then whenever the caller's entitlement or its part
 // of the bundle changes, or the message is due for renewal. Before every message the caller is
 // attested again. The stream ends when the process exits or is no longer entitled to
 // anything.
-func follow[M any](a *API, stream grpc.ServerStreamingServer[M], event audit.Event, of part, build builder[M]) error {
+func follow[M any](a *API, stream grpc.ServerStreamingServer[M], req request, build builder[M]) error {
 	defer a.gate.Streams.Begin()()
 	conn, err := gate.ConnOf(stream.Context())
 	if err != nil {
@@ -46,12 +54,12 @@ func follow[M any](a *API, stream grpc.ServerStreamingServer[M], event audit.Eve
 	var files fileWatch
 	defer files.close()
 	for {
-		next, err := aside(func() (*sent, error) { return advance(a, conn, stream, event, last, of, build) })
+		next, err := aside(func() (*sent, error) { return advance(a, conn, stream, req, last, build) })
 		if err != nil {
 			return a.gate.Status(err)
 		}
 		last = next
-		if err := a.wait(stream.Context(), conn, last, of, &files); err != nil {
+		if err := a.wait(stream.Context(), conn, last, req.part, &files); err != nil {
 			return a.gate.Status(end(stream.Context(), conn, last.caller, err))
 		}
 	}
@@ -72,10 +80,10 @@ func aside[T any](f func() (T, error)) (v T, err error) {
 
 // advance attests the caller, and sends it the next message unless the last one
 // still is what it is entitled to.
-func advance[M any](a *API, conn *gate.Conn, stream grpc.ServerStreamingServer[M], event audit.Event, last *sent, of part, build builder[M]) (*sent, error) {
+func advance[M any](a *API, conn *gate.Conn, stream grpc.ServerStreamingServer[M], req request, last *sent, build builder[M]) (*sent, error) {
 	ctx := stream.Context()
 	next := &sent{rulesChanged: a.gate.Changed(), bundleChanged: a.authority.Changed(), foreignChanged: a.foreignChanged()}
-	r := gate.Request{Peer: conn, Event: event}
+	r := gate.Request{Peer: conn, Event: req.event}
 	if last != nil { // a refusal now cuts a stream off
 		r.Event, r.Had = audit.EventStreamEnd, last.caller.Entries
 	}
@@ -84,12 +92,12 @@ func advance[M any](a *API, conn *gate.Conn, stream grpc.ServerStreamingServer[M
 		return nil, err
 	}
 	t := a.trustOf(c.Entries)
-	next.caller, next.bundle = c, of.digest(t)
+	next.caller, next.bundle = c, req.part.digest(t)
 	if last.stillHolds(next) {
 		next.renew = last.renew
 		return next, nil
 	}
-	again := gate.Repeat{Of: fmt.Sprintf("%x", next.bundle), For: shortest(c.Entries, func(e identity.Entry) time.Duration { return e.X509TTL }) / 10}
+	again := gate.Repeat{Of: fmt.Sprintf("%s %x", req.id, next.bundle), For: shortest(c.Entries, func(e identity.Entry) time.Duration { return e.X509TTL }) / 10}
 	if last != nil {
 		again.For = 0 // what was sent last is old
 	} else if err := stream.SetHeader(t.header()); err != nil {

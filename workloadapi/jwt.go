@@ -72,12 +72,9 @@ func (a *API) preferred(ctx context.Context) (string, error) {
 }
 
 func (a *API) jwtSVIDs(ctx context.Context, c *gate.Caller, audience []string, want spiffeid.ID, algorithm string) (*workload.JWTSVIDResponse, []audit.Record, error) {
-	entries := slices.Clone(c.Entries)
-	if !want.IsZero() {
-		entries = slices.DeleteFunc(entries, func(e identity.Entry) bool { return e.ID != want })
-		if len(entries) == 0 {
-			return nil, nil, fmt.Errorf("%w: %s", gate.ErrNotEntitled, want)
-		}
+	entries, err := entitled(c, want)
+	if err != nil {
+		return nil, nil, err
 	}
 	resp := new(workload.JWTSVIDResponse)
 	var records []audit.Record
@@ -97,10 +94,22 @@ func (a *API) jwtSVIDs(ctx context.Context, c *gate.Caller, audience []string, w
 	return resp, records, nil
 }
 
+// entitled returns the caller's entries, or the one for the ID that it asks for.
+func entitled(c *gate.Caller, want spiffeid.ID) ([]identity.Entry, error) {
+	if want.IsZero() {
+		return c.Entries, nil
+	}
+	entries := slices.DeleteFunc(slices.Clone(c.Entries), func(e identity.Entry) bool { return e.ID != want })
+	if len(entries) == 0 {
+		return nil, fmt.Errorf("%w: %s", gate.ErrNotEntitled, want)
+	}
+	return entries, nil
+}
+
 // FetchJWTBundles streams the JWT bundle to who has an identity in it, and those of the
 // trust domains that it federates with.
 func (a *API) FetchJWTBundles(_ *workload.JWTBundlesRequest, stream grpc.ServerStreamingServer[workload.JWTBundlesResponse]) error {
-	return follow(a, stream, audit.EventBundle, keys, func(_ context.Context, c *gate.Caller, t trust) (*message[workload.JWTBundlesResponse], []audit.Record, error) {
+	return follow(a, stream, request{event: audit.EventBundle, part: keys}, func(_ context.Context, c *gate.Caller, t trust) (*message[workload.JWTBundlesResponse], []audit.Record, error) {
 		return &message[workload.JWTBundlesResponse]{
 			content: &workload.JWTBundlesResponse{Bundles: keys.all(t, a.authority.TrustDomain())},
 		}, []audit.Record{c.Describe(audit.EventBundle)}, nil

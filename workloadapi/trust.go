@@ -78,6 +78,11 @@ var keys = part{
 	},
 }
 
+var proofKeys = part{
+	own:     func(b *identity.Bundle) []byte { return b.WITKeys },
+	foreign: func(b *foreign.Bundle) []byte { return b.WITKeys },
+}
+
 // federated returns the others' bundles by their trust domains' IDs (Workload API §5.2.1).
 func (p part) federated(t trust) map[string][]byte {
 	m := make(map[string][]byte)

@@ -15,7 +15,7 @@ import (
 // FetchX509SVID streams an X509-SVID for each of the caller's identities, the
 // default one first (Workload API §5.2.1, §8), and renews them at half-life.
 func (a *API) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
-	return follow(a, stream, audit.EventX509SVID, roots, a.x509SVIDs)
+	return follow(a, stream, request{event: audit.EventX509SVID, part: roots}, a.x509SVIDs)
 }
 
 func (a *API) x509SVIDs(ctx context.Context, c *gate.Caller, t trust) (*message[workload.X509SVIDResponse], []audit.Record, error) {
@@ -55,7 +55,7 @@ func uniqueHint(seen map[string]bool, hint string) string {
 // FetchX509Bundles streams the trust bundle to who has an identity in it, and those of the
 // trust domains that it federates with.
 func (a *API) FetchX509Bundles(_ *workload.X509BundlesRequest, stream grpc.ServerStreamingServer[workload.X509BundlesResponse]) error {
-	return follow(a, stream, audit.EventBundle, roots, func(_ context.Context, c *gate.Caller, t trust) (*message[workload.X509BundlesResponse], []audit.Record, error) {
+	return follow(a, stream, request{event: audit.EventBundle, part: roots}, func(_ context.Context, c *gate.Caller, t trust) (*message[workload.X509BundlesResponse], []audit.Record, error) {
 		if len(t.own.X509) == 0 {
 			return nil, nil, identity.ErrNoAuthority // an empty bundle would say that no one is to be trusted
 		}

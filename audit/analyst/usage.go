@@ -36,6 +36,7 @@ type IdentityUsage struct {
 	Last        time.Time          `json:"last,omitzero"`
 	X509SVIDs   uint64             `json:"x509_svids"`
 	JWTSVIDs    uint64             `json:"jwt_svids"`
+	WITSVIDs    uint64             `json:"wit_svids,omitempty"`
 	Granted     uint64             `json:"credentials_granted"`
 	Denied      uint64             `json:"denied"`
 	Errors      uint64             `json:"errors"`
@@ -364,6 +365,8 @@ func (id *IdentityUsage) take(l *audit.Leaf) {
 				id.Audiences = listed(id.Audiences, a)
 			}
 		}
+	case audit.EventWITSVID:
+		id.WITSVIDs++
 	case audit.EventLeaseGrant:
 		id.Granted++
 		if l.Credential == nil {

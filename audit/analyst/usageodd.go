@@ -44,7 +44,7 @@ func (id *IdentityUsage) conclude() {
 	if len(id.Programs) > 1 {
 		note("%d different programs had this identity", len(id.Programs))
 	}
-	if got := id.X509SVIDs + id.JWTSVIDs + id.Granted; id.Denied > got {
+	if got := id.X509SVIDs + id.JWTSVIDs + id.WITSVIDs + id.Granted; id.Denied > got {
 		note("denied %s, served %s", Times(id.Denied), Times(got))
 	}
 }

@@ -96,6 +96,9 @@ func (t *usageText) identity(id *IdentityUsage) {
 	}
 	t.printf("\n%s\n  %s; X509-SVIDs: %d, JWT-SVIDs: %d, credentials: %d, denied: %d, errors: %d, programs: %d\n",
 		id.SPIFFEID, span, id.X509SVIDs, id.JWTSVIDs, id.Granted, id.Denied, id.Errors, len(id.Programs))
+	if id.WITSVIDs > 0 {
+		t.printf("  WIT-SVIDs: %d\n", id.WITSVIDs)
+	}
 	if len(id.Audiences) > 0 {
 		t.printf("  audiences: %s\n", strings.Join(id.Audiences, ", "))
 	}
@@ -194,7 +197,7 @@ func (u *Usage) WriteCSV(w io.Writer) error {
 		for _, svid := range []struct {
 			what string
 			n    uint64
-		}{{"x509_svid", id.X509SVIDs}, {"jwt_svid", id.JWTSVIDs}} {
+		}{{"x509_svid", id.X509SVIDs}, {"jwt_svid", id.JWTSVIDs}, {"wit_svid", id.WITSVIDs}} {
 			if svid.n > 0 {
 				t.Write(slices.Concat(cells(id.SPIFFEID, svid.what), numbers(svid.n), make([]string, 15)))
 			}

@@ -185,7 +185,7 @@ func ocsfClass(l *audit.Leaf) (class, activity int) {
 	switch l.Event {
 	case audit.EventX509SVID:
 		return classAuthentication, authTicket
-	case audit.EventJWTSVID:
+	case audit.EventJWTSVID, audit.EventWITSVID:
 		return classAuthentication, authServiceTicket
 	case audit.EventWorkload, audit.EventSPIREAttest:
 		return classAuthentication, authLogon

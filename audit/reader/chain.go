@@ -96,7 +96,7 @@ func (c *chain) record(l *leafAt) {
 		c.key(&l.Leaf)
 	case audit.EventSPIREAttest, audit.EventSPIREAuthority, audit.EventSPIREBundle, audit.EventSPIRESign:
 		c.spire(&l.Leaf)
-	case audit.EventX509SVID, audit.EventJWTSVID:
+	case audit.EventX509SVID, audit.EventJWTSVID, audit.EventWITSVID:
 		c.svid(&l.Leaf)
 	case audit.EventLeaseIntent, audit.EventLeaseGrant, audit.EventLeaseRevokeIntent, audit.EventLeaseRevoke, audit.EventLeaseEnd:
 		c.intents.take(&l.Leaf)

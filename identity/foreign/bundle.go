@@ -19,6 +19,7 @@ import (
 	"github.com/go-jose/go-jose/v4/json"
 	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/exp/bundle/witbundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/vouchd/vouchd/config"
@@ -46,7 +47,9 @@ type Bundle struct {
 	X509        []byte // Roots, DER, concatenated (Workload API §5.2.2)
 	JWKS        []byte // RFC 7517, keys of use jwt-svid only (Workload API §6.2.2)
 	Keys        int    // in JWKS
+	WITKeys     []byte // RFC 7517, keys of use wit-svid only; nil: there are none
 	JWT         *jwtbundle.Bundle
+	WIT         *witbundle.Bundle
 	Digest      [32]byte // over roots and keys, whatever their order
 
 	document  []byte // as it came
@@ -55,7 +58,7 @@ type Bundle struct {
 
 // Empty reports whether nothing of the trust domain is to be trusted: it has withdrawn
 // all its keys, or has none that is known here (Trust Domain and Bundle §4.1.3).
-func (b *Bundle) Empty() bool { return len(b.Roots) == 0 && b.Keys == 0 }
+func (b *Bundle) Empty() bool { return len(b.Roots) == 0 && b.Keys == 0 && b.WITKeys == nil }
 
 func (b *Bundle) x509Bundle() *x509bundle.Bundle {
 	return x509bundle.FromX509Authorities(b.TrustDomain, b.Roots)
@@ -101,14 +104,14 @@ func ParseBundle(td spiffeid.TrustDomain, document []byte) (*Bundle, error) {
 	if doc.Keys == nil {
 		return nil, fmt.Errorf("%w: it has no keys (Trust Domain and Bundle §4.1.3)", errDocument)
 	}
-	b := &Bundle{TrustDomain: td, JWT: jwtbundle.New(td), document: document}
+	b := &Bundle{TrustDomain: td, JWT: jwtbundle.New(td), WIT: witbundle.New(td), document: document}
 	if doc.Sequence != nil {
 		b.Sequence, b.sequenced = *doc.Sequence, true
 	}
 	if doc.Hint != nil {
 		b.Hint = time.Duration(min(max(*doc.Hint, 1), int64(maxInterval/time.Second))) * time.Second
 	}
-	var keys []jose.JSONWebKey
+	var keys keys
 	for i, raw := range *doc.Keys {
 		if err := b.key(raw, &keys); err != nil {
 			return nil, fmt.Errorf("key %d of the bundle: %w", i+1, err)
@@ -117,8 +120,11 @@ func ParseBundle(td spiffeid.TrustDomain, document []byte) (*Bundle, error) {
 	return b, b.complete(keys)
 }
 
+// keys are those of a document, by what they verify.
+type keys struct{ jwt, wit []jose.JSONWebKey }
+
 // key takes one element of the document.
-func (b *Bundle) key(raw []byte, keys *[]jose.JSONWebKey) error {
+func (b *Bundle) key(raw []byte, keys *keys) error {
 	var k struct {
 		Type string   `json:"kty"`
 		Use  string   `json:"use"`
@@ -132,10 +138,11 @@ func (b *Bundle) key(raw []byte, keys *[]jose.JSONWebKey) error {
 		if k.Type == "EC" || k.Type == "RSA" || k.Type == "OKP" {
 			return b.root(k.X5C[0])
 		}
+	case k.Type != "EC" && k.Type != "RSA": // JWT-SVID §2.1, WIT-SVID §2.1
 	case k.Use == "jwt-svid":
-		if k.Type == "EC" || k.Type == "RSA" { // JWT-SVID §2.1
-			return b.jwtKey(raw, keys)
-		}
+		return tokenKey(raw, k.Use, &keys.jwt)
+	case k.Use == "wit-svid":
+		return tokenKey(raw, k.Use, &keys.wit)
 	}
 	return nil // §4.2.1, §4.2.2
 }
@@ -163,7 +170,7 @@ func (b *Bundle) root(x5c string) error {
 	return nil
 }
 
-func (b *Bundle) jwtKey(raw []byte, keys *[]jose.JSONWebKey) error {
+func tokenKey(raw []byte, use string, keys *[]jose.JSONWebKey) error {
 	var k jose.JSONWebKey
 	if err := k.UnmarshalJSON(raw); err != nil {
 		if errors.Is(err, jose.ErrUnsupportedKeyType) {
@@ -173,17 +180,17 @@ func (b *Bundle) jwtKey(raw []byte, keys *[]jose.JSONWebKey) error {
 	}
 	switch {
 	case k.KeyID == "" || len(k.KeyID) > maxKeyID:
-		return fmt.Errorf("%w: a JWT key needs a kid of at most %d bytes (JWT-SVID §6.1)", errDocument, maxKeyID)
+		return fmt.Errorf("%w: a key of use %s needs a kid of at most %d bytes (JWT-SVID §6.1, WIT-SVID §6.1)", errDocument, use, maxKeyID)
 	case !k.IsPublic() || !k.Valid():
 		return fmt.Errorf("%w: it is no valid public key", errDocument)
 	case tooWeak(k.Key):
 		return fmt.Errorf("%w: its RSA key has fewer than %d bits", errDocument, minRSA)
-	case b.JWT.HasJWTAuthority(k.KeyID):
+	case slices.ContainsFunc(*keys, func(o jose.JSONWebKey) bool { return o.KeyID == k.KeyID }):
 		return fmt.Errorf("%w: its kid is that of another key", errDocument)
 	}
 	// Nothing else that came with it is handed on.
-	*keys = append(*keys, jose.JSONWebKey{Key: k.Key, KeyID: k.KeyID, Use: "jwt-svid"})
-	return b.JWT.AddJWTAuthority(k.KeyID, k.Key)
+	*keys = append(*keys, jose.JSONWebKey{Key: k.Key, KeyID: k.KeyID, Use: use})
+	return nil
 }
 
 func tooWeak(key crypto.PublicKey) bool {
@@ -198,23 +205,47 @@ func tooWeak(key crypto.PublicKey) bool {
 
 // complete makes what follows from roots and keys, in an order of its own: that of the
 // document says nothing, and changes with some endpoints at every request.
-func (b *Bundle) complete(keys []jose.JSONWebKey) (err error) {
+func (b *Bundle) complete(keys keys) (err error) {
 	slices.SortFunc(b.Roots, func(x, y *x509.Certificate) int { return bytes.Compare(x.Raw, y.Raw) })
-	slices.SortFunc(keys, func(x, y jose.JSONWebKey) int { return cmp.Compare(x.KeyID, y.KeyID) })
 	for _, r := range b.Roots {
 		b.X509 = append(b.X509, r.Raw...)
 	}
-	b.Keys = len(keys)
-	if keys == nil {
-		keys = []jose.JSONWebKey{} // not null
+	b.Keys = len(keys.jwt)
+	if b.JWKS, err = jwks(keys.jwt); err != nil {
+		return err
 	}
-	if b.JWKS, err = json.Marshal(jose.JSONWebKeySet{Keys: keys}); err != nil {
-		return fmt.Errorf("%w: %v", errDocument, err)
+	for _, k := range keys.jwt {
+		if err := b.JWT.AddJWTAuthority(k.KeyID, k.Key); err != nil {
+			return fmt.Errorf("%w: %v", errDocument, err)
+		}
+	}
+	if len(keys.wit) > 0 {
+		if b.WITKeys, err = jwks(keys.wit); err != nil {
+			return err
+		}
+	}
+	for _, k := range keys.wit {
+		if err := b.WIT.AddWITAuthority(k.KeyID, k.Key); err != nil {
+			return fmt.Errorf("%w: %v", errDocument, err)
+		}
 	}
 	h := sha256.New()
 	h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(b.X509))))
 	h.Write(b.X509)
 	h.Write(b.JWKS)
+	h.Write(b.WITKeys) // one document of JSON after another is no longer one
 	b.Digest = [32]byte(h.Sum(nil))
 	return nil
+}
+
+func jwks(keys []jose.JSONWebKey) ([]byte, error) {
+	slices.SortFunc(keys, func(x, y jose.JSONWebKey) int { return cmp.Compare(x.KeyID, y.KeyID) })
+	if keys == nil {
+		keys = []jose.JSONWebKey{} // not null
+	}
+	set, err := json.Marshal(jose.JSONWebKeySet{Keys: keys})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %v", errDocument, err)
+	}
+	return set, nil
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/exp/bundle/witbundle"
 )
 
 func TestBundleInTheStandardsFormIsRead(t *testing.T) {
@@ -78,7 +79,7 @@ func TestWhatTheStandardsIgnoreIsIgnored(t *testing.T) {
 		"no key type":        map[string]any{"use": "jwt-svid", "kid": "l"},
 		"no x5c":             element(unused, func(m map[string]any) { delete(m, "x5c") }),
 		"empty x5c":          element(unused, func(m map[string]any) { m["x5c"] = []any{} }),
-		"WIT key":            jwkOf(unused.key.Public(), "w", "wit-svid"),
+		"key of no WIT-SVID": jwkOf(ed.Public(), "e", "wit-svid"),
 		"symmetric key":      symmetric,
 		"key of no JWT-SVID": jwkOf(ed.Public(), "e", "jwt-svid"),
 	} {
@@ -92,6 +93,28 @@ func TestWhatTheStandardsIgnoreIsIgnored(t *testing.T) {
 	})
 	if b, err := ParseBundle(partner, keysDocument(several)); err != nil || len(b.Roots) != 1 || !b.Roots[0].Equal(good.cert) {
 		t.Errorf("of several certificates more than the first count: %+v, %v", b, err)
+	}
+}
+
+func TestKeysOfWITSVIDsAndOfJWTSVIDsAreKeptApart(t *testing.T) {
+	t.Parallel()
+	r := newRoot(partner)
+	root, token := element(r, func(map[string]any) {}), jwkOf(r.key.Public(), "k", "jwt-svid")
+	without := must(ParseBundle(partner, keysDocument(root, token)))
+	if without.WITKeys != nil || !without.WIT.Empty() {
+		t.Errorf("without any it has %s", without.WITKeys)
+	}
+	// Nothing says that a key of one use can't have the ID of one of the other.
+	b := must(ParseBundle(partner, keysDocument(root, token, jwkOf(r.key.Public(), "k", "wit-svid"))))
+	if b.Keys != 1 || !bytes.Equal(b.JWKS, without.JWKS) || b.Digest == without.Digest {
+		t.Errorf("with one it is %+v", b)
+	}
+	parsed, err := witbundle.Parse(partner, b.WITKeys)
+	if err != nil || !parsed.Equal(b.WIT) || !parsed.HasWITAuthority("k") {
+		t.Errorf("%s: %v, %v", b.WITKeys, parsed, err)
+	}
+	if alone := must(ParseBundle(partner, keysDocument(jwkOf(r.key.Public(), "k", "wit-svid")))); alone.Empty() {
+		t.Error("a trust domain of WIT-SVIDs alone counts as one that has withdrawn its keys")
 	}
 }
 
@@ -127,6 +150,8 @@ func TestDocumentThatIsNoBundleIsRefused(t *testing.T) {
 		{"another trust domain's root", keysDocument(element(newRoot(other), func(map[string]any) {})), "its root is of other.example"},
 		{"our own root", keysDocument(element(newRoot(own), func(map[string]any) {})), "its root is of example.org"},
 		{"JWT key without kid", keysDocument(jwkOf(ec.Public(), "", "jwt-svid")), "needs a kid"},
+		{"WIT key without kid", keysDocument(jwkOf(ec.Public(), "", "wit-svid")), "needs a kid"},
+		{"WIT keys with one kid", keysDocument(jwkOf(ec.Public(), "w", "wit-svid"), jwkOf(r.key.Public(), "w", "wit-svid")), "its kid is that of another key"},
 		{"JWT key with a long kid", keysDocument(jwkOf(ec.Public(), strings.Repeat("k", 257), "jwt-svid")), "needs a kid"},
 		{"kid twice", keysDocument(jwkOf(ec.Public(), "k", "jwt-svid"), jwkOf(r.key.Public(), "k", "jwt-svid")), "kid is that of another"},
 		{"private key", keysDocument(jwkOf(ec, "k", "jwt-svid")), "no valid public key"},

@@ -2,6 +2,7 @@ package spire
 
 import (
 	"cmp"
+	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/exp/bundle/witbundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/vouchd/vouchd/identity"
@@ -20,15 +22,16 @@ import (
 )
 
 const (
-	maxRoots   = 64
-	maxJWTKeys = 256
-	maxKeyID   = 64 // bytes of an ID in records; longer ones go by their digest
+	maxRoots = 64
+	maxKeys  = 256 // of JWT-SVIDs, and as many of WIT-SVIDs
+	maxKeyID = 64  // bytes of an ID in records; longer ones go by their digest
 )
 
 // A bundle is the trust domain's, as the server has it. It does not change.
 type bundle struct {
 	*identity.Bundle
 	roots       *x509bundle.Bundle
+	wit         *witbundle.Bundle
 	authorities []Authority // by ID
 	hint        time.Duration
 	raw         *spirev1.Bundle
@@ -43,8 +46,9 @@ func parseBundle(td spiffeid.TrustDomain, b *spirev1.Bundle) (*bundle, error) {
 		return nil, fmt.Errorf("the bundle is of trust domain %.80q and not of %s", b.GetTrustDomain(), td.Name())
 	case len(b.X509Authorities) == 0:
 		return nil, errors.New("the bundle has no X.509 authority, so it verifies nobody")
-	case len(b.X509Authorities) > maxRoots || len(b.JwtAuthorities) > maxJWTKeys:
-		return nil, fmt.Errorf("the bundle has %d X.509 and %d JWT authorities, more than %d and %d", len(b.X509Authorities), len(b.JwtAuthorities), maxRoots, maxJWTKeys)
+	}
+	if err := bounded(b); err != nil {
+		return nil, err
 	}
 	out := &bundle{roots: x509bundle.New(td), hint: time.Duration(min(max(b.RefreshHint, 0), 1<<20)) * time.Second, raw: b}
 	for _, a := range b.X509Authorities {
@@ -58,7 +62,11 @@ func parseBundle(td spiffeid.TrustDomain, b *spirev1.Bundle) (*bundle, error) {
 			PublicKey: c.RawSubjectPublicKeyInfo, NotAfter: c.NotAfter, Tainted: a.Tainted,
 		})
 	}
-	keys, err := out.addKeys(td, b.JwtAuthorities)
+	keys, err := addKeys(out, td, b.JwtAuthorities)
+	if err != nil {
+		return nil, err
+	}
+	witKeys, err := addKeys(out, td, b.WitAuthorities)
 	if err != nil {
 		return nil, err
 	}
@@ -67,20 +75,48 @@ func parseBundle(td spiffeid.TrustDomain, b *spirev1.Bundle) (*bundle, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := out.SetWITKeys(witKeys); err != nil {
+		return nil, err
+	}
+	if out.wit = witbundle.New(td); out.WITKeys != nil {
+		out.wit, err = witbundle.Parse(td, out.WITKeys)
+	}
 	out.Tainted = out.ids(func(a Authority) bool { return a.Tainted })
-	return out, nil
+	return out, err
 }
 
-func (b *bundle) addKeys(td spiffeid.TrustDomain, list []*spirev1.JWTKey) (keys []identity.JWTAuthority, err error) {
+// bounded refuses a bundle that is too large to be one.
+func bounded(b *spirev1.Bundle) error {
+	if n, jwt, wit := len(b.X509Authorities), len(b.JwtAuthorities), len(b.WitAuthorities); n > maxRoots || max(jwt, wit) > maxKeys {
+		return fmt.Errorf("the bundle of %s has %d X.509, %d JWT and %d WIT authorities, more than %d, %d and %d", b.GetTrustDomain(), n, jwt, wit, maxRoots, maxKeys, maxKeys)
+	}
+	return nil
+}
+
+// A tokenKey is a key of JWT-SVIDs or of WIT-SVIDs.
+type tokenKey interface {
+	*spirev1.JWTKey | *spirev1.WITKey
+	GetPublicKey() []byte
+	GetKeyId() string
+	GetExpiresAt() int64
+	GetTainted() bool
+}
+
+func addKeys[K tokenKey](b *bundle, td spiffeid.TrustDomain, list []K) (keys []identity.JWTAuthority, err error) {
+	_, wit := any(list).([]*spirev1.WITKey)
 	for _, k := range list {
-		public, err := x509.ParsePKIXPublicKey(k.PublicKey)
-		if err != nil || k.KeyId == "" {
-			return nil, fmt.Errorf("JWT authority %.80q of the bundle has no ID, or no key that can be read: %w", k.KeyId, err)
+		id := k.GetKeyId()
+		public, err := x509.ParsePKIXPublicKey(k.GetPublicKey())
+		if err != nil || id == "" {
+			return nil, fmt.Errorf("authority %.80q of the bundle has no ID, or no key that can be read: %w", id, err)
 		}
-		keys = append(keys, identity.JWTAuthority{ID: k.KeyId, Key: public})
+		if slices.ContainsFunc(b.authorities, func(a Authority) bool { return a.Certificate == nil && a.ID == keyID(id) }) {
+			return nil, fmt.Errorf("two authorities of the bundle have the ID %.80q", id)
+		}
+		keys = append(keys, identity.JWTAuthority{ID: id, Key: public})
 		b.authorities = append(b.authorities, Authority{
-			TrustDomain: td.Name(), ID: keyID(k.KeyId), SHA256: digest(k.PublicKey), PublicKey: k.PublicKey,
-			NotAfter: seconds(k.ExpiresAt), Tainted: k.Tainted,
+			TrustDomain: td.Name(), ID: keyID(id), SHA256: digest(k.GetPublicKey()), PublicKey: k.GetPublicKey(), WIT: wit,
+			NotAfter: seconds(k.GetExpiresAt()), Tainted: k.GetTainted(),
 		})
 	}
 	return keys, nil
@@ -113,7 +149,7 @@ func (b *bundle) change(td spiffeid.TrustDomain) BundleChange {
 	return BundleChange{
 		TrustDomain: td.Name(), Sequence: b.Sequence, SHA256: hex.EncodeToString(h.Sum(nil)),
 		X509:    b.ids(func(a Authority) bool { return a.Certificate != nil }),
-		JWT:     b.ids(func(a Authority) bool { return a.Certificate == nil }),
+		Keys:    b.ids(func(a Authority) bool { return a.Certificate == nil }),
 		Tainted: b.Tainted,
 	}
 }
@@ -123,8 +159,8 @@ func parseForeign(td spiffeid.TrustDomain, b *spirev1.Bundle) (*foreign.Bundle, 
 	if name, err := spiffeid.TrustDomainFromString(b.GetTrustDomain()); err != nil || name != td {
 		return nil, fmt.Errorf("the bundle is of trust domain %.80q and not of %s", b.GetTrustDomain(), td.Name())
 	}
-	if len(b.X509Authorities) > maxRoots || len(b.JwtAuthorities) > maxJWTKeys {
-		return nil, fmt.Errorf("the bundle of %s has %d X.509 and %d JWT authorities, more than %d and %d", td.Name(), len(b.X509Authorities), len(b.JwtAuthorities), maxRoots, maxJWTKeys)
+	if err := bounded(b); err != nil {
+		return nil, err
 	}
 	out := spiffebundle.New(td)
 	out.SetSequenceNumber(b.SequenceNumber)
@@ -135,14 +171,11 @@ func parseForeign(td spiffeid.TrustDomain, b *spirev1.Bundle) (*foreign.Bundle, 
 		}
 		out.AddX509Authority(c)
 	}
-	for _, k := range b.JwtAuthorities {
-		public, err := x509.ParsePKIXPublicKey(k.PublicKey)
-		if err == nil {
-			err = out.AddJWTAuthority(k.KeyId, public)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("JWT authority %.80q of %s: %w", k.KeyId, td.Name(), err)
-		}
+	if err := foreignKeys(b.JwtAuthorities, out.AddJWTAuthority); err != nil {
+		return nil, fmt.Errorf("the bundle of %s: %w", td.Name(), err)
+	}
+	if err := foreignKeys(b.WitAuthorities, out.AddWITAuthority); err != nil {
+		return nil, fmt.Errorf("the bundle of %s: %w", td.Name(), err)
 	}
 	document, err := out.Marshal()
 	if err != nil {
@@ -159,7 +192,7 @@ func authorityID(c *x509.Certificate) string {
 	return digest(c.RawSubjectPublicKeyInfo)
 }
 
-// keyID names a JWT authority.
+// keyID names an authority of JWT-SVIDs or WIT-SVIDs.
 func keyID(kid string) string {
 	if len(kid) <= maxKeyID {
 		return kid
@@ -178,4 +211,18 @@ func seconds(s int64) time.Time {
 		return time.Time{}
 	}
 	return time.Unix(s, 0)
+}
+
+// foreignKeys adds what verifies tokens of one kind.
+func foreignKeys[K tokenKey](list []K, add func(string, crypto.PublicKey) error) error {
+	for _, k := range list {
+		public, err := x509.ParsePKIXPublicKey(k.GetPublicKey())
+		if err == nil {
+			err = add(k.GetKeyId(), public)
+		}
+		if err != nil {
+			return fmt.Errorf("authority %.80q: %w", k.GetKeyId(), err)
+		}
+	}
+	return nil
 }

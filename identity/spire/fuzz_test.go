@@ -62,6 +62,7 @@ func FuzzParseBundle(f *testing.F) {
 	f.Add(encoded(f, &spirev1.Bundle{
 		TrustDomain: "example.org", SequenceNumber: 1, RefreshHint: -1, X509Authorities: []*spirev1.X509Certificate{{Asn1: authority, Tainted: true}},
 		JwtAuthorities: []*spirev1.JWTKey{{KeyId: "one", PublicKey: public, ExpiresAt: 1}},
+		WitAuthorities: []*spirev1.WITKey{{KeyId: "two", PublicKey: public, ExpiresAt: 1}},
 	}))
 	f.Add(encoded(f, &spirev1.Bundle{TrustDomain: "spiffe://example.org"}))
 	f.Fuzz(func(t *testing.T, raw []byte) {
@@ -76,10 +77,10 @@ func FuzzParseBundle(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if len(b.X509) == 0 || b.roots.Empty() || len(b.authorities) != len(m.X509Authorities)+len(m.JwtAuthorities) {
+		if len(b.X509) == 0 || b.roots.Empty() || len(b.authorities) != len(m.X509Authorities)+len(m.JwtAuthorities)+len(m.WitAuthorities) {
 			t.Errorf("a bundle of %d authorities out of %v", len(b.authorities), &m)
 		}
-		if c := b.change(example); len(c.X509)+len(c.JWT) != len(b.authorities) || c.TrustDomain != "example.org" {
+		if c := b.change(example); len(c.X509)+len(c.Keys) != len(b.authorities) || c.TrustDomain != "example.org" {
 			t.Errorf("records say %+v", c)
 		}
 	})

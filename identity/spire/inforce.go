@@ -164,10 +164,13 @@ func foreignChange(b *foreign.Bundle) BundleChange {
 		c.X509 = append(c.X509, authorityID(root))
 	}
 	for kid := range b.JWT.JWTAuthorities() {
-		c.JWT = append(c.JWT, keyID(kid))
+		c.Keys = append(c.Keys, keyID(kid))
+	}
+	for kid := range b.WIT.WITAuthorities() {
+		c.Keys = append(c.Keys, keyID(kid))
 	}
 	slices.Sort(c.X509)
-	slices.Sort(c.JWT)
+	slices.Sort(c.Keys)
 	return c
 }
 

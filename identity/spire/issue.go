@@ -245,10 +245,10 @@ func (k *Keeper) IssueJWT(ctx context.Context, e identity.Entry, audience []stri
 	}
 	now, h, conn, b := k.o.Now(), k.jwt[key], k.conn, k.bundle
 	unique := entry.GetAdditionalAttributes().GetJwtSvidIncludeJti()
-	valid := h != nil && !unique && now.Before(h.svid.ExpiresAt) && h.createdAt == entry.CreatedAt && h.svid.ID == e.ID && !b.tainted(h.svid.KeyID)
+	valid := h != nil && !unique && h.valid(entry, e.ID, b, now)
 	offline := k.offline()
 	k.mu.Unlock()
-	if valid && (conn == nil || h.revision == entry.RevisionNumber && (h.fresh(now) || offline)) {
+	if valid && h.suffices(entry, conn, offline, now) {
 		return h.hand(with, offline)
 	}
 	var failed error

@@ -62,6 +62,7 @@ type Keeper struct {
 	entries        *entries
 	x509           map[string]*held // by entry ID
 	jwt            map[string]*heldJWT
+	wit            map[string]*heldWIT      // by entry ID
 	signing        map[string]chan struct{} // entry IDs that are being asked for; closed afterwards
 	agent          *agent                   // nil: the server has not attested this host
 	conn           *connection              // as that agent
@@ -99,7 +100,7 @@ func Open(ctx context.Context, o Options) (*Keeper, error) {
 	k := &Keeper{
 		o: o, vault: v, wake: make(chan struct{}, 1), changed: make(chan struct{}), foreignChanged: make(chan struct{}),
 		foreign: make(map[spiffeid.TrustDomain]*foreign.Bundle), x509: make(map[string]*held),
-		jwt: make(map[string]*heldJWT), signing: make(map[string]chan struct{}),
+		jwt: make(map[string]*heldJWT), wit: make(map[string]*heldWIT), signing: make(map[string]chan struct{}),
 		entries: newEntries(o.TrustDomain, nil), none: none,
 		state: State{Server: o.Server, Attestor: o.Attestor.Name()},
 	}
@@ -149,7 +150,7 @@ func (k *Keeper) Signs(algorithm string) bool {
 		return false
 	}
 	return slices.ContainsFunc(k.bundle.authorities, func(a Authority) bool {
-		if a.Certificate != nil || a.Tainted {
+		if a.Certificate != nil || a.WIT || a.Tainted {
 			return false
 		}
 		key, err := x509.ParsePKIXPublicKey(a.PublicKey)

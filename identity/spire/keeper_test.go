@@ -161,7 +161,7 @@ func (l *log) Authorities(_ context.Context, all []spire.Authority) error {
 }
 
 func (l *log) Bundle(_ context.Context, b spire.BundleChange) error {
-	for _, id := range slices.Concat(b.X509, b.JWT) {
+	for _, id := range slices.Concat(b.X509, b.Keys) {
 		if b.TrustDomain == "example.org" && !l.has("authority "+id) {
 			return fmt.Errorf("authority %s was not recorded before the bundle", id)
 		}

@@ -31,9 +31,10 @@ type Attestation struct {
 // An Authority verifies what the server signs.
 type Authority struct {
 	TrustDomain string
-	ID          string // an X.509 authority's subject key ID in hexadecimal, or a JWT key's kid
+	ID          string // an X.509 authority's subject key ID in hexadecimal, or a key's kid
 	SHA256      string // of Certificate or PublicKey
-	Certificate []byte // DER; nil for a JWT key
+	Certificate []byte // DER; nil for a key of tokens
+	WIT         bool   // which are WIT-SVIDs, and not JWT-SVIDs
 	PublicKey   []byte // DER SubjectPublicKeyInfo
 	NotAfter    time.Time
 	Tainted     bool // no longer to be relied on
@@ -44,7 +45,7 @@ type BundleChange struct {
 	TrustDomain string
 	Sequence    uint64
 	SHA256      string   // over its authorities
-	X509, JWT   []string // the authorities' IDs, sorted
+	X509, Keys  []string // the authorities' IDs, sorted
 	Tainted     []string // of both
 }
 
@@ -59,11 +60,11 @@ type EntriesChange struct {
 // A Signing is an SVID that the server has signed.
 type Signing struct {
 	ID         string // names it
-	Kind       string // x509 or jwt
+	Kind       string // x509, jwt or wit
 	Entry      string // its ID
 	Revision   int64  // of the entry
 	SPIFFEID   string
-	SPKISHA256 string // of an X509-SVID's key
+	SPKISHA256 string // of the key of an X509-SVID or WIT-SVID
 	Serial     string // or jti, which may be empty
 	SHA256     string // of the certificate or token
 	KeyID      string // of the bundle's authority that it leads to

@@ -288,6 +288,7 @@ func (k *Keeper) ban(ctx context.Context, cause error) {
 	before := k.entries
 	clear(k.x509)
 	clear(k.jwt)
+	clear(k.wit)
 	k.entries = newEntries(k.o.TrustDomain, nil)
 	k.agent = nil
 	k.state.Banned, k.state.Online, k.state.Failure, k.state.Since = true, false, cause, k.o.Now()

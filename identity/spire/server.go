@@ -341,6 +341,20 @@ func (c *connection) jwt(ctx context.Context, entry string, audience []string) (
 	return r.GetSvid(), c.failed("having a JWT-SVID signed", err)
 }
 
+func (c *connection) wit(ctx context.Context, param *spirev1.NewWITSVIDParams) (*spirev1.WITSVID, error) {
+	ctx, cancel := context.WithTimeout(ctx, signTimeout)
+	defer cancel()
+	r, err := spirev1.NewSVIDClient(c).BatchNewWITSVID(ctx, &spirev1.BatchNewWITSVIDRequest{Params: []*spirev1.NewWITSVIDParams{param}})
+	if err != nil {
+		return nil, c.failed("having a WIT-SVID signed", err)
+	}
+	if len(r.Results) != 1 {
+		return nil, fmt.Errorf("having a WIT-SVID signed at SPIRE server %s: %d results for one entry", c.address, len(r.Results))
+	}
+	s := r.Results[0].GetStatus()
+	return r.Results[0].GetSvid(), c.failed("having a WIT-SVID signed", status.Error(codes.Code(s.GetCode()), s.GetMessage()))
+}
+
 // reason returns why the server refuses this host; UNKNOWN: for none of these.
 func reason(err error) spirev1.PermissionDeniedDetails_Reason {
 	if s, ok := status.FromError(err); ok && s.Code() == codes.PermissionDenied {

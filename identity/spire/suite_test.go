@@ -25,6 +25,7 @@ type server interface {
 	trustDomain() spiffeid.TrustDomain
 	bundleFile() string
 	federate(td spiffeid.TrustDomain, roots ...*x509.Certificate)
+	signsWIT() bool
 
 	Start()
 	Stop()
@@ -41,6 +42,7 @@ type ours struct{ *spiretest.Server }
 func (s ours) address() string                   { return s.Address }
 func (s ours) trustDomain() spiffeid.TrustDomain { return s.TrustDomain }
 func (s ours) bundleFile() string                { return s.BundleFile }
+func (s ours) signsWIT() bool                    { return true }
 
 func (s ours) federate(td spiffeid.TrustDomain, roots ...*x509.Certificate) {
 	b := &spirev1.Bundle{TrustDomain: td.Name(), SequenceNumber: 1}
@@ -62,6 +64,7 @@ type real struct{ *spiretest.Real }
 func (r real) address() string                   { return r.Address }
 func (r real) trustDomain() spiffeid.TrustDomain { return r.TrustDomain }
 func (r real) bundleFile() string                { return r.BundleFile }
+func (r real) signsWIT() bool                    { return r.WIT }
 
 func (r real) federate(td spiffeid.TrustDomain, roots ...*x509.Certificate) {
 	b := spiffebundle.New(td)
@@ -82,6 +85,7 @@ func TestOurServerHoldsToTheSuite(t *testing.T) {
 	t.Parallel()
 	s := spiretest.New(t, "example.org")
 	s.Set(func() { s.TTL, s.Cache = time.Minute, time.Second })
+	s.RotateWIT()
 	suite(t, ours{s})
 }
 
@@ -129,6 +133,11 @@ func suite(t *testing.T, s server) {
 		if valid, err := h.Bundle().ValidateJWT(token1.Token, audience); err != nil || valid.ID != token1.ID {
 			t.Errorf("a token of %v: %v", valid, err)
 		}
+	}
+	if s.signsWIT() {
+		h.wit("/second")
+	} else if _, err := h.IssueWIT(t.Context(), h.entries()["/second"]); !errors.Is(err, identity.ErrNoAuthority) {
+		t.Errorf("a WIT-SVID of a server that signs none: %v", err)
 	}
 	s.Remove(second)
 	eventually(t, "an entry is gone", func() bool { return len(h.entries()) == 1 })

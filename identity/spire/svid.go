@@ -222,18 +222,36 @@ func (v *vault) loadSVID(td spiffeid.TrustDomain, e *spirev1.Entry, b *bundle, n
 	return h
 }
 
-// A heldJWT is a token that the server has signed.
-type heldJWT struct {
-	svid      *identity.JWTSVID
-	entry     string // its ID
-	algorithm string
-	revision  int64
-	createdAt int64
+// A heldToken is what decides whether a token that the server has signed is given again.
+type heldToken struct {
+	id              spiffeid.ID
+	key             string // of the authority that signed it
+	issued, expires time.Time
+	revision        int64 // of the entry
+	createdAt       int64
 }
 
 // fresh reports whether half of its life is still to come.
-func (h *heldJWT) fresh(now time.Time) bool {
-	return now.Before(h.svid.IssuedAt.Add(h.svid.ExpiresAt.Sub(h.svid.IssuedAt) / 2))
+func (h *heldToken) fresh(now time.Time) bool {
+	return now.Before(h.issued.Add(h.expires.Sub(h.issued) / 2))
+}
+
+// valid reports whether it is one of the entry's that verifies now.
+func (h *heldToken) valid(e *spirev1.Entry, id spiffeid.ID, b *bundle, now time.Time) bool {
+	return now.Before(h.expires) && h.createdAt == e.CreatedAt && h.id == id && !b.tainted(h.key)
+}
+
+// suffices reports whether one that is valid is given without asking the server for the next.
+func (h *heldToken) suffices(e *spirev1.Entry, conn *connection, offline bool, now time.Time) bool {
+	return conn == nil || h.revision == e.RevisionNumber && (h.fresh(now) || offline)
+}
+
+// A heldJWT is a JWT-SVID that the server has signed.
+type heldJWT struct {
+	heldToken
+	svid      *identity.JWTSVID
+	entry     string // its ID
+	algorithm string
 }
 
 // takeJWT verifies a token that the server signed.
@@ -265,12 +283,14 @@ func takeJWT(e *spirev1.Entry, id spiffeid.ID, audience []string, s *spirev1.JWT
 	if life := c.Expiry.Time().Sub(issued); life <= 0 {
 		return fail(fmt.Errorf("it is issued at %s, and ends at %s", issued.Format(time.RFC3339), c.Expiry.Time().Format(time.RFC3339)))
 	}
+	kid := keyID(token.Headers[0].KeyID)
 	h := &heldJWT{
+		heldToken: heldToken{id, kid, issued, c.Expiry.Time(), e.RevisionNumber, e.CreatedAt},
 		svid: &identity.JWTSVID{
-			ID: id, Token: s.Token, JTI: c.ID, KeyID: keyID(token.Headers[0].KeyID), Audience: slices.Clone(audience),
+			ID: id, Token: s.Token, JTI: c.ID, KeyID: kid, Audience: slices.Clone(audience),
 			ExpiresAt: c.Expiry.Time(), IssuedAt: issued, Server: identity.Server{Signing: rand.Text()},
 		},
-		entry: e.Id, algorithm: token.Headers[0].Algorithm, revision: e.RevisionNumber, createdAt: e.CreatedAt,
+		entry: e.Id, algorithm: token.Headers[0].Algorithm,
 	}
 	return h, Signing{
 		ID: h.svid.Server.Signing, Kind: "jwt", Entry: e.Id, Revision: e.RevisionNumber, SPIFFEID: id.String(),

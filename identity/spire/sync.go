@@ -62,6 +62,7 @@ func (k *Keeper) putInForce(ctx context.Context, old, next *entries, now time.Ti
 	k.entries, k.state.LastSync = next, now
 	maps.DeleteFunc(k.x509, func(id string, _ *held) bool { return next.byID[id] == nil })
 	maps.DeleteFunc(k.jwt, func(_ string, h *heldJWT) bool { return next.byID[h.entry] == nil })
+	maps.DeleteFunc(k.wit, func(id string, _ *heldWIT) bool { return next.byID[id] == nil })
 	k.mu.Unlock()
 	k.o.Apply(next.list, next.digest)
 	return errors.Join(err, k.synced(now))

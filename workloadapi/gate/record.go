@@ -180,6 +180,18 @@ func (c *Caller) DescribeJWT(e identity.Entry, svid *identity.JWTSVID) audit.Rec
 	return r
 }
 
+// DescribeWIT is the record of a WIT-SVID.
+func (c *Caller) DescribeWIT(e identity.Entry, svid *identity.WITSVID) audit.Record {
+	digest := sha256.Sum256([]byte(svid.Token))
+	r := c.DescribeAs(audit.EventWITSVID, e)
+	r.SVID = &audit.SVID{
+		Kind: "wit", SHA256: hex.EncodeToString(digest[:]), KeyID: svid.KeyID,
+		NotBefore: svid.IssuedAt, NotAfter: svid.ExpiresAt,
+		Signing: svid.Server.Signing, Offline: svid.Server.Offline,
+	}
+	return r
+}
+
 func (c *Caller) workload() *audit.Workload {
 	if c.Process != nil {
 		return WorkloadOf(c.Process)

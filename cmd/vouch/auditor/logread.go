@@ -115,7 +115,7 @@ func (q *query) explainAll(o *cli.Options, cmd *cobra.Command, args []string) er
 // not of what led to it or came of it.
 func decides(l *audit.Leaf) bool {
 	switch l.Event {
-	case audit.EventX509SVID, audit.EventJWTSVID, audit.EventLeaseGrant:
+	case audit.EventX509SVID, audit.EventJWTSVID, audit.EventWITSVID, audit.EventLeaseGrant:
 		return true
 	}
 	return l.Outcome == audit.Denied
@@ -229,6 +229,7 @@ may be running.`,
 // TPM.
 func trace(cmd *cobra.Command, fsys fs.FS, report *reader.Report) error {
 	keys := make(map[string]uint64)
+	var agent uint64
 	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 1, ' ', 0)
 	fmt.Fprintf(w, "\nEach SVID, back to the TPM with EK %s\n", report.EKSHA256)
 	for e, err := range reader.Records(cmd.Context(), fsys, 0) {
@@ -238,14 +239,20 @@ func trace(cmd *cobra.Command, fsys fs.FS, report *reader.Report) error {
 		l := &e.Leaf
 		if l.Key != nil && l.Outcome == audit.Success {
 			keys[l.Key.KeyID] = l.Index
+			if l.Event == audit.EventSPIREAttest {
+				agent = l.Index
+			}
 		}
-		if l.Outcome != audit.Success || l.SVID == nil || l.Event != audit.EventX509SVID && l.Event != audit.EventJWTSVID {
+		if l.Outcome != audit.Success || l.SVID == nil || l.Event != audit.EventX509SVID && l.Event != audit.EventJWTSVID && l.Event != audit.EventWITSVID {
 			continue
 		}
 		// The node key, which the AK certified, signs an issuing CA; a JWT
-		// key is named in a quote by the AK.
+		// key is named in a quote by the AK. A SPIRE server signs for an agent whose key is.
 		signer, way := "issuing CA", "node key <- AK <- TPM"
-		if l.Event == audit.EventJWTSVID {
+		switch {
+		case l.SVID.Signing != "":
+			signer, way = "SPIRE server's authority", fmt.Sprintf("signed for the agent's key (record %d) <- AK <- TPM", agent)
+		case l.Event == audit.EventJWTSVID:
 			signer, way = "JWT key", "AK <- TPM"
 		}
 		fmt.Fprintf(w, "%d\t%s\t%s\tto pid %d of user %d\t<- %s (record %d)\t<- %s\n",

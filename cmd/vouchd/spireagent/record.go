@@ -59,11 +59,11 @@ func (r recorder) Authorities(ctx context.Context, all []spire.Authority) error 
 func (r recorder) Bundle(ctx context.Context, b spire.BundleChange) error {
 	if b.TrustDomain != r.own.Name() {
 		return r.log.Append(ctx, audit.Record{Event: audit.EventFederation, Outcome: audit.Success, Federation: &audit.Federation{
-			TrustDomain: b.TrustDomain, Source: "the SPIRE server", Sequence: b.Sequence, SHA256: b.SHA256, Roots: len(b.X509), Keys: len(b.JWT),
+			TrustDomain: b.TrustDomain, Source: "the SPIRE server", Sequence: b.Sequence, SHA256: b.SHA256, Roots: len(b.X509), Keys: len(b.Keys),
 		}})
 	}
 	return r.log.Append(ctx, audit.Record{Event: audit.EventSPIREBundle, Outcome: audit.Success, SPIRE: &audit.SPIRE{
-		TrustDomain: b.TrustDomain, Sequence: b.Sequence, SHA256: b.SHA256, Authorities: append(b.X509, b.JWT...), Tainted: b.Tainted,
+		TrustDomain: b.TrustDomain, Sequence: b.Sequence, SHA256: b.SHA256, Authorities: append(b.X509, b.Keys...), Tainted: b.Tainted,
 	}})
 }
 

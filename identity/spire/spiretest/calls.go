@@ -328,12 +328,20 @@ func (s *Server) bundle() (*spirev1.Bundle, error) {
 	for _, a := range s.authorities {
 		b.X509Authorities = append(b.X509Authorities, &spirev1.X509Certificate{Asn1: a.cert.Raw, Tainted: a.tainted})
 	}
+	until := s.clock().Add(24 * time.Hour).Unix()
 	for _, k := range s.jwtKeys {
 		der, err := x509.MarshalPKIXPublicKey(k.key.Public())
 		if err != nil {
 			return nil, err
 		}
-		b.JwtAuthorities = append(b.JwtAuthorities, &spirev1.JWTKey{PublicKey: der, KeyId: k.id, ExpiresAt: s.clock().Add(24 * time.Hour).Unix(), Tainted: k.tainted})
+		b.JwtAuthorities = append(b.JwtAuthorities, &spirev1.JWTKey{PublicKey: der, KeyId: k.id, ExpiresAt: until, Tainted: k.tainted})
+	}
+	for _, k := range s.witKeys {
+		der, err := x509.MarshalPKIXPublicKey(k.key.Public())
+		if err != nil {
+			return nil, err
+		}
+		b.WitAuthorities = append(b.WitAuthorities, &spirev1.WITKey{PublicKey: der, KeyId: k.id, ExpiresAt: until, Tainted: k.tainted})
 	}
 	return b, nil
 }
@@ -553,6 +561,72 @@ func (f front) NewJWTSVID(ctx context.Context, req *spirev1.NewJWTSVIDRequest) (
 	}
 	token, err := jwt.Signed(signer).Claims(claims).Serialize()
 	return &spirev1.NewJWTSVIDResponse{Svid: &spirev1.JWTSVID{Token: token, Id: e.SpiffeId, ExpiresAt: now.Add(ttl).Unix(), IssuedAt: now.Unix()}}, err
+}
+
+// BatchNewWITSVID implements [spirev1.SVIDServer].
+func (f front) BatchNewWITSVID(ctx context.Context, req *spirev1.BatchNewWITSVIDRequest) (*spirev1.BatchNewWITSVIDResponse, error) {
+	f.s.Lock()
+	defer f.s.Unlock()
+	if _, _, err := f.s.caller(ctx); err != nil {
+		return nil, err
+	}
+	if len(f.s.witKeys) == 0 {
+		return nil, status.Error(codes.Unimplemented, "WIT-SVID functionality is disabled")
+	}
+	if len(req.Params) == 0 {
+		return nil, status.Error(codes.InvalidArgument, "missing parameters")
+	}
+	if err := f.s.limit(len(req.Params)); err != nil {
+		return nil, err
+	}
+	out := new(spirev1.BatchNewWITSVIDResponse)
+	for _, p := range req.Params {
+		svid, err := f.witSVID(p)
+		result := &spirev1.BatchNewWITSVIDResponse_Result{Svid: svid}
+		if err != nil {
+			result.Status = &spirev1.Status{Code: int32(status.Code(err)), Message: status.Convert(err).Message()}
+		}
+		out.Results = append(out.Results, result)
+	}
+	return out, nil
+}
+
+// witSVID signs for an entry and a key. The caller holds the lock.
+func (f front) witSVID(p *spirev1.NewWITSVIDParams) (*spirev1.WITSVID, error) {
+	e := f.s.entries[p.EntryId]
+	if e == nil {
+		return nil, status.Error(codes.NotFound, "entry not found or not authorized")
+	}
+	public, err := x509.ParsePKIXPublicKey(p.PublicKey)
+	if err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "malformed public key: %v", err)
+	}
+	key, ok := public.(*ecdsa.PublicKey)
+	if !ok || key.Curve != elliptic.P256() || p.SigningAlgorithm != string(jose.ES256) {
+		return nil, status.Error(codes.InvalidArgument, "invalid signing algorithm or key type")
+	}
+	if f.s.OtherKey {
+		other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			return nil, err
+		}
+		key = &other.PublicKey
+	}
+	ttl := f.s.TTL // there is none of WIT-SVIDs
+	if e.X509SvidTtl > 0 {
+		ttl = time.Duration(e.X509SvidTtl) * time.Second
+	}
+	k := f.s.witKeys[len(f.s.witKeys)-1]
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: k.key, KeyID: k.id}}, new(jose.SignerOptions).WithType("wit+jwt"))
+	if err != nil {
+		return nil, err
+	}
+	now := f.s.clock().Truncate(time.Second)
+	token, err := jwt.Signed(signer).Claims(map[string]any{
+		"sub": f.s.TrustDomain.IDString() + e.SpiffeId.Path, "iat": now.Unix(), "exp": now.Add(ttl).Unix(),
+		"cnf": map[string]any{"jwk": jose.JSONWebKey{Key: key, Algorithm: p.SigningAlgorithm}},
+	}).Serialize()
+	return &spirev1.WITSVID{Token: token, Id: e.SpiffeId, ExpiresAt: now.Add(ttl).Unix(), IssuedAt: now.Unix()}, err
 }
 
 // NewDownstreamX509CA implements [spirev1.SVIDServer]. As SPIRE does, it constrains the CA by

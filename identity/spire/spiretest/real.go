@@ -32,6 +32,7 @@ type Real struct {
 	TrustDomain spiffeid.TrustDomain
 	Address     string // host and port, the same after Stop and Start
 	BundleFile  string // PEM, of the roots as the server began
+	WIT         bool   // it signs WIT-SVIDs
 
 	t        testing.TB
 	bin, dir string
@@ -75,13 +76,27 @@ func newReal(t testing.TB, bin, database string, agents time.Duration, pop *popA
 	must(t, err)
 	r.Address = l.Addr().String()
 	must(t, l.Close())
-	host, port, err := net.SplitHostPort(r.Address)
-	must(t, err)
 	if database == "" {
 		database = fmt.Sprintf("database_type = \"sqlite3\"\nconnection_string = %q", filepath.Join(dir, "data.sqlite3"))
 	}
 	must(t, os.WriteFile(filepath.Join(dir, "pop.pem"), pemOf(pop.cert), 0o644))
-	must(t, os.WriteFile(filepath.Join(dir, "server.conf"), fmt.Appendf(nil, `
+	r.configure(witFlag, database, agents, plugins)
+	if r.WIT = exec.Command(filepath.Join(bin, "spire-server"), "validate", "-config", r.path("server.conf")).Run() == nil; !r.WIT {
+		r.configure("", database, agents, plugins) // of a version before the flag
+	}
+	r.Start()
+	must(t, os.WriteFile(r.BundleFile, r.run("bundle", "show"), 0o644))
+	return r
+}
+
+// witFlag has a server sign WIT-SVIDs.
+const witFlag = `experimental { feature_flags = ["wit-svid"] }`
+
+func (r *Real) configure(experimental, database string, agents time.Duration, plugins []string) {
+	r.t.Helper()
+	host, port, err := net.SplitHostPort(r.Address)
+	must(r.t, err)
+	must(r.t, os.WriteFile(r.path("server.conf"), fmt.Appendf(nil, `
 server {
 	bind_address = %q
 	bind_port = %q
@@ -94,6 +109,7 @@ server {
 	default_x509_svid_ttl = "1h"
 	default_jwt_svid_ttl = "5m"
 	ratelimit { attestation = false } # all hosts of a test have one address
+	%s
 }
 plugins {
 	DataStore "sql" { plugin_data { %s
@@ -103,10 +119,7 @@ plugins {
 	NodeAttestor "x509pop" { plugin_data { ca_bundle_path = %q } }
 %s
 }
-`, host, port, r.path("api.sock"), td.Name(), dir, r.path("log"), agents, database, r.path("keys.json"), r.path("pop.pem"), strings.Join(plugins, "\n")), 0o600))
-	r.Start()
-	must(t, os.WriteFile(r.BundleFile, r.run("bundle", "show"), 0o644))
-	return r
+`, host, port, r.path("api.sock"), r.TrustDomain.Name(), r.dir, r.path("log"), agents, experimental, database, r.path("keys.json"), r.path("pop.pem"), strings.Join(plugins, "\n")), 0o600))
 }
 
 func (r *Real) path(name string) string { return filepath.Join(r.dir, name) }

@@ -60,7 +60,8 @@ type Server struct {
 
 	pop         *popAuthority // of Leaf
 	authorities []*authority  // the last one signs
-	jwtKeys     []*jwtKey     // the last one signs
+	jwtKeys     []*tokenKey   // the last one signs
+	witKeys     []*tokenKey   // likewise; none: it signs no WIT-SVIDs
 	sequence    uint64
 	agents      map[string]*agent
 	tokens      map[string]bool
@@ -78,7 +79,7 @@ type authority struct {
 	tainted bool
 }
 
-type jwtKey struct {
+type tokenKey struct {
 	id      string
 	key     *ecdsa.PrivateKey
 	tainted bool
@@ -266,7 +267,18 @@ func (s *Server) RotateJWT() {
 	defer s.Unlock()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
 	must(s.t, err)
-	s.jwtKeys = append(s.jwtKeys, &jwtKey{id: cryptorand.Text(), key: key})
+	s.jwtKeys = append(s.jwtKeys, &tokenKey{id: cryptorand.Text(), key: key})
+	s.sequence++
+}
+
+// RotateWIT has another key sign WIT-SVIDs from now on. Before the first there are none.
+func (s *Server) RotateWIT() {
+	s.t.Helper()
+	s.Lock()
+	defer s.Unlock()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
+	must(s.t, err)
+	s.witKeys = append(s.witKeys, &tokenKey{id: cryptorand.Text(), key: key})
 	s.sequence++
 }
 
@@ -278,6 +290,14 @@ func (s *Server) SignUnknown() {
 	s.authorities[len(s.authorities)-1] = &authority{cert: last.cert, key: key}
 }
 
+// SignUnknownWIT has a key sign WIT-SVIDs that the bundle does not have. The caller holds the
+// lock.
+func (s *Server) SignUnknownWIT() {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
+	must(s.t, err)
+	s.witKeys[len(s.witKeys)-1].key = key
+}
+
 // Taint says that the authorities before the last ones are not to be relied on.
 func (s *Server) Taint() {
 	s.Lock()
@@ -285,8 +305,10 @@ func (s *Server) Taint() {
 	for _, a := range s.authorities[:len(s.authorities)-1] {
 		a.tainted = true
 	}
-	for _, k := range s.jwtKeys[:len(s.jwtKeys)-1] {
-		k.tainted = true
+	for _, keys := range [][]*tokenKey{s.jwtKeys, s.witKeys} {
+		for _, k := range keys[:max(0, len(keys)-1)] {
+			k.tainted = true
+		}
 	}
 	s.sequence++
 }

@@ -361,6 +361,154 @@ func (x *NewJWTSVIDResponse) GetSvid() *JWTSVID {
 	return nil
 }
 
+type NewWITSVIDParams struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	EntryId          string                 `protobuf:"bytes,1,opt,name=entry_id,json=entryId,proto3" json:"entry_id,omitempty"`
+	PublicKey        []byte                 `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`                      // DER, SubjectPublicKeyInfo
+	SigningAlgorithm string                 `protobuf:"bytes,3,opt,name=signing_algorithm,json=signingAlgorithm,proto3" json:"signing_algorithm,omitempty"` // of that key, such as ES256
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *NewWITSVIDParams) Reset() {
+	*x = NewWITSVIDParams{}
+	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NewWITSVIDParams) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NewWITSVIDParams) ProtoMessage() {}
+
+func (x *NewWITSVIDParams) ProtoReflect() protoreflect.Message {
+	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NewWITSVIDParams.ProtoReflect.Descriptor instead.
+func (*NewWITSVIDParams) Descriptor() ([]byte, []int) {
+	return file_identity_spire_spirev1_svid_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *NewWITSVIDParams) GetEntryId() string {
+	if x != nil {
+		return x.EntryId
+	}
+	return ""
+}
+
+func (x *NewWITSVIDParams) GetPublicKey() []byte {
+	if x != nil {
+		return x.PublicKey
+	}
+	return nil
+}
+
+func (x *NewWITSVIDParams) GetSigningAlgorithm() string {
+	if x != nil {
+		return x.SigningAlgorithm
+	}
+	return ""
+}
+
+type BatchNewWITSVIDRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Params        []*NewWITSVIDParams    `protobuf:"bytes,1,rep,name=params,proto3" json:"params,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchNewWITSVIDRequest) Reset() {
+	*x = BatchNewWITSVIDRequest{}
+	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchNewWITSVIDRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchNewWITSVIDRequest) ProtoMessage() {}
+
+func (x *BatchNewWITSVIDRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchNewWITSVIDRequest.ProtoReflect.Descriptor instead.
+func (*BatchNewWITSVIDRequest) Descriptor() ([]byte, []int) {
+	return file_identity_spire_spirev1_svid_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *BatchNewWITSVIDRequest) GetParams() []*NewWITSVIDParams {
+	if x != nil {
+		return x.Params
+	}
+	return nil
+}
+
+type BatchNewWITSVIDResponse struct {
+	state         protoimpl.MessageState            `protogen:"open.v1"`
+	Results       []*BatchNewWITSVIDResponse_Result `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchNewWITSVIDResponse) Reset() {
+	*x = BatchNewWITSVIDResponse{}
+	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchNewWITSVIDResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchNewWITSVIDResponse) ProtoMessage() {}
+
+func (x *BatchNewWITSVIDResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchNewWITSVIDResponse.ProtoReflect.Descriptor instead.
+func (*BatchNewWITSVIDResponse) Descriptor() ([]byte, []int) {
+	return file_identity_spire_spirev1_svid_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *BatchNewWITSVIDResponse) GetResults() []*BatchNewWITSVIDResponse_Result {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
 type BatchNewX509SVIDResponse_Result struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Status        *Status                `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
@@ -371,7 +519,7 @@ type BatchNewX509SVIDResponse_Result struct {
 
 func (x *BatchNewX509SVIDResponse_Result) Reset() {
 	*x = BatchNewX509SVIDResponse_Result{}
-	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[7]
+	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -383,7 +531,7 @@ func (x *BatchNewX509SVIDResponse_Result) String() string {
 func (*BatchNewX509SVIDResponse_Result) ProtoMessage() {}
 
 func (x *BatchNewX509SVIDResponse_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[7]
+	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -407,6 +555,58 @@ func (x *BatchNewX509SVIDResponse_Result) GetStatus() *Status {
 }
 
 func (x *BatchNewX509SVIDResponse_Result) GetSvid() *X509SVID {
+	if x != nil {
+		return x.Svid
+	}
+	return nil
+}
+
+type BatchNewWITSVIDResponse_Result struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Status        *Status                `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
+	Svid          *WITSVID               `protobuf:"bytes,2,opt,name=svid,proto3" json:"svid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchNewWITSVIDResponse_Result) Reset() {
+	*x = BatchNewWITSVIDResponse_Result{}
+	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchNewWITSVIDResponse_Result) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchNewWITSVIDResponse_Result) ProtoMessage() {}
+
+func (x *BatchNewWITSVIDResponse_Result) ProtoReflect() protoreflect.Message {
+	mi := &file_identity_spire_spirev1_svid_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchNewWITSVIDResponse_Result.ProtoReflect.Descriptor instead.
+func (*BatchNewWITSVIDResponse_Result) Descriptor() ([]byte, []int) {
+	return file_identity_spire_spirev1_svid_proto_rawDescGZIP(), []int{9, 0}
+}
+
+func (x *BatchNewWITSVIDResponse_Result) GetStatus() *Status {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
+func (x *BatchNewWITSVIDResponse_Result) GetSvid() *WITSVID {
 	if x != nil {
 		return x.Svid
 	}
@@ -438,11 +638,24 @@ const file_identity_spire_spirev1_svid_proto_rawDesc = "" +
 	"\bentry_id\x18\x01 \x01(\tR\aentryId\x12\x1a\n" +
 	"\baudience\x18\x02 \x03(\tR\baudience\"B\n" +
 	"\x12NewJWTSVIDResponse\x12,\n" +
-	"\x04svid\x18\x01 \x01(\v2\x18.spire.api.types.JWTSVIDR\x04svid2\xef\x02\n" +
+	"\x04svid\x18\x01 \x01(\v2\x18.spire.api.types.JWTSVIDR\x04svid\"y\n" +
+	"\x10NewWITSVIDParams\x12\x19\n" +
+	"\bentry_id\x18\x01 \x01(\tR\aentryId\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x02 \x01(\fR\tpublicKey\x12+\n" +
+	"\x11signing_algorithm\x18\x03 \x01(\tR\x10signingAlgorithm\"\\\n" +
+	"\x16BatchNewWITSVIDRequest\x12B\n" +
+	"\x06params\x18\x01 \x03(\v2*.spire.api.server.svid.v1.NewWITSVIDParamsR\x06params\"\xd6\x01\n" +
+	"\x17BatchNewWITSVIDResponse\x12R\n" +
+	"\aresults\x18\x01 \x03(\v28.spire.api.server.svid.v1.BatchNewWITSVIDResponse.ResultR\aresults\x1ag\n" +
+	"\x06Result\x12/\n" +
+	"\x06status\x18\x01 \x01(\v2\x17.spire.api.types.StatusR\x06status\x12,\n" +
+	"\x04svid\x18\x02 \x01(\v2\x18.spire.api.types.WITSVIDR\x04svid2\xe7\x03\n" +
 	"\x04SVID\x12y\n" +
 	"\x10BatchNewX509SVID\x121.spire.api.server.svid.v1.BatchNewX509SVIDRequest\x1a2.spire.api.server.svid.v1.BatchNewX509SVIDResponse\x12g\n" +
 	"\n" +
-	"NewJWTSVID\x12+.spire.api.server.svid.v1.NewJWTSVIDRequest\x1a,.spire.api.server.svid.v1.NewJWTSVIDResponse\x12\x82\x01\n" +
+	"NewJWTSVID\x12+.spire.api.server.svid.v1.NewJWTSVIDRequest\x1a,.spire.api.server.svid.v1.NewJWTSVIDResponse\x12v\n" +
+	"\x0fBatchNewWITSVID\x120.spire.api.server.svid.v1.BatchNewWITSVIDRequest\x1a1.spire.api.server.svid.v1.BatchNewWITSVIDResponse\x12\x82\x01\n" +
 	"\x13NewDownstreamX509CA\x124.spire.api.server.svid.v1.NewDownstreamX509CARequest\x1a5.spire.api.server.svid.v1.NewDownstreamX509CAResponseB1Z/github.com/vouchd/vouchd/identity/spire/spirev1b\x06proto3"
 
 var (
@@ -457,7 +670,7 @@ func file_identity_spire_spirev1_svid_proto_rawDescGZIP() []byte {
 	return file_identity_spire_spirev1_svid_proto_rawDescData
 }
 
-var file_identity_spire_spirev1_svid_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_identity_spire_spirev1_svid_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_identity_spire_spirev1_svid_proto_goTypes = []any{
 	(*NewX509SVIDParams)(nil),               // 0: spire.api.server.svid.v1.NewX509SVIDParams
 	(*BatchNewX509SVIDRequest)(nil),         // 1: spire.api.server.svid.v1.BatchNewX509SVIDRequest
@@ -466,28 +679,39 @@ var file_identity_spire_spirev1_svid_proto_goTypes = []any{
 	(*NewDownstreamX509CAResponse)(nil),     // 4: spire.api.server.svid.v1.NewDownstreamX509CAResponse
 	(*NewJWTSVIDRequest)(nil),               // 5: spire.api.server.svid.v1.NewJWTSVIDRequest
 	(*NewJWTSVIDResponse)(nil),              // 6: spire.api.server.svid.v1.NewJWTSVIDResponse
-	(*BatchNewX509SVIDResponse_Result)(nil), // 7: spire.api.server.svid.v1.BatchNewX509SVIDResponse.Result
-	(*JWTSVID)(nil),                         // 8: spire.api.types.JWTSVID
-	(*Status)(nil),                          // 9: spire.api.types.Status
-	(*X509SVID)(nil),                        // 10: spire.api.types.X509SVID
+	(*NewWITSVIDParams)(nil),                // 7: spire.api.server.svid.v1.NewWITSVIDParams
+	(*BatchNewWITSVIDRequest)(nil),          // 8: spire.api.server.svid.v1.BatchNewWITSVIDRequest
+	(*BatchNewWITSVIDResponse)(nil),         // 9: spire.api.server.svid.v1.BatchNewWITSVIDResponse
+	(*BatchNewX509SVIDResponse_Result)(nil), // 10: spire.api.server.svid.v1.BatchNewX509SVIDResponse.Result
+	(*BatchNewWITSVIDResponse_Result)(nil),  // 11: spire.api.server.svid.v1.BatchNewWITSVIDResponse.Result
+	(*JWTSVID)(nil),                         // 12: spire.api.types.JWTSVID
+	(*Status)(nil),                          // 13: spire.api.types.Status
+	(*X509SVID)(nil),                        // 14: spire.api.types.X509SVID
+	(*WITSVID)(nil),                         // 15: spire.api.types.WITSVID
 }
 var file_identity_spire_spirev1_svid_proto_depIdxs = []int32{
 	0,  // 0: spire.api.server.svid.v1.BatchNewX509SVIDRequest.params:type_name -> spire.api.server.svid.v1.NewX509SVIDParams
-	7,  // 1: spire.api.server.svid.v1.BatchNewX509SVIDResponse.results:type_name -> spire.api.server.svid.v1.BatchNewX509SVIDResponse.Result
-	8,  // 2: spire.api.server.svid.v1.NewJWTSVIDResponse.svid:type_name -> spire.api.types.JWTSVID
-	9,  // 3: spire.api.server.svid.v1.BatchNewX509SVIDResponse.Result.status:type_name -> spire.api.types.Status
-	10, // 4: spire.api.server.svid.v1.BatchNewX509SVIDResponse.Result.svid:type_name -> spire.api.types.X509SVID
-	1,  // 5: spire.api.server.svid.v1.SVID.BatchNewX509SVID:input_type -> spire.api.server.svid.v1.BatchNewX509SVIDRequest
-	5,  // 6: spire.api.server.svid.v1.SVID.NewJWTSVID:input_type -> spire.api.server.svid.v1.NewJWTSVIDRequest
-	3,  // 7: spire.api.server.svid.v1.SVID.NewDownstreamX509CA:input_type -> spire.api.server.svid.v1.NewDownstreamX509CARequest
-	2,  // 8: spire.api.server.svid.v1.SVID.BatchNewX509SVID:output_type -> spire.api.server.svid.v1.BatchNewX509SVIDResponse
-	6,  // 9: spire.api.server.svid.v1.SVID.NewJWTSVID:output_type -> spire.api.server.svid.v1.NewJWTSVIDResponse
-	4,  // 10: spire.api.server.svid.v1.SVID.NewDownstreamX509CA:output_type -> spire.api.server.svid.v1.NewDownstreamX509CAResponse
-	8,  // [8:11] is the sub-list for method output_type
-	5,  // [5:8] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	10, // 1: spire.api.server.svid.v1.BatchNewX509SVIDResponse.results:type_name -> spire.api.server.svid.v1.BatchNewX509SVIDResponse.Result
+	12, // 2: spire.api.server.svid.v1.NewJWTSVIDResponse.svid:type_name -> spire.api.types.JWTSVID
+	7,  // 3: spire.api.server.svid.v1.BatchNewWITSVIDRequest.params:type_name -> spire.api.server.svid.v1.NewWITSVIDParams
+	11, // 4: spire.api.server.svid.v1.BatchNewWITSVIDResponse.results:type_name -> spire.api.server.svid.v1.BatchNewWITSVIDResponse.Result
+	13, // 5: spire.api.server.svid.v1.BatchNewX509SVIDResponse.Result.status:type_name -> spire.api.types.Status
+	14, // 6: spire.api.server.svid.v1.BatchNewX509SVIDResponse.Result.svid:type_name -> spire.api.types.X509SVID
+	13, // 7: spire.api.server.svid.v1.BatchNewWITSVIDResponse.Result.status:type_name -> spire.api.types.Status
+	15, // 8: spire.api.server.svid.v1.BatchNewWITSVIDResponse.Result.svid:type_name -> spire.api.types.WITSVID
+	1,  // 9: spire.api.server.svid.v1.SVID.BatchNewX509SVID:input_type -> spire.api.server.svid.v1.BatchNewX509SVIDRequest
+	5,  // 10: spire.api.server.svid.v1.SVID.NewJWTSVID:input_type -> spire.api.server.svid.v1.NewJWTSVIDRequest
+	8,  // 11: spire.api.server.svid.v1.SVID.BatchNewWITSVID:input_type -> spire.api.server.svid.v1.BatchNewWITSVIDRequest
+	3,  // 12: spire.api.server.svid.v1.SVID.NewDownstreamX509CA:input_type -> spire.api.server.svid.v1.NewDownstreamX509CARequest
+	2,  // 13: spire.api.server.svid.v1.SVID.BatchNewX509SVID:output_type -> spire.api.server.svid.v1.BatchNewX509SVIDResponse
+	6,  // 14: spire.api.server.svid.v1.SVID.NewJWTSVID:output_type -> spire.api.server.svid.v1.NewJWTSVIDResponse
+	9,  // 15: spire.api.server.svid.v1.SVID.BatchNewWITSVID:output_type -> spire.api.server.svid.v1.BatchNewWITSVIDResponse
+	4,  // 16: spire.api.server.svid.v1.SVID.NewDownstreamX509CA:output_type -> spire.api.server.svid.v1.NewDownstreamX509CAResponse
+	13, // [13:17] is the sub-list for method output_type
+	9,  // [9:13] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_identity_spire_spirev1_svid_proto_init() }
@@ -502,7 +726,7 @@ func file_identity_spire_spirev1_svid_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_identity_spire_spirev1_svid_proto_rawDesc), len(file_identity_spire_spirev1_svid_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

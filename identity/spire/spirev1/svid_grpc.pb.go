@@ -21,6 +21,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	SVID_BatchNewX509SVID_FullMethodName    = "/spire.api.server.svid.v1.SVID/BatchNewX509SVID"
 	SVID_NewJWTSVID_FullMethodName          = "/spire.api.server.svid.v1.SVID/NewJWTSVID"
+	SVID_BatchNewWITSVID_FullMethodName     = "/spire.api.server.svid.v1.SVID/BatchNewWITSVID"
 	SVID_NewDownstreamX509CA_FullMethodName = "/spire.api.server.svid.v1.SVID/NewDownstreamX509CA"
 )
 
@@ -30,6 +31,7 @@ const (
 type SVIDClient interface {
 	BatchNewX509SVID(ctx context.Context, in *BatchNewX509SVIDRequest, opts ...grpc.CallOption) (*BatchNewX509SVIDResponse, error)
 	NewJWTSVID(ctx context.Context, in *NewJWTSVIDRequest, opts ...grpc.CallOption) (*NewJWTSVIDResponse, error)
+	BatchNewWITSVID(ctx context.Context, in *BatchNewWITSVIDRequest, opts ...grpc.CallOption) (*BatchNewWITSVIDResponse, error)
 	// Of the workload of an entry that makes it a downstream server.
 	NewDownstreamX509CA(ctx context.Context, in *NewDownstreamX509CARequest, opts ...grpc.CallOption) (*NewDownstreamX509CAResponse, error)
 }
@@ -62,6 +64,16 @@ func (c *sVIDClient) NewJWTSVID(ctx context.Context, in *NewJWTSVIDRequest, opts
 	return out, nil
 }
 
+func (c *sVIDClient) BatchNewWITSVID(ctx context.Context, in *BatchNewWITSVIDRequest, opts ...grpc.CallOption) (*BatchNewWITSVIDResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BatchNewWITSVIDResponse)
+	err := c.cc.Invoke(ctx, SVID_BatchNewWITSVID_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *sVIDClient) NewDownstreamX509CA(ctx context.Context, in *NewDownstreamX509CARequest, opts ...grpc.CallOption) (*NewDownstreamX509CAResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(NewDownstreamX509CAResponse)
@@ -78,6 +90,7 @@ func (c *sVIDClient) NewDownstreamX509CA(ctx context.Context, in *NewDownstreamX
 type SVIDServer interface {
 	BatchNewX509SVID(context.Context, *BatchNewX509SVIDRequest) (*BatchNewX509SVIDResponse, error)
 	NewJWTSVID(context.Context, *NewJWTSVIDRequest) (*NewJWTSVIDResponse, error)
+	BatchNewWITSVID(context.Context, *BatchNewWITSVIDRequest) (*BatchNewWITSVIDResponse, error)
 	// Of the workload of an entry that makes it a downstream server.
 	NewDownstreamX509CA(context.Context, *NewDownstreamX509CARequest) (*NewDownstreamX509CAResponse, error)
 	mustEmbedUnimplementedSVIDServer()
@@ -95,6 +108,9 @@ func (UnimplementedSVIDServer) BatchNewX509SVID(context.Context, *BatchNewX509SV
 }
 func (UnimplementedSVIDServer) NewJWTSVID(context.Context, *NewJWTSVIDRequest) (*NewJWTSVIDResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method NewJWTSVID not implemented")
+}
+func (UnimplementedSVIDServer) BatchNewWITSVID(context.Context, *BatchNewWITSVIDRequest) (*BatchNewWITSVIDResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method BatchNewWITSVID not implemented")
 }
 func (UnimplementedSVIDServer) NewDownstreamX509CA(context.Context, *NewDownstreamX509CARequest) (*NewDownstreamX509CAResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method NewDownstreamX509CA not implemented")
@@ -156,6 +172,24 @@ func _SVID_NewJWTSVID_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _SVID_BatchNewWITSVID_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BatchNewWITSVIDRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SVIDServer).BatchNewWITSVID(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SVID_BatchNewWITSVID_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SVIDServer).BatchNewWITSVID(ctx, req.(*BatchNewWITSVIDRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _SVID_NewDownstreamX509CA_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(NewDownstreamX509CARequest)
 	if err := dec(in); err != nil {
@@ -188,6 +222,10 @@ var SVID_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "NewJWTSVID",
 			Handler:    _SVID_NewJWTSVID_Handler,
+		},
+		{
+			MethodName: "BatchNewWITSVID",
+			Handler:    _SVID_BatchNewWITSVID_Handler,
 		},
 		{
 			MethodName: "NewDownstreamX509CA",

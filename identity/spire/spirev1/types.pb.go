@@ -479,6 +479,83 @@ func (x *JWTSVID) GetHint() string {
 	return ""
 }
 
+// Its key is in it (cnf), so it is no bearer token.
+type WITSVID struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	Id            *SPIFFEID              `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	ExpiresAt     int64                  `protobuf:"varint,3,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	IssuedAt      int64                  `protobuf:"varint,4,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"`
+	Hint          string                 `protobuf:"bytes,5,opt,name=hint,proto3" json:"hint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WITSVID) Reset() {
+	*x = WITSVID{}
+	mi := &file_identity_spire_spirev1_types_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WITSVID) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WITSVID) ProtoMessage() {}
+
+func (x *WITSVID) ProtoReflect() protoreflect.Message {
+	mi := &file_identity_spire_spirev1_types_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WITSVID.ProtoReflect.Descriptor instead.
+func (*WITSVID) Descriptor() ([]byte, []int) {
+	return file_identity_spire_spirev1_types_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *WITSVID) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *WITSVID) GetId() *SPIFFEID {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *WITSVID) GetExpiresAt() int64 {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return 0
+}
+
+func (x *WITSVID) GetIssuedAt() int64 {
+	if x != nil {
+		return x.IssuedAt
+	}
+	return 0
+}
+
+func (x *WITSVID) GetHint() string {
+	if x != nil {
+		return x.Hint
+	}
+	return ""
+}
+
 type Bundle struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	TrustDomain     string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
@@ -486,13 +563,14 @@ type Bundle struct {
 	JwtAuthorities  []*JWTKey              `protobuf:"bytes,3,rep,name=jwt_authorities,json=jwtAuthorities,proto3" json:"jwt_authorities,omitempty"`
 	RefreshHint     int64                  `protobuf:"varint,4,opt,name=refresh_hint,json=refreshHint,proto3" json:"refresh_hint,omitempty"` // seconds
 	SequenceNumber  uint64                 `protobuf:"varint,5,opt,name=sequence_number,json=sequenceNumber,proto3" json:"sequence_number,omitempty"`
+	WitAuthorities  []*WITKey              `protobuf:"bytes,6,rep,name=wit_authorities,json=witAuthorities,proto3" json:"wit_authorities,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_identity_spire_spirev1_types_proto_msgTypes[7]
+	mi := &file_identity_spire_spirev1_types_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -504,7 +582,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_identity_spire_spirev1_types_proto_msgTypes[7]
+	mi := &file_identity_spire_spirev1_types_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -517,7 +595,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_identity_spire_spirev1_types_proto_rawDescGZIP(), []int{7}
+	return file_identity_spire_spirev1_types_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Bundle) GetTrustDomain() string {
@@ -555,6 +633,13 @@ func (x *Bundle) GetSequenceNumber() uint64 {
 	return 0
 }
 
+func (x *Bundle) GetWitAuthorities() []*WITKey {
+	if x != nil {
+		return x.WitAuthorities
+	}
+	return nil
+}
+
 type X509Certificate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Asn1          []byte                 `protobuf:"bytes,1,opt,name=asn1,proto3" json:"asn1,omitempty"`
@@ -565,7 +650,7 @@ type X509Certificate struct {
 
 func (x *X509Certificate) Reset() {
 	*x = X509Certificate{}
-	mi := &file_identity_spire_spirev1_types_proto_msgTypes[8]
+	mi := &file_identity_spire_spirev1_types_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -577,7 +662,7 @@ func (x *X509Certificate) String() string {
 func (*X509Certificate) ProtoMessage() {}
 
 func (x *X509Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_identity_spire_spirev1_types_proto_msgTypes[8]
+	mi := &file_identity_spire_spirev1_types_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -590,7 +675,7 @@ func (x *X509Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use X509Certificate.ProtoReflect.Descriptor instead.
 func (*X509Certificate) Descriptor() ([]byte, []int) {
-	return file_identity_spire_spirev1_types_proto_rawDescGZIP(), []int{8}
+	return file_identity_spire_spirev1_types_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *X509Certificate) GetAsn1() []byte {
@@ -619,7 +704,7 @@ type JWTKey struct {
 
 func (x *JWTKey) Reset() {
 	*x = JWTKey{}
-	mi := &file_identity_spire_spirev1_types_proto_msgTypes[9]
+	mi := &file_identity_spire_spirev1_types_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -631,7 +716,7 @@ func (x *JWTKey) String() string {
 func (*JWTKey) ProtoMessage() {}
 
 func (x *JWTKey) ProtoReflect() protoreflect.Message {
-	mi := &file_identity_spire_spirev1_types_proto_msgTypes[9]
+	mi := &file_identity_spire_spirev1_types_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -644,7 +729,7 @@ func (x *JWTKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JWTKey.ProtoReflect.Descriptor instead.
 func (*JWTKey) Descriptor() ([]byte, []int) {
-	return file_identity_spire_spirev1_types_proto_rawDescGZIP(), []int{9}
+	return file_identity_spire_spirev1_types_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *JWTKey) GetPublicKey() []byte {
@@ -675,19 +760,88 @@ func (x *JWTKey) GetTainted() bool {
 	return false
 }
 
+type WITKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PublicKey     []byte                 `protobuf:"bytes,1,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"` // DER, SubjectPublicKeyInfo
+	KeyId         string                 `protobuf:"bytes,2,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	ExpiresAt     int64                  `protobuf:"varint,3,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	Tainted       bool                   `protobuf:"varint,4,opt,name=tainted,proto3" json:"tainted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WITKey) Reset() {
+	*x = WITKey{}
+	mi := &file_identity_spire_spirev1_types_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WITKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WITKey) ProtoMessage() {}
+
+func (x *WITKey) ProtoReflect() protoreflect.Message {
+	mi := &file_identity_spire_spirev1_types_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WITKey.ProtoReflect.Descriptor instead.
+func (*WITKey) Descriptor() ([]byte, []int) {
+	return file_identity_spire_spirev1_types_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *WITKey) GetPublicKey() []byte {
+	if x != nil {
+		return x.PublicKey
+	}
+	return nil
+}
+
+func (x *WITKey) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *WITKey) GetExpiresAt() int64 {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return 0
+}
+
+func (x *WITKey) GetTainted() bool {
+	if x != nil {
+		return x.Tainted
+	}
+	return false
+}
+
 type BundleMask struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	X509Authorities bool                   `protobuf:"varint,2,opt,name=x509_authorities,json=x509Authorities,proto3" json:"x509_authorities,omitempty"`
 	JwtAuthorities  bool                   `protobuf:"varint,3,opt,name=jwt_authorities,json=jwtAuthorities,proto3" json:"jwt_authorities,omitempty"`
 	RefreshHint     bool                   `protobuf:"varint,4,opt,name=refresh_hint,json=refreshHint,proto3" json:"refresh_hint,omitempty"`
 	SequenceNumber  bool                   `protobuf:"varint,5,opt,name=sequence_number,json=sequenceNumber,proto3" json:"sequence_number,omitempty"`
+	WitAuthorities  bool                   `protobuf:"varint,6,opt,name=wit_authorities,json=witAuthorities,proto3" json:"wit_authorities,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *BundleMask) Reset() {
 	*x = BundleMask{}
-	mi := &file_identity_spire_spirev1_types_proto_msgTypes[10]
+	mi := &file_identity_spire_spirev1_types_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -699,7 +853,7 @@ func (x *BundleMask) String() string {
 func (*BundleMask) ProtoMessage() {}
 
 func (x *BundleMask) ProtoReflect() protoreflect.Message {
-	mi := &file_identity_spire_spirev1_types_proto_msgTypes[10]
+	mi := &file_identity_spire_spirev1_types_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -712,7 +866,7 @@ func (x *BundleMask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BundleMask.ProtoReflect.Descriptor instead.
 func (*BundleMask) Descriptor() ([]byte, []int) {
-	return file_identity_spire_spirev1_types_proto_rawDescGZIP(), []int{10}
+	return file_identity_spire_spirev1_types_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *BundleMask) GetX509Authorities() bool {
@@ -743,6 +897,13 @@ func (x *BundleMask) GetSequenceNumber() bool {
 	return false
 }
 
+func (x *BundleMask) GetWitAuthorities() bool {
+	if x != nil {
+		return x.WitAuthorities
+	}
+	return false
+}
+
 type Entry struct {
 	state                protoimpl.MessageState      `protogen:"open.v1"`
 	Id                   string                      `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -767,7 +928,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_identity_spire_spirev1_types_proto_msgTypes[11]
+	mi := &file_identity_spire_spirev1_types_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -779,7 +940,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_identity_spire_spirev1_types_proto_msgTypes[11]
+	mi := &file_identity_spire_spirev1_types_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -792,7 +953,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_identity_spire_spirev1_types_proto_rawDescGZIP(), []int{11}
+	return file_identity_spire_spirev1_types_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Entry) GetId() string {
@@ -930,7 +1091,7 @@ type EntryMask struct {
 
 func (x *EntryMask) Reset() {
 	*x = EntryMask{}
-	mi := &file_identity_spire_spirev1_types_proto_msgTypes[12]
+	mi := &file_identity_spire_spirev1_types_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -942,7 +1103,7 @@ func (x *EntryMask) String() string {
 func (*EntryMask) ProtoMessage() {}
 
 func (x *EntryMask) ProtoReflect() protoreflect.Message {
-	mi := &file_identity_spire_spirev1_types_proto_msgTypes[12]
+	mi := &file_identity_spire_spirev1_types_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -955,7 +1116,7 @@ func (x *EntryMask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntryMask.ProtoReflect.Descriptor instead.
 func (*EntryMask) Descriptor() ([]byte, []int) {
-	return file_identity_spire_spirev1_types_proto_rawDescGZIP(), []int{12}
+	return file_identity_spire_spirev1_types_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *EntryMask) GetSpiffeId() bool {
@@ -1073,7 +1234,7 @@ type Entry_AdditionalAttributes struct {
 
 func (x *Entry_AdditionalAttributes) Reset() {
 	*x = Entry_AdditionalAttributes{}
-	mi := &file_identity_spire_spirev1_types_proto_msgTypes[13]
+	mi := &file_identity_spire_spirev1_types_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1085,7 +1246,7 @@ func (x *Entry_AdditionalAttributes) String() string {
 func (*Entry_AdditionalAttributes) ProtoMessage() {}
 
 func (x *Entry_AdditionalAttributes) ProtoReflect() protoreflect.Message {
-	mi := &file_identity_spire_spirev1_types_proto_msgTypes[13]
+	mi := &file_identity_spire_spirev1_types_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1098,7 +1259,7 @@ func (x *Entry_AdditionalAttributes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry_AdditionalAttributes.ProtoReflect.Descriptor instead.
 func (*Entry_AdditionalAttributes) Descriptor() ([]byte, []int) {
-	return file_identity_spire_spirev1_types_proto_rawDescGZIP(), []int{11, 0}
+	return file_identity_spire_spirev1_types_proto_rawDescGZIP(), []int{13, 0}
 }
 
 func (x *Entry_AdditionalAttributes) GetDisableX509SvidPrefetch() bool {
@@ -1154,13 +1315,21 @@ const file_identity_spire_spirev1_types_proto_rawDesc = "" +
 	"\n" +
 	"expires_at\x18\x03 \x01(\x03R\texpiresAt\x12\x1b\n" +
 	"\tissued_at\x18\x04 \x01(\x03R\bissuedAt\x12\x12\n" +
-	"\x04hint\x18\x05 \x01(\tR\x04hint\"\x86\x02\n" +
+	"\x04hint\x18\x05 \x01(\tR\x04hint\"\x9a\x01\n" +
+	"\aWITSVID\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12)\n" +
+	"\x02id\x18\x02 \x01(\v2\x19.spire.api.types.SPIFFEIDR\x02id\x12\x1d\n" +
+	"\n" +
+	"expires_at\x18\x03 \x01(\x03R\texpiresAt\x12\x1b\n" +
+	"\tissued_at\x18\x04 \x01(\x03R\bissuedAt\x12\x12\n" +
+	"\x04hint\x18\x05 \x01(\tR\x04hint\"\xc8\x02\n" +
 	"\x06Bundle\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12K\n" +
 	"\x10x509_authorities\x18\x02 \x03(\v2 .spire.api.types.X509CertificateR\x0fx509Authorities\x12@\n" +
 	"\x0fjwt_authorities\x18\x03 \x03(\v2\x17.spire.api.types.JWTKeyR\x0ejwtAuthorities\x12!\n" +
 	"\frefresh_hint\x18\x04 \x01(\x03R\vrefreshHint\x12'\n" +
-	"\x0fsequence_number\x18\x05 \x01(\x04R\x0esequenceNumber\"?\n" +
+	"\x0fsequence_number\x18\x05 \x01(\x04R\x0esequenceNumber\x12@\n" +
+	"\x0fwit_authorities\x18\x06 \x03(\v2\x17.spire.api.types.WITKeyR\x0ewitAuthorities\"?\n" +
 	"\x0fX509Certificate\x12\x12\n" +
 	"\x04asn1\x18\x01 \x01(\fR\x04asn1\x12\x18\n" +
 	"\atainted\x18\x02 \x01(\bR\atainted\"w\n" +
@@ -1170,13 +1339,21 @@ const file_identity_spire_spirev1_types_proto_rawDesc = "" +
 	"\x06key_id\x18\x02 \x01(\tR\x05keyId\x12\x1d\n" +
 	"\n" +
 	"expires_at\x18\x03 \x01(\x03R\texpiresAt\x12\x18\n" +
-	"\atainted\x18\x04 \x01(\bR\atainted\"\xac\x01\n" +
+	"\atainted\x18\x04 \x01(\bR\atainted\"w\n" +
+	"\x06WITKey\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x01 \x01(\fR\tpublicKey\x12\x15\n" +
+	"\x06key_id\x18\x02 \x01(\tR\x05keyId\x12\x1d\n" +
+	"\n" +
+	"expires_at\x18\x03 \x01(\x03R\texpiresAt\x12\x18\n" +
+	"\atainted\x18\x04 \x01(\bR\atainted\"\xd5\x01\n" +
 	"\n" +
 	"BundleMask\x12)\n" +
 	"\x10x509_authorities\x18\x02 \x01(\bR\x0fx509Authorities\x12'\n" +
 	"\x0fjwt_authorities\x18\x03 \x01(\bR\x0ejwtAuthorities\x12!\n" +
 	"\frefresh_hint\x18\x04 \x01(\bR\vrefreshHint\x12'\n" +
-	"\x0fsequence_number\x18\x05 \x01(\bR\x0esequenceNumber\"\xa2\x06\n" +
+	"\x0fsequence_number\x18\x05 \x01(\bR\x0esequenceNumber\x12'\n" +
+	"\x0fwit_authorities\x18\x06 \x01(\bR\x0ewitAuthorities\"\xa2\x06\n" +
 	"\x05Entry\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x126\n" +
 	"\tspiffe_id\x18\x02 \x01(\v2\x19.spire.api.types.SPIFFEIDR\bspiffeId\x126\n" +
@@ -1242,7 +1419,7 @@ func file_identity_spire_spirev1_types_proto_rawDescGZIP() []byte {
 }
 
 var file_identity_spire_spirev1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_identity_spire_spirev1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_identity_spire_spirev1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_identity_spire_spirev1_types_proto_goTypes = []any{
 	(PermissionDeniedDetails_Reason)(0), // 0: spire.api.types.PermissionDeniedDetails.Reason
 	(*SPIFFEID)(nil),                    // 1: spire.api.types.SPIFFEID
@@ -1252,29 +1429,33 @@ var file_identity_spire_spirev1_types_proto_goTypes = []any{
 	(*AttestationData)(nil),             // 5: spire.api.types.AttestationData
 	(*X509SVID)(nil),                    // 6: spire.api.types.X509SVID
 	(*JWTSVID)(nil),                     // 7: spire.api.types.JWTSVID
-	(*Bundle)(nil),                      // 8: spire.api.types.Bundle
-	(*X509Certificate)(nil),             // 9: spire.api.types.X509Certificate
-	(*JWTKey)(nil),                      // 10: spire.api.types.JWTKey
-	(*BundleMask)(nil),                  // 11: spire.api.types.BundleMask
-	(*Entry)(nil),                       // 12: spire.api.types.Entry
-	(*EntryMask)(nil),                   // 13: spire.api.types.EntryMask
-	(*Entry_AdditionalAttributes)(nil),  // 14: spire.api.types.Entry.AdditionalAttributes
+	(*WITSVID)(nil),                     // 8: spire.api.types.WITSVID
+	(*Bundle)(nil),                      // 9: spire.api.types.Bundle
+	(*X509Certificate)(nil),             // 10: spire.api.types.X509Certificate
+	(*JWTKey)(nil),                      // 11: spire.api.types.JWTKey
+	(*WITKey)(nil),                      // 12: spire.api.types.WITKey
+	(*BundleMask)(nil),                  // 13: spire.api.types.BundleMask
+	(*Entry)(nil),                       // 14: spire.api.types.Entry
+	(*EntryMask)(nil),                   // 15: spire.api.types.EntryMask
+	(*Entry_AdditionalAttributes)(nil),  // 16: spire.api.types.Entry.AdditionalAttributes
 }
 var file_identity_spire_spirev1_types_proto_depIdxs = []int32{
 	0,  // 0: spire.api.types.PermissionDeniedDetails.reason:type_name -> spire.api.types.PermissionDeniedDetails.Reason
 	1,  // 1: spire.api.types.X509SVID.id:type_name -> spire.api.types.SPIFFEID
 	1,  // 2: spire.api.types.JWTSVID.id:type_name -> spire.api.types.SPIFFEID
-	9,  // 3: spire.api.types.Bundle.x509_authorities:type_name -> spire.api.types.X509Certificate
-	10, // 4: spire.api.types.Bundle.jwt_authorities:type_name -> spire.api.types.JWTKey
-	1,  // 5: spire.api.types.Entry.spiffe_id:type_name -> spire.api.types.SPIFFEID
-	1,  // 6: spire.api.types.Entry.parent_id:type_name -> spire.api.types.SPIFFEID
-	2,  // 7: spire.api.types.Entry.selectors:type_name -> spire.api.types.Selector
-	14, // 8: spire.api.types.Entry.additional_attributes:type_name -> spire.api.types.Entry.AdditionalAttributes
-	9,  // [9:9] is the sub-list for method output_type
-	9,  // [9:9] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	1,  // 3: spire.api.types.WITSVID.id:type_name -> spire.api.types.SPIFFEID
+	10, // 4: spire.api.types.Bundle.x509_authorities:type_name -> spire.api.types.X509Certificate
+	11, // 5: spire.api.types.Bundle.jwt_authorities:type_name -> spire.api.types.JWTKey
+	12, // 6: spire.api.types.Bundle.wit_authorities:type_name -> spire.api.types.WITKey
+	1,  // 7: spire.api.types.Entry.spiffe_id:type_name -> spire.api.types.SPIFFEID
+	1,  // 8: spire.api.types.Entry.parent_id:type_name -> spire.api.types.SPIFFEID
+	2,  // 9: spire.api.types.Entry.selectors:type_name -> spire.api.types.Selector
+	16, // 10: spire.api.types.Entry.additional_attributes:type_name -> spire.api.types.Entry.AdditionalAttributes
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_identity_spire_spirev1_types_proto_init() }
@@ -1282,14 +1463,14 @@ func file_identity_spire_spirev1_types_proto_init() {
 	if File_identity_spire_spirev1_types_proto != nil {
 		return
 	}
-	file_identity_spire_spirev1_types_proto_msgTypes[11].OneofWrappers = []any{}
+	file_identity_spire_spirev1_types_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_identity_spire_spirev1_types_proto_rawDesc), len(file_identity_spire_spirev1_types_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   14,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

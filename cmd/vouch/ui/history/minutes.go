@@ -116,7 +116,7 @@ func (c *cell) count(l *audit.Leaf) bool {
 		c.failed = 1
 	case l.Outcome != audit.Success:
 		return false
-	case l.Event == audit.EventX509SVID, l.Event == audit.EventJWTSVID:
+	case l.Event == audit.EventX509SVID, l.Event == audit.EventJWTSVID, l.Event == audit.EventWITSVID:
 		c.svids = 1
 	case l.Event == audit.EventLeaseGrant:
 		c.leases = 1

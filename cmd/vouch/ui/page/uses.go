@@ -176,6 +176,8 @@ func asked(r *history.Refusal) string {
 		what = "an X509-SVID"
 	case audit.EventJWTSVID:
 		what = "a JWT-SVID"
+	case audit.EventWITSVID:
+		what = "a WIT-SVID"
 	case audit.EventJWTValidated:
 		what = "to validate a JWT-SVID"
 	case audit.EventBundle:
