@@ -25,6 +25,7 @@ type agent struct {
 	id           spiffeid.ID
 	chain        []*x509.Certificate
 	verified     verified
+	attestor     string // how it was attested
 	reattestable bool
 }
 
@@ -47,7 +48,7 @@ func (a *agent) certificate(o *Options) *tls.Certificate {
 }
 
 // newAgent verifies an SVID of this host's as an agent.
-func newAgent(o *Options, b *bundle, s *spirev1.X509SVID, reattestable bool) (*agent, error) {
+func newAgent(o *Options, b *bundle, s *spirev1.X509SVID, attestor string, reattestable bool) (*agent, error) {
 	chain, v, err := verifyChain(s, b, o.Now())
 	if err != nil {
 		return nil, err
@@ -62,17 +63,18 @@ func newAgent(o *Options, b *bundle, s *spirev1.X509SVID, reattestable bool) (*a
 	if own, ok := o.AgentKey.Public().(*ecdsa.PublicKey); !ok || !own.Equal(chain[0].PublicKey) {
 		return nil, errors.New("it is for another key than this host's")
 	}
-	return &agent{id, chain, v, reattestable}, nil
+	return &agent{id, chain, v, attestor, reattestable}, nil
 }
 
 // A keptAgent is one in the store.
 type keptAgent struct {
 	Chain        [][]byte `json:"chain"`
+	Attestor     string   `json:"attestor"`
 	Reattestable bool     `json:"reattestable"`
 }
 
 func (v *vault) saveAgent(a *agent) error {
-	k := keptAgent{Reattestable: a.reattestable}
+	k := keptAgent{Attestor: a.attestor, Reattestable: a.reattestable}
 	for _, c := range a.chain {
 		k.Chain = append(k.Chain, c.Raw)
 	}
@@ -83,7 +85,8 @@ func (v *vault) saveAgent(a *agent) error {
 	return v.save(agentFile, data)
 }
 
-// loadAgent returns nil where nothing of use is kept.
+// loadAgent returns nil where nothing of use is kept. One that was attested in another way than
+// is configured now has not proved what an administrator asks for.
 func (v *vault) loadAgent(o *Options, b *bundle) *agent {
 	data := v.load(agentFile)
 	if data == nil || b == nil {
@@ -92,8 +95,12 @@ func (v *vault) loadAgent(o *Options, b *bundle) *agent {
 	var k keptAgent
 	err := json.Unmarshal(data, &k)
 	var a *agent
-	if err == nil {
-		a, err = newAgent(o, b, &spirev1.X509SVID{CertChain: k.Chain}, k.Reattestable)
+	switch {
+	case err != nil:
+	case k.Attestor != o.Attestor.Name():
+		err = fmt.Errorf("this host was attested by %s, and is to be by %s", k.Attestor, o.Attestor.Name())
+	default:
+		a, err = newAgent(o, b, &spirev1.X509SVID{CertChain: k.Chain}, k.Attestor, k.Reattestable)
 	}
 	if err != nil {
 		v.useless(agentFile, err)
@@ -146,7 +153,7 @@ func (k *Keeper) attest(ctx context.Context) error {
 // attested takes an SVID for this host into use.
 func (k *Keeper) attested(ctx context.Context, b *bundle, a Attestation, s *spirev1.X509SVID, reattestable bool) error {
 	k.tellSkew(s)
-	next, err := newAgent(&k.o, b, s, reattestable)
+	next, err := newAgent(&k.o, b, s, a.Attestor, reattestable)
 	if err != nil {
 		return k.refused(ctx, a, fmt.Errorf("the SVID that SPIRE server %s gives this host: %w", k.o.Server, err))
 	}

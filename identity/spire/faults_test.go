@@ -18,6 +18,7 @@ import (
 	"github.com/vouchd/vouchd/identity/spire"
 	"github.com/vouchd/vouchd/identity/spire/spiretest"
 	"github.com/vouchd/vouchd/identity/spire/spirev1"
+	"github.com/vouchd/vouchd/secret"
 )
 
 func TestAHostWhoseServerIsAwayAtFirstJoinsItLater(t *testing.T) {
@@ -392,4 +393,33 @@ func TestAnSVIDThatSaysMoreThanItsEntryNowDoesIsNotServed(t *testing.T) {
 	if _, err := h.IssueX509(t.Context(), h.entries()["/agent"]); !errors.Is(err, identity.ErrNoAuthority) {
 		t.Errorf("served, or refused with %v", err)
 	}
+}
+
+func TestAHostThatIsToProveItselfInAnotherWayIsAttestedAnew(t *testing.T) {
+	t.Parallel()
+	s := spiretest.New(t, "example.org")
+	s.Add(s.Entry("/agent", "unix:uid:0"))
+	token := s.Token()
+	h := newHost(t, s)
+	h.change = func(o *spire.Options) {
+		o.Attestor = spire.JoinToken(func() (secret.Bytes, error) { return secret.Of([]byte(token)), nil }, func() error { return nil })
+	}
+	h.start()
+	before := h.served("/agent")
+	h.stop()
+
+	h.change = nil // by a certificate, then
+	s.Stop()
+	h.start()
+	if svid := h.served("/agent"); svid.Serial != before.Serial || h.State().Agent != "" {
+		t.Errorf("while the server is away, %s is served by %q", svid.Serial, h.State().Agent)
+	}
+	s.Set(func() { s.PopRoots = x509.NewCertPool() })
+	s.Start()
+	eventually(t, "it is refused", func() bool { return h.State().Refused })
+	if svid, err := h.IssueX509(t.Context(), h.entries()["/agent"]); !errors.Is(err, identity.ErrNoAuthority) {
+		t.Errorf("served %v, %v", svid, err)
+	}
+	s.Set(func() { s.PopRoots.AddCert(h.leaf[0]) })
+	eventually(t, "it is attested", func() bool { return strings.Contains(h.State().Agent, "/spire/agent/x509pop/") })
 }
