@@ -523,6 +523,9 @@ func TestAHostThatTheServerRefusesHandsOutNothingMore(t *testing.T) {
 	h.served("/agent")
 	s.Set(func() { s.PopRoots = x509.NewCertPool() })
 	eventually(t, "it is refused", func() bool { return h.State().Refused })
+	if st := h.State(); !st.X509Until.IsZero() || !st.EntriesUntil.IsZero() {
+		t.Errorf("nothing is served, and the state says until %v and %v", st.X509Until, st.EntriesUntil)
+	}
 	if svid, err := h.IssueX509(t.Context(), h.entries()["/agent"]); !errors.Is(err, identity.ErrNoAuthority) || !strings.Contains(err.Error(), "has refused this host") {
 		t.Errorf("served %v, %v", svid, err)
 	}

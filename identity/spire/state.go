@@ -51,6 +51,9 @@ func (k *Keeper) State() State {
 		s.JWTUntil = later(s.JWTUntil, h.svid.ExpiresAt)
 	}
 	s.X509Until, s.JWTUntil = earlier(s.X509Until, s.EntriesUntil), earlier(s.JWTUntil, s.EntriesUntil)
+	if s.Refused {
+		s.X509Until, s.JWTUntil, s.EntriesUntil = time.Time{}, time.Time{}, time.Time{}
+	}
 	return s
 }
 

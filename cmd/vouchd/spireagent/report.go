@@ -92,7 +92,7 @@ func serverProblem(s spire.State) string {
 	case s.Banned:
 		return fmt.Sprintf("SPIRE server %s has banned this host, %s, so nothing is issued; if that was not meant, run spire-server agent evict -spiffeID %[2]s there, and restart vouchd", s.Server, s.Agent)
 	case s.Refused:
-		return fmt.Sprintf("SPIRE server %s has refused this host since %s, so nothing is issued: %v", s.Server, stamp(s.Since), s.Failure)
+		return fmt.Sprintf("SPIRE server %s has refused this host, so nothing is issued: %v", s.Server, s.Failure)
 	case s.Agent == "" && s.Failure != nil:
 		return fmt.Sprintf("SPIRE server %s has not attested this host, so nothing is issued: %v", s.Server, s.Failure)
 	case !s.Online && s.Failure != nil:
