@@ -891,3 +891,31 @@ func TestAServerThatLimitsIsNotTakenForOneThatIsAway(t *testing.T) {
 		t.Errorf("recorded %q", h.log.lines)
 	}
 }
+
+func TestAServerThatIsToldNoStatusIsGoneOnWith(t *testing.T) {
+	t.Parallel()
+	s := spiretest.New(t, "example.org")
+	s.Add(s.Entry("/agent", "unix:uid:0"))
+	s.Set(func() {
+		s.Fault = func(method string) error {
+			if method == "PostStatus" {
+				return status.Error(codes.ResourceExhausted, "rejecting request due to post status rate limiting")
+			}
+			return nil
+		}
+	})
+	h := newHost(t, s).start()
+	h.served("/agent")
+	eventually(t, "it tried", func() bool { return s.Called("PostStatus") > 0 })
+	syncs := s.Called("SyncAuthorizedEntries")
+	eventually(t, "it synced some more", func() bool { return s.Called("SyncAuthorizedEntries") > syncs+5 })
+	if st := h.State(); !st.Online || st.Failure != nil {
+		t.Errorf("state %+v", st)
+	}
+	if n := s.Called("PostStatus"); n >= s.Called("SyncAuthorizedEntries") {
+		t.Errorf("it was told %d times, in %d rounds", n, s.Called("SyncAuthorizedEntries"))
+	}
+	s.Set(func() { s.Fault = nil })
+	told := s.Called("PostStatus")
+	eventually(t, "it is told in the end", func() bool { return s.Called("PostStatus") > told })
+}

@@ -34,6 +34,7 @@ type running struct {
 	told           string                             // why attestation failed, as it was recorded
 	retired        []*connection                      // of former SVIDs, closed a round later
 	posted         uint64                             // bundle sequence that the server was told, and 1
+	posting        retry                              // of telling it
 	attested       time.Time                          // in this run
 	emptySince     time.Time                          // of the server's saying that there are no entries; zero: it does not
 	mustAttest     bool                               // the server refuses the present SVID in a way of its own
@@ -151,20 +152,30 @@ func (k *Keeper) round(ctx context.Context) error {
 	if !known {
 		return nil // a later round will tell
 	}
-	k.mu.Lock()
-	sequence := k.bundle.Sequence
-	k.mu.Unlock()
-	if k.run.posted != sequence+1 {
-		if err := conn.postStatus(ctx, sequence, k.o.Version); err != nil {
-			return err
-		}
-		k.run.posted = sequence + 1
-	}
+	k.postStatus(ctx, conn)
 	if err := k.fetchForeign(ctx, conn); err != nil {
 		return err
 	}
 	k.keepDownstream(ctx, conn)
 	return k.renew(ctx, conn)
+}
+
+// postStatus tells the server which bundle is in force here. Nothing rests on it, and servers
+// limit how often it is told from one address, so that it fails is no reason to ask less.
+func (k *Keeper) postStatus(ctx context.Context, conn *connection) {
+	k.mu.Lock()
+	sequence := k.bundle.Sequence
+	k.mu.Unlock()
+	now := k.o.Now()
+	if k.run.posted == sequence+1 || now.Before(k.run.posting.next) {
+		return
+	}
+	if err := conn.postStatus(ctx, sequence, k.o.Version); err != nil {
+		k.run.posting = k.run.posting.failed(now)
+		k.o.Logger.Debug("the SPIRE server was not told this host's status; telling it later", "err", err)
+		return
+	}
+	k.run.posted, k.run.posting = sequence+1, retry{}
 }
 
 // ensureAgent sees to it that this host is attested, has an SVID with half of its life to

@@ -28,6 +28,7 @@ import (
 const (
 	callTimeout    = 20 * time.Second
 	signTimeout    = 10 * time.Second // a workload waits
+	statusTimeout  = 2 * time.Second
 	connectTimeout = 5 * time.Second
 	maxRounds      = 8        // challenges of one attestation
 	maxMessage     = 32 << 20 // bytes; of 10,000 entries whole, a few MiB
@@ -223,8 +224,10 @@ func (c *connection) renew(ctx context.Context, csr []byte) (*spirev1.X509SVID, 
 	return r.GetSvid(), c.failed("renewing this host's SVID", err)
 }
 
+// postStatus gives up early: a server that limits how often it is told from one address has
+// those wait that are too many, if they do.
 func (c *connection) postStatus(ctx context.Context, sequence uint64, version string) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
 	_, err := spirev1.NewAgentClient(c).PostStatus(ctx, &spirev1.PostStatusRequest{CurrentBundleSerial: sequence, AgentVersion: version})
 	if status.Code(err) == codes.Unimplemented {

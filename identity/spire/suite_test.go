@@ -111,7 +111,7 @@ func suite(t *testing.T, s server) {
 			t.Errorf("served %s, signed %+v", svid.ID, signed)
 		}
 	}
-	t.Logf("attested as %s and %s", byToken.State().Agent, h.State().Agent)
+	t.Logf("attested as %s and %s; WIT-SVIDs: %t", byToken.State().Agent, h.State().Agent, s.signsWIT())
 	if spent != 1 || !strings.Contains(byToken.State().Agent, "/spire/agent/join_token/") || !strings.Contains(h.State().Agent, "/spire/agent/x509pop/") {
 		t.Errorf("attested as %s and %s, the token was spent %d times", byToken.State().Agent, h.State().Agent, spent)
 	}
