@@ -30,8 +30,10 @@ test-tools: ## install from Debian what the tests need
 test-vault: ## check the vault broker against the Vault or OpenBao at VAULT_ADDR, with VAULT_TOKEN
 	$(GO) test -tags vaultsuite -count 1 -v -run TestRealServer ./credential/vault ./identity/vaultca
 
-test-spire: test-tools ## run the suite of SPIRE hosts against the spire-server and spire-agent in SPIRE_BIN, >= 1.14
+test-spire: test-tools ## run SPIRE hosts, two of them machines of their own, on the spire-server and spire-agent in SPIRE_BIN, >= 1.14
 	SPIRE_BIN='$(abspath $(SPIRE_BIN))' $(GO) test -tags spiresuite -count 1 -v -timeout 20m -run Real -bench Real ./identity/spire ./cmd/vouchd/daemon
+	@packaging/install-missing gcc libc6-dev mmdebstrap systemd-container procps swtpm swtpm-tools
+	@SPIRE_BIN='$(abspath $(SPIRE_BIN))' packaging/test/fleet
 
 test-clients: test-tools ## run real clients against the daemon: of Python, Node, Java, Go, tools; asks registries
 	@packaging/install-missing python3-grpcio protobuf-compiler python3-httpx python3-requests gh curl awscli python3-botocore
