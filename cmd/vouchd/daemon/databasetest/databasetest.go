@@ -106,7 +106,10 @@ func (h *Host) Connect(ctx context.Context, more string) (*pgx.Conn, error) {
 func (h *Host) Agent() *pgx.Conn {
 	h.T.Helper()
 	c, err := h.Connect(h.T.Context(), "")
-	must(h.T, err)
+	if err != nil {
+		why, _, _ := h.Vouch("log", "show", "--event", "lease", "--outcome", "error")
+		h.T.Fatalf("%v; the log says\n%s", err, why)
+	}
 	h.T.Cleanup(func() { c.Close(context.Background()) })
 	return c
 }
