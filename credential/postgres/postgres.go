@@ -148,12 +148,29 @@ func (b *Broker) grants(role string, params map[string]string) ([]string, error)
 const ddlLock = "SELECT pg_advisory_xact_lock(1987013480, 1)"
 
 // transact runs statements as one transaction and in one round trip, and gives
-// the connection its name at rest back.
+// the connection its name at rest back. It is tried again where somebody else, who knows
+// nothing of the lock, has changed the same rights meanwhile.
 func transact(ctx context.Context, conn *pgx.Conn, statements []string, name string) error {
 	all := append([]string{"BEGIN", ddlLock}, statements...)
 	all = append(all, "COMMIT", "SET application_name = "+literal(name))
-	_, err := conn.PgConn().Exec(ctx, strings.Join(all, ";\n")).ReadAll()
-	return err
+	for try := 1; ; try++ {
+		_, err := conn.PgConn().Exec(ctx, strings.Join(all, ";\n")).ReadAll()
+		if err == nil || try == maxTries || !conflicts(err) {
+			return err
+		}
+		if _, failed := conn.PgConn().Exec(ctx, "ROLLBACK").ReadAll(); failed != nil {
+			return err
+		}
+	}
+}
+
+const maxTries = 5
+
+// conflicts reports whether a transaction failed for another one alone. What PostgreSQL says
+// of a row of its catalogue that was changed meanwhile has the code of an internal error.
+func conflicts(err error) bool {
+	e, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && (e.Code == "XX000" || e.Code == "40001" || e.Code == "40P01")
 }
 
 // fields are what a client needs to log in.

@@ -371,6 +371,39 @@ func TestRevokeGoesOnFromEveryStep(t *testing.T) {
 	}
 }
 
+func TestRightsThatSomebodyElseChangesAtTheTimeAreGrantedNonetheless(t *testing.T) {
+	t.Parallel()
+	b := open(t, definition(""))
+	r := request(map[string]string{"table": "orders"})
+	p, err := b.Plan(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := server.Admin(t, "warehouse") // who knows nothing of our lock
+	if _, err := other.Exec(t.Context(), "BEGIN; GRANT SELECT ON sales.orders TO readonly"); err != nil {
+		t.Fatal(err)
+	}
+	answered := make(chan error, 1)
+	go func() {
+		_, err := b.Issue(context.Background(), r, p)
+		answered <- err
+	}()
+	waitFor(t, func() bool {
+		var n int
+		err := server.Admin(t, "postgres").QueryRow(t.Context(), "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND wait_event = 'transactionid'", p.Handle.Name).Scan(&n)
+		return err == nil && n == 1
+	})
+	if _, err := other.Exec(t.Context(), "COMMIT"); err != nil { // fails whoever waited for it
+		t.Fatal(err)
+	}
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
+	if _, err := b.Revoke(t.Context(), p.Handle); err != nil {
+		t.Error(err)
+	}
+}
+
 // The daemon that died had sent the statement, and the server had not got to it
 // when the next daemon looked.
 func TestRecoverOutrunsARequestThatIsStillOnItsWay(t *testing.T) {
