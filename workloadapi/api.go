@@ -1,6 +1,6 @@
-// Package workloadapi is the SPIFFE Workload API: X509-SVIDs, JWT-SVIDs, WIT-SVIDs and trust bundles
-// for the process that asks. It also assembles the endpoint on the agent socket, where other
-// fronts answer too.
+// Package workloadapi is the SPIFFE Workload API: X509-SVIDs, JWT-SVIDs, WIT-SVIDs and trust
+// bundles for the process that asks. It also assembles the endpoint on the agent socket, where
+// other fronts answer too.
 //
 // The gate decides who asks and whether it gets something. This package makes what it gets:
 // every message of a stream is complete, is issued for a caller that was attested for it, and

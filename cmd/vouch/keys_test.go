@@ -110,6 +110,9 @@ func TestFromAFileOfTenKeysToAnAgentWithoutAny(t *testing.T) {
 		_, _, code := h.Vouch("exec", "--proxy", "research-openai-api-key", "--", "true")
 		return code == 0
 	})
+	if n := len(h.Upstream.Got()); n != 0 {
+		t.Errorf("%d calls were made for a command that makes none", n)
+	}
 
 	h.Upstream.Handle(func(w http.ResponseWriter, r *http.Request) {
 		for _, name := range []string{"Authorization", "X-Api-Key", "X-Goog-Api-Key", "Private-Token"} {

@@ -62,11 +62,11 @@ func parseBundle(td spiffeid.TrustDomain, b *spirev1.Bundle) (*bundle, error) {
 			PublicKey: c.RawSubjectPublicKeyInfo, NotAfter: c.NotAfter, Tainted: a.Tainted,
 		})
 	}
-	keys, err := addKeys(out, td, b.JwtAuthorities)
+	keys, err := addKeys(out, td, b.JwtAuthorities, false)
 	if err != nil {
 		return nil, err
 	}
-	witKeys, err := addKeys(out, td, b.WitAuthorities)
+	witKeys, err := addKeys(out, td, b.WitAuthorities, true)
 	if err != nil {
 		return nil, err
 	}
@@ -102,8 +102,7 @@ type tokenKey interface {
 	GetTainted() bool
 }
 
-func addKeys[K tokenKey](b *bundle, td spiffeid.TrustDomain, list []K) (keys []identity.JWTAuthority, err error) {
-	_, wit := any(list).([]*spirev1.WITKey)
+func addKeys[K tokenKey](b *bundle, td spiffeid.TrustDomain, list []K, wit bool) (keys []identity.JWTAuthority, err error) {
 	for _, k := range list {
 		id := k.GetKeyId()
 		public, err := x509.ParsePKIXPublicKey(k.GetPublicKey())

@@ -37,6 +37,17 @@ func (h *host) wit(path string) *identity.WITSVID {
 	return s
 }
 
+// newWITHost is a host with one entry, /agent, of a server that signs WIT-SVIDs.
+func newWITHost(t *testing.T) (*spiretest.Server, *host) {
+	t.Helper()
+	s := spiretest.New(t, "example.org")
+	s.RotateWIT()
+	s.Add(s.Entry("/agent", "unix:uid:0"))
+	h := newHost(t, s).start()
+	h.served("/agent")
+	return s, h
+}
+
 func TestAWITSVIDIsOneForAKeyThatIsHere(t *testing.T) {
 	t.Parallel()
 	s := spiretest.New(t, "example.org")
@@ -60,11 +71,7 @@ func TestAWITSVIDIsOneForAKeyThatIsHere(t *testing.T) {
 
 func TestAWITSVIDIsGivenAgainForHalfItsLifeAndWithoutTheServerToItsEnd(t *testing.T) {
 	t.Parallel()
-	s := spiretest.New(t, "example.org")
-	s.RotateWIT()
-	s.Add(s.Entry("/agent", "unix:uid:0"))
-	h := newHost(t, s).start()
-	h.served("/agent")
+	s, h := newWITHost(t)
 	first := h.wit("/agent")
 	if again := h.wit("/agent"); again.Token != first.Token || s.Called("BatchNewWITSVID") != 1 {
 		t.Errorf("the server was asked %d times", s.Called("BatchNewWITSVID"))
@@ -89,11 +96,7 @@ func TestAWITSVIDIsGivenAgainForHalfItsLifeAndWithoutTheServerToItsEnd(t *testin
 
 func TestAWITSVIDThatIsWrongIsNotServed(t *testing.T) {
 	t.Parallel()
-	s := spiretest.New(t, "example.org")
-	s.RotateWIT()
-	s.Add(s.Entry("/agent", "unix:uid:0"))
-	h := newHost(t, s).start()
-	h.served("/agent")
+	s, h := newWITHost(t)
 	for _, tt := range []struct {
 		name      string
 		set, back func()
@@ -112,11 +115,7 @@ func TestAWITSVIDThatIsWrongIsNotServed(t *testing.T) {
 
 func TestAWITSVIDOfATaintedAuthorityIsReplaced(t *testing.T) {
 	t.Parallel()
-	s := spiretest.New(t, "example.org")
-	s.RotateWIT()
-	s.Add(s.Entry("/agent", "unix:uid:0"))
-	h := newHost(t, s).start()
-	h.served("/agent")
+	s, h := newWITHost(t)
 	first := h.wit("/agent")
 	s.RotateWIT()
 	s.Taint()

@@ -228,8 +228,8 @@ may be running.`,
 // trace prints, of a log that was verified, how each SVID leads back to the
 // TPM.
 func trace(cmd *cobra.Command, fsys fs.FS, report *reader.Report) error {
-	keys := make(map[string]uint64)
-	var agent uint64
+	const earlier = "before this copy"
+	keys, agent := make(map[string]string), earlier // in which records
 	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 1, ' ', 0)
 	fmt.Fprintf(w, "\nEach SVID, back to the TPM with EK %s\n", report.EKSHA256)
 	for e, err := range reader.Records(cmd.Context(), fsys, 0) {
@@ -238,9 +238,9 @@ func trace(cmd *cobra.Command, fsys fs.FS, report *reader.Report) error {
 		}
 		l := &e.Leaf
 		if l.Key != nil && l.Outcome == audit.Success {
-			keys[l.Key.KeyID] = l.Index
-			if l.Event == audit.EventSPIREAttest {
-				agent = l.Index
+			at := fmt.Sprintf("record %d", l.Index)
+			if keys[l.Key.KeyID] = at; l.Event == audit.EventSPIREAttest {
+				agent = at
 			}
 		}
 		if l.Outcome != audit.Success || l.SVID == nil || l.Event != audit.EventX509SVID && l.Event != audit.EventJWTSVID && l.Event != audit.EventWITSVID {
@@ -251,12 +251,12 @@ func trace(cmd *cobra.Command, fsys fs.FS, report *reader.Report) error {
 		signer, way := "issuing CA", "node key <- AK <- TPM"
 		switch {
 		case l.SVID.Signing != "":
-			signer, way = "SPIRE server's authority", fmt.Sprintf("signed for the agent's key (record %d) <- AK <- TPM", agent)
+			signer, way = "SPIRE server's authority", fmt.Sprintf("signed for the agent's key (%s) <- AK <- TPM", agent)
 		case l.Event == audit.EventJWTSVID:
 			signer, way = "JWT key", "AK <- TPM"
 		}
-		fmt.Fprintf(w, "%d\t%s\t%s\tto pid %d of user %d\t<- %s (record %d)\t<- %s\n",
-			l.Index, l.SPIFFEID, l.SVID.Kind, l.Workload.PID, l.Workload.UID, signer, keys[l.SVID.KeyID], way)
+		fmt.Fprintf(w, "%d\t%s\t%s\tto pid %d of user %d\t<- %s (%s)\t<- %s\n",
+			l.Index, l.SPIFFEID, l.SVID.Kind, l.Workload.PID, l.Workload.UID, signer, cmp.Or(keys[l.SVID.KeyID], earlier), way)
 	}
 	return w.Flush()
 }

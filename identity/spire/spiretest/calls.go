@@ -299,8 +299,12 @@ func (f front) RenewAgent(ctx context.Context, req *spirev1.RenewAgentRequest) (
 	return &spirev1.RenewAgentResponse{Svid: svid}, err
 }
 
-// PostStatus implements [spirev1.AgentServer].
+// PostStatus implements [spirev1.AgentServer]. As SPIRE does, it has those wait that are too
+// many, and refuses at once whose time would be over by then.
 func (f front) PostStatus(ctx context.Context, req *spirev1.PostStatusRequest) (*spirev1.PostStatusResponse, error) {
+	if err := f.s.statuses.Wait(ctx); err != nil {
+		return nil, status.Error(codes.ResourceExhausted, err.Error())
+	}
 	f.s.Lock()
 	defer f.s.Unlock()
 	_, _, err := f.s.caller(ctx)

@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
@@ -67,6 +68,7 @@ type Server struct {
 	tokens      map[string]bool
 	entries     map[string]*spirev1.Entry
 	signed      []time.Time // in the last second
+	statuses    *rate.Limiter
 	now         int
 	server      *grpc.Server
 	listener    net.Listener
@@ -100,7 +102,8 @@ func New(t testing.TB, trustDomain string) *Server {
 	s := &Server{
 		t: t, TrustDomain: spiffeid.RequireTrustDomainFromString(trustDomain), pop: newPopAuthority(t), PopRoots: x509.NewCertPool(),
 		TTL: time.Hour, JWTTTL: 5 * time.Minute, Page: 500, Federated: make(map[string]*spirev1.Bundle), Calls: make(map[string]int),
-		agents: make(map[string]*agent), tokens: make(map[string]bool), entries: make(map[string]*spirev1.Entry),
+		statuses: rate.NewLimiter(10, 10), // SPIRE's of an address, which is one here
+		agents:   make(map[string]*agent), tokens: make(map[string]bool), entries: make(map[string]*spirev1.Entry),
 	}
 	s.PopRoots.AddCert(s.pop.cert)
 	s.RotateX509()
