@@ -421,6 +421,9 @@ func TestWithoutTheServerAHostServesWhatIsValidAndNothingNew(t *testing.T) {
 	if _, err := h.IssueJWT(t.Context(), h.entries()["/agent"], []string{"other"}, identity.With{}); !errors.Is(err, identity.ErrNoAuthority) || !strings.Contains(err.Error(), "has not answered since ") {
 		t.Errorf("a token that is not: %v", err)
 	}
+	if said := h.State().Failure.Error(); !strings.Contains(said, "connection refused") || strings.Contains(said, "desc =") {
+		t.Errorf("it says %s", said)
+	}
 	h.stop()
 
 	calls := s.Called("AttestAgent")

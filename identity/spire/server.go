@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 	"time"
 	"unicode"
@@ -131,6 +132,18 @@ type callError struct {
 func (e *callError) Error() string { return e.text }
 func (e *callError) Unwrap() error { return e.err }
 
+// connecting is how gRPC wraps why it has no connection.
+var connecting = regexp.MustCompile(`^connection error: desc = "(?:transport: )?(?:Error while dialing: )?(.*)"$`)
+
+// words are those of a call's error, without gRPC's wrapping.
+func words(err error) string {
+	s := status.Convert(err)
+	if m := connecting.FindStringSubmatch(s.Message()); m != nil {
+		return m[1]
+	}
+	return cmp.Or(s.Message(), s.Code().String())
+}
+
 // maxWords bounds what of a server's words is told.
 const maxWords = 500
 
@@ -138,7 +151,7 @@ func (c *connection) failed(call string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return &callError{fmt.Sprintf("%s at SPIRE server %s: %s", call, c.address, printable(err.Error())), err}
+	return &callError{fmt.Sprintf("%s at SPIRE server %s: %s", call, c.address, printable(words(err))), err}
 }
 
 // printable leaves nothing in a text that a terminal or a log would act upon.

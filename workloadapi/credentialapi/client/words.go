@@ -10,15 +10,16 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// dialing is how gRPC wraps the error of a socket that cannot be connected to.
-var dialing = regexp.MustCompile(`^.*transport: Error while dialing: (.*?)"?$`)
+// connecting is how gRPC wraps the error of a socket that cannot be connected to, or that is
+// closed before the daemon has said anything.
+var connecting = regexp.MustCompile(`^(?:.*transport: Error while dialing|connection error: desc = "error reading server preface): (.*?)"?$`)
 
 // wayOut is what to do about a socket that cannot be connected to.
 func wayOut(said string) string {
 	switch {
 	case strings.HasSuffix(said, syscall.EACCES.Error()):
 		return "; this user may not; ask this host's administrator"
-	case strings.HasSuffix(said, syscall.ENOENT.Error()), strings.HasSuffix(said, syscall.ECONNREFUSED.Error()):
+	case strings.HasSuffix(said, syscall.ENOENT.Error()), strings.HasSuffix(said, syscall.ECONNREFUSED.Error()), strings.HasSuffix(said, syscall.ECONNRESET.Error()):
 		return "; is vouchd running? see: systemctl status vouchd"
 	}
 	return ""
@@ -37,7 +38,7 @@ func Words(err error) string {
 	}
 	s := of.GRPCStatus()
 	said := s.Message()
-	if m := dialing.FindStringSubmatch(said); s.Code() == codes.Unavailable && m != nil {
+	if m := connecting.FindStringSubmatch(said); s.Code() == codes.Unavailable && m != nil {
 		said = m[1] + wayOut(m[1])
 	}
 	if s.Code() == codes.DeadlineExceeded {

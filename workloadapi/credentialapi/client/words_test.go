@@ -25,6 +25,7 @@ func TestWordsOfAnErrorHaveNoneOfGRPCs(t *testing.T) {
 		{fmt.Errorf("leasing x: %w", callError{status.Convert(refused)}), "leasing x: no identity issued; ask #help (request X)"},
 		{status.Error(codes.Unavailable, `connection error: desc = "transport: Error while dialing: dial unix /x: connect: no such file or directory"`), "dial unix /x: connect: no such file or directory; is vouchd running? see: systemctl status vouchd"},
 		{status.Error(codes.Unavailable, `connection error: desc = "transport: Error while dialing: dial unix /x: connect: permission denied"`), "dial unix /x: connect: permission denied; this user may not; ask this host's administrator"},
+		{status.Error(codes.Unavailable, `connection error: desc = "error reading server preface: read unix @->/x: read: connection reset by peer"`), "read unix @->/x: read: connection reset by peer; is vouchd running? see: systemctl status vouchd"},
 		{status.Error(codes.DeadlineExceeded, "context deadline exceeded"), noAnswer},
 		{errors.New("plain"), "plain"},
 	} {
